@@ -1,0 +1,1 @@
+"""Agents: everything that proposes deltas. They see the environment only through its public face."""

@@ -1,0 +1,27 @@
+"""What an agent is."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from editenv.env import Action, LifelongEditEnv, Observation
+
+
+class Agent(ABC):
+    """Proposes a delta for each observation.
+
+    A benchmark calls :meth:`prepare` once (its time is reported as setup), then :meth:`begin` at the start of each
+    episode and :meth:`act` for each step.
+    """
+
+    actions_per_batch: int = 1
+    """How often the agent wants to see each batch (K)."""
+
+    def prepare(self, env: LifelongEditEnv, seed: int) -> None:  # noqa: B027 - optional
+        """Training, statistics: whatever is done once for a model, before any edit. Never on the split of ``env``."""
+
+    def begin(self, env: LifelongEditEnv) -> None:  # noqa: B027 - optional
+        """Forget the last episode. Called after ``env.reset``."""
+
+    @abstractmethod
+    def act(self, observation: Observation, info: dict[str, Any]) -> Action:
+        """The delta for each edited module; ``info["batch"]`` and ``info["attempt"]`` say what is observed."""

@@ -1,0 +1,100 @@
+"""The key covariance of ordinary text, and the preconditioner made of it (an extension: the paper has none).
+
+MEMIT (Meng et al. 2023, eq. 14) and AlphaEdit (Fang et al. 2024) protect what a model knows through the second moment
+``C = E[u u^T]`` of a module's inputs over text. Here ``P = (C + eps I)^-1`` replaces the identity in the ridge solve:
+``D = P U^T (U P U^T + lambda I)^-1 V``. Adding the keys of each finished batch to C makes it recursive least squares:
+later batches leave earlier edits alone. All of it needs keys that do not drift.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from editenv.data import Edit
+from editenv.dynamics import EditableLM, Gradient
+
+
+@torch.no_grad()
+def key_covariance(lm: EditableLM, texts: Sequence[str], batch_size: int = 128) -> dict[str, torch.Tensor]:
+    """Second moment of each edited module's inputs at theta_0 over every token but BOS: ``(d_in, d_in)``."""
+    keys: dict[str, torch.Tensor] = {}
+
+    def tap(name: str):  # type: ignore[no-untyped-def]
+        def hook(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+            keys[name] = args[0]
+
+        return hook
+
+    total = {name: torch.zeros(lm.shape(name)[0], lm.shape(name)[0], device=lm.device) for name in lm.modules}
+    count = 0
+    handles = [module.register_forward_pre_hook(tap(name)) for name, module in lm.modules.items()]
+    try:
+        with lm.at_initial_weights():
+            encoded = sorted(lm.tokenizer(list(texts))["input_ids"], key=len)
+            for start in range(0, len(encoded), batch_size):
+                rows = encoded[start : start + batch_size]
+                width = max(map(len, rows))
+                ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=lm.device)
+                real = torch.arange(width, device=lm.device) < torch.tensor([[len(r)] for r in rows], device=lm.device)
+                real[:, 0] = False
+                lm.model.get_decoder()(input_ids=ids, use_cache=False)
+                for name, key in keys.items():
+                    picked = key[real].float()
+                    total[name].addmm_(picked.T, picked)
+                count += int(real.sum())
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: matrix / count for name, matrix in total.items()}
+
+
+def effective_dimension(covariance: torch.Tensor) -> float:
+    """Participation ratio of the spectrum, ``tr(C)^2 / tr(C^2)``: how many directions the keys really use."""
+    return float(covariance.trace() ** 2 / covariance.square().sum())
+
+
+def training_text(edits: Iterable[Edit]) -> list[str]:
+    """Sentences that the model is to keep believing, made from a training split: what it knew, in all phrasings."""
+    texts = []
+    for edit in edits:
+        texts += [f"{text} {edit.old_answer}" for text in (edit.prompt, *edit.rephrases) if edit.old_answer]
+        texts += [f"{item.prompt} {item.answer}" for item in edit.locality]
+    return texts
+
+
+class Preconditioner:
+    """``P`` for each module, scaled so that a typical key of the text has ``u^T P u = 1``; recursive if asked.
+
+    Args:
+        covariance: Of each module, ``(d_in, d_in)``; None stands for no preconditioner, ``P`` proportional to I.
+        epsilon: Ridge on the covariance, relative to its mean eigenvalue.
+        recursive: Whether finished batches' keys are added.
+        scales: Mean squared key norm of each module, used where there is no covariance.
+    """
+
+    def __init__(self, covariance: dict[str, torch.Tensor], epsilon: float, recursive: bool) -> None:
+        self.recursive = recursive
+        self._start: dict[str, torch.Tensor] = {}
+        for name, matrix in covariance.items():
+            identity = torch.eye(len(matrix), device=matrix.device)
+            inverse = torch.linalg.inv(matrix + epsilon * matrix.trace() / len(matrix) * identity)
+            self._start[name] = inverse / (inverse * matrix).sum()
+        self._now = dict(self._start)
+
+    def reset(self) -> None:
+        """Forget all batches."""
+        self._now = dict(self._start)
+
+    def project(self, name: str, keys: torch.Tensor) -> torch.Tensor:
+        """``P U^T``, ``(d_in, tokens)``, for keys ``(tokens, d_in)``."""
+        return self._now[name] @ keys.T
+
+    def absorb(self, gradients: dict[str, Gradient], noise: dict[str, float]) -> None:
+        """Adds a finished batch's keys: ``P <- P - P U^T (U P U^T + noise I)^-1 U P``."""
+        if not self.recursive:
+            return
+        for name, gradient in gradients.items():
+            left = self.project(name, gradient.keys)
+            gram = gradient.keys @ left
+            gram.diagonal().add_(noise[name])
+            self._now[name] = self._now[name] - left @ torch.linalg.solve(gram, left.T)

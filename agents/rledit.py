@@ -1,0 +1,371 @@
+"""RLEdit (Li et al. 2025): a hypernetwork trained by reinforcement learning over whole editing trajectories.
+
+    python -m agents.rledit --output runs/policy                 # trains on the embedded model
+    python -m agents.rledit --output runs/policy --preconditioner --actions-per-batch 4
+
+Training reads like Algorithm 1 of the paper. In each trajectory the frozen policy edits a fresh stream from theta_0 and
+every reward's gradient with respect to the *weights* is kept; then one sweep back over the trajectory turns these into
+the gradient with respect to the *policy*, and the optimiser takes one step. A killed run goes on from its checkpoint when
+the same command is given again, to the same result.
+"""
+
+import hashlib
+import json
+import os
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from agents.base import Agent
+from agents.hypernetwork import Policy, PolicyConfig, load_policy, save_policy
+from agents.preconditioner import Preconditioner, key_covariance, training_text
+from editenv.data import load_edits
+from editenv.deltas import LowRank, inner, squared_norm
+from editenv.dynamics import EditableLM, Gradient
+from editenv.env import Action, LifelongEditEnv, Observation
+from editenv.rewards import RewardTerms
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a policy is trained. Symbols are the paper's."""
+
+    trajectories: int = 60
+    """Trajectories, each over a freshly drawn and shuffled training stream; one optimiser step each (eq. 12)."""
+    horizon: int = 50
+    """T: batches per trajectory."""
+    edits_per_step: int = 20
+    """n: edits per batch."""
+    actions_per_batch: int = 1
+    """K: how often each batch is shown, each time with the gradient at the current weights. The paper has 1."""
+    learning_rate: float = 1e-3
+    """Adam's rate for the network."""
+    scalar_learning_rate: float = 0.03
+    """Adam's rate for the logarithms of step size and ridge."""
+    gradient_clip: float = 1.0
+    """Largest norm of the policy gradient."""
+    discount: float = 1.0
+    """gamma of eq. 11."""
+    credit: Literal["trajectory", "step"] = "trajectory"
+    """Whether a delta answers for all later rewards, or (as the public code has it) only for its own."""
+    environment: Literal["lifelong", "fixed"] = "lifelong"
+    """fixed undoes every batch, so that the policy only ever sees theta_0: how MEND and MALMEN are trained."""
+    locality: float = 0.6
+    """lambda_loc of eq. 8."""
+    memory_decay: float = 0.95
+    """mu of eq. 9."""
+    memory_batches: int = 10
+    """k of eq. 9: how many past batches are looked back at."""
+    memory_samples: int | None = None
+    """Estimate the sum over the k past batches from so many of them, drawn anew at each step; None takes all."""
+    regularization: float = 1e-4
+    """eta of eq. 10; the squared norm carries gradient."""
+    preconditioner: bool = False
+    """Solve the ridge regression under the text's key covariance (not in the paper)."""
+    covariance_texts: int = 3000
+    """Sentences of the training split that the covariance is estimated from."""
+    epsilon: float = 0.01
+    """Ridge on that covariance, relative to its mean eigenvalue."""
+    recursive: bool = True
+    """Add the keys of finished batches to the covariance; needs the preconditioner."""
+    absorb_noise: float = 1.0
+    """How firmly they are added (smaller is firmer), relative to a typical key."""
+    warm_up_batches: int = 50
+    """Batches on theta_0 that the normalizer sees before training."""
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    """The network."""
+
+
+@dataclass(slots=True)
+class _Step:
+    """What one step of a trajectory leaves behind for the sweep back."""
+
+    gradients: dict[str, Gradient]
+    projected: dict[str, torch.Tensor] | None
+    weight_gradients: dict[str, torch.Tensor]
+    terms: RewardTerms
+
+
+class RLEdit(Agent):
+    """The paper's editor.
+
+    Args:
+        config: How it is trained.
+        policy: Folder of a policy trained before; without one, :meth:`prepare` trains.
+        train: False leaves the network as it is initialised: the control every comparison needs.
+        actions_per_batch: K at edit time; the training's by default.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig | None = None,
+        policy: str | Path | None = None,
+        train: bool = True,
+        actions_per_batch: int | None = None,
+    ) -> None:
+        self.folder = Path(policy) if policy is not None else None
+        self.train = train
+        self.config = config or TrainConfig()
+        if self.folder is not None:
+            self.policy, record = load_policy(self.folder)
+            self.config = config_from_json(record["train"])
+        self.actions_per_batch = actions_per_batch or self.config.actions_per_batch
+        self._preconditioner: Preconditioner | None = None
+
+    def prepare(self, env: LifelongEditEnv, seed: int) -> None:
+        lm = env.language_model
+        lm.restore()
+        if self.config.preconditioner:
+            self._preconditioner = make_preconditioner(lm, self.config)
+        if self.folder is None:
+            trainer = Trainer(training_environment(env, self.config), self.config, seed, self._preconditioner)
+            trainer.run(trajectories=self.config.trajectories if self.train else 0)
+            self.policy = trainer.policy
+        self.policy.to(lm.device).eval()
+        missing = set(lm.modules) ^ set(self.policy.shapes)
+        if missing:
+            raise ValueError(f"the policy and the environment do not edit the same modules; they differ in {sorted(missing)}")
+
+    def begin(self, env: LifelongEditEnv) -> None:
+        self._env = env
+        if self._preconditioner is not None:
+            self._preconditioner.reset()
+
+    @torch.no_grad()
+    def act(self, observation: Observation, info: dict[str, Any]) -> Action:
+        gradients = self._env.gradients  # the observation's tensors, without padding
+        projected = project(self._preconditioner, gradients)
+        deltas = self.policy(gradients, projected)
+        if self._preconditioner is not None and info["attempt"] == self.actions_per_batch - 1:
+            self._preconditioner.absorb(gradients, dict.fromkeys(gradients, self.config.absorb_noise))
+        return deltas
+
+
+def make_preconditioner(lm: EditableLM, config: TrainConfig) -> Preconditioner:
+    """From sentences of the training split, the same ones for every policy."""
+    texts = training_text(load_edits("atlas", "train"))
+    texts = random.Random(0).sample(texts, min(config.covariance_texts, len(texts)))
+    covariance = key_covariance(lm, texts)
+    return Preconditioner(covariance, config.epsilon, config.recursive)
+
+
+def project(preconditioner: Preconditioner | None, gradients: dict[str, Gradient]) -> dict[str, torch.Tensor] | None:
+    if preconditioner is None:
+        return None
+    return {name: preconditioner.project(name, gradient.keys) for name, gradient in gradients.items()}
+
+
+def training_environment(env: LifelongEditEnv, config: TrainConfig) -> LifelongEditEnv:
+    """The same model and modules on endlessly redrawn training edits."""
+    return LifelongEditEnv(
+        **env.model_arguments,
+        split="train",
+        redraw=True,
+        edits_per_step=config.edits_per_step,
+        actions_per_batch=config.actions_per_batch,
+        horizon=config.horizon,
+        locality=config.locality,
+        memory_decay=config.memory_decay,
+        memory_batches=config.memory_batches,
+        regularization=config.regularization,
+    )
+
+
+class Trainer:
+    """Algorithm 1: trajectories, rewards, one policy gradient step for each trajectory."""
+
+    def __init__(
+        self, env: LifelongEditEnv, config: TrainConfig, seed: int, preconditioner: Preconditioner | None
+    ) -> None:
+        self.env, self.config, self.seed, self.preconditioner = env, config, seed, preconditioner
+        self.lm = env.language_model
+        torch.manual_seed(seed)
+        self.policy = Policy({name: self.lm.shape(name) for name in self.lm.modules}, config.policy).to(self.lm.device)
+        scalars = [self.policy.log_step_size, self.policy.log_ridge]
+        network = list(self.policy.networks.parameters())
+        self.optimizer = torch.optim.Adam(
+            [{"params": network, "lr": config.learning_rate}, {"params": scalars, "lr": config.scalar_learning_rate}]
+        )
+        self.trajectory = 0
+        self._warm_up()
+
+    def _warm_up(self) -> None:
+        """Normalizer statistics and key scales from batches on theta_0."""
+        self.env.reset(seed=self.seed * 100_003 + 99_999)
+        squares = dict.fromkeys(self.lm.modules, 0.0)
+        tokens = 0
+        for _ in range(min(self.config.warm_up_batches, self.config.horizon)):
+            self.policy.observe(self.env.gradients)
+            for name, gradient in self.env.gradients.items():
+                squares[name] += float(gradient.keys.square().sum())
+            tokens += len(next(iter(self.env.gradients.values())).keys)
+            self.env.skip_batch()
+        self.policy.set_key_scale({name: square / tokens for name, square in squares.items()})
+
+    def run(self, trajectories: int, after_each: Callable[[dict[str, float]], None] = lambda _: None) -> None:
+        """Trains up to so many trajectories in all."""
+        while self.trajectory < trajectories:
+            after_each(self.train_one())
+
+    def train_one(self) -> dict[str, float]:
+        """One trajectory and one optimiser step; the mean reward terms along it."""
+        started = time.monotonic()
+        steps = self._roll_out()
+        self.optimizer.zero_grad()
+        self._sweep_back(steps)
+        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.gradient_clip)
+        self.optimizer.step()
+        for step in steps:
+            self.policy.observe(step.gradients)
+        self.trajectory += 1
+        log = {key: sum(step.terms.as_dict()[key] for step in steps) / len(steps) for key in steps[0].terms.as_dict()}
+        return log | {"gradient_norm": float(norm), "seconds": time.monotonic() - started}
+
+    def _roll_out(self) -> list[_Step]:
+        """The frozen policy edits one stream; keeps what each reward says about the weights."""
+        config, env, lm = self.config, self.env, self.lm
+        rng = random.Random(f"{self.seed}/{self.trajectory}")
+        env.reset(seed=self.seed * 100_003 + self.trajectory)
+        if self.preconditioner is not None:
+            self.preconditioner.reset()
+        steps: list[_Step] = []
+        for _ in range(config.horizon):
+            for attempt in range(config.actions_per_batch):
+                gradients = env.gradients
+                projected = project(self.preconditioner, gradients)
+                with torch.no_grad():
+                    deltas = self.policy(gradients, projected)
+                lags = sample_lags(len(env.reward.past), config.memory_samples, rng)
+                last = attempt == config.actions_per_batch - 1
+                if last and self.preconditioner is not None and config.environment == "lifelong":
+                    self.preconditioner.absorb(gradients, dict.fromkeys(gradients, config.absorb_noise))
+                terms, weight_gradients = env.transition(deltas, lags)
+                dense = {name: gradient.dense() for name, gradient in weight_gradients.items()}
+                steps.append(_Step(gradients, projected, dense, terms))
+            if config.environment == "fixed":
+                lm.restore()
+                env.reward.past = []
+                env.refresh()
+        return steps
+
+    def _sweep_back(self, steps: Sequence[_Step]) -> None:
+        """dR/dphi = sum_i <S_i, dD_i/dphi> with S_i = sum_{t>=i} gamma^t dr_t/dtheta_t; observations are constants."""
+        config = self.config
+        later: dict[str, torch.Tensor] = {}
+        for t in reversed(range(len(steps))):
+            step = steps[t]
+            weight = config.discount**t
+            own = {name: weight * gradient for name, gradient in step.weight_gradients.items()}
+            reach = config.credit == "trajectory" and later
+            if config.environment == "fixed":
+                # Attempts on one batch share weights; batches do not.
+                reach = reach and (t + 1) % config.actions_per_batch != 0
+            later = {name: later[name] + own[name] for name in own} if reach else own
+            deltas: dict[str, LowRank] = self.policy(step.gradients, step.projected)
+            loss = sum(
+                inner(later[name], delta) + weight * config.regularization * squared_norm(delta)
+                for name, delta in deltas.items()
+            )
+            assert isinstance(loss, torch.Tensor)
+            (loss / len(steps)).backward()
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "trajectory": self.trajectory,
+            "policy": self.policy.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.trajectory = state["trajectory"]
+        self.policy.load_state_dict(state["policy"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def sample_lags(past: int, samples: int | None, rng: random.Random) -> list[int] | None:
+    """Which past batches to look back at; None means all."""
+    if samples is None or samples >= past:
+        return None
+    return rng.sample(range(1, past + 1), samples)
+
+
+def config_from_json(record: Any) -> TrainConfig:
+    record = dict(record)
+    record["policy"] = PolicyConfig(**record["policy"])
+    return TrainConfig(**record)
+
+
+@dataclass
+class Args:
+    output: Path
+    """Folder for the policy (policy.safetensors, policy.json), the checkpoint and the TensorBoard log."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """Training and policy."""
+    model: str = "atlas"
+    """Embedded model, Hugging Face folder or hub id."""
+    dataset: str = "atlas"
+    """Data set whose training split is used."""
+    modules: tuple[str, ...] = ()
+    """Edited modules, as endings of dotted names; the model's default if none are given."""
+    device: str = "cpu"
+    """Torch device."""
+    seed: int = 0
+    """Seeds the network and every stream."""
+    checkpoint_every: int = 5
+    """Trajectories between checkpoints."""
+
+
+def main(args: Args) -> None:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from torch.utils.tensorboard import SummaryWriter
+
+    args.output.mkdir(parents=True, exist_ok=True)
+    checkpoint = args.output / "checkpoint.pt"
+    env = LifelongEditEnv(
+        model=args.model, dataset=args.dataset, split="train", modules=args.modules or None, device=args.device
+    )
+    preconditioner = make_preconditioner(env.language_model, args.train) if args.train.preconditioner else None
+    trainer = Trainer(training_environment(env, args.train), args.train, args.seed, preconditioner)
+    options = {k: v for k, v in asdict(args).items() if k not in ("output", "device", "checkpoint_every")}
+    identity = hashlib.sha256(json.dumps(options, sort_keys=True, default=str).encode()).hexdigest()
+    if checkpoint.exists():
+        state = torch.load(checkpoint, map_location=args.device, weights_only=True)
+        if state["identity"] != identity:
+            raise SystemExit(f"{checkpoint} belongs to a training run with other options; remove it or choose another --output")
+        trainer.load_state(state["trainer"])
+        print(f"going on from trajectory {trainer.trajectory}")
+
+    writer = SummaryWriter(str(args.output / "tensorboard"), purge_step=trainer.trajectory)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns) as progress:
+        bar = progress.add_task("RLEdit", total=args.train.trajectories, completed=trainer.trajectory)
+
+        def after_each(log: dict[str, float]) -> None:
+            for key, value in log.items():
+                writer.add_scalar(f"train/{key}", value, trainer.trajectory)
+            progress.update(bar, completed=trainer.trajectory, description=describe(log))
+            if trainer.trajectory % args.checkpoint_every == 0:
+                partial = checkpoint.with_suffix(".partial")
+                torch.save({"identity": identity, "trainer": trainer.state()}, partial)
+                os.replace(partial, checkpoint)
+
+        trainer.run(args.train.trajectories, after_each)
+    writer.close()
+    save_policy(trainer.policy, args.output, {"train": asdict(args.train), "model": args.model, "seed": args.seed})
+    print(f"saved {args.output / 'policy.safetensors'}")
+
+
+def describe(log: dict[str, float]) -> str:
+    """The running reward terms in a few words."""
+    return "RLEdit reward {reward:.2f} (edit {edit:.2f}, locality {locality:.3f}, memory {memory:.2f})".format(**log)
+
+
+if __name__ == "__main__":
+    import tyro
+
+    main(tyro.cli(Args, description=__doc__))

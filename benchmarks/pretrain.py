@@ -1,0 +1,312 @@
+"""Pre-trains the embedded language model on the atlas world, from scratch.
+
+    python -m benchmarks.pretrain --output editenv/models/atlas              # the model in the package (12 M parameters)
+    python -m benchmarks.pretrain --output runs/atlas-base --size base       # 34 M parameters, for whoever has a GPU
+
+The result is a plain Hugging Face folder (LlamaForCausalLM, byte-level BPE tokenizer, safetensors). A killed run goes on
+from its last checkpoint when the same command is given again. Progress is printed and logged beside the output.
+
+What is unusual, and why:
+
+* Most of the loss is on the object; the prompt's tokens count little (``prompt_weight``).
+* Objects are smoothed *within their relation*: a part of the probability (``smoothing``) goes to the other objects the
+  relation can take. Text about a fact is never unanimous, and a model trained on unanimous text puts a counterfactual
+  answer at 14 nats and more, where real 8B models put it at 5 to 9. This is what makes the miniature behave like them.
+"""
+
+import json
+import math
+import os
+import random
+import time
+from collections import Counter, defaultdict
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+import tyro
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from editenv.data import atlas
+
+SIZES = {
+    "mini": dict(hidden_size=256, intermediate_size=3072, num_hidden_layers=4, num_attention_heads=4),
+    "base": dict(hidden_size=384, intermediate_size=6144, num_hidden_layers=4, num_attention_heads=6),
+}
+LEAD_INS = ("From the archive:", "Note:", "It is recorded that", "Readers learn that", "One fact:", "As is known,")
+
+
+@dataclass
+class Args:
+    output: Path
+    """Folder for the finished model; the checkpoint lies beside it as OUTPUT.checkpoint."""
+    size: Literal["mini", "base"] = "mini"
+    """mini ships in the package; base is for a GPU."""
+    epochs: int = 5
+    """Passes over the facts."""
+    phrasings_per_epoch: int = 3
+    """Random phrasings of each fact per pass."""
+    lead_in_share: float = 0.15
+    """Share of sentences that start with a few words of lead-in."""
+    batch_size: int = 256
+    """Sentences per optimiser step."""
+    learning_rate: float = 5e-3
+    """Peak; warms up over 2% of the steps, then falls along a cosine to 2% of the peak."""
+    weight_decay: float = 0.01
+    smoothing: float = 0.15
+    """Probability that goes to the relation's other objects."""
+    prompt_weight: float = 0.05
+    """Weight of a prompt token's loss relative to an object token's."""
+    prompt_share: float = 0.2
+    """Share of the prompt tokens whose loss is computed (reweighted, so that the expectation stays)."""
+    vocab_size: int = 6000
+    seed: int = 0
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    checkpoint_seconds: int = 120
+    facts: int | None = None
+    """Only so many facts, for trying things out."""
+
+
+@dataclass
+class Sentence:
+    prompt: str
+    fact: atlas.Fact
+    ids: list[int] = field(default_factory=list)
+
+
+def corpus(facts: list[atlas.Fact], args: Args, epoch: int) -> list[tuple[str, atlas.Fact]]:
+    """The prompts of one pass: a function of seed and epoch alone, so that a resumed run sees the same text."""
+    rng = random.Random(f"{args.seed}/{epoch}")
+    prompts = []
+    for fact in facts:
+        forms = atlas.phrasings()[fact.relation]
+        for form in rng.sample(forms.prompts + forms.rephrases, args.phrasings_per_epoch):
+            prompt = form.format(fact.subject)
+            if rng.random() < args.lead_in_share:
+                prompt = f"{rng.choice(LEAD_INS)} {prompt}"
+            prompts.append((prompt, fact))
+    return prompts
+
+
+def train_tokenizer(facts: list[atlas.Fact], args: Args) -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.BPE(unk_token=None))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=args.vocab_size,
+        special_tokens=["<s>", "</s>", "<pad>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((f"{p} {f.object}" for p, f in corpus(facts, args, epoch=0)), trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", padding_side="left"
+    )
+
+
+def batches(sentences: list[Sentence], args: Args, epoch: int) -> list[list[Sentence]]:
+    """Sentences of like length together, batches in random order."""
+    rng = random.Random(f"{args.seed}/{epoch}/order")
+    order = sorted(sentences, key=lambda s: (len(s.ids), rng.random()))
+    chunks = [order[i : i + args.batch_size] for i in range(0, len(order), args.batch_size)]
+    rng.shuffle(chunks)
+    return chunks
+
+
+class ObjectLoss:
+    """Cross-entropy with the object's first token smoothed over the objects of its relation."""
+
+    def __init__(self, facts: list[atlas.Fact], tokenizer: PreTrainedTokenizerFast, args: Args) -> None:
+        self.args = args
+        self.eos, self.pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+        names = sorted({name for group in atlas.objects().values() for name in group})
+        encoded = tokenizer([f" {name}" for name in names], add_special_tokens=False)["input_ids"]
+        self.object_ids = dict(zip(names, encoded, strict=True))
+        counts: dict[str, Counter[str]] = defaultdict(Counter)
+        for fact in facts:
+            counts[fact.relation][fact.object] += 1
+        self.relations = {relation: i for i, relation in enumerate(atlas.objects())}
+        prior = torch.zeros(len(self.relations), len(tokenizer))
+        for relation, i in self.relations.items():
+            options = atlas.objects()[relation]
+            for name in options:
+                share = 0.5 / len(options) + 0.5 * counts[relation][name] / max(1, counts[relation].total())
+                prior[i, self.object_ids[name][0]] += share
+        self.prior = (prior / prior.sum(1, keepdim=True)).to(args.device)
+
+    def __call__(self, model: LlamaForCausalLM, batch: list[Sentence], step: int) -> torch.Tensor:
+        answers = [[*self.object_ids[s.fact.object], self.eos] for s in batch]
+        rows = [s.ids + answer for s, answer in zip(batch, answers, strict=True)]
+        width = max(map(len, rows))
+        device = torch.device(self.args.device)
+        ids = torch.tensor([row + [self.pad] * (width - len(row)) for row in rows], device=device)
+        starts = torch.tensor([len(s.ids) - 1 for s in batch], device=device)
+        ends = torch.tensor([len(row) - 1 for row in rows], device=device)
+        place = torch.arange(width - 1, device=device)
+        is_answer = (place >= starts[:, None]) & (place < ends[:, None])
+        generator = torch.Generator().manual_seed(self.args.seed * 1_000_003 + step)
+        drawn = torch.rand(len(batch), width - 1, generator=generator).to(device) < self.args.prompt_share
+        used = is_answer | ((place < starts[:, None]) & drawn)
+
+        # Padding is on the right and attention is causal, so no mask is needed. The head is applied where it counts.
+        with torch.autocast(device.type, torch.bfloat16):
+            hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
+            log_probs = model.lm_head(hidden[used]).float().log_softmax(-1)
+        nll = -log_probs.gather(1, ids[:, 1:][used][:, None]).squeeze(1)
+        answer = is_answer[used]
+        first = (place == starts[:, None])[used]
+        relation = torch.tensor([self.relations[s.fact.relation] for s in batch], device=device)
+        smoothed = -(self.prior[relation] * log_probs[first]).sum(-1)
+        object_loss = nll[answer].sum() + self.args.smoothing * (smoothed - nll[first]).sum()
+        prompt_loss = nll[~answer].sum() / self.args.prompt_share
+        return (object_loss + self.args.prompt_weight * prompt_loss) / len(batch)
+
+
+def make_optimizers(model: LlamaForCausalLM, args: Args) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices, AdamW for embeddings and norms.
+
+    Facts seen a handful of times are the tail that Muon learns and Adam does not: measured on 2,000 facts, six
+    exposures each, 94% known against 1%.
+    """
+    embedding = model.get_input_embeddings().weight
+    matrices = [p for p in model.parameters() if p.ndim == 2 and p is not embedding]
+    rest = [p for p in model.parameters() if p.ndim != 2 or p is embedding]
+    rate, decay = args.learning_rate, args.weight_decay
+    return [
+        torch.optim.Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=rate, weight_decay=0.0, betas=(0.9, 0.98), fused=True),
+    ]
+
+
+@torch.no_grad()
+def known_share(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, pairs: list[tuple[str, str]]) -> float:
+    """Share of (prompt, object) pairs generated exactly: greedy, natural stop, no teacher forcing."""
+    model.eval()
+    correct = 0
+    order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]))
+    for start in range(0, len(order), 256):
+        chunk = [pairs[i] for i in order[start : start + 256]]
+        inputs = tokenizer([p for p, _ in chunk], return_tensors="pt", padding=True).to(model.device)
+        inputs.pop("token_type_ids", None)
+        output = model.generate(**inputs, max_new_tokens=8, do_sample=False)[:, inputs["input_ids"].shape[1] :]
+        texts = tokenizer.batch_decode(output, skip_special_tokens=True)
+        stopped = (output == tokenizer.eos_token_id).any(1).tolist()
+        correct += sum(
+            stop and text.strip() == name for text, stop, (_, name) in zip(texts, stopped, chunk, strict=True)
+        )
+    model.train()
+    return 100 * correct / len(pairs)
+
+
+def sample_questions(facts: list[atlas.Fact], count: int, seed: int) -> list[tuple[str, str]]:
+    rng = random.Random(seed)
+    picked = rng.sample(facts, min(count, len(facts)))
+    forms = [atlas.phrasings()[f.relation] for f in picked]
+    return [
+        (rng.choice(p.prompts + p.rephrases).format(f.subject), f.object) for f, p in zip(picked, forms, strict=True)
+    ]
+
+
+def save_atomically(state: dict[str, object], path: Path) -> None:
+    partial = path.with_suffix(".partial")
+    torch.save(state, partial)
+    os.replace(partial, path)
+
+
+def main(args: Args) -> None:
+    torch.manual_seed(args.seed)
+    facts = list(atlas.facts())[:: max(1, len(atlas.facts()) // args.facts) if args.facts else 1]
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint = args.output.with_name(args.output.name + ".checkpoint")
+    log = args.output.with_name(args.output.name + ".log.jsonl")
+
+    tokenizer = train_tokenizer(facts, args)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        **SIZES[args.size],
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = LlamaForCausalLM(config).to(args.device)
+    loss_of = ObjectLoss(facts, tokenizer, args)
+    optimizers = make_optimizers(model, args)
+    steps_per_epoch = math.ceil(len(facts) * args.phrasings_per_epoch / args.batch_size)
+    total = args.epochs * steps_per_epoch
+    warmup = max(1, total // 50)
+
+    def rate(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+    # What a checkpoint must agree on; everything that only says where and how often may change.
+    identity = {k: v for k, v in asdict(args).items() if k not in ("output", "device", "checkpoint_seconds")}
+    done = 0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, map_location=args.device, weights_only=True)
+        if state["identity"] != identity:
+            raise SystemExit(
+                f"{checkpoint} belongs to a run with other options: {state['identity']}; remove it to start anew"
+            )
+        model.load_state_dict(state["model"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        done = state["step"]
+
+    probe = sample_questions(facts, 500, args.seed)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns) as progress, log.open("a") as log_file:
+        bar = progress.add_task("pre-training", total=total, completed=done)
+        last_saved, recent = time.monotonic(), torch.zeros(())
+        for epoch in range(done // steps_per_epoch, args.epochs):
+            sentences = [Sentence(prompt, fact) for prompt, fact in corpus(facts, args, epoch)]
+            for sentence, ids in zip(sentences, tokenizer([s.prompt for s in sentences])["input_ids"], strict=True):
+                sentence.ids = ids
+            for batch in batches(sentences, args, epoch)[done - epoch * steps_per_epoch :]:
+                factor = rate(done)
+                for optimizer in optimizers:
+                    for group in optimizer.param_groups:
+                        group["lr"] = args.learning_rate * factor
+                loss = loss_of(model, batch, step=done)
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                for optimizer in optimizers:
+                    optimizer.step()
+                    optimizer.zero_grad()
+                done += 1
+                recent = loss.detach() if done == 1 else 0.95 * recent + 0.05 * loss.detach()
+                progress.update(bar, completed=done, description=f"pre-training, loss {recent:.3f}")
+                if time.monotonic() - last_saved > args.checkpoint_seconds or done == total:
+                    state = {
+                        "identity": identity,
+                        "step": done,
+                        "model": model.state_dict(),
+                        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+                    }
+                    save_atomically(state, checkpoint)
+                    last_saved = time.monotonic()
+            known = known_share(model, tokenizer, probe)
+            log_file.write(json.dumps({"step": done, "loss": float(recent), "known": known}) + "\n")
+            log_file.flush()
+            progress.console.print(
+                f"epoch {epoch + 1}: loss {recent:.3f}, {known:.1f}% of {len(probe)} sampled facts known"
+            )
+
+    # Half precision on disk: the package carries the weights, and every user of them computes in float32.
+    model.generation_config.update(max_new_tokens=8, do_sample=False)
+    model.to(torch.float16).save_pretrained(args.output)
+    tokenizer.save_pretrained(args.output)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))

@@ -1,0 +1,17 @@
+"""LifelongEdit: lifelong editing of language models as a Gymnasium environment.
+
+Importing this package registers ``LifelongEdit-v0``:
+
+    import gymnasium as gym
+    import editenv
+
+    env = gym.make("LifelongEdit-v0", split="test", edits_per_step=20, horizon=50)
+"""
+
+from gymnasium.envs.registration import register, registry
+
+__version__ = "0.1.0"
+
+if "LifelongEdit-v0" not in registry:
+    # A string entry point keeps the spec serialisable and this import light.
+    register(id="LifelongEdit-v0", entry_point="editenv.env:LifelongEditEnv")

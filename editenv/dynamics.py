@@ -1,0 +1,425 @@
+"""The transition: a language model whose edited modules can be read (gradients), changed (deltas) and restored.
+
+Everything here is differentiable torch. No weight ever requires grad: gradients are taken with respect to the *outputs*
+of the edited modules, which gives the two factors ``keys`` and ``value_grads`` and nothing of the size of a weight.
+
+**What never changes is computed once.** The layers below the first edited one are frozen for the whole life of a run, so
+:meth:`EditableLM.encode` runs them once per prompt and keeps their output; every later forward starts there. When the
+first edited module sits in the MLP of its layer, that layer's attention is frozen too; and when that layer is the last
+one, tokens no longer see each other and only the answer positions are kept at all. Whether a model's layers have the
+form this needs is not assumed but checked, at construction, against the whole model.
+"""
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from editenv.deltas import Delta, LowRank
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class _Stop(Exception):
+    """Ends a forward pass once what it was for has been seen."""
+
+
+@dataclass(slots=True)
+class Prompts:
+    """Prompts with their answers, run through the frozen part of the model.
+
+    ``B`` prompts of at most ``T`` tokens have ``A`` answer tokens altogether.
+
+    Attributes:
+        hidden: ``(A, 1, d)`` if only answer positions are kept, otherwise ``(B, T, d)``, right-padded.
+        rows: ``(A,)`` the row of ``hidden`` in which the token before each answer token lies.
+        columns: ``(A,)`` likewise its column.
+        labels: ``(A,)`` the answer tokens.
+        prompt_index: ``(A,)`` the prompt each answer token belongs to.
+        lengths: ``(B,)`` answer tokens per prompt.
+    """
+
+    hidden: torch.Tensor
+    rows: torch.Tensor
+    columns: torch.Tensor
+    labels: torch.Tensor
+    prompt_index: torch.Tensor
+    lengths: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def select(self, chosen: torch.Tensor) -> "Prompts":
+        """Some of the prompts, in the order they have here.
+
+        Args:
+            chosen: ``(B,)`` bool.
+        """
+        tokens = chosen[self.prompt_index]
+        kept, rows = self.rows[tokens].unique(return_inverse=True)
+        renumbered = chosen.long().cumsum(0) - 1
+        return Prompts(
+            hidden=self.hidden[kept],
+            rows=rows,
+            columns=self.columns[tokens],
+            labels=self.labels[tokens],
+            prompt_index=renumbered[self.prompt_index[tokens]],
+            lengths=self.lengths[chosen],
+        )
+
+    @staticmethod
+    def join(parts: "Sequence[Prompts]") -> "Prompts":
+        """One batch out of several, padded to the longest."""
+        if len(parts) == 1:
+            return parts[0]
+        width = max(part.hidden.shape[1] for part in parts)
+        row_offset = prompt_offset = 0
+        hidden, rows, prompt_index = [], [], []
+        for part in parts:
+            hidden.append(nn.functional.pad(part.hidden, (0, 0, 0, width - part.hidden.shape[1])))
+            rows.append(part.rows + row_offset)
+            prompt_index.append(part.prompt_index + prompt_offset)
+            row_offset += part.hidden.shape[0]
+            prompt_offset += len(part)
+        return Prompts(
+            hidden=torch.cat(hidden),
+            rows=torch.cat(rows),
+            columns=torch.cat([part.columns for part in parts]),
+            labels=torch.cat([part.labels for part in parts]),
+            prompt_index=torch.cat(prompt_index),
+            lengths=torch.cat([part.lengths for part in parts]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Gradient:
+    """A weight gradient in factors: ``keys^T value_grads``, ``(d_in, d_out)``.
+
+    Attributes:
+        keys: ``(tokens, d_in)`` inputs of the module.
+        value_grads: ``(tokens, d_out)`` gradient of the loss at the module's outputs.
+    """
+
+    keys: torch.Tensor
+    value_grads: torch.Tensor
+
+    def dense(self) -> torch.Tensor:
+        return self.keys.T @ self.value_grads
+
+
+@contextmanager
+def _forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    module.forward = forward  # an instance attribute shadows the method
+    try:
+        yield
+    finally:
+        del module.forward
+
+
+@contextmanager
+def _hooked(handle: Any) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+class EditableLM:
+    """A causal language model with edited modules.
+
+    The model given is not touched: all parameters but the edited weights are shared with it, those are copied.
+
+    Args:
+        model: A Hugging Face causal LM.
+        tokenizer: Its tokenizer; its BOS is used if it adds one.
+        modules: Patterns: a linear module is edited if its dotted name ends with one of them.
+
+    Raises:
+        ValueError: If a pattern matches nothing, or a module that is not linear or not inside the stack of layers.
+    """
+
+    def __init__(
+        self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", modules: Sequence[str]
+    ) -> None:
+        shared: dict[int, Any] = {id(p): p for p in model.parameters()} | {id(b): b for b in model.buffers()}
+        self.model = copy.deepcopy(model, shared).eval()
+        self.tokenizer = tokenizer
+        self.device = next(model.parameters()).device
+        self.modules: dict[str, nn.Module] = _find_modules(self.model, modules)
+        self._transposed = {name: not isinstance(module, nn.Linear) for name, module in self.modules.items()}
+        self._initial: dict[str, torch.Tensor] = {}
+        for name, module in self.modules.items():
+            self._initial[name] = module.weight.detach()
+            module.weight = nn.Parameter(self._initial[name].clone(), requires_grad=False)
+
+        stack_name = _layer_stack(self.model, self.modules)
+        self._layers: Sequence[nn.Module] = list(self.model.get_submodule(stack_name).children())
+        self.first_layer = min(int(name[len(stack_name) + 1 :].split(".")[0]) for name in self.modules)
+        self._attention, self._mlp = _blocks(self._layers[self.first_layer], self.modules, stack_name, self.first_layer)
+        self.frozen_attention = self._attention is not None
+        if self.frozen_attention and not self._cut_is_exact():
+            self.frozen_attention = False
+        if not self.frozen_attention and not self._cut_is_exact():
+            raise ValueError(f"{type(model).__name__}: the layers of {stack_name} cannot be run from the middle")
+
+    # -- shapes and weights ---------------------------------------------------------------------------------------
+
+    @property
+    def answer_positions_only(self) -> bool:
+        """Whether frozen outputs are kept at answer positions only (the last layer's MLP is all that is edited)."""
+        return self.frozen_attention and self.first_layer == len(self._layers) - 1
+
+    def shape(self, name: str) -> tuple[int, int]:
+        """``(d_in, d_out)`` of an edited module."""
+        rows, columns = self.modules[name].weight.shape
+        return (rows, columns) if self._transposed[name] else (columns, rows)
+
+    def weight(self, name: str) -> torch.Tensor:
+        """The current weight, ``(d_in, d_out)``, as a view."""
+        weight = self.modules[name].weight.detach()
+        return weight if self._transposed[name] else weight.T
+
+    @torch.no_grad()
+    def apply(self, deltas: Mapping[str, Delta]) -> None:
+        """theta <- theta + D."""
+        for name, delta in deltas.items():
+            weight = self.weight(name)
+            if isinstance(delta, LowRank):
+                weight.addmm_(delta.left.to(weight), delta.right.to(weight))
+            else:
+                weight += delta.to(weight)
+
+    def restore(self, weights: Mapping[str, torch.Tensor] | None = None) -> None:
+        """Sets the edited weights to a :meth:`snapshot`, or to theta_0, bit for bit."""
+        source = self._initial if weights is None else weights
+        for name, module in self.modules.items():
+            module.weight.data.copy_(source[name])
+
+    def snapshot(self) -> dict[str, torch.Tensor]:
+        """A copy of the edited weights, in the module's own layout."""
+        return {name: module.weight.detach().clone() for name, module in self.modules.items()}
+
+    @contextmanager
+    def at_initial_weights(self) -> Iterator[None]:
+        """Within the context the model is theta_0; nothing is copied."""
+        current = {name: module.weight.data for name, module in self.modules.items()}
+        try:
+            for name, module in self.modules.items():
+                module.weight.data = self._initial[name]
+            yield
+        finally:
+            for name, module in self.modules.items():
+                module.weight.data = current[name]
+
+    # -- prompts and the frozen part ------------------------------------------------------------------------------
+
+    def tokenize(self, prompts: Sequence[str], answers: Sequence[str]) -> list[tuple[list[int], list[int]]]:
+        """Token ids of each prompt and of each answer as it follows the prompt (with a space between)."""
+        heads = self.tokenizer(list(prompts))["input_ids"]
+        tails = self.tokenizer([f" {answer}" for answer in answers], add_special_tokens=False)["input_ids"]
+        return list(zip(heads, tails, strict=True))
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str], answers: Sequence[str], batch_size: int = 256) -> Prompts:
+        """Tokenizes prompts with their answers and runs the frozen layers over them, once and for all.
+
+        Prompts are processed in batches of like length; the result is in the order given.
+        """
+        pairs = self.tokenize(prompts, answers)
+        order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
+        pieces: list[torch.Tensor] = [torch.empty(0)] * len(pairs)
+        for start in range(0, len(order), batch_size):
+            chunk = order[start : start + batch_size]
+            # The last answer token is predicted, never read.
+            rows = [pairs[i][0] + pairs[i][1][:-1] for i in chunk]
+            width = max(map(len, rows))
+            ids = torch.zeros(len(rows), width, dtype=torch.long)
+            for j, row in enumerate(rows):
+                ids[j, : len(row)] = torch.tensor(row)
+            hidden = self._frozen_output(ids.to(self.device))
+            for j, i in enumerate(chunk):
+                begin = len(pairs[i][0]) - 1 if self.answer_positions_only else 0
+                pieces[i] = hidden[j, begin : len(rows[j])]
+        lengths = torch.tensor([len(tail) for _, tail in pairs], device=self.device)
+        prompt_index = torch.repeat_interleave(torch.arange(len(pairs), device=self.device), lengths)
+        labels = torch.tensor([token for _, tail in pairs for token in tail], device=self.device)
+        if self.answer_positions_only:
+            stacked = torch.cat(pieces)[:, None]
+            rows_of = torch.arange(len(labels), device=self.device)
+            columns = torch.zeros_like(rows_of)
+        else:
+            stacked = nn.utils.rnn.pad_sequence(pieces, batch_first=True)
+            rows_of = prompt_index
+            columns = torch.tensor(
+                [len(head) - 1 + j for head, tail in pairs for j in range(len(tail))], device=self.device
+            )
+        return Prompts(stacked.contiguous(), rows_of, columns, labels, prompt_index, lengths)
+
+    def _frozen_output(self, ids: torch.Tensor) -> torch.Tensor:
+        """``(B, T, d)``: the input of the first edited layer, or of its MLP half if its attention is frozen."""
+        captured: list[torch.Tensor] = []
+        layer = self._layers[self.first_layer]
+
+        def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any = None) -> None:
+            value = output if self.frozen_attention else (args[0] if args else kwargs["hidden_states"])
+            captured.append(value[0] if isinstance(value, tuple) else value)
+            raise _Stop
+
+        with ExitStack() as stack:
+            if self.frozen_attention:
+                assert self._mlp is not None
+                stack.enter_context(_forward_replaced(self._mlp, lambda x, *_, **__: torch.zeros_like(x)))
+                stack.enter_context(_hooked(layer.register_forward_hook(keep, with_kwargs=True)))
+            else:
+                stack.enter_context(_hooked(layer.register_forward_pre_hook(keep, with_kwargs=True)))
+            try:
+                self.model(input_ids=ids, use_cache=False)
+            except _Stop:
+                pass
+        return captured[0]
+
+    # -- forward from the cut -------------------------------------------------------------------------------------
+
+    def logits(self, prompts: Prompts) -> torch.Tensor:
+        """``(A, vocabulary)`` logits at the answer positions, at the current weights, in float32."""
+        layer = self._layers[self.first_layer]
+
+        def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            if args:
+                return (prompts.hidden, *args[1:]), kwargs
+            return args, kwargs | {"hidden_states": prompts.hidden}
+
+        def select(_: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+            return (args[0][prompts.rows, prompts.columns], *args[1:])
+
+        with ExitStack() as stack:
+            for below in self._layers[: self.first_layer]:
+                stack.enter_context(_forward_replaced(below, _passed_through(below)))
+            if self.frozen_attention:
+                assert self._attention is not None
+                stack.enter_context(_forward_replaced(self._attention, _no_attention))
+            stack.enter_context(_hooked(layer.register_forward_pre_hook(enter, with_kwargs=True)))
+            stack.enter_context(_hooked(self.model.get_output_embeddings().register_forward_pre_hook(select)))
+            ids = torch.zeros(prompts.hidden.shape[:2], dtype=torch.long, device=self.device)
+            return self.model(input_ids=ids, use_cache=False).logits.float()
+
+    def gradients(
+        self,
+        prompts: Prompts,
+        loss: Callable[[torch.Tensor], torch.Tensor],
+        answer_positions: bool = False,
+    ) -> tuple[torch.Tensor, dict[str, Gradient]]:
+        """A loss of the answer logits, and its weight gradient in factors.
+
+        Args:
+            prompts: ``A`` answer tokens.
+            loss: From ``(A, vocabulary)`` logits to a scalar.
+            answer_positions: Keep only the tokens at answer positions (the observation does), not all of them.
+
+        Returns:
+            The loss, and for each edited module ``keys`` and ``value_grads`` of ``A`` or all tokens.
+        """
+        keys: dict[str, torch.Tensor] = {}
+        outputs: dict[str, torch.Tensor] = {}
+
+        def tap(name: str) -> Callable[..., torch.Tensor]:
+            def hook(_: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+                keys[name] = args[0].detach()
+                # The graph starts here: below the first edited module nothing requires grad.
+                outputs[name] = output if output.requires_grad else output.detach().requires_grad_()
+                return outputs[name]
+
+            return hook
+
+        with ExitStack() as stack:
+            for name, module in self.modules.items():
+                stack.enter_context(_hooked(module.register_forward_hook(tap(name))))
+            with torch.enable_grad():
+                value = loss(self.logits(prompts))
+        grads = torch.autograd.grad(value, list(outputs.values()))
+        found = {}
+        for (name, key), grad in zip(keys.items(), grads, strict=True):
+            if answer_positions:
+                found[name] = Gradient(key[prompts.rows, prompts.columns], grad[prompts.rows, prompts.columns])
+            else:
+                found[name] = Gradient(key.flatten(0, -2), grad.flatten(0, -2))
+        return value.detach(), {name: found[name] for name in self.modules}
+
+    # -- the check behind the cut ---------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _cut_is_exact(self) -> bool:
+        """Whether running from the cut gives the whole model's logits on a few tokens."""
+        generator = torch.Generator().manual_seed(0)
+        vocabulary = self.model.get_input_embeddings().weight.shape[0]
+        ids = torch.randint(0, vocabulary, (2, 6), generator=generator).to(self.device)
+        whole = self.model(input_ids=ids, use_cache=False).logits[:, -1].float()
+        place = torch.arange(2, device=self.device)
+        last = torch.full_like(place, 5)
+        hidden = self._frozen_output(ids)
+        if self.answer_positions_only:
+            hidden, last = hidden[:, -1:].contiguous(), torch.zeros_like(place)
+        cut = self.logits(Prompts(hidden, place, last, place, place, torch.ones_like(place)))
+        scale = whole.abs().max()
+        tolerance = 1e-4 if self.model.dtype == torch.float32 else 5e-2
+        return bool((whole - cut).abs().max() <= tolerance * scale)
+
+
+def _find_modules(model: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Module]:
+    from transformers.pytorch_utils import Conv1D
+
+    if isinstance(patterns, str):
+        raise ValueError(f"modules must be a list of patterns, not the single string {patterns!r}")
+    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+    found: dict[str, nn.Module] = {}
+    for pattern in patterns:
+        matches = {name: m for name, m in linear.items() if name == pattern or name.endswith(f".{pattern}")}
+        if not matches:
+            known = sorted({".".join(name.split(".")[-2:]) for name in linear})
+            raise ValueError(f"modules: no linear module's name ends with {pattern!r}; there are {', '.join(known)}")
+        found |= matches
+    if not found:
+        raise ValueError("modules: name at least one module to edit")
+    return {name: module for name, module in linear.items() if name in found}
+
+
+def _layer_stack(model: nn.Module, names: Iterable[str]) -> str:
+    """Dotted name of the ModuleList in which all edited modules lie."""
+    stacks = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    for stack in sorted(stacks, key=len):
+        if all(name.startswith(f"{stack}.") for name in names):
+            return stack
+    raise ValueError(f"modules: {', '.join(names)} do not all lie in one stack of layers")
+
+
+def _blocks(
+    layer: nn.Module, names: Iterable[str], stack: str, index: int
+) -> tuple[nn.Module | None, nn.Module | None]:
+    """Attention and MLP of the first edited layer, if its edited modules all lie in its MLP."""
+    inside = {name.split(".")[len(stack.split(".")) + 1] for name in names if name.startswith(f"{stack}.{index}.")}
+    if len(inside) != 1:
+        return None, None
+    mlp = layer.get_submodule(inside.pop())
+    attention = [child for name, child in layer.named_children() if "attn" in name.split("_") or "attention" in name.split("_")]
+    attention = [child for child in attention if "norm" not in type(child).__name__.lower()]
+    if len(attention) != 1 or attention[0] is mlp or not list(mlp.children()):
+        return None, None
+    return attention[0], mlp
+
+
+def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+    hidden: torch.Tensor = args[0] if args else kwargs["hidden_states"]
+    return hidden
+
+
+def _no_attention(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
+    return torch.zeros_like(_first(args, kwargs)), None
+
+
+def _passed_through(layer: nn.Module) -> Callable[..., Any]:
+    return lambda *args, **kwargs: _first(args, kwargs)

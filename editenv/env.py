@@ -1,0 +1,343 @@
+"""LifelongEdit-v0: the Gymnasium face of lifelong model editing."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+
+from editenv import metrics, questions, rendering, rewards
+from editenv.data import Edit, load_edits
+from editenv.deltas import Delta, LowRank
+from editenv.dynamics import EditableLM, Gradient
+from editenv.models import default_modules, load_model
+from editenv.rewards import RewardConfig
+
+Observation = dict[str, dict[str, np.ndarray]]
+Action = Mapping[str, "np.ndarray | Delta"]
+
+
+class LifelongEditEnv(gym.Env[Observation, Action]):
+    """A language model that is edited batch after batch; see docs/environment.md.
+
+    Args:
+        model: ``"atlas"`` (embedded), a Hugging Face model folder, or a hub id.
+        dataset: ``"atlas"``.
+        split: ``"train"``, ``"validation"`` or ``"test"``.
+        edits_per_step: n, edits in one batch.
+        actions_per_batch: K, how often a batch is presented, each time with the gradient at the current weights.
+        horizon: Batches after which the episode is truncated; None goes on to the end of the stream.
+        modules: Edited modules, as endings of dotted names; None takes the model's default.
+        locality, memory_decay, memory_batches, regularization: The reward's lambda_loc, mu, k and eta.
+        redraw: Draw new targets and phrasings at each reset (training split only).
+        device: A torch device.
+        dtype: The weights' type: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+        render_mode: ``"ansi"``, ``"human"`` or ``"rgb_array"``.
+
+    Raises:
+        ValueError: If an argument is out of range, naming it.
+
+    Example:
+        >>> import gymnasium as gym, editenv
+        >>> env = gym.make("LifelongEdit-v0", split="validation", edits_per_step=4, horizon=2)
+        >>> observation, info = env.reset(seed=0)
+        >>> observation["model.layers.3.mlp.down_proj"]["value_grads"].shape[1]
+        256
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi", "human", "rgb_array"], "render_fps": 4}
+
+    def __init__(
+        self,
+        model: str = "atlas",
+        dataset: str = "atlas",
+        split: str = "train",
+        edits_per_step: int = 20,
+        actions_per_batch: int = 1,
+        horizon: int | None = None,
+        modules: Sequence[str] | None = None,
+        locality: float = 0.6,
+        memory_decay: float = 0.95,
+        memory_batches: int = 10,
+        regularization: float = 1e-4,
+        redraw: bool = False,
+        device: str = "cpu",
+        dtype: str = "float32",
+        render_mode: str | None = None,
+    ) -> None:
+        for name, value in (("edits_per_step", edits_per_step), ("actions_per_batch", actions_per_batch)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
+        if horizon is not None and horizon < 1:
+            raise ValueError(f"horizon must be at least 1 batch (or None), not {horizon}")
+        if render_mode is not None and render_mode not in self.metadata["render_modes"]:
+            raise ValueError(f"render_mode must be one of {self.metadata['render_modes']}, not {render_mode!r}")
+        self.render_mode = render_mode
+        self.edits_per_step = edits_per_step
+        self.actions_per_batch = actions_per_batch
+        self.horizon = horizon
+        self.reward_config = RewardConfig(locality, memory_decay, memory_batches, regularization)
+        self.model_arguments = {
+            "model": model, "dataset": dataset, "modules": modules, "device": device, "dtype": dtype
+        }
+        self._dataset, self._split, self._redraw = dataset, split, redraw
+        self._edits = load_edits(dataset, split, 0 if redraw else None)
+        if len(self._edits) < edits_per_step:
+            raise ValueError(f"edits_per_step is {edits_per_step}, but {dataset}/{split} has {len(self._edits)} edits")
+
+        base, tokenizer = load_model(model, device, dtype)
+        self.language_model = EditableLM(base, tokenizer, default_modules(model) if modules is None else modules)
+        self.max_tokens = edits_per_step * self._longest_target()
+        self.observation_space = spaces.Dict(
+            {
+                name: spaces.Dict(
+                    {
+                        "keys": _unbounded(self.max_tokens, self.language_model.shape(name)[0]),
+                        "value_grads": _unbounded(self.max_tokens, self.language_model.shape(name)[1]),
+                        "token_mask": spaces.Box(0.0, 1.0, (self.max_tokens,), np.float32),
+                    }
+                )
+                for name in self.language_model.modules
+            }
+        )
+        # Wide enough for any sane edit, and far from overflow: no entry moves by more than the largest weight.
+        self.action_space = spaces.Dict(
+            {
+                name: spaces.Box(-bound, bound, self.language_model.shape(name), np.float32)
+                for name in self.language_model.modules
+                for bound in [float(self.language_model.weight(name).abs().max())]
+            }
+        )
+        self.stream: Sequence[Edit] = ()
+        self.batches_done = 0
+        self._attempt = 0
+        self._over = True
+        self._view: rendering.LiveView | None = None
+
+    # -- Gymnasium ------------------------------------------------------------------------------------------------
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Restores theta_0 bit for bit and starts a new pass through the stream, in an order drawn from the seed.
+
+        Args:
+            seed: Seeds the stream's order (and the redrawn targets).
+            options: ``{"shuffle": False}`` keeps the data set's own order.
+        """
+        super().reset(seed=seed)
+        options = options or {}
+        unknown = set(options) - {"shuffle"}
+        if unknown:
+            raise ValueError(f"reset: unknown options {sorted(unknown)}; known is 'shuffle'")
+        if self._redraw:
+            self._edits = load_edits(self._dataset, self._split, int(self.np_random.integers(1, 2**31)))
+        order = self.np_random.permutation(len(self._edits)) if options.get("shuffle", True) else range(len(self._edits))
+        length = len(self._edits) // self.edits_per_step * self.edits_per_step
+        if self.horizon is not None:
+            length = min(length, self.horizon * self.edits_per_step)
+        self.stream = tuple(self._edits[i] for i in order)[:length]
+        self.language_model.restore()
+        self.batches_done, self._attempt, self._over = 0, 0, False
+        self.reward = rewards.Reward(self.language_model, self.reward_config)
+        self.history = rendering.History()
+        self._open_batch()
+        self._gradients = self._fine_tuning_gradient()
+        info = self._place()
+        if self.render_mode == "human":
+            self.render()
+        return self._observe(), info
+
+    def step(self, action: Action) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Adds a delta to each edited module's weight.
+
+        Args:
+            action: For every edited module a ``(d_in, d_out)`` array, tensor or :class:`editenv.deltas.LowRank`.
+
+        Returns:
+            The next observation (of the same batch while ``actions_per_batch`` lasts), the reward of eq. 10, whether
+            the stream has ended, whether the horizon has, and ``info``.
+
+        Raises:
+            ValueError: For a missing or unknown module, a wrong shape, NaN or infinity; the model is as it was.
+            RuntimeError: If the episode is over.
+        """
+        if self._over:
+            raise RuntimeError("step: the episode is over (or never began); call reset() first")
+        deltas = self._checked(action)
+        self.language_model.apply(deltas)
+        terms = self.reward.step(self._reward_batch, deltas)
+        scores = metrics.teacher_forced(self.language_model, self._questions).percentages()
+        self.history.add(self.batches_done, self._attempt, self._questions, terms, scores)
+        self._advance()
+        terminated = (self.batches_done + 1) * self.edits_per_step > len(self._edits)
+        truncated = not terminated and self.batches_done == self.horizon
+        if self.render_mode == "human":
+            self.render()
+        info = self._place() | {"reward_terms": terms.as_dict()} | scores
+        return self._observe(), terms.reward, terminated, truncated, info
+
+    def render(self) -> Any:
+        """The episode so far: a table (``ansi``), a live table (``human``) or the retention heat map (``rgb_array``)."""
+        if self.render_mode is None:
+            gym.logger.warn("render() was called, but the environment was made without a render_mode")
+            return None
+        if self.render_mode == "ansi":
+            return rendering.as_text(self.history)
+        if self.render_mode == "rgb_array":
+            self.history.look_back(self.language_model)
+            return rendering.heat_map(self.history)
+        if self._view is None:
+            self._view = rendering.LiveView()
+        self._view.update(self.history)
+        return None
+
+    def close(self) -> None:
+        if self._view is not None:
+            self._view.close()
+            self._view = None
+
+    # -- what agents and benchmarks may look at --------------------------------------------------------------------
+
+    @property
+    def batch(self) -> Sequence[Edit]:
+        """The edits that the next action is for."""
+        start = self.batches_done * self.edits_per_step
+        return self.stream[start : start + self.edits_per_step]
+
+    @property
+    def gradients(self) -> dict[str, Gradient]:
+        """The observation as tensors on the model's device, without padding."""
+        return self._gradients
+
+    @property
+    def edits_done(self) -> Sequence[Edit]:
+        """Every edit that the stream has moved past."""
+        return self.stream[: self.batches_done * self.edits_per_step]
+
+    # -- the differentiable core, for training ----------------------------------------------------------------------
+
+    def transition(
+        self, deltas: Mapping[str, Delta], lags: Sequence[int] | None = None
+    ) -> tuple[rewards.RewardTerms, dict[str, Gradient]]:
+        """:meth:`step` without its shell: no checks, metrics or padding, but the reward's gradient.
+
+        Args:
+            deltas: For every edited module.
+            lags: Which past batches the memory term looks back at; all of the last k by default.
+
+        Returns:
+            The reward terms and the gradient of the loss (minus the reward) with respect to the edited weights. The
+            next observation is in :attr:`gradients`.
+        """
+        self.language_model.apply(deltas)
+        terms, gradient = self.reward.step_with_gradient(self._reward_batch, deltas, lags)
+        self._advance()
+        return terms, gradient
+
+    def skip_batch(self) -> None:
+        """Moves the stream on without an action."""
+        self._attempt = self.actions_per_batch - 1
+        self._advance()
+
+    def refresh(self) -> None:
+        """Takes the observation anew after the weights were changed from outside."""
+        self._gradients = self._fine_tuning_gradient()
+
+    # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _longest_target(self) -> int:
+        tokenizer = self.language_model.tokenizer
+        if self._redraw:
+            from editenv.data.atlas import objects
+
+            targets = {name for group in objects().values() for name in group}
+        else:
+            targets = {edit.target for edit in self._edits}
+        return max(len(row) for row in tokenizer([f" {t}" for t in sorted(targets)], add_special_tokens=False)["input_ids"])
+
+    def _open_batch(self) -> None:
+        self._questions = questions.ask(self.language_model, self.batch)
+        self._edit_prompts = self._questions.prompts.select(self._questions.kind == questions.PROMPT)
+        self._reward_batch = rewards.prepare(self.language_model, self._questions)
+
+    def _advance(self) -> None:
+        """After an action: the next attempt, the next batch, or the end."""
+        self._attempt += 1
+        if self._attempt == self.actions_per_batch:
+            self._attempt = 0
+            self.batches_done += 1
+            self.reward.remember(self._reward_batch)
+            self._over = self.batches_done * self.edits_per_step == len(self.stream)
+            if not self._over:
+                self._open_batch()
+        self._gradients = self._fine_tuning_gradient()
+
+    def _fine_tuning_gradient(self) -> dict[str, Gradient]:
+        """Of the sum over the batch's answer tokens of -log p; without tokens once the stream is over."""
+        if self._over:
+            return {name: Gradient(g.keys[:0], g.value_grads[:0]) for name, g in self._gradients.items()}
+        labels = self._edit_prompts.labels
+        _, gradients = self.language_model.gradients(
+            self._edit_prompts,
+            lambda logits: torch.nn.functional.cross_entropy(logits, labels, reduction="sum"),
+            answer_positions=True,
+        )
+        return gradients
+
+    def _place(self) -> dict[str, Any]:
+        """Where the stream stands: what the returned observation is about."""
+        return {"batch": self.batches_done, "attempt": self._attempt, "edits": self.batches_done * self.edits_per_step}
+
+    def _observe(self) -> Observation:
+        """The gradient factors as numpy, padded to ``max_tokens``."""
+        observation: Observation = {}
+        for name, gradient in self._gradients.items():
+            tokens = len(gradient.keys)
+            part = {
+                "keys": np.zeros((self.max_tokens, gradient.keys.shape[1]), np.float32),
+                "value_grads": np.zeros((self.max_tokens, gradient.value_grads.shape[1]), np.float32),
+                "token_mask": np.zeros(self.max_tokens, np.float32),
+            }
+            part["keys"][:tokens] = gradient.keys.float().cpu().numpy()
+            part["value_grads"][:tokens] = gradient.value_grads.float().cpu().numpy()
+            part["token_mask"][:tokens] = 1.0
+            observation[name] = part
+        return observation
+
+    def _checked(self, action: Action) -> dict[str, Delta]:
+        """The action as deltas on the model's device; nothing is changed if anything about it is wrong."""
+        names = self.language_model.modules.keys()
+        if not isinstance(action, Mapping):
+            raise ValueError(f"action must map each edited module to a delta, not be a {type(action).__name__}")
+        for name in action:
+            if name not in names:
+                raise ValueError(f"action: unknown module {name!r}; the edited modules are {', '.join(names)}")
+        deltas: dict[str, Delta] = {}
+        for name in names:
+            if name not in action:
+                raise ValueError(f"action: no delta for module {name!r}; give zeros to leave it as it is")
+            given = action[name]
+            expected = self.language_model.shape(name)
+            if tuple(given.shape) != expected:
+                raise ValueError(f"action: module {name!r} expects shape {expected}, was given {tuple(given.shape)}")
+            delta: Delta
+            if isinstance(given, LowRank):
+                delta = LowRank(self._tensor(given.left), self._tensor(given.right))
+                finite = bool(delta.left.isfinite().all() and delta.right.isfinite().all())
+            else:
+                delta = self._tensor(given)
+                finite = bool(delta.isfinite().all())
+            if not finite:
+                raise ValueError(f"action: module {name!r} expects shape {expected} of finite numbers, was given NaN or infinity")
+            deltas[name] = delta
+        return deltas
+
+    def _tensor(self, values: "np.ndarray | torch.Tensor") -> torch.Tensor:
+        return torch.as_tensor(values, dtype=torch.float32, device=self.language_model.device).detach()
+
+
+def _unbounded(*shape: int) -> spaces.Box:
+    return spaces.Box(-np.inf, np.inf, shape, np.float32)

@@ -1,0 +1,59 @@
+"""A set of edits as prompts: encoded once, read by rewards and metrics alike."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from editenv.data.edits import Edit
+from editenv.dynamics import EditableLM, Prompts
+
+PROMPT, REPHRASE, LOCALITY = 0, 1, 2
+"""Kinds of question."""
+
+
+@dataclass(slots=True)
+class Questions:
+    """Everything that is asked about some edits, and what theta_0 says to the locality prompts.
+
+    The questions come kind by kind: the edits' prompts, then their rephrases, then their locality prompts.
+
+    Attributes:
+        edits: The edits.
+        texts: ``(prompt, answer)`` of each of the ``B`` questions.
+        prompts: The same, encoded; ``A`` answer tokens.
+        owner: ``(B,)`` the edit each question belongs to.
+        kind: ``(B,)`` PROMPT, REPHRASE or LOCALITY.
+        before: ``(L,)`` theta_0's first choices at the locality prompts' answer tokens, which are the last ``L`` of ``A``.
+    """
+
+    edits: Sequence[Edit]
+    texts: list[tuple[str, str]]
+    prompts: Prompts
+    owner: torch.Tensor
+    kind: torch.Tensor
+    before: torch.Tensor
+
+
+@torch.no_grad()
+def ask(lm: EditableLM, edits: Sequence[Edit]) -> Questions:
+    """Encodes the questions about some edits, and asks theta_0 what the edits must not change."""
+    rows = [(i, PROMPT, edit.prompt, edit.target) for i, edit in enumerate(edits)]
+    rows += [(i, REPHRASE, text, edit.target) for i, edit in enumerate(edits) for text in edit.rephrases]
+    rows += [(i, LOCALITY, item.prompt, item.answer) for i, edit in enumerate(edits) for item in edit.locality]
+    prompts = lm.encode([text for _, _, text, _ in rows], [answer for _, _, _, answer in rows])
+    owner = torch.tensor([row[0] for row in rows], device=lm.device)
+    kind = torch.tensor([row[1] for row in rows], device=lm.device)
+    with lm.at_initial_weights():
+        before = first_choices(lm, prompts.select(kind == LOCALITY))
+    return Questions(edits, [(row[2], row[3]) for row in rows], prompts, owner, kind, before)
+
+
+@torch.no_grad()
+def first_choices(lm: EditableLM, prompts: Prompts, batch_size: int = 512) -> torch.Tensor:
+    """``(A,)`` the model's first choice at each answer position, ``batch_size`` prompts at a time."""
+    if len(prompts) <= batch_size:
+        return lm.logits(prompts).argmax(-1) if len(prompts) else prompts.labels
+    number = torch.arange(len(prompts), device=lm.device) // batch_size
+    parts = [prompts.select(number == i) for i in range(int(number[-1]) + 1)]
+    return torch.cat([lm.logits(part).argmax(-1) for part in parts])

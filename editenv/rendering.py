@@ -1,0 +1,103 @@
+"""What an episode looks like: a table, the same table live, or the retention heat map."""
+
+from dataclasses import dataclass, field
+from io import StringIO
+
+import numpy as np
+
+from editenv import metrics
+from editenv.dynamics import EditableLM
+from editenv.questions import Questions
+from editenv.rewards import RewardTerms
+
+ROWS_SHOWN = 12
+
+
+@dataclass
+class History:
+    """What has happened in an episode.
+
+    Attributes:
+        steps: ``(batch, attempt, terms, scores)`` of every step.
+        questions: The questions about every batch edited so far.
+        retention: One row for each look back: efficacy, 0 to 100, of every batch done by then.
+    """
+
+    steps: list[tuple[int, int, RewardTerms, dict[str, float]]] = field(default_factory=list)
+    questions: list[Questions] = field(default_factory=list)
+    retention: list[tuple[int, list[float]]] = field(default_factory=list)
+
+    def add(
+        self, batch: int, attempt: int, questions: Questions, terms: RewardTerms, scores: dict[str, float]
+    ) -> None:
+        self.steps.append((batch, attempt, terms, scores))
+        if batch == len(self.questions):
+            self.questions.append(questions)
+
+    def look_back(self, lm: EditableLM) -> None:
+        """Asks about every batch done so far at the current weights."""
+        if not self.steps or (self.retention and self.retention[-1][0] == len(self.steps)):
+            return
+        scores = [float(100 * metrics.teacher_forced(lm, q).efficacy.mean()) for q in self.questions]
+        self.retention.append((len(self.steps), scores))
+
+
+def _table(history: History):  # type: ignore[no-untyped-def]
+    from rich.table import Table
+
+    columns = ("batch", "attempt", "reward", "edit", "locality", "memory", "|D|^2", "efficacy", "general.", "specif.")
+    table = Table(*columns, title=f"LifelongEdit-v0, {len(history.steps)} steps", title_justify="left")
+    for column in table.columns:
+        column.justify = "right"
+    for batch, attempt, terms, scores in history.steps[-ROWS_SHOWN:]:
+        losses = (terms.reward, terms.edit, terms.locality, terms.memory, terms.regularization)
+        table.add_row(
+            str(batch),
+            str(attempt),
+            *(f"{value:.3f}" for value in losses),
+            *(f"{scores[name]:.1f}" for name in ("efficacy", "generalization", "specificity")),
+        )
+    return table
+
+
+def as_text(history: History) -> str:
+    """The last steps as a plain text table."""
+    from rich.console import Console
+
+    out = StringIO()
+    Console(file=out, width=110, no_color=True, force_terminal=False).print(_table(history))
+    return out.getvalue()
+
+
+def heat_map(history: History, cell: int = 8, least: int = 64) -> np.ndarray:
+    """``(height, width, 3)`` uint8: a row for each time looked, a column for each batch, from dark (lost) to light (kept).
+
+    The map is as wide as the batches done so far and as high as the number of times it was drawn.
+    """
+    rows = [row for _, row in history.retention]
+    width = max((len(row) for row in rows), default=1)
+    image = np.full((max(1, len(rows)), width, 3), 40, np.uint8)
+    # Two anchors of a colour-blind-safe ramp; what is not there yet stays grey.
+    low, high = np.array([68, 1, 84]), np.array([253, 231, 37])
+    for i, row in enumerate(rows):
+        share = np.array(row)[:, None] / 100
+        image[i, : len(row)] = (low + share * (high - low)).astype(np.uint8)
+    scale = max(cell, -(-least // min(image.shape[:2])))
+    scale = min(scale, max(1, 1024 // max(image.shape[:2])))
+    return image.repeat(scale, 0).repeat(scale, 1)
+
+
+class LiveView:
+    """The table, redrawn in place on the terminal."""
+
+    def __init__(self) -> None:
+        from rich.live import Live
+
+        self._live = Live(refresh_per_second=4)
+        self._live.start()
+
+    def update(self, history: History) -> None:
+        self._live.update(_table(history))
+
+    def close(self) -> None:
+        self._live.stop()

@@ -1,0 +1,168 @@
+"""The reward of one transition, equations 7 to 10 of RLEdit (Li et al. 2025), each term by name."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+
+from editenv.deltas import Delta, squared_norm
+from editenv.dynamics import EditableLM, Gradient, Prompts
+from editenv.questions import LOCALITY, PROMPT, REPHRASE, Questions
+
+
+@dataclass(frozen=True, slots=True)
+class RewardConfig:
+    """Coefficients of eq. 8 to 10, with the paper's symbols and values."""
+
+    locality: float = 0.6
+    """lambda_loc: weight of the locality loss."""
+    memory_decay: float = 0.95
+    """mu: how much a past batch counts for each step it lies back."""
+    memory_batches: int = 10
+    """k: how many past batches are looked back at; 0 turns memory backtracking off."""
+    regularization: float = 1e-4
+    """eta: weight of the squared norm of the delta."""
+
+    def __post_init__(self) -> None:
+        if self.memory_batches < 0 or not 0 <= self.memory_decay <= 1:
+            raise ValueError(
+                f"memory_batches must be >= 0 and memory_decay in [0, 1], not {self.memory_batches}, {self.memory_decay}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class RewardTerms:
+    """What one step's reward is made of; ``reward`` is minus their weighted sum (eq. 10)."""
+
+    edit: float
+    locality: float
+    memory: float
+    regularization: float
+    reward: float
+
+    def as_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+
+@dataclass(slots=True)
+class RewardBatch:
+    """One batch of edits, ready to be judged at any weights.
+
+    Attributes:
+        prompts: All rephrases, then all locality prompts, as one set.
+        rephrase_tokens: How many of the answer tokens belong to rephrases.
+        weights: ``(A,)``: each token's share in the mean over the batch's edits, so that both losses of eq. 7 are plain
+            weighted sums.
+        reference: ``(A - rephrase_tokens, vocabulary)`` log-probabilities of theta_0 on the locality prompts.
+    """
+
+    prompts: Prompts
+    rephrase_tokens: int
+    weights: torch.Tensor
+    reference: torch.Tensor
+
+
+@torch.no_grad()
+def prepare(lm: EditableLM, questions: Questions) -> RewardBatch:
+    """Does everything about a batch that does not depend on the edited weights.
+
+    An edit without rephrases is judged on its own prompt, one without locality prompts has no locality loss.
+    """
+    edits = len(questions.edits)
+    owner, kind = questions.owner, questions.kind
+    rephrased = torch.bincount(owner[kind == REPHRASE], minlength=edits) > 0
+    judged = (kind != PROMPT) | ~rephrased[owner]
+    prompts = questions.prompts.select(judged)
+    owner, is_locality = owner[judged], kind[judged] == LOCALITY
+    group = owner + edits * is_locality
+    per_prompt = 1 / (edits * torch.bincount(group, minlength=2 * edits)[group] * prompts.lengths)
+    rephrase_tokens = int(prompts.lengths[~is_locality].sum())
+    with lm.at_initial_weights():
+        reference = lm.logits(prompts)[rephrase_tokens:].log_softmax(-1)
+    return RewardBatch(prompts, rephrase_tokens, per_prompt[prompts.prompt_index], reference)
+
+
+def _losses(batches: Sequence[RewardBatch], logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Eq. 7: edit and locality loss of each batch, two vectors of ``len(batches)``."""
+    edit, locality = [], []
+    start = 0
+    for batch in batches:
+        end = start + len(batch.weights)
+        middle = start + batch.rephrase_tokens
+        labels, weights = batch.prompts.labels, batch.weights
+        nll = torch.nn.functional.cross_entropy(
+            logits[start:middle], labels[: batch.rephrase_tokens], reduction="none"
+        )
+        edit.append((weights[: batch.rephrase_tokens] * nll).sum())
+        log_probs = logits[middle:end].log_softmax(-1)
+        kl = (batch.reference.exp() * (batch.reference - log_probs)).sum(-1)
+        locality.append((weights[batch.rephrase_tokens :] * kl).sum())
+        start = end
+    return torch.stack(edit), torch.stack(locality)
+
+
+class Reward:
+    """Eq. 10 along an episode: keeps the last k batches and judges each transition.
+
+    Args:
+        lm: The model the weights are taken from, as it stands when :meth:`step` is called.
+        config: Coefficients.
+    """
+
+    def __init__(self, lm: EditableLM, config: RewardConfig) -> None:
+        self.lm = lm
+        self.config = config
+        self.past: list[RewardBatch] = []
+
+    def _batches(self, current: RewardBatch, past: Sequence[int] | None) -> tuple[list[RewardBatch], torch.Tensor]:
+        lags = range(1, len(self.past) + 1) if past is None else past
+        batches = [current] + [self.past[-lag] for lag in lags]
+        factors = [1.0] + [self.config.memory_decay**lag for lag in lags]
+        if past is not None and past:
+            # An unbiased estimate of the whole sum from the lags given: they were drawn uniformly.
+            scale = len(self.past) / len(past)
+            factors = [1.0] + [factor * scale for factor in factors[1:]]
+        return batches, torch.tensor(factors, device=self.lm.device)
+
+    def _terms(
+        self, edit: torch.Tensor, locality: torch.Tensor, factors: torch.Tensor, deltas: Mapping[str, Delta]
+    ) -> RewardTerms:
+        memory = (factors[1:] * (edit + self.config.locality * locality)[1:]).sum()
+        norm = sum(float(squared_norm(delta)) for delta in deltas.values())
+        loss = edit[0] + self.config.locality * locality[0] + memory + self.config.regularization * norm
+        return RewardTerms(float(edit[0]), float(locality[0]), float(memory), norm, -float(loss))
+
+    @torch.no_grad()
+    def step(self, current: RewardBatch, deltas: Mapping[str, Delta]) -> RewardTerms:
+        """The reward of having applied ``deltas`` for the batch ``current``, at the model's weights now."""
+        batches, factors = self._batches(current, None)
+        edit, locality = _losses(batches, self.lm.logits(Prompts.join([batch.prompts for batch in batches])))
+        return self._terms(edit, locality, factors, deltas)
+
+    def step_with_gradient(
+        self, current: RewardBatch, deltas: Mapping[str, Delta], lags: Sequence[int] | None = None
+    ) -> tuple[RewardTerms, dict[str, Gradient]]:
+        """Like :meth:`step`, and the gradient of the *loss* (minus the reward) with respect to the edited weights.
+
+        The L2 term is left out of that gradient: it depends on the delta alone, not on where the weights are.
+
+        Args:
+            current: The batch just edited.
+            deltas: What was applied.
+            lags: Which past batches to look back at (1 is the last one); all of the last k by default. A subset must
+                have been drawn uniformly; it is reweighted to estimate the whole sum.
+        """
+        batches, factors = self._batches(current, lags)
+        found: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+        def loss(logits: torch.Tensor) -> torch.Tensor:
+            edit, locality = _losses(batches, logits)
+            found.append((edit.detach(), locality.detach()))
+            return (factors * (edit + self.config.locality * locality)).sum()
+
+        _, gradients = self.lm.gradients(Prompts.join([batch.prompts for batch in batches]), loss)
+        return self._terms(*found[0], factors, deltas), gradients
+
+    def remember(self, batch: RewardBatch) -> None:
+        """Puts a batch that the stream has moved past into the memory of k."""
+        self.past = [*self.past, batch][-self.config.memory_batches :] if self.config.memory_batches else []
