@@ -6,11 +6,12 @@ MEMIT (Meng et al. 2023, eq. 14) and AlphaEdit (Fang et al. 2024) protect what a
 later batches leave earlier edits alone. All of it needs keys that do not drift.
 """
 
-from collections.abc import Iterable, Sequence
+import random
+from collections.abc import Sequence
 
 import torch
 
-from editenv.data import Edit
+from editenv.data import load_edits
 from editenv.dynamics import EditableLM, Gradient
 
 
@@ -53,23 +54,22 @@ def effective_dimension(covariance: torch.Tensor) -> float:
     return float(covariance.trace() ** 2 / covariance.square().sum())
 
 
-def training_text(edits: Iterable[Edit]) -> list[str]:
-    """Sentences that the model is to keep believing, made from a training split: what it knew, in all phrasings."""
+def sample_text(dataset: str, count: int = 3000) -> list[str]:
+    """Sentences that the model believes, made from a training split; the same ones at every call."""
     texts = []
-    for edit in edits:
+    for edit in load_edits(dataset, "train"):
         texts += [f"{text} {edit.old_answer}" for text in (edit.prompt, *edit.rephrases) if edit.old_answer]
         texts += [f"{item.prompt} {item.answer}" for item in edit.locality]
-    return texts
+    return random.Random(0).sample(texts, min(count, len(texts)))
 
 
 class Preconditioner:
     """``P`` for each module, scaled so that a typical key of the text has ``u^T P u = 1``; recursive if asked.
 
     Args:
-        covariance: Of each module, ``(d_in, d_in)``; None stands for no preconditioner, ``P`` proportional to I.
+        covariance: Of each module, ``(d_in, d_in)``.
         epsilon: Ridge on the covariance, relative to its mean eigenvalue.
         recursive: Whether finished batches' keys are added.
-        scales: Mean squared key norm of each module, used where there is no covariance.
     """
 
     def __init__(self, covariance: dict[str, torch.Tensor], epsilon: float, recursive: bool) -> None:

@@ -23,10 +23,9 @@ import torch
 
 from agents.base import Agent
 from agents.hypernetwork import Policy, PolicyConfig, load_policy, save_policy
-from agents.preconditioner import Preconditioner, key_covariance, training_text
-from editenv.data import load_edits
+from agents.preconditioner import Preconditioner, key_covariance, sample_text
 from editenv.deltas import LowRank, inner, squared_norm
-from editenv.dynamics import EditableLM, Gradient
+from editenv.dynamics import Gradient
 from editenv.env import Action, LifelongEditEnv, Observation
 from editenv.rewards import RewardTerms
 
@@ -121,7 +120,7 @@ class RLEdit(Agent):
         lm = env.language_model
         lm.restore()
         if self.config.preconditioner:
-            self._preconditioner = make_preconditioner(lm, self.config)
+            self._preconditioner = make_preconditioner(env, self.config)
         if self.folder is None:
             trainer = Trainer(training_environment(env, self.config), self.config, seed, self._preconditioner)
             trainer.run(trajectories=self.config.trajectories if self.train else 0)
@@ -146,11 +145,9 @@ class RLEdit(Agent):
         return deltas
 
 
-def make_preconditioner(lm: EditableLM, config: TrainConfig) -> Preconditioner:
-    """From sentences of the training split, the same ones for every policy."""
-    texts = training_text(load_edits("atlas", "train"))
-    texts = random.Random(0).sample(texts, min(config.covariance_texts, len(texts)))
-    covariance = key_covariance(lm, texts)
+def make_preconditioner(env: LifelongEditEnv, config: TrainConfig) -> Preconditioner:
+    """From text of the training split."""
+    covariance = key_covariance(env.language_model, sample_text(env.dataset, config.covariance_texts))
     return Preconditioner(covariance, config.epsilon, config.recursive)
 
 
@@ -329,7 +326,7 @@ def main(args: Args) -> None:
     env = LifelongEditEnv(
         model=args.model, dataset=args.dataset, split="train", modules=args.modules or None, device=args.device
     )
-    preconditioner = make_preconditioner(env.language_model, args.train) if args.train.preconditioner else None
+    preconditioner = make_preconditioner(env, args.train) if args.train.preconditioner else None
     trainer = Trainer(training_environment(env, args.train), args.train, args.seed, preconditioner)
     options = {k: v for k, v in asdict(args).items() if k not in ("output", "device", "checkpoint_every")}
     identity = hashlib.sha256(json.dumps(options, sort_keys=True, default=str).encode()).hexdigest()

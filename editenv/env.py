@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
-from editenv import metrics, questions, rendering, rewards
+from editenv import metrics, rendering, rewards
 from editenv.data import Edit, load_edits
 from editenv.deltas import Delta, LowRank
 from editenv.dynamics import EditableLM, Gradient
 from editenv.models import default_modules, load_model
+from editenv.questions import PROMPT, ask
 from editenv.rewards import RewardConfig
 
 Observation = dict[str, dict[str, np.ndarray]]
@@ -82,7 +83,7 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         self.model_arguments = {
             "model": model, "dataset": dataset, "modules": modules, "device": device, "dtype": dtype
         }
-        self._dataset, self._split, self._redraw = dataset, split, redraw
+        self.dataset, self.split, self._redraw = dataset, split, redraw
         self._edits = load_edits(dataset, split, 0 if redraw else None)
         if len(self._edits) < edits_per_step:
             raise ValueError(f"edits_per_step is {edits_per_step}, but {dataset}/{split} has {len(self._edits)} edits")
@@ -133,7 +134,7 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         if unknown:
             raise ValueError(f"reset: unknown options {sorted(unknown)}; known is 'shuffle'")
         if self._redraw:
-            self._edits = load_edits(self._dataset, self._split, int(self.np_random.integers(1, 2**31)))
+            self._edits = load_edits(self.dataset, self.split, int(self.np_random.integers(1, 2**31)))
         order = self.np_random.permutation(len(self._edits)) if options.get("shuffle", True) else range(len(self._edits))
         length = len(self._edits) // self.edits_per_step * self.edits_per_step
         if self.horizon is not None:
@@ -166,11 +167,11 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         """
         if self._over:
             raise RuntimeError("step: the episode is over (or never began); call reset() first")
-        deltas = self._checked(action)
+        deltas = self.checked(action)
         self.language_model.apply(deltas)
         terms = self.reward.step(self._reward_batch, deltas)
-        scores = metrics.teacher_forced(self.language_model, self._questions).percentages()
-        self.history.add(self.batches_done, self._attempt, self._questions, terms, scores)
+        scores = metrics.teacher_forced(self.language_model, self.questions).percentages()
+        self.history.add(self.batches_done, self._attempt, self.questions, terms, scores)
         self._advance()
         terminated = (self.batches_done + 1) * self.edits_per_step > len(self._edits)
         truncated = not terminated and self.batches_done == self.horizon
@@ -259,9 +260,9 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         return max(len(row) for row in tokenizer([f" {t}" for t in sorted(targets)], add_special_tokens=False)["input_ids"])
 
     def _open_batch(self) -> None:
-        self._questions = questions.ask(self.language_model, self.batch)
-        self._edit_prompts = self._questions.prompts.select(self._questions.kind == questions.PROMPT)
-        self._reward_batch = rewards.prepare(self.language_model, self._questions)
+        self.questions = ask(self.language_model, self.batch)
+        self._edit_prompts = self.questions.prompts.select(self.questions.kind == PROMPT)
+        self._reward_batch = rewards.prepare(self.language_model, self.questions)
 
     def _advance(self) -> None:
         """After an action: the next attempt, the next batch, or the end."""
@@ -307,7 +308,7 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
             observation[name] = part
         return observation
 
-    def _checked(self, action: Action) -> dict[str, Delta]:
+    def checked(self, action: Action) -> dict[str, Delta]:
         """The action as deltas on the model's device; nothing is changed if anything about it is wrong."""
         names = self.language_model.modules.keys()
         if not isinstance(action, Mapping):

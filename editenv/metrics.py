@@ -57,31 +57,41 @@ def teacher_forced(lm: EditableLM, questions: Questions) -> Scores:
     return _per_edit(questions, (sums / prompts.lengths).cpu().numpy())
 
 
-def generation(lm: EditableLM, questions: Questions, before: Sequence[str | None]) -> Scores:
+def generation(lm: EditableLM, questions: Questions, before: Sequence[str | None] | None = None) -> Scores:
     """Exact match of free greedy generation; for locality prompts, the same text as theta_0 wrote.
 
     Args:
         lm: The edited model.
         questions: What to ask.
-        before: What theta_0 wrote for each prompt (:func:`generate` within ``lm.at_initial_weights()``).
+        before: What theta_0 wrote for the locality prompts, if known from :func:`generate_before`.
     """
-    written = generate(lm, questions)
-    right = [
-        text is not None and text == (old if kind == LOCALITY else answer)
-        for text, old, kind, (_, answer) in zip(written, before, questions.kind.tolist(), questions.texts, strict=True)
-    ]
+    written = generate(lm, [text for text, _ in questions.texts], generation_limit(questions))
+    if before is None:
+        before = generate_before(lm, questions)
+    wanted: list[str | None] = [answer for _, answer in questions.texts]
+    wanted[len(wanted) - len(before) :] = before
+    right = [text is not None and text == answer for text, answer in zip(written, wanted, strict=True)]
     return _per_edit(questions, np.array(right, dtype=np.float32))
 
 
-@torch.no_grad()
-def generate(lm: EditableLM, questions: Questions, batch_size: int = 256) -> list[str | None]:
-    """Greedy continuation of every prompt; None where the model does not stop by itself in time.
+def generation_limit(questions: Questions) -> int:
+    """Tokens a generation may take: the longest answer asked for anywhere, and two more to stop."""
+    return int(questions.prompts.lengths.max()) + 2
 
-    The time is the longest answer asked for anywhere, two tokens more.
-    """
+
+def generate_before(lm: EditableLM, questions: Questions) -> list[str | None]:
+    """What theta_0 writes for the locality prompts."""
+    locality = (questions.kind == LOCALITY).tolist()
+    texts = [text for (text, _), chosen in zip(questions.texts, locality, strict=True) if chosen]
+    with lm.at_initial_weights():
+        return generate(lm, texts, generation_limit(questions))
+
+
+@torch.no_grad()
+def generate(lm: EditableLM, texts: Sequence[str], limit: int, batch_size: int = 256) -> list[str | None]:
+    """Greedy continuation of every prompt; None where the model does not stop by itself within ``limit`` tokens."""
     tokenizer = lm.tokenizer
-    limit = int(questions.prompts.lengths.max()) + 2
-    encoded = tokenizer([text for text, _ in questions.texts])["input_ids"]
+    encoded = tokenizer(list(texts))["input_ids"] if texts else []
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
     written: list[str | None] = [None] * len(encoded)

@@ -1,0 +1,25 @@
+# Two commands: `make demo` sets everything up and runs the main job, `make test` sets up and runs all tests.
+PYTHON ?= python3
+VENV := .venv
+# The CPU build that the versions in constraints.txt were tested with; empty it to keep a torch of your own.
+TORCH ?= torch==2.13.0
+
+.PHONY: demo test lint setup
+demo: setup
+	$(VENV)/bin/python -m benchmarks.demo
+
+test: setup
+	$(VENV)/bin/python -m pytest
+
+lint: setup
+	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy
+
+setup: $(VENV)/ready
+
+$(VENV)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --upgrade pip
+	@echo "Installing (a few minutes the first time) ..."
+	$(if $(TORCH),$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt $(TORCH))
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[sb3,dev]"
+	touch $@

@@ -1,0 +1,107 @@
+"""Fine-tuning: batch after batch, and the ceiling of all edits at once."""
+
+from typing import Any
+
+import torch
+
+from agents.base import Agent
+from agents.preconditioner import key_covariance, sample_text
+from editenv.dynamics import EditableLM, Prompts
+from editenv.env import Action, LifelongEditEnv, Observation
+from editenv.questions import PROMPT, ask
+
+
+def _negative_log_likelihood(prompts: Prompts, edits: int):  # type: ignore[no-untyped-def]
+    """Mean over edits of the token mean of -log p(target | prompt), as a function of the logits."""
+    weights = 1 / (edits * prompts.lengths[prompts.prompt_index])
+
+    def loss(logits: torch.Tensor) -> torch.Tensor:
+        return (weights * torch.nn.functional.cross_entropy(logits, prompts.labels, reduction="none")).sum()
+
+    return loss
+
+
+def _edit_prompts(lm: EditableLM, env: LifelongEditEnv, everything: bool) -> Prompts:
+    questions = ask(lm, env.stream if everything else env.batch)
+    return questions.prompts.select(questions.kind == PROMPT)
+
+
+class FineTune(Agent):
+    """Plain fine-tuning of the edited modules on each batch (the FT of the paper's tables, without norm constraint).
+
+    Args:
+        steps: Adam steps on each batch, from the weights as they stand.
+        learning_rate: Adam's.
+    """
+
+    def __init__(self, steps: int = 20, learning_rate: float = 1e-3, actions_per_batch: int = 1) -> None:
+        self.steps, self.learning_rate, self.actions_per_batch = steps, learning_rate, actions_per_batch
+
+    def begin(self, env: LifelongEditEnv) -> None:
+        self._env = env
+
+    def act(self, observation: Observation, info: dict[str, Any]) -> Action:
+        env, lm = self._env, self._env.language_model
+        before = lm.snapshot()
+        start = {name: lm.weight(name).clone() for name in lm.modules}
+        prompts = _edit_prompts(lm, env, everything=False)
+        loss = _negative_log_likelihood(prompts, len(env.batch))
+        weights = [lm.weight(name) for name in lm.modules]
+        optimizer = torch.optim.Adam(weights, lr=self.learning_rate)
+        for _ in range(self.steps):
+            _, gradients = lm.gradients(prompts, loss)
+            for weight, gradient in zip(weights, gradients.values(), strict=True):
+                weight.grad = gradient.dense()
+            optimizer.step()
+        deltas = {name: lm.weight(name) - start[name] for name in lm.modules}
+        lm.restore(before)
+        return deltas
+
+
+class JointFineTune(Agent):
+    """The ceiling: all edits of the stream at once, to convergence, in the first action; no lifelong editor can do that.
+
+    Minimises ``mean -log p + ridge * tr(D^T C D)`` with L-BFGS, where C is the text's key covariance: the best a single
+    delta of these modules does at keeping everything else.
+
+    Args:
+        ridge: Weight of the penalty.
+        steps: L-BFGS iterations at most.
+        tolerance: Smallest change of the objective that is worth another iteration.
+    """
+
+    def __init__(self, ridge: float = 1e-3, steps: int = 150, tolerance: float = 1e-5) -> None:
+        self.ridge, self.steps, self.tolerance = ridge, steps, tolerance
+
+    def prepare(self, env: LifelongEditEnv, seed: int) -> None:
+        self._covariance = key_covariance(env.language_model, sample_text(env.dataset))
+
+    def begin(self, env: LifelongEditEnv) -> None:
+        self._env = env
+
+    def act(self, observation: Observation, info: dict[str, Any]) -> Action:
+        env, lm = self._env, self._env.language_model
+        if info["batch"] > 0 or info["attempt"] > 0:
+            return {name: torch.zeros(lm.shape(name)) for name in lm.modules}
+        before = lm.snapshot()
+        start = {name: lm.weight(name).clone() for name in lm.modules}
+        prompts = _edit_prompts(lm, env, everything=True)
+        loss = _negative_log_likelihood(prompts, len(env.stream))
+        weights = [lm.weight(name) for name in lm.modules]
+        optimizer = torch.optim.LBFGS(
+            weights, max_iter=self.steps, tolerance_change=self.tolerance, history_size=10, line_search_fn="strong_wolfe"
+        )
+
+        def closure() -> float:
+            value, gradients = lm.gradients(prompts, loss)
+            total = float(value)
+            for (name, gradient), weight in zip(gradients.items(), weights, strict=True):
+                pull = self._covariance[name] @ (weight - start[name])
+                total += self.ridge * float(((weight - start[name]) * pull).sum())
+                weight.grad = gradient.dense() + 2 * self.ridge * pull
+            return total
+
+        optimizer.step(closure)
+        deltas = {name: lm.weight(name) - start[name] for name in lm.modules}
+        lm.restore(before)
+        return deltas

@@ -1,0 +1,111 @@
+"""Result records: one JSON object a line, one shape everywhere, checked on reading. See docs/results/README.md."""
+
+import json
+import math
+import os
+import platform
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+METRICS = ("efficacy", "generalization", "specificity")
+PACKAGES = ("torch", "transformers", "gymnasium", "numpy")
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What one agent did on one suite with one seed. Percentages are 0 to 100.
+
+    Attributes:
+        suite: Name of the suite.
+        agent: Name of the row.
+        seed: Seeds training and the stream's order.
+        model: Name of the language model.
+        dataset: Name of the data set and split.
+        edits: Edits made.
+        teacher_forced: efficacy, generalization, specificity after the last edit over all edits.
+        generation: The same by free generation.
+        immediate: The same (teacher-forced) of each batch right after its last action, averaged.
+        retention: Teacher-forced efficacy, generalization, specificity over all edits so far, at some edit counts.
+        setup_seconds: What :meth:`Agent.prepare` took.
+        edit_seconds: Seconds per edit: observation, action and update, without judging.
+        floor_ratio: ``edit_seconds`` by the time of a plain forward and partial backward over the same prompts.
+        peak_memory_bytes: Of the process, or of the accelerator where there is one.
+        versions: Of Python and the packages that matter, and the hardware.
+        failures: Edits whose action was refused or whose figures are not finite.
+    """
+
+    suite: str
+    agent: str
+    seed: int
+    model: str
+    dataset: str
+    edits: int
+    teacher_forced: dict[str, float]
+    generation: dict[str, float]
+    immediate: dict[str, float]
+    retention: list[dict[str, float]]
+    setup_seconds: float
+    edit_seconds: float
+    floor_ratio: float
+    peak_memory_bytes: int
+    versions: dict[str, str]
+    failures: int
+
+    def __post_init__(self) -> None:
+        for name in ("teacher_forced", "generation", "immediate"):
+            _check_percentages(name, getattr(self, name))
+        for i, point in enumerate(self.retention):
+            _check_percentages(f"retention[{i}]", {k: v for k, v in point.items() if k != "edits"})
+        for name in ("edits", "failures", "peak_memory_bytes", "setup_seconds", "edit_seconds", "floor_ratio"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+                raise ValueError(f"{name} must be a number that is not negative, not {value!r}")
+
+
+def _check_percentages(name: str, values: Any) -> None:
+    if not isinstance(values, dict) or set(values) != set(METRICS):
+        raise ValueError(f"{name} must have exactly {', '.join(METRICS)}, not {values!r}")
+    for metric, value in values.items():
+        if not isinstance(value, int | float) or not 0 <= value <= 100:
+            raise ValueError(f"{name}.{metric} must be a percentage from 0 to 100, not {value!r}")
+
+
+def versions() -> dict[str, str]:
+    """What the figures were made with."""
+    found = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+    return found | {"machine": f"{platform.machine()}, {os.cpu_count()} cores"}
+
+
+def read(path: Path) -> list[Record]:
+    """All records of a file.
+
+    Raises:
+        ValueError: If a line is not a record; names the file, the line and the field.
+    """
+    names = {field.name for field in fields(Record)}
+    records = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict) or set(row) != names:
+                missing = sorted(names - set(row)) if isinstance(row, dict) else sorted(names)
+                extra = sorted(set(row) - names) if isinstance(row, dict) else []
+                raise ValueError(f"missing fields {missing}, unknown fields {extra}")
+            records.append(Record(**row))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from error
+    return records
+
+
+def append(path: Path, record: Record) -> None:
+    """Adds a record; the file is replaced whole, so that a kill leaves the old one or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    old = path.read_text(encoding="utf-8") if path.exists() else ""
+    partial = path.with_suffix(".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(old + json.dumps(asdict(record)) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)

@@ -1,0 +1,176 @@
+"""One agent through one stream: what happened, how good it is, what it cost."""
+
+import resource
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from agents.base import Agent
+from benchmarks.records import METRICS, Record, versions
+from benchmarks.suites import Suite
+from editenv import metrics
+from editenv.deltas import LowRank
+from editenv.dynamics import EditableLM
+from editenv.env import Action, LifelongEditEnv
+from editenv.questions import Questions, ask
+
+PROBES = 8
+"""Steps at which the edit step and its floor are timed."""
+
+
+def run(
+    suite: Suite,
+    name: str,
+    agent: Agent,
+    seed: int,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> Record:
+    """Prepares an agent, edits the suite's stream with it, and judges the result.
+
+    Args:
+        suite: What to edit.
+        name: The agent's name in the record.
+        agent: The agent.
+        seed: Seeds the agent's training and the stream's order.
+        progress: Called with what is going on, and how far it is.
+    """
+    env = LifelongEditEnv(
+        model=suite.model,
+        dataset=suite.dataset,
+        split=suite.split,
+        edits_per_step=suite.edits_per_step,
+        actions_per_batch=agent.actions_per_batch,
+        horizon=suite.batches,
+        memory_batches=0,  # nothing here reads the reward's memory term
+    )
+    lm = env.language_model
+    progress("preparing", 0, suite.batches)
+    started = time.perf_counter()
+    agent.prepare(env, seed)
+    setup_seconds = time.perf_counter() - started
+
+    observation, info = env.reset(seed=seed)
+    agent.begin(env)
+    checkpoints = {1 << i for i in range(suite.batches.bit_length())} | {suite.batches}
+    probed = set(np.linspace(0, suite.batches - 1, PROBES).astype(int).tolist())
+    act_seconds, observe_seconds, floor_seconds = 0.0, [], []
+    immediate: list[dict[str, float]] = []
+    retention: list[dict[str, float]] = []
+    asked: list[Questions] = []
+    failures = 0
+    done = False
+    while not done:
+        first_attempt = info["attempt"] == 0
+        probe = first_attempt and info["batch"] in probed
+        if first_attempt:
+            asked.append(env.questions)
+        started = time.perf_counter()
+        action = agent.act(observation, info)
+        act_seconds += time.perf_counter() - started
+        if probe:
+            observe_seconds.append(time_observation_and_update(env, action))
+            floor_seconds.append(time_floor(env))
+        try:
+            observation, _, terminated, truncated, info = env.step(action)
+        except ValueError as error:
+            if "NaN or infinity" not in str(error):
+                raise
+            failures += suite.edits_per_step
+            observation, _, terminated, truncated, info = env.step(no_change(lm))
+        done = terminated or truncated
+        if info["attempt"] == 0:
+            immediate.append({metric: info[metric] for metric in METRICS})
+            if info["batch"] in checkpoints:
+                retention.append({"edits": float(info["edits"])} | look_back(lm, asked))
+            progress("editing", info["batch"], suite.batches)
+
+    progress("judging", suite.batches, suite.batches)
+    everything = ask(lm, env.edits_done)
+    # K actions, each with its own observation and update.
+    per_step = act_seconds / len(immediate) + agent.actions_per_batch * float(np.median(observe_seconds))
+    return Record(
+        suite=suite.name,
+        agent=name,
+        seed=seed,
+        model=suite.model,
+        dataset=f"{suite.dataset}/{suite.split}",
+        edits=len(env.edits_done),
+        teacher_forced=metrics.teacher_forced(lm, everything).percentages(),
+        generation=metrics.generation(lm, everything).percentages(),
+        immediate={metric: round(float(np.mean([row[metric] for row in immediate])), 4) for metric in METRICS},
+        retention=retention,
+        setup_seconds=setup_seconds,
+        edit_seconds=per_step / suite.edits_per_step,
+        floor_ratio=per_step / float(np.median(floor_seconds)),
+        peak_memory_bytes=peak_memory_bytes(lm.device),
+        versions=versions(),
+        failures=failures,
+    )
+
+
+def look_back(lm: EditableLM, asked: list[Questions]) -> dict[str, float]:
+    """Teacher-forced figures over all edits so far."""
+    scores = [metrics.teacher_forced(lm, questions) for questions in asked]
+    return metrics.Scores(*(np.concatenate([getattr(s, metric) for s in scores]) for metric in METRICS)).percentages()
+
+
+def no_change(lm: EditableLM) -> Action:
+    return {n: LowRank(torch.zeros(lm.shape(n)[0], 0), torch.zeros(0, lm.shape(n)[1])) for n in lm.modules}
+
+
+def time_observation_and_update(env: LifelongEditEnv, action: Action) -> float:
+    """Seconds to encode the batch's prompts, take their gradient and apply a delta; the model is as it was after."""
+    lm = env.language_model
+    before = lm.snapshot()
+    started = time.perf_counter()
+    prompts = lm.encode([e.prompt for e in env.batch], [e.target for e in env.batch])
+    lm.gradients(prompts, lambda logits: F.cross_entropy(logits, prompts.labels, reduction="sum"), answer_positions=True)
+    try:
+        lm.apply(env.checked(action))
+    except ValueError:
+        pass  # the step itself will be refused and counted
+    elapsed = time.perf_counter() - started
+    lm.restore(before)
+    return elapsed
+
+
+def time_floor(env: LifelongEditEnv) -> float:
+    """Seconds for what no gradient-based editor can avoid: a forward over the prompts and a backward to the modules.
+
+    Written with the plain model: the decoder over all tokens, the head at the answer positions, gradients with respect
+    to the edited modules' outputs, and nothing below them.
+    """
+    lm = env.language_model
+    pairs = lm.tokenize([e.prompt for e in env.batch], [e.target for e in env.batch])
+    width = max(len(head) + len(tail) for head, tail in pairs) - 1
+    ids = torch.tensor([(head + tail[:-1] + [0] * width)[:width] for head, tail in pairs], device=lm.device)
+    rows = torch.tensor([i for i, (_, tail) in enumerate(pairs) for _ in tail], device=lm.device)
+    columns = torch.tensor([len(head) - 1 + j for head, tail in pairs for j in range(len(tail))], device=lm.device)
+    labels = torch.tensor([token for _, tail in pairs for token in tail], device=lm.device)
+    outputs: list[torch.Tensor] = []
+
+    def tap(_: torch.nn.Module, __: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        outputs.append(output if output.requires_grad else output.detach().requires_grad_())
+        return outputs[-1]
+
+    handles = [module.register_forward_hook(tap) for module in lm.modules.values()]
+    try:
+        started = time.perf_counter()
+        hidden = lm.model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+        logits = lm.model.get_output_embeddings()(hidden[rows, columns])
+        torch.autograd.grad(F.cross_entropy(logits.float(), labels, reduction="sum"), outputs)
+        return time.perf_counter() - started
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
