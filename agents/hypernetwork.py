@@ -27,7 +27,7 @@ class PolicyConfig:
     rank: int = 64
     """Rank of each block's linear map."""
     step_size: float = 1.0
-    """Start of lr_m: the change asked of a module's output, relative to a typical normalised gradient."""
+    """Start of lr_m: the change asked of a module's output for a typical gradient, relative to a typical output."""
     ridge: float = 0.1
     """Start of lambda_m, relative to the mean squared norm of a key."""
 
@@ -104,6 +104,7 @@ class Policy(nn.Module):
     """
 
     key_scale: torch.Tensor
+    value_scale: torch.Tensor
 
     def __init__(self, shapes: Mapping[str, tuple[int, int]], config: PolicyConfig) -> None:
         super().__init__()
@@ -118,6 +119,7 @@ class Policy(nn.Module):
         self.log_step_size = nn.Parameter(torch.full((len(self.names),), math.log(config.step_size)))
         self.log_ridge = nn.Parameter(torch.full((len(self.names),), math.log(config.ridge)))
         self.register_buffer("key_scale", torch.ones(len(self.names)))
+        self.register_buffer("value_scale", torch.ones(len(self.names)))
 
     @torch.no_grad()
     def observe(self, gradients: Mapping[str, Gradient]) -> None:
@@ -126,9 +128,10 @@ class Policy(nn.Module):
             self._network(name).normalizer.observe(torch.cat([gradient.keys, gradient.value_grads], 1))
 
     @torch.no_grad()
-    def set_key_scale(self, mean_square: Mapping[str, float]) -> None:
-        """Makes lambda relative to each module's mean squared key norm."""
-        self.key_scale.copy_(torch.tensor([mean_square[name] for name in self.names]))
+    def set_scales(self, key_scale: Mapping[str, float], value_scale: Mapping[str, float]) -> None:
+        """Units for lambda and lr: the mean squared norm of each module's inputs, and of its outputs."""
+        self.key_scale.copy_(torch.tensor([key_scale[name] for name in self.names]))
+        self.value_scale.copy_(torch.tensor([value_scale[name] for name in self.names]))
 
     def ridge(self, name: str, preconditioned: bool) -> torch.Tensor:
         """lambda_m; keys are already in unit scale once a preconditioner has been applied."""
@@ -147,7 +150,8 @@ class Policy(nn.Module):
 
         Returns:
             For each module ``U^T (U U^T + lambda I)^-1 V``, solved in token space (r x r) and left in factors; row i of
-            V is ``-lr (u_i . u~_i) d~_i / d_in``.
+            V is ``-lr (u_i . u~_i) d~_i``, with lr in units of a typical output's length and u_i . u~_i in units of a typical
+            key's.
         """
         deltas = {}
         for i, name in enumerate(self.names):
@@ -156,7 +160,8 @@ class Policy(nn.Module):
             pseudo_keys, pseudo_grads = self.networks[network_key](gradients[name], place)
             # Normalised keys have entries near 1: measured in typical key lengths, the product is a gate near 1.
             gate = (keys * pseudo_keys).sum(1, keepdim=True) / (self.key_scale[i] * self.shapes[name][0]).sqrt()
-            values = -self.log_step_size[i].exp() * gate * pseudo_grads / math.sqrt(self.shapes[name][1])
+            length = (self.value_scale[i] / self.shapes[name][1]).sqrt()
+            values = -self.log_step_size[i].exp() * length * gate * pseudo_grads
             left = keys.T if projected is None else projected[name]
             gram = keys @ left + self.ridge(name, projected is not None) * torch.eye(len(keys), device=keys.device)
             deltas[name] = LowRank(left, torch.linalg.solve(gram, values))

@@ -194,15 +194,16 @@ class Trainer:
     def _warm_up(self) -> None:
         """Normalizer statistics and key scales from batches on theta_0."""
         self.env.reset(seed=self.seed * 100_003 + 99_999)
-        squares = dict.fromkeys(self.lm.modules, 0.0)
+        inputs, outputs = dict.fromkeys(self.lm.modules, 0.0), dict.fromkeys(self.lm.modules, 0.0)
         tokens = 0
         for _ in range(min(self.config.warm_up_batches, self.config.horizon)):
             self.policy.observe(self.env.gradients)
             for name, gradient in self.env.gradients.items():
-                squares[name] += float(gradient.keys.square().sum())
+                inputs[name] += float(gradient.keys.square().sum())
+                outputs[name] += float((gradient.keys @ self.lm.weight(name)).square().sum())
             tokens += len(next(iter(self.env.gradients.values())).keys)
             self.env.skip_batch()
-        self.policy.set_key_scale({name: square / tokens for name, square in squares.items()})
+        self.policy.set_scales({n: s / tokens for n, s in inputs.items()}, {n: s / tokens for n, s in outputs.items()})
 
     def run(self, trajectories: int, after_each: Callable[[dict[str, float]], None] = lambda _: None) -> None:
         """Trains up to so many trajectories in all."""

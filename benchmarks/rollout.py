@@ -127,7 +127,7 @@ def time_observation_and_update(env: LifelongEditEnv, action: Action) -> float:
     lm = env.language_model
     before = lm.snapshot()
     started = time.perf_counter()
-    prompts = lm.encode([e.prompt for e in env.batch], [e.target for e in env.batch])
+    prompts = lm.encode([e.prompt for e in env.batch], [e.target for e in env.batch], reuse=False)
     lm.gradients(prompts, lambda logits: F.cross_entropy(logits, prompts.labels, reduction="sum"), answer_positions=True)
     try:
         lm.apply(env.checked(action))

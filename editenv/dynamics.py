@@ -138,13 +138,18 @@ class EditableLM:
         model: A Hugging Face causal LM.
         tokenizer: Its tokenizer; its BOS is used if it adds one.
         modules: Patterns: a linear module is edited if its dotted name ends with one of them.
+        cache_bytes: Room for the frozen layers' outputs of prompts met before.
 
     Raises:
         ValueError: If a pattern matches nothing, or a module that is not linear or not inside the stack of layers.
     """
 
     def __init__(
-        self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", modules: Sequence[str]
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        modules: Sequence[str],
+        cache_bytes: int = 256 * 2**20,
     ) -> None:
         shared: dict[int, Any] = {id(p): p for p in model.parameters()} | {id(b): b for b in model.buffers()}
         self.model = copy.deepcopy(model, shared).eval()
@@ -153,6 +158,9 @@ class EditableLM:
         self.modules: dict[str, nn.Module] = _find_modules(self.model, modules)
         self._transposed = {name: not isinstance(module, nn.Linear) for name, module in self.modules.items()}
         self._initial: dict[str, torch.Tensor] = {}
+        self.cache_bytes = cache_bytes
+        self._cached_bytes = 0
+        self._cache: dict[tuple[int, tuple[int, ...]], torch.Tensor] = {}
         for name, module in self.modules.items():
             self._initial[name] = module.weight.detach()
             module.weight = nn.Parameter(self._initial[name].clone(), requires_grad=False)
@@ -225,26 +233,35 @@ class EditableLM:
         return list(zip(heads, tails, strict=True))
 
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str], answers: Sequence[str], batch_size: int = 256) -> Prompts:
+    def encode(
+        self, prompts: Sequence[str], answers: Sequence[str], batch_size: int = 256, reuse: bool = True
+    ) -> Prompts:
         """Tokenizes prompts with their answers and runs the frozen layers over them, once and for all.
 
-        Prompts are processed in batches of like length; the result is in the order given.
+        Prompts are processed in batches of like length; the result is in the order given. Frozen outputs are kept (up
+        to ``cache_bytes``, oldest out first), so that a prompt met again costs nothing.
+
+        Args:
+            prompts: ``B`` texts.
+            answers: Their continuations.
+            batch_size: Prompts run together.
+            reuse: False computes everything anew, for honest timings.
         """
         pairs = self.tokenize(prompts, answers)
-        order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
-        pieces: list[torch.Tensor] = [torch.empty(0)] * len(pairs)
-        for start in range(0, len(order), batch_size):
-            chunk = order[start : start + batch_size]
-            # The last answer token is predicted, never read.
-            rows = [pairs[i][0] + pairs[i][1][:-1] for i in chunk]
-            width = max(map(len, rows))
-            ids = torch.zeros(len(rows), width, dtype=torch.long)
-            for j, row in enumerate(rows):
-                ids[j, : len(row)] = torch.tensor(row)
+        # The last answer token is predicted, never read.
+        texts = [(len(head), tuple(head + tail[:-1])) for head, tail in pairs]
+        fresh = sorted({text for text in texts if not (reuse and text in self._cache)}, key=lambda text: len(text[1]))
+        found: dict[tuple[int, tuple[int, ...]], torch.Tensor] = {}
+        for start in range(0, len(fresh), batch_size):
+            chunk = fresh[start : start + batch_size]
+            width = len(chunk[-1][1])
+            ids = torch.tensor([[*row, *[0] * (width - len(row))] for _, row in chunk])
             hidden = self._frozen_output(ids.to(self.device))
-            for j, i in enumerate(chunk):
-                begin = len(pairs[i][0]) - 1 if self.answer_positions_only else 0
-                pieces[i] = hidden[j, begin : len(rows[j])]
+            for j, (head, row) in enumerate(chunk):
+                found[head, row] = hidden[j, head - 1 if self.answer_positions_only else 0 : len(row)].clone()
+        pieces = [found[text] if text in found else self._cache[text] for text in texts]
+        if reuse:
+            self._keep(found)
         lengths = torch.tensor([len(tail) for _, tail in pairs], device=self.device)
         prompt_index = torch.repeat_interleave(torch.arange(len(pairs), device=self.device), lengths)
         labels = torch.tensor([token for _, tail in pairs for token in tail], device=self.device)
@@ -259,6 +276,12 @@ class EditableLM:
                 [len(head) - 1 + j for head, tail in pairs for j in range(len(tail))], device=self.device
             )
         return Prompts(stacked.contiguous(), rows_of, columns, labels, prompt_index, lengths)
+
+    def _keep(self, found: Mapping[tuple[int, tuple[int, ...]], torch.Tensor]) -> None:
+        self._cache.update(found)
+        self._cached_bytes += sum(piece.nbytes for piece in found.values())
+        while self._cached_bytes > self.cache_bytes:
+            self._cached_bytes -= self._cache.pop(next(iter(self._cache))).nbytes
 
     def _frozen_output(self, ids: torch.Tensor) -> torch.Tensor:
         """``(B, T, d)``: the input of the first edited layer, or of its MLP half if its attention is frozen."""
