@@ -1,9 +1,14 @@
 """What an agent is."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from editenv.env import Action, LifelongEditEnv, Observation
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is going on, how much of it is done, and of how much."""
 
 
 class Agent(ABC):
@@ -16,7 +21,13 @@ class Agent(ABC):
     actions_per_batch: int = 1
     """How often the agent wants to see each batch (K)."""
 
-    def prepare(self, env: LifelongEditEnv, seed: int) -> None:  # noqa: B027 - optional
+    workspace: Path | None = None
+    """Folder in which :meth:`prepare` may keep what it made, for the next suite with the same agent and seed."""
+
+    kept_seconds: float = 0.0
+    """What making the things taken from the workspace had cost; part of the reported setup."""
+
+    def prepare(self, env: LifelongEditEnv, seed: int, progress: Progress) -> None:  # noqa: B027 - optional
         """Training, statistics: whatever is done once for a model, before any edit. Never on the split of ``env``."""
 
     def begin(self, env: LifelongEditEnv) -> None:  # noqa: B027 - optional

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from agents.base import Agent
+from agents.base import Agent, Progress
 from agents.preconditioner import key_covariance, sample_text
 from editenv.dynamics import EditableLM, Prompts
 from editenv.env import Action, LifelongEditEnv, Observation
@@ -73,7 +73,7 @@ class JointFineTune(Agent):
     def __init__(self, ridge: float = 1e-3, steps: int = 150, tolerance: float = 1e-5) -> None:
         self.ridge, self.steps, self.tolerance = ridge, steps, tolerance
 
-    def prepare(self, env: LifelongEditEnv, seed: int) -> None:
+    def prepare(self, env: LifelongEditEnv, seed: int, progress: Progress) -> None:
         self._covariance = key_covariance(env.language_model, sample_text(env.dataset))
 
     def begin(self, env: LifelongEditEnv) -> None:
@@ -89,7 +89,11 @@ class JointFineTune(Agent):
         loss = _negative_log_likelihood(prompts, len(env.stream))
         weights = [lm.weight(name) for name in lm.modules]
         optimizer = torch.optim.LBFGS(
-            weights, max_iter=self.steps, tolerance_change=self.tolerance, history_size=10, line_search_fn="strong_wolfe"
+            weights,
+            max_iter=self.steps,
+            tolerance_change=self.tolerance,
+            history_size=10,
+            line_search_fn="strong_wolfe",
         )
 
         def closure() -> float:

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from editenv.deltas import LowRank
+from editenv.deltas import LowRank, ridge_regression
 from editenv.dynamics import Gradient
 
 
@@ -154,18 +154,22 @@ class Policy(nn.Module):
             key's.
         """
         deltas = {}
-        for i, name in enumerate(self.names):
-            keys = gradients[name].keys
-            network_key, place = self._place[name]
-            pseudo_keys, pseudo_grads = self.networks[network_key](gradients[name], place)
-            # Normalised keys have entries near 1: measured in typical key lengths, the product is a gate near 1.
-            gate = (keys * pseudo_keys).sum(1, keepdim=True) / (self.key_scale[i] * self.shapes[name][0]).sqrt()
-            length = (self.value_scale[i] / self.shapes[name][1]).sqrt()
-            values = -self.log_step_size[i].exp() * length * gate * pseudo_grads
-            left = keys.T if projected is None else projected[name]
-            gram = keys @ left + self.ridge(name, projected is not None) * torch.eye(len(keys), device=keys.device)
-            deltas[name] = LowRank(left, torch.linalg.solve(gram, values))
+        for name in self.names:
+            left = None if projected is None else projected[name]
+            keys, ridge = gradients[name].keys, self.ridge(name, projected is not None)
+            deltas[name] = ridge_regression(keys, self.values(name, gradients[name]), ridge, left)
         return deltas
+
+    def values(self, name: str, gradient: Gradient) -> torch.Tensor:
+        """V, ``(r, d_out)``: the change asked of a module's output at each token."""
+        i = self.names.index(name)
+        network_key, place = self._place[name]
+        pseudo_keys, pseudo_grads = self.networks[network_key](gradient, place)
+        d_in, d_out = self.shapes[name]
+        # Normalised keys have entries near 1: measured in typical key lengths, the product is a gate near 1.
+        gate = (gradient.keys * pseudo_keys).sum(1, keepdim=True) / (self.key_scale[i] * d_in).sqrt()
+        length = (self.value_scale[i] / d_out).sqrt()
+        return -self.log_step_size[i].exp() * length * gate * pseudo_grads
 
     def _network(self, name: str) -> HyperNetwork:
         network = self.networks[self._place[name][0]]
@@ -197,7 +201,9 @@ def load_policy(folder: Path) -> tuple[Policy, dict[str, object]]:
     """
     for name in ("policy.json", "policy.safetensors"):
         if not (folder / name).exists():
-            raise FileNotFoundError(f"{folder} holds no {name}; train one with: python -m agents.rledit --output {folder}")
+            raise FileNotFoundError(
+                f"{folder} holds no {name}; train one with: python -m agents.rledit --output {folder}"
+            )
     record = json.loads((folder / "policy.json").read_text(encoding="utf-8"))
     shapes = {name: (int(shape[0]), int(shape[1])) for name, shape in record.pop("shapes").items()}
     policy = Policy(shapes, PolicyConfig(**record.pop("policy")))

@@ -16,4 +16,6 @@ class NoEdit(Agent):
         self._shapes = {name: env.language_model.shape(name) for name in env.language_model.modules}
 
     def act(self, observation: Observation, info: dict[str, Any]) -> Action:
-        return {name: LowRank(torch.zeros(d_in, 0), torch.zeros(0, d_out)) for name, (d_in, d_out) in self._shapes.items()}
+        return {
+            name: LowRank(torch.zeros(d_in, 0), torch.zeros(0, d_out)) for name, (d_in, d_out) in self._shapes.items()
+        }

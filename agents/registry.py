@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 
 from agents.base import Agent
-from agents.fine_tune import FineTune, JointFineTune
+from agents.fine_tune import FineTune
 from agents.hypernetwork import PolicyConfig
 from agents.no_edit import NoEdit
 from agents.rledit import RLEdit, TrainConfig
@@ -25,7 +25,7 @@ CLOSED_LOOP = replace(PRECONDITIONED, actions_per_batch=4)
 
 def packaged_policy(name: str) -> Path:
     """Folder of a policy that ships with the package."""
-    return Path(str(resources.files("agents").joinpath("policies", name)))
+    return Path(str(resources.files("agents"))) / "policies" / name
 
 
 AGENTS: dict[str, tuple[str, Callable[[], Agent]]] = {

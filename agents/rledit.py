@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import torch
 
-from agents.base import Agent
+from agents.base import Agent, Progress
 from agents.hypernetwork import Policy, PolicyConfig, load_policy, save_policy
 from agents.preconditioner import Preconditioner, key_covariance, sample_text
 from editenv.deltas import LowRank, inner, squared_norm
@@ -116,19 +116,41 @@ class RLEdit(Agent):
         self.actions_per_batch = actions_per_batch or self.config.actions_per_batch
         self._preconditioner: Preconditioner | None = None
 
-    def prepare(self, env: LifelongEditEnv, seed: int) -> None:
+    def prepare(self, env: LifelongEditEnv, seed: int, progress: Progress) -> None:
         lm = env.language_model
         lm.restore()
         if self.config.preconditioner:
             self._preconditioner = make_preconditioner(env, self.config)
-        if self.folder is None:
+        if self.folder is None and not self._load_kept(env, seed):
+            started = time.perf_counter()
             trainer = Trainer(training_environment(env, self.config), self.config, seed, self._preconditioner)
-            trainer.run(trajectories=self.config.trajectories if self.train else 0)
+            total = self.config.trajectories if self.train else 0
+            trainer.run(total, lambda log: progress(describe(log), trainer.trajectory, total))
             self.policy = trainer.policy
+            if self.workspace is not None:
+                seconds = time.perf_counter() - started
+                save_policy(self.policy, self.workspace, self._identity(env, seed) | {"seconds": seconds})
         self.policy.to(lm.device).eval()
         missing = set(lm.modules) ^ set(self.policy.shapes)
         if missing:
-            raise ValueError(f"the policy and the environment do not edit the same modules; they differ in {sorted(missing)}")
+            raise ValueError(
+                f"the policy and the environment do not edit the same modules; they differ in {sorted(missing)}"
+            )
+
+    def _identity(self, env: LifelongEditEnv, seed: int) -> dict[str, object]:
+        """What a kept policy must agree on to be taken."""
+        made_of = {"trained": self.train, "train": asdict(self.config), "seed": seed, "model": env.model_arguments}
+        return json.loads(json.dumps(made_of))
+
+    def _load_kept(self, env: LifelongEditEnv, seed: int) -> bool:
+        if self.workspace is None or not (self.workspace / "policy.json").exists():
+            return False
+        policy, record = load_policy(self.workspace)
+        seconds = record.pop("seconds")
+        if record != self._identity(env, seed):
+            return False
+        self.policy, self.kept_seconds = policy, float(str(seconds))
+        return True
 
     def begin(self, env: LifelongEditEnv) -> None:
         self._env = env
@@ -213,9 +235,9 @@ class Trainer:
     def train_one(self) -> dict[str, float]:
         """One trajectory and one optimiser step; the mean reward terms along it."""
         started = time.monotonic()
-        steps = self._roll_out()
+        steps = self.roll_out()
         self.optimizer.zero_grad()
-        self._sweep_back(steps)
+        self.sweep_back(steps)
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.gradient_clip)
         self.optimizer.step()
         for step in steps:
@@ -224,7 +246,7 @@ class Trainer:
         log = {key: sum(step.terms.as_dict()[key] for step in steps) / len(steps) for key in steps[0].terms.as_dict()}
         return log | {"gradient_norm": float(norm), "seconds": time.monotonic() - started}
 
-    def _roll_out(self) -> list[_Step]:
+    def roll_out(self) -> list[_Step]:
         """The frozen policy edits one stream; keeps what each reward says about the weights."""
         config, env, lm = self.config, self.env, self.lm
         rng = random.Random(f"{self.seed}/{self.trajectory}")
@@ -251,7 +273,7 @@ class Trainer:
                 env.refresh()
         return steps
 
-    def _sweep_back(self, steps: Sequence[_Step]) -> None:
+    def sweep_back(self, steps: Sequence[_Step]) -> None:
         """dR/dphi = sum_i <S_i, dD_i/dphi> with S_i = sum_{t>=i} gamma^t dr_t/dtheta_t; observations are constants."""
         config = self.config
         later: dict[str, torch.Tensor] = {}
@@ -259,7 +281,7 @@ class Trainer:
             step = steps[t]
             weight = config.discount**t
             own = {name: weight * gradient for name, gradient in step.weight_gradients.items()}
-            reach = config.credit == "trajectory" and later
+            reach = config.credit == "trajectory" and t + 1 < len(steps)
             if config.environment == "fixed":
                 # Attempts on one batch share weights; batches do not.
                 reach = reach and (t + 1) % config.actions_per_batch != 0
@@ -334,7 +356,9 @@ def main(args: Args) -> None:
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location=args.device, weights_only=True)
         if state["identity"] != identity:
-            raise SystemExit(f"{checkpoint} belongs to a training run with other options; remove it or choose another --output")
+            raise SystemExit(
+                f"{checkpoint} belongs to a training run with other options; remove it or choose another --output"
+            )
         trainer.load_state(state["trainer"])
         print(f"going on from trajectory {trainer.trajectory}")
 
@@ -346,7 +370,7 @@ def main(args: Args) -> None:
         def after_each(log: dict[str, float]) -> None:
             for key, value in log.items():
                 writer.add_scalar(f"train/{key}", value, trainer.trajectory)
-            progress.update(bar, completed=trainer.trajectory, description=describe(log))
+            progress.update(bar, completed=trainer.trajectory, description=f"RLEdit {describe(log)}")
             if trainer.trajectory % args.checkpoint_every == 0:
                 partial = checkpoint.with_suffix(".partial")
                 torch.save({"identity": identity, "trainer": trainer.state()}, partial)
@@ -360,7 +384,7 @@ def main(args: Args) -> None:
 
 def describe(log: dict[str, float]) -> str:
     """The running reward terms in a few words."""
-    return "RLEdit reward {reward:.2f} (edit {edit:.2f}, locality {locality:.3f}, memory {memory:.2f})".format(**log)
+    return "reward {reward:.2f} (edit {edit:.2f}, locality {locality:.3f}, memory {memory:.2f})".format(**log)
 
 
 if __name__ == "__main__":

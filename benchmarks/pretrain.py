@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 import tyro
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -34,8 +33,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from editenv.data import atlas
 
 SIZES = {
-    "mini": dict(hidden_size=256, intermediate_size=3072, num_hidden_layers=4, num_attention_heads=4),
-    "base": dict(hidden_size=384, intermediate_size=6144, num_hidden_layers=4, num_attention_heads=6),
+    "mini": {"hidden_size": 256, "intermediate_size": 3072, "num_hidden_layers": 4, "num_attention_heads": 4},
+    "base": {"hidden_size": 384, "intermediate_size": 6144, "num_hidden_layers": 4, "num_attention_heads": 6},
 }
 LEAD_INS = ("From the archive:", "Note:", "It is recorded that", "Readers learn that", "One fact:", "As is known,")
 
@@ -142,6 +141,7 @@ class ObjectLoss:
         self.prior = (prior / prior.sum(1, keepdim=True)).to(args.device)
 
     def __call__(self, model: LlamaForCausalLM, batch: list[Sentence], step: int) -> torch.Tensor:
+        """The loss of one batch; ``step`` seeds the choice of prompt tokens."""
         answers = [[*self.object_ids[s.fact.object], self.eos] for s in batch]
         rows = [s.ids + answer for s, answer in zip(batch, answers, strict=True)]
         width = max(map(len, rows))

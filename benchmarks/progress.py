@@ -12,6 +12,4 @@ def console_progress(label: str) -> Iterator[Callable[[str, int, int], None]]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, transient=True) as bars:
         bar = bars.add_task(label)
-        yield lambda what, done, total: bars.update(
-            bar, description=f"{label}: {what}", completed=done, total=total
-        )
+        yield lambda what, done, total: bars.update(bar, description=f"{label}: {what}", completed=done, total=total)

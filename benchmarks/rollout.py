@@ -4,6 +4,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -50,8 +51,8 @@ def run(
     lm = env.language_model
     progress("preparing", 0, suite.batches)
     started = time.perf_counter()
-    agent.prepare(env, seed)
-    setup_seconds = time.perf_counter() - started
+    agent.prepare(env, seed, progress)
+    setup_seconds = time.perf_counter() - started + agent.kept_seconds
 
     observation, info = env.reset(seed=seed)
     agent.begin(env)
@@ -128,11 +129,11 @@ def time_observation_and_update(env: LifelongEditEnv, action: Action) -> float:
     before = lm.snapshot()
     started = time.perf_counter()
     prompts = lm.encode([e.prompt for e in env.batch], [e.target for e in env.batch], reuse=False)
-    lm.gradients(prompts, lambda logits: F.cross_entropy(logits, prompts.labels, reduction="sum"), answer_positions=True)
-    try:
+    lm.gradients(
+        prompts, lambda logits: F.cross_entropy(logits, prompts.labels, reduction="sum"), answer_positions=True
+    )
+    with suppress(ValueError):  # a refused action is counted when the step itself refuses it
         lm.apply(env.checked(action))
-    except ValueError:
-        pass  # the step itself will be refused and counted
     elapsed = time.perf_counter() - started
     lm.restore(before)
     return elapsed

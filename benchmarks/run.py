@@ -47,14 +47,16 @@ def parse_seeds(text: str) -> list[int]:
     return seeds
 
 
-def run_cell(suite: str, agent: str, seed: int) -> Record:
-    """One agent, one seed; runs in its own process and shows how far it is."""
+def run_cell(suite: str, name: str, seed: int, out: Path) -> Record:
+    """One agent, one seed; runs in its own process and shows how far it is. Policies are kept in OUT/policies."""
     from agents.registry import make_agent
     from benchmarks.progress import console_progress
     from benchmarks.rollout import run
 
-    with console_progress(f"{agent}, seed {seed}") as progress:
-        return run(SUITES[suite], agent, make_agent(agent), seed, progress)
+    agent = make_agent(name)
+    agent.workspace = out / "policies" / f"{name.replace('/', '_')}-seed{seed}"
+    with console_progress(f"{name}, seed {seed}") as progress:
+        return run(SUITES[suite], name, agent, seed, progress)
 
 
 def main(args: Args) -> int:
@@ -75,7 +77,7 @@ def main(args: Args) -> int:
             continue
         try:
             with ProcessPoolExecutor(1, mp_context=context) as pool:
-                record = pool.submit(run_cell, *cell).result()
+                record = pool.submit(run_cell, *cell, args.out).result()
         except Exception:
             failed.append(label)
             traceback.print_exc()

@@ -111,13 +111,17 @@ def draw_retention(records: Sequence[Record], path: Path) -> None:
             edits = [point["edits"] for point in group[0].retention]
             curves = np.array([[point[metric] for point in record.retention] for record in group])
             colour = f"C{i % 10}"
-            axis.plot(edits, curves.mean(0), color=colour, linestyle=styles[i % 4], marker="o", markersize=3, label=agent)
+            axis.plot(
+                edits, curves.mean(0), color=colour, linestyle=styles[i % 4], marker="o", markersize=3, label=agent
+            )
             if len(group) > 1:
                 axis.fill_between(edits, curves.min(0), curves.max(0), color=colour, alpha=0.15, linewidth=0)
         axis.set(title=metric, xlabel="edits so far", xscale="log", ylim=(-3, 103))
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("% of all edits so far, teacher-forced")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(agents)), frameon=False)
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(agents)), frameon=False
+    )
     partial = path.with_name(path.stem + ".partial.png")
     figure.savefig(partial, dpi=150)
     plt.close(figure)

@@ -50,3 +50,22 @@ def inner(matrix: torch.Tensor, delta: Delta) -> torch.Tensor:
     if isinstance(delta, LowRank):
         return ((matrix.T @ delta.left).T * delta.right).sum()
     return (matrix * delta).sum()
+
+
+def ridge_regression(
+    keys: torch.Tensor, values: torch.Tensor, ridge: torch.Tensor | float, projected: torch.Tensor | None = None
+) -> LowRank:
+    """The delta that moves a module's output at ``keys`` by ``values``, as far as the ridge lets it; carries gradient.
+
+    ``P U^T (U P U^T + ridge I)^-1 V`` is the minimiser of ``||U D - V||^2 + ridge tr(D^T P^-1 D)``; it is solved in token
+    space (r x r) and stays in factors.
+
+    Args:
+        keys: U, ``(r, d_in)``.
+        values: V, ``(r, d_out)``.
+        ridge: Positive.
+        projected: ``P U^T``, ``(d_in, r)``; without it P is the identity.
+    """
+    left = keys.T if projected is None else projected
+    gram = keys @ left + ridge * torch.eye(len(keys), dtype=keys.dtype, device=keys.device)
+    return LowRank(left, torch.linalg.solve(gram, values))

@@ -12,7 +12,7 @@ form this needs is not assumed but checked, at construction, against the whole m
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-class _Stop(Exception):
+class _StopForward(Exception):  # noqa: N818 - a signal, not an error
     """Ends a forward pass once what it was for has been seen."""
 
 
@@ -162,8 +162,9 @@ class EditableLM:
         self._cached_bytes = 0
         self._cache: dict[tuple[int, tuple[int, ...]], torch.Tensor] = {}
         for name, module in self.modules.items():
-            self._initial[name] = module.weight.detach()
+            self._initial[name] = module.get_parameter("weight").detach()
             module.weight = nn.Parameter(self._initial[name].clone(), requires_grad=False)
+        self._weights = {name: module.get_parameter("weight") for name, module in self.modules.items()}
 
         stack_name = _layer_stack(self.model, self.modules)
         self._layers: Sequence[nn.Module] = list(self.model.get_submodule(stack_name).children())
@@ -184,12 +185,12 @@ class EditableLM:
 
     def shape(self, name: str) -> tuple[int, int]:
         """``(d_in, d_out)`` of an edited module."""
-        rows, columns = self.modules[name].weight.shape
+        rows, columns = self._weights[name].shape
         return (rows, columns) if self._transposed[name] else (columns, rows)
 
     def weight(self, name: str) -> torch.Tensor:
         """The current weight, ``(d_in, d_out)``, as a view."""
-        weight = self.modules[name].weight.detach()
+        weight = self._weights[name].detach()
         return weight if self._transposed[name] else weight.T
 
     @torch.no_grad()
@@ -205,24 +206,24 @@ class EditableLM:
     def restore(self, weights: Mapping[str, torch.Tensor] | None = None) -> None:
         """Sets the edited weights to a :meth:`snapshot`, or to theta_0, bit for bit."""
         source = self._initial if weights is None else weights
-        for name, module in self.modules.items():
-            module.weight.data.copy_(source[name])
+        for name, weight in self._weights.items():
+            weight.data.copy_(source[name])
 
     def snapshot(self) -> dict[str, torch.Tensor]:
         """A copy of the edited weights, in the module's own layout."""
-        return {name: module.weight.detach().clone() for name, module in self.modules.items()}
+        return {name: weight.detach().clone() for name, weight in self._weights.items()}
 
     @contextmanager
     def at_initial_weights(self) -> Iterator[None]:
         """Within the context the model is theta_0; nothing is copied."""
-        current = {name: module.weight.data for name, module in self.modules.items()}
+        current = {name: weight.data for name, weight in self._weights.items()}
         try:
-            for name, module in self.modules.items():
-                module.weight.data = self._initial[name]
+            for name, weight in self._weights.items():
+                weight.data = self._initial[name]
             yield
         finally:
-            for name, module in self.modules.items():
-                module.weight.data = current[name]
+            for name, weight in self._weights.items():
+                weight.data = current[name]
 
     # -- prompts and the frozen part ------------------------------------------------------------------------------
 
@@ -234,7 +235,7 @@ class EditableLM:
 
     @torch.no_grad()
     def encode(
-        self, prompts: Sequence[str], answers: Sequence[str], batch_size: int = 256, reuse: bool = True
+        self, prompts: Sequence[str], answers: Sequence[str], batch_size: int = 48, reuse: bool = True
     ) -> Prompts:
         """Tokenizes prompts with their answers and runs the frozen layers over them, once and for all.
 
@@ -291,7 +292,7 @@ class EditableLM:
         def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any = None) -> None:
             value = output if self.frozen_attention else (args[0] if args else kwargs["hidden_states"])
             captured.append(value[0] if isinstance(value, tuple) else value)
-            raise _Stop
+            raise _StopForward
 
         with ExitStack() as stack:
             if self.frozen_attention:
@@ -300,10 +301,8 @@ class EditableLM:
                 stack.enter_context(_hooked(layer.register_forward_hook(keep, with_kwargs=True)))
             else:
                 stack.enter_context(_hooked(layer.register_forward_pre_hook(keep, with_kwargs=True)))
-            try:
+            with suppress(_StopForward):
                 self.model(input_ids=ids, use_cache=False)
-            except _Stop:
-                pass
         return captured[0]
 
     # -- forward from the cut -------------------------------------------------------------------------------------
@@ -312,7 +311,9 @@ class EditableLM:
         """``(A, vocabulary)`` logits at the answer positions, at the current weights, in float32."""
         layer = self._layers[self.first_layer]
 
-        def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        def enter(
+            _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
             if args:
                 return (prompts.hidden, *args[1:]), kwargs
             return args, kwargs | {"hidden_states": prompts.hidden}
@@ -428,7 +429,9 @@ def _blocks(
     if len(inside) != 1:
         return None, None
     mlp = layer.get_submodule(inside.pop())
-    attention = [child for name, child in layer.named_children() if "attn" in name.split("_") or "attention" in name.split("_")]
+    attention = [
+        child for name, child in layer.named_children() if "attn" in name.split("_") or "attention" in name.split("_")
+    ]
     attention = [child for child in attention if "norm" not in type(child).__name__.lower()]
     if len(attention) != 1 or attention[0] is mlp or not list(mlp.children()):
         return None, None

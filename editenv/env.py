@@ -1,7 +1,7 @@
 """LifelongEdit-v0: the Gymnasium face of lifelong model editing."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -48,7 +48,7 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         256
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi", "human", "rgb_array"], "render_fps": 4}
+    metadata = {"render_modes": ["ansi", "human", "rgb_array"], "render_fps": 4}  # noqa: RUF012 - Gymnasium declares it so
 
     def __init__(
         self,
@@ -80,8 +80,12 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         self.actions_per_batch = actions_per_batch
         self.horizon = horizon
         self.reward_config = RewardConfig(locality, memory_decay, memory_batches, regularization)
-        self.model_arguments = {
-            "model": model, "dataset": dataset, "modules": modules, "device": device, "dtype": dtype
+        self.model_arguments: dict[str, Any] = {
+            "model": model,
+            "dataset": dataset,
+            "modules": modules,
+            "device": device,
+            "dtype": dtype,
         }
         self.dataset, self.split, self._redraw = dataset, split, redraw
         self._edits = load_edits(dataset, split, 0 if redraw else None)
@@ -91,7 +95,7 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         base, tokenizer = load_model(model, device, dtype)
         self.language_model = EditableLM(base, tokenizer, default_modules(model) if modules is None else modules)
         self.max_tokens = edits_per_step * self._longest_target()
-        self.observation_space = spaces.Dict(
+        self.observation_space: spaces.Space[Any] = spaces.Dict(
             {
                 name: spaces.Dict(
                     {
@@ -104,7 +108,7 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
             }
         )
         # Wide enough for any sane edit, and far from overflow: no entry moves by more than the largest weight.
-        self.action_space = spaces.Dict(
+        self.action_space: spaces.Space[Any] = spaces.Dict(
             {
                 name: spaces.Box(-bound, bound, self.language_model.shape(name), np.float32)
                 for name in self.language_model.modules
@@ -113,7 +117,7 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         )
         self.stream: Sequence[Edit] = ()
         self.batches_done = 0
-        self._attempt = 0
+        self.attempt = 0
         self._over = True
         self._view: rendering.LiveView | None = None
 
@@ -135,13 +139,15 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
             raise ValueError(f"reset: unknown options {sorted(unknown)}; known is 'shuffle'")
         if self._redraw:
             self._edits = load_edits(self.dataset, self.split, int(self.np_random.integers(1, 2**31)))
-        order = self.np_random.permutation(len(self._edits)) if options.get("shuffle", True) else range(len(self._edits))
+        order = (
+            self.np_random.permutation(len(self._edits)) if options.get("shuffle", True) else range(len(self._edits))
+        )
         length = len(self._edits) // self.edits_per_step * self.edits_per_step
         if self.horizon is not None:
             length = min(length, self.horizon * self.edits_per_step)
         self.stream = tuple(self._edits[i] for i in order)[:length]
         self.language_model.restore()
-        self.batches_done, self._attempt, self._over = 0, 0, False
+        self.batches_done, self.attempt, self._over = 0, 0, False
         self.reward = rewards.Reward(self.language_model, self.reward_config)
         self.history = rendering.History()
         self._open_batch()
@@ -171,7 +177,7 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         self.language_model.apply(deltas)
         terms = self.reward.step(self._reward_batch, deltas)
         scores = metrics.teacher_forced(self.language_model, self.questions).percentages()
-        self.history.add(self.batches_done, self._attempt, self.questions, terms, scores)
+        self.history.add(self.batches_done, self.attempt, self.questions, terms, scores)
         self._advance()
         terminated = (self.batches_done + 1) * self.edits_per_step > len(self._edits)
         truncated = not terminated and self.batches_done == self.horizon
@@ -240,7 +246,7 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
 
     def skip_batch(self) -> None:
         """Moves the stream on without an action."""
-        self._attempt = self.actions_per_batch - 1
+        self.attempt = self.actions_per_batch - 1
         self._advance()
 
     def refresh(self) -> None:
@@ -257,7 +263,9 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
             targets = {name for group in objects().values() for name in group}
         else:
             targets = {edit.target for edit in self._edits}
-        return max(len(row) for row in tokenizer([f" {t}" for t in sorted(targets)], add_special_tokens=False)["input_ids"])
+        return max(
+            len(row) for row in tokenizer([f" {t}" for t in sorted(targets)], add_special_tokens=False)["input_ids"]
+        )
 
     def _open_batch(self) -> None:
         self.questions = ask(self.language_model, self.batch)
@@ -266,9 +274,9 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
 
     def _advance(self) -> None:
         """After an action: the next attempt, the next batch, or the end."""
-        self._attempt += 1
-        if self._attempt == self.actions_per_batch:
-            self._attempt = 0
+        self.attempt += 1
+        if self.attempt == self.actions_per_batch:
+            self.attempt = 0
             self.batches_done += 1
             self.reward.remember(self._reward_batch)
             self._over = self.batches_done * self.edits_per_step == len(self.stream)
@@ -290,7 +298,7 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
 
     def _place(self) -> dict[str, Any]:
         """Where the stream stands: what the returned observation is about."""
-        return {"batch": self.batches_done, "attempt": self._attempt, "edits": self.batches_done * self.edits_per_step}
+        return {"batch": self.batches_done, "attempt": self.attempt, "edits": self.batches_done * self.edits_per_step}
 
     def _observe(self) -> Observation:
         """The gradient factors as numpy, padded to ``max_tokens``."""
@@ -332,7 +340,9 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
                 delta = self._tensor(given)
                 finite = bool(delta.isfinite().all())
             if not finite:
-                raise ValueError(f"action: module {name!r} expects shape {expected} of finite numbers, was given NaN or infinity")
+                raise ValueError(
+                    f"action: module {name!r} expects shape {expected} of finite numbers, was given NaN or infinity"
+                )
             deltas[name] = delta
         return deltas
 

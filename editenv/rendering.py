@@ -27,9 +27,7 @@ class History:
     questions: list[Questions] = field(default_factory=list)
     retention: list[tuple[int, list[float]]] = field(default_factory=list)
 
-    def add(
-        self, batch: int, attempt: int, questions: Questions, terms: RewardTerms, scores: dict[str, float]
-    ) -> None:
+    def add(self, batch: int, attempt: int, questions: Questions, terms: RewardTerms, scores: dict[str, float]) -> None:
         self.steps.append((batch, attempt, terms, scores))
         if batch == len(self.questions):
             self.questions.append(questions)

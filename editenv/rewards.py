@@ -90,9 +90,7 @@ def _losses(batches: Sequence[RewardBatch], logits: torch.Tensor) -> tuple[torch
         end = start + len(batch.weights)
         middle = start + batch.rephrase_tokens
         labels, weights = batch.prompts.labels, batch.weights
-        nll = torch.nn.functional.cross_entropy(
-            logits[start:middle], labels[: batch.rephrase_tokens], reduction="none"
-        )
+        nll = torch.nn.functional.cross_entropy(logits[start:middle], labels[: batch.rephrase_tokens], reduction="none")
         edit.append((weights[: batch.rephrase_tokens] * nll).sum())
         log_probs = logits[middle:end].log_softmax(-1)
         kl = (batch.reference.exp() * (batch.reference - log_probs)).sum(-1)

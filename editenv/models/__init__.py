@@ -26,7 +26,9 @@ def model_path(name: str) -> str:
 
 
 @cache
-def load_model(name: str, device: str = "cpu", dtype: str = "float32") -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+def load_model(
+    name: str, device: str = "cpu", dtype: str = "float32"
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Loads a causal language model and its tokenizer, once per process; callers must not change the weights.
 
     Args:

@@ -1,0 +1,213 @@
+"""Where the time goes: the edit step against its floor, a training trajectory against the same one computed naively.
+
+    python -m benchmarks.speed
+
+The naive trajectory is what a first implementation does: reference logits recomputed, gradients of whole weights, logits
+at every token, memory batches one by one, a d x d solve. Both run here, in processes of their own, on the same stream with
+the same policy, and must find the same losses.
+"""
+
+import copy
+import json
+import multiprocessing
+import resource
+import statistics
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from agents.rledit import TrainConfig, Trainer, training_environment
+from benchmarks.rollout import peak_memory_bytes, time_floor, time_observation_and_update
+from editenv.data import Edit
+from editenv.dynamics import EditableLM, Gradient
+from editenv.env import LifelongEditEnv
+
+
+@dataclass
+class Args:
+    batches: int = 12
+    """Length of the trajectory; the memory of k = 10 is full from the eleventh batch on."""
+    repeats: int = 15
+    """Edit steps timed."""
+    out: Path | None = None
+    """Write the figures to this JSON file, too."""
+
+
+def _trainer(batches: int) -> Trainer:
+    config = TrainConfig(horizon=batches, warm_up_batches=2)
+    return Trainer(training_environment(LifelongEditEnv(), config), config, 0, None)
+
+
+def edit_step(repeats: int) -> dict[str, float]:
+    """Median seconds of observation, policy and update, of the floor, and the median of their ratios."""
+    env = LifelongEditEnv(split="validation", memory_batches=0)
+    policy = _trainer(2).policy
+    env.reset(seed=0)
+    steps, floors = [], []
+    for i in range(repeats + 3):
+        started = time.perf_counter()
+        with torch.no_grad():
+            action = policy(env.gradients)
+        acting = time.perf_counter() - started
+        # Turn about, so that a slow moment of the machine hits both.
+        floor = time_floor(env) if i % 2 else 0.0
+        step = acting + time_observation_and_update(env, action)
+        floor = floor or time_floor(env)
+        if i >= 3:
+            steps.append(step)
+            floors.append(floor)
+        env.step(action)
+    ratio = statistics.median(s / f for s, f in zip(steps, floors, strict=True))
+    return {"seconds": statistics.median(steps), "floor_seconds": statistics.median(floors), "ratio": ratio}
+
+
+def fast_trajectory(batches: int) -> dict[str, Any]:
+    """One training trajectory as agents/rledit.py computes it."""
+    trainer = _trainer(batches)
+    before = peak_memory_bytes(torch.device("cpu"))
+    started = time.perf_counter()
+    steps = trainer.roll_out()
+    trainer.sweep_back(steps)
+    seconds = time.perf_counter() - started
+    losses = [-step.terms.reward for step in steps]
+    return {"seconds": seconds, "losses": losses, "peak_bytes": _peak(), "peak_before_bytes": before}
+
+
+def naive_trajectory(batches: int) -> dict[str, Any]:
+    """The same, the obvious way."""
+    trainer = _trainer(batches)
+    env, policy, config = trainer.env, trainer.policy, trainer.config
+    env.reset(seed=0)
+    stream = [env.stream[i * config.edits_per_step : (i + 1) * config.edits_per_step] for i in range(batches)]
+    lm = env.language_model
+    lm.restore()
+    (name,) = lm.modules
+    before = peak_memory_bytes(torch.device("cpu"))
+    started = time.perf_counter()
+    reference = copy.deepcopy(lm.model)
+    weight = lm.modules[name].get_parameter("weight").requires_grad_(True)
+    losses: list[float] = []
+    kept: list[tuple[Gradient, torch.Tensor]] = []
+    for t, batch in enumerate(stream):
+        gradient = _plain_gradient(lm, name, batch)
+        with torch.no_grad():
+            delta = _dense_delta(policy, name, gradient)
+            weight += delta.T
+        weight.grad = None
+        total = 0.0
+        for lag in range(min(t, config.memory_batches) + 1):
+            edit, locality = _plain_losses(lm, reference, stream[t - lag])
+            loss = config.memory_decay**lag * (edit + config.locality * locality)
+            loss.backward()
+            total += float(loss.detach())
+        losses.append(total + config.regularization * float(delta.square().sum()))
+        assert weight.grad is not None
+        kept.append((gradient, weight.grad.T.clone()))
+    later = torch.zeros_like(kept[0][1])
+    for gradient, weight_gradient in reversed(kept):
+        later = later + weight_gradient
+        delta = _dense_delta(policy, name, gradient)
+        loss = (later * delta).sum() + config.regularization * delta.square().sum()
+        (loss / len(kept)).backward()
+    seconds = time.perf_counter() - started
+    return {"seconds": seconds, "losses": losses, "peak_bytes": _peak(), "peak_before_bytes": before}
+
+
+def _peak() -> int:
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _dense_delta(policy: Any, name: str, gradient: Gradient) -> torch.Tensor:
+    keys, values = gradient.keys, policy.values(name, gradient)
+    ridge = policy.ridge(name, preconditioned=False)
+    return torch.linalg.solve(keys.T @ keys + ridge * torch.eye(keys.shape[1]), keys.T @ values)
+
+
+def _padded(lm: EditableLM, pairs: Sequence[tuple[str, str]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids, and labels that are -100 outside the answers."""
+    rows = lm.tokenize([prompt for prompt, _ in pairs], [answer for _, answer in pairs])
+    width = max(len(head) + len(tail) for head, tail in rows)
+    ids = torch.tensor([(head + tail + [0] * width)[:width] for head, tail in rows])
+    labels = torch.tensor([([-100] * len(head) + tail + [-100] * width)[:width] for head, tail in rows])
+    return ids[:, :-1], labels[:, 1:]
+
+
+def _plain_gradient(lm: EditableLM, name: str, batch: Sequence[Edit]) -> Gradient:
+    ids, labels = _padded(lm, [(edit.prompt, edit.target) for edit in batch])
+    seen: list[torch.Tensor] = []
+
+    def tap(_: torch.nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        output.retain_grad()
+        seen.extend((args[0], output))
+
+    handle = lm.modules[name].register_forward_hook(tap)
+    logits = lm.model(input_ids=ids, use_cache=False).logits
+    F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum").backward()
+    handle.remove()
+    real = labels != -100
+    keys, output = seen
+    assert output.grad is not None
+    return Gradient(keys[real].detach(), output.grad[real])
+
+
+def _plain_losses(
+    lm: EditableLM, reference: torch.nn.Module, batch: Sequence[Edit]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Eq. 7, with every logit of both models."""
+    ids, labels = _padded(lm, [(text, edit.target) for edit in batch for text in edit.rephrases])
+    nll = F.cross_entropy(
+        lm.model(input_ids=ids, use_cache=False).logits.transpose(1, 2), labels, ignore_index=-100, reduction="none"
+    )
+    edit_loss = (nll.sum(1) / (labels != -100).sum(1)).mean()
+    ids, labels = _padded(lm, [(item.prompt, item.answer) for edit in batch for item in edit.locality])
+    with torch.no_grad():
+        initial = reference(input_ids=ids, use_cache=False).logits.log_softmax(-1)
+    log_probs = lm.model(input_ids=ids, use_cache=False).logits.log_softmax(-1)
+    kl = (initial.exp() * (initial - log_probs)).sum(-1) * (labels != -100)
+    return edit_loss, (kl.sum(1) / (labels != -100).sum(1)).mean()
+
+
+def main(args: Args) -> None:
+    context = multiprocessing.get_context("spawn")
+    found: dict[str, Any] = {}
+    for label, function, argument in (
+        ("edit step", edit_step, args.repeats),
+        ("trajectory", fast_trajectory, args.batches),
+        ("naive trajectory", naive_trajectory, args.batches),
+    ):
+        print(f"{label} ...", flush=True)
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            found[label] = pool.submit(function, argument).result()
+    step, fast, naive = found["edit step"], found["trajectory"], found["naive trajectory"]
+    difference = max(abs(a - b) / abs(b) for a, b in zip(fast["losses"], naive["losses"], strict=True))
+    found["trajectory ratio"] = naive["seconds"] / fast["seconds"]
+    found["largest relative difference of losses"] = difference
+    print(
+        f"edit step of 20: {1000 * step['seconds']:.1f} ms, {step['ratio']:.2f} x the floor of {1000 * step['floor_seconds']:.1f} ms"
+    )
+    print(
+        f"trajectory of {args.batches} x 20: {fast['seconds']:.1f} s, naive {naive['seconds']:.1f} s: {found['trajectory ratio']:.1f} times"
+    )
+    for label, row in (("trajectory", fast), ("naive trajectory", naive)):
+        grown = row["peak_bytes"] - row["peak_before_bytes"]
+        print(
+            f"peak memory of the {label}: {row['peak_bytes'] / 1e9:.2f} GB ({grown / 1e9:.2f} GB above where it started)"
+        )
+    print(f"largest relative difference of the losses: {difference:.1e}")
+    if args.out is not None:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    if difference > 1e-4:
+        raise SystemExit("the two do not compute the same thing")
+
+
+if __name__ == "__main__":
+    import tyro
+
+    main(tyro.cli(Args, description=__doc__))
