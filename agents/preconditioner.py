@@ -37,7 +37,7 @@ def key_covariance(lm: EditableLM, texts: Sequence[str], batch_size: int = 128) 
                 width = max(map(len, rows))
                 ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=lm.device)
                 real = torch.arange(width, device=lm.device) < torch.tensor([[len(r)] for r in rows], device=lm.device)
-                real[:, 0] = False
+                real &= ids != (lm.tokenizer.bos_token_id if lm.tokenizer.bos_token_id is not None else -1)
                 lm.model.get_decoder()(input_ids=ids, use_cache=False)
                 for name, key in keys.items():
                     picked = key[real].float()

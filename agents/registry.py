@@ -17,10 +17,30 @@ from agents.hypernetwork import PolicyConfig
 from agents.no_edit import NoEdit
 from agents.rledit import RLEdit, TrainConfig
 
-# Chosen on the validation split (docs/results/atlas.md says how). One budget for every trained row.
-PAPER = TrainConfig(trajectories=40, horizon=25, memory_samples=3)
-PRECONDITIONED = replace(PAPER, preconditioner=True)
-CLOSED_LOOP = replace(PRECONDITIONED, actions_per_batch=4)
+# Chosen on the validation split; docs/results/atlas.md says how. One budget for every trained row with one action per batch.
+PAPER = TrainConfig(
+    trajectories=12,
+    horizon=25,
+    warm_up_batches=25,
+    memory_samples=3,
+    learning_rate=3e-3,
+    scalar_learning_rate=0.05,
+    policy=PolicyConfig(step_size=3.0, ridge=0.03),
+)
+PRECONDITIONED = replace(
+    PAPER,
+    preconditioner=True,
+    epsilon=1e-4,
+    learning_rate=1e-3,
+    locality=2.0,
+    regularization=1e-6,  # deltas are long in directions that text does not use; eta must not be what stops them
+    policy=PolicyConfig(step_size=2.5, ridge=0.1),
+)
+CLOSED_LOOP = replace(
+    PRECONDITIONED, actions_per_batch=4, trajectories=8, policy=PolicyConfig(step_size=1.25, ridge=0.1)
+)
+
+DEMO = replace(PRECONDITIONED, trajectories=8)
 
 
 def packaged_policy(name: str) -> Path:
@@ -31,8 +51,10 @@ def packaged_policy(name: str) -> Path:
 AGENTS: dict[str, tuple[str, Callable[[], Agent]]] = {
     "no-edit": ("nothing is done", NoEdit),
     "fine-tune": ("Adam on the edited modules, batch after batch", FineTune),
+    "joint-fine-tune": ("the ceiling: all edits at once, to convergence", JointFineTune),
+    # The paper's form, one action per batch.
     "untrained": ("RLEdit's network as it is initialised", lambda: RLEdit(PAPER, train=False)),
-    "rledit": ("RLEdit as the paper has it, one action per batch", lambda: RLEdit(PAPER)),
+    "rledit": ("RLEdit as the paper has it", lambda: RLEdit(PAPER)),
     "rledit-fixed": (
         "the same network and budget, trained on the fixed initial model",
         lambda: RLEdit(replace(PAPER, environment="fixed")),
@@ -41,6 +63,19 @@ AGENTS: dict[str, tuple[str, Callable[[], Agent]]] = {
         "RLEdit with each delta answering for its own reward only",
         lambda: RLEdit(replace(PAPER, credit="step")),
     ),
+    # Beyond the paper: the recursive key-covariance preconditioner (P), and up to four actions per batch (K4).
+    "untrained-p": ("the untrained network with P", lambda: RLEdit(PRECONDITIONED, train=False)),
+    "rledit-p": ("RLEdit with P", lambda: RLEdit(PRECONDITIONED)),
+    "rledit-p-fixed": (
+        "the same, trained on the fixed initial model",
+        lambda: RLEdit(replace(PRECONDITIONED, environment="fixed")),
+    ),
+    "untrained-p-k4": ("the untrained network with P, four actions", lambda: RLEdit(CLOSED_LOOP, train=False)),
+    "rledit-p-k4": ("RLEdit with P, four actions", lambda: RLEdit(CLOSED_LOOP)),
+    # The demo trains for a minute and a half.
+    "demo-rledit": ("RLEdit with P, trained briefly", lambda: RLEdit(DEMO)),
+    "demo-untrained": ("the same network before that", lambda: RLEdit(DEMO, train=False)),
+    "rledit-packaged": ("a policy that ships with the package", lambda: RLEdit(policy=packaged_policy("atlas"))),
 }
 
 __all__ = ["AGENTS", "PolicyConfig", "make_agent", "packaged_policy"]
@@ -64,7 +99,10 @@ def make_agent(name: str) -> Agent:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
     else:
-        module = importlib.import_module(place)
+        try:
+            module = importlib.import_module(place)
+        except ModuleNotFoundError as error:
+            raise ValueError(f"agent {name!r}: {error}") from error
     if not hasattr(module, attribute):
         raise ValueError(f"agent {name!r}: {place} has no {attribute}")
     agent = getattr(module, attribute)()

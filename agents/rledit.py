@@ -1,7 +1,7 @@
 """RLEdit (Li et al. 2025): a hypernetwork trained by reinforcement learning over whole editing trajectories.
 
     python -m agents.rledit --output runs/policy                 # trains on the embedded model
-    python -m agents.rledit --output runs/policy --preconditioner --actions-per-batch 4
+    python -m agents.rledit --output runs/policy --train.preconditioner --train.actions-per-batch 4
 
 Training reads like Algorithm 1 of the paper. In each trajectory the frozen policy edits a fresh stream from theta_0 and
 every reward's gradient with respect to the *weights* is kept; then one sweep back over the trajectory turns these into

@@ -35,7 +35,7 @@ def main(args: Args) -> None:
     suite = SUITES[args.suite]
     started = time.monotonic()
     print(
-        f"A language model of 12 M parameters knows 21,552 facts. {suite.batches * suite.edits_per_step} of them now become "
+        f"A language model of 12 M parameters knows 21,546 facts. {suite.batches * suite.edits_per_step} of them now become "
         f"false, {suite.edits_per_step} at a time.\nEach row below edits them in sequence, then all are asked again: the edit "
         "(Eff), other phrasings of it (Gen), and what must not change (Spe).\n"
     )

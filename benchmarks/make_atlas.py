@@ -24,6 +24,7 @@ from pathlib import Path
 
 import tyro
 
+PRIORITY = ("test", "validation", "train", "test-locality", "validation-locality", "train-locality")
 COLUMNS = ("subject", "relation", "object", "counterfactual", "role")
 
 
@@ -93,15 +94,22 @@ def deal_roles(rows: list[dict[str, str]], args: Args, rng: random.Random) -> No
         row["role"] = max(open_roles, key=lambda role: sizes[role] * pace - (sizes[role] - left[role]))
         left[row["role"]] -= 1
     # Within a group, the source's own counterfactuals go to the splits that are reported.
-    priority = ["test", "validation", "train", "test-locality", "validation-locality", "train-locality"]
     groups: dict[tuple[str, str], list[dict[str, str]]] = defaultdict(list)
     for row in rows:
         groups[row["relation"], row["object"]].append(row)
     for group in groups.values():
-        roles = sorted((row["role"] for row in group), key=priority.index)
+        roles = sorted((row["role"] for row in group), key=PRIORITY.index)
         group.sort(key=lambda row: row["counterfactual"] == "")
         for row, role in zip(group, roles, strict=True):
             row["role"] = role
+
+
+def drop_other_spellings(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Of subjects that differ only in case, the one whose role is reported stays."""
+    kept: dict[str, dict[str, str]] = {}
+    for row in sorted(rows, key=lambda row: PRIORITY.index(row["role"])):
+        kept.setdefault(row["subject"].casefold(), row)
+    return [row for row in rows if kept[row["subject"].casefold()] is row]
 
 
 def main(args: Args) -> None:
@@ -117,6 +125,7 @@ def main(args: Args) -> None:
     for row in rows:
         if row["counterfactual"] in ("", row["object"]):
             row["counterfactual"] = rng.choice([o for o in objects[row["relation"]] if o != row["object"]])
+    rows = drop_other_spellings(rows)
     rows.sort(key=lambda row: (row["relation"], row["subject"]))
     with args.output.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")

@@ -56,9 +56,13 @@ class Record:
     def __post_init__(self) -> None:
         for name in ("teacher_forced", "generation", "immediate"):
             _check_percentages(name, getattr(self, name))
+        if not isinstance(self.retention, list):
+            raise ValueError(f"retention must be a list, not {self.retention!r}")
         for i, point in enumerate(self.retention):
+            if not isinstance(point, dict) or "edits" not in point:
+                raise ValueError(f"retention[{i}] must have edits and {', '.join(METRICS)}, not {point!r}")
             _check_percentages(f"retention[{i}]", {k: v for k, v in point.items() if k != "edits"})
-        for name in ("edits", "failures", "peak_memory_bytes", "setup_seconds", "edit_seconds", "floor_ratio"):
+        for name in ("seed", "edits", "failures", "peak_memory_bytes", "setup_seconds", "edit_seconds", "floor_ratio"):
             value = getattr(self, name)
             if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
                 raise ValueError(f"{name} must be a number that is not negative, not {value!r}")
@@ -103,6 +107,8 @@ def append(path: Path, record: Record) -> None:
     """Adds a record; the file is replaced whole, so that a kill leaves the old one or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     old = path.read_text(encoding="utf-8") if path.exists() else ""
+    if old and not old.endswith("\n"):
+        old += "\n"
     partial = path.with_suffix(".partial")
     with partial.open("w", encoding="utf-8") as file:
         file.write(old + json.dumps(asdict(record)) + "\n")

@@ -1,5 +1,6 @@
 """One agent through one stream: what happened, how good it is, what it cost."""
 
+import math
 import resource
 import sys
 import time
@@ -63,6 +64,7 @@ def run(
     retention: list[dict[str, float]] = []
     asked: list[Questions] = []
     failures = 0
+    failed = False
     done = False
     while not done:
         first_attempt = info["attempt"] == 0
@@ -80,10 +82,13 @@ def run(
         except ValueError as error:
             if "NaN or infinity" not in str(error):
                 raise
-            failures += suite.edits_per_step
+            failed = True
             observation, _, terminated, truncated, info = env.step(no_change(lm))
         done = terminated or truncated
+        failed = failed or not all(map(math.isfinite, info["reward_terms"].values()))
         if info["attempt"] == 0:
+            failures += suite.edits_per_step * failed
+            failed = False
             immediate.append({metric: info[metric] for metric in METRICS})
             if info["batch"] in checkpoints:
                 retention.append({"edits": float(info["edits"])} | look_back(lm, asked))

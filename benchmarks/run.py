@@ -41,7 +41,10 @@ def parse_seeds(text: str) -> list[int]:
     for part in text.split(","):
         first, dash, last = part.partition("-")
         try:
-            seeds += range(int(first), int(last if dash else first) + 1)
+            found = range(int(first), int(last if dash else first) + 1)
+            if not found:
+                raise ValueError
+            seeds += found
         except ValueError:
             raise ValueError(f"seeds: {part!r} is neither a number nor a range like 0-2") from None
     return seeds

@@ -278,6 +278,11 @@ class EditableLM:
             )
         return Prompts(stacked.contiguous(), rows_of, columns, labels, prompt_index, lengths)
 
+    def forget(self) -> None:
+        """Drops the kept outputs: their last bits depend on which prompts they were run with."""
+        self._cache.clear()
+        self._cached_bytes = 0
+
     def _keep(self, found: Mapping[tuple[int, tuple[int, ...]], torch.Tensor]) -> None:
         self._cache.update(found)
         self._cached_bytes += sum(piece.nbytes for piece in found.values())

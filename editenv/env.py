@@ -147,6 +147,7 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
             length = min(length, self.horizon * self.edits_per_step)
         self.stream = tuple(self._edits[i] for i in order)[:length]
         self.language_model.restore()
+        self.language_model.forget()
         self.batches_done, self.attempt, self._over = 0, 0, False
         self.reward = rewards.Reward(self.language_model, self.reward_config)
         self.history = rendering.History()
@@ -330,12 +331,20 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
                 raise ValueError(f"action: no delta for module {name!r}; give zeros to leave it as it is")
             given = action[name]
             expected = self.language_model.shape(name)
+            if not isinstance(given, np.ndarray | torch.Tensor | LowRank):
+                raise ValueError(
+                    f"action: module {name!r} expects an array, a tensor or a LowRank, was given a {type(given).__name__}"
+                )
+            if isinstance(given, LowRank) and tuple(given.left.shape[1:]) != tuple(given.right.shape[:1]):
+                shapes = f"{tuple(given.left.shape)} and {tuple(given.right.shape)}"
+                raise ValueError(f"action: module {name!r} was given factors of shapes {shapes}, which do not fit")
             if tuple(given.shape) != expected:
                 raise ValueError(f"action: module {name!r} expects shape {expected}, was given {tuple(given.shape)}")
             delta: Delta
             if isinstance(given, LowRank):
                 delta = LowRank(self._tensor(given.left), self._tensor(given.right))
-                finite = bool(delta.left.isfinite().all() and delta.right.isfinite().all())
+                # No entry of the product is larger than the product of the norms: the matrix need not be formed.
+                finite = bool((delta.left.norm() * delta.right.norm()).isfinite())
             else:
                 delta = self._tensor(given)
                 finite = bool(delta.isfinite().all())

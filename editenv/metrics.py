@@ -65,12 +65,15 @@ def generation(lm: EditableLM, questions: Questions, before: Sequence[str | None
         questions: What to ask.
         before: What theta_0 wrote for the locality prompts, if known from :func:`generate_before`.
     """
-    written = generate(lm, [text for text, _ in questions.texts], generation_limit(questions))
     if before is None:
         before = generate_before(lm, questions)
+    texts = [text for text, _ in questions.texts]
+    ours, kept = texts[: len(texts) - len(before)], texts[len(texts) - len(before) :]
+    limit = generation_limit(questions)
+    written = generate(lm, ours, limit) + generate(lm, kept, limit, unfinished=True)
     wanted: list[str | None] = [answer for _, answer in questions.texts]
     wanted[len(wanted) - len(before) :] = before
-    right = [text is not None and text == answer for text, answer in zip(written, wanted, strict=True)]
+    right = [text == answer for text, answer in zip(written, wanted, strict=True)]
     return _per_edit(questions, np.array(right, dtype=np.float32))
 
 
@@ -84,11 +87,13 @@ def generate_before(lm: EditableLM, questions: Questions) -> list[str | None]:
     locality = (questions.kind == LOCALITY).tolist()
     texts = [text for (text, _), chosen in zip(questions.texts, locality, strict=True) if chosen]
     with lm.at_initial_weights():
-        return generate(lm, texts, generation_limit(questions))
+        return generate(lm, texts, generation_limit(questions), unfinished=True)
 
 
 @torch.no_grad()
-def generate(lm: EditableLM, texts: Sequence[str], limit: int, batch_size: int = 256) -> list[str | None]:
+def generate(
+    lm: EditableLM, texts: Sequence[str], limit: int, batch_size: int = 256, unfinished: bool = False
+) -> list[str | None]:
     """Greedy continuation of every prompt; None where the model does not stop by itself within ``limit`` tokens."""
     tokenizer = lm.tokenizer
     encoded = tokenizer(list(texts))["input_ids"] if texts else []
@@ -114,6 +119,8 @@ def generate(lm: EditableLM, texts: Sequence[str], limit: int, batch_size: int =
         for i, row in zip(chunk, output.tolist(), strict=True):
             if tokenizer.eos_token_id in row:
                 written[i] = tokenizer.decode(row[: row.index(tokenizer.eos_token_id)]).strip()
+            elif unfinished:
+                written[i] = f"{tokenizer.decode(row).strip()} ..."
     return written
 
 

@@ -1,4 +1,4 @@
-"""Atlas: the embedded world. 21,552 real facts with our own phrasings, cut into splits that share no subject.
+"""Atlas: the embedded world. 21,546 real facts with our own phrasings, cut into splits that share no subject.
 
 Facts are Wikidata triples as collected by CounterFact (see ``benchmarks/make_atlas.py`` for how the table was made).
 Each relation has six phrasings: three may be edit prompts, three are only ever rephrases; two of the six are questions.
@@ -67,7 +67,7 @@ def load_edits(split: str, seed: int | None = None) -> list[Edit]:
     """The edits of one split, in a fixed order that mixes the relations.
 
     Args:
-        split: ``"train"`` (8,352 edits), ``"validation"`` (1,000) or ``"test"`` (8,000).
+        split: ``"train"`` (8,350 edits), ``"validation"`` (1,000) or ``"test"`` (8,000).
         seed: With a seed, targets and phrasings are drawn anew (targets within the relation, never the true object), so
             that training edits never run out. ``None`` gives the canonical edits. Only the training split may be
             redrawn: the other two are for reporting.

@@ -1,0 +1,135 @@
+import pytest
+import torch
+from plain import edited_weights, mean, nll
+
+from agents.fine_tune import FineTune, JointFineTune
+from agents.no_edit import NoEdit
+from agents.preconditioner import key_covariance, sample_text
+from editenv.deltas import dense
+
+LAST = "model.layers.2.mlp.down_proj"
+
+
+def start(env, agent, seed=0):
+    observation, info = env.reset(seed=seed)
+    agent.begin(env)
+    return observation, info
+
+
+def loss_of(base, tokenizer, edits, deltas):
+    weights = edited_weights(base, deltas)
+    return float(mean(nll(base, tokenizer, edit.prompt, edit.target, weights) for edit in edits))
+
+
+def weights_of(env):
+    return {name: module.weight.clone() for name, module in env.language_model.modules.items()}
+
+
+def unchanged(env, before):
+    return all(torch.equal(module.weight, before[name]) for name, module in env.language_model.modules.items())
+
+
+@pytest.mark.parametrize("modules", [[LAST], ["layers.1.mlp.down_proj", "layers.2.mlp.up_proj"]])
+def test_fine_tuning_lowers_the_batchs_loss_and_leaves_the_weights(make_env, base, tokenizer, modules):
+    env = make_env(modules=modules)
+    agent = FineTune(steps=10, learning_rate=0.01)
+    observation, info = start(env, agent)
+    before = weights_of(env)
+    deltas = agent.act(observation, info)
+    assert unchanged(env, before)
+    zero = {name: torch.zeros_like(delta) for name, delta in deltas.items()}
+    assert loss_of(base, tokenizer, env.batch, deltas) < 0.8 * loss_of(base, tokenizer, env.batch, zero)
+
+
+def test_fine_tuning_is_adam_on_the_plain_model(make_env, base, tokenizer):
+    env = make_env(modules=[LAST])
+    agent = FineTune(steps=4, learning_rate=0.01)
+    observation, info = start(env, agent)
+    weight = base.get_submodule(LAST).weight.clone().requires_grad_()
+    optimizer = torch.optim.Adam([weight], lr=0.01)
+    for _ in range(4):
+        optimizer.zero_grad()
+        mean(nll(base, tokenizer, e.prompt, e.target, {f"{LAST}.weight": weight}) for e in env.batch).backward()
+        optimizer.step()
+    expected = (weight.detach() - base.get_submodule(LAST).weight).T
+    found = agent.act(observation, info)[LAST]
+    assert (found - expected).norm() < 0.02 * expected.norm()
+
+
+def test_fine_tuning_goes_on_from_the_weights_as_they_stand(make_env, base, tokenizer):
+    env = make_env(modules=[LAST])
+    agent = FineTune(steps=10, learning_rate=0.01)
+    observation, info = start(env, agent)
+    first = agent.act(observation, info)
+    observation, *_, info = env.step(first)
+    second = agent.act(observation, info)
+    total = {LAST: first[LAST] + second[LAST]}
+    assert loss_of(base, tokenizer, env.batch, total) < 0.8 * loss_of(base, tokenizer, env.batch, first)
+
+
+def test_joint_fine_tuning_lowers_the_loss_over_the_whole_stream_in_one_action(make_env, base, tokenizer):
+    env = make_env(modules=[LAST])
+    agent = JointFineTune(ridge=1e-3, steps=15)
+    agent.prepare(env, 0, lambda what, done, total: None)
+    observation, info = start(env, agent)
+    before = weights_of(env)
+    deltas = agent.act(observation, info)
+    assert unchanged(env, before)
+    zero = {LAST: torch.zeros(64, 32)}
+    for edits in (env.stream, env.stream[6:]):
+        assert loss_of(base, tokenizer, edits, deltas) < 0.5 * loss_of(base, tokenizer, edits, zero)
+    observation, *_, info = env.step(deltas)
+    later = agent.act(observation, info)
+    assert not dense(later[LAST]).any()
+
+
+def test_the_ceilings_penalty_keeps_the_texts_outputs(make_env, base, tokenizer, monkeypatch):
+    """A larger ridge gives up loss for smaller changes of what the module says about text."""
+    env = make_env(modules=[LAST])
+    texts = ["Ada is in Rome", "The home of Tea is Oslo"]
+    monkeypatch.setattr("agents.fine_tune.sample_text", lambda dataset: texts)
+    C = key_covariance(env.language_model, texts)[LAST]
+    found = []
+    for ridge in (1e-3, 1.0):
+        agent = JointFineTune(ridge=ridge, steps=15)
+        agent.prepare(env, 0, lambda what, done, total: None)
+        observation, info = start(env, agent)
+        deltas = agent.act(observation, info)
+        change = float((deltas[LAST] * (C @ deltas[LAST])).sum())
+        loss = loss_of(base, tokenizer, env.stream, deltas)
+        found.append((loss, change, loss + ridge * change))
+    assert found[0][0] < found[1][0]
+    assert found[0][1] > found[1][1]
+    assert found[1][2] < loss_of(base, tokenizer, env.stream, {LAST: torch.zeros(64, 32)})
+    assert found[1][2] < found[0][0] + 1.0 * found[0][1]
+
+
+def test_the_ceiling_ends_where_its_objective_is_flat(make_env, base, tokenizer, monkeypatch):
+    env = make_env(modules=[LAST])
+    texts = sample_text("atlas", 60)
+    monkeypatch.setattr("agents.fine_tune.sample_text", lambda dataset: texts)
+    C = key_covariance(env.language_model, texts)[LAST]
+    agent = JointFineTune(ridge=1.0, steps=150, tolerance=1e-7)
+    agent.prepare(env, 0, lambda what, done, total: None)
+    observation, info = start(env, agent)
+    found = agent.act(observation, info)[LAST]
+    slopes = []
+    for D in (torch.zeros(64, 32), found.clone()):
+        D.requires_grad_()
+        weights = edited_weights(base, {LAST: D})
+        loss = mean(nll(base, tokenizer, edit.prompt, edit.target, weights) for edit in env.stream)
+        (loss + 1.0 * (D * (C @ D)).sum()).backward()
+        slopes.append(float(D.grad.norm()))
+    assert slopes[1] < 0.02 * slopes[0]
+
+
+def test_no_edit_changes_nothing(make_env, base):
+    env = make_env()
+    agent = NoEdit()
+    observation, info = start(env, agent)
+    for _ in range(3):
+        observation, _, _, _, info = env.step(agent.act(observation, info))
+        assert info["specificity"] == 100
+        assert info["reward_terms"]["regularization"] == 0
+        assert info["reward_terms"]["locality"] == pytest.approx(0, abs=1e-6)
+    assert unchanged(env, {name: base.get_submodule(name).weight for name in env.language_model.modules})

@@ -1,0 +1,147 @@
+import numpy as np
+import pytest
+import torch
+from plain import answer_logits, edited_weights, mean
+
+from agents.base import Agent
+from agents.no_edit import NoEdit
+from benchmarks.rollout import run, time_floor, time_observation_and_update
+from benchmarks.suites import Suite
+
+LAST = "model.layers.2.mlp.down_proj"
+
+
+@pytest.fixture
+def suite(model_folder, monkeypatch):
+    """Three batches of two edits with the tiny model."""
+    monkeypatch.setattr("editenv.env.default_modules", lambda name: ("layers.2.mlp.down_proj",))
+    return Suite("micro", 3, 2, model=model_folder, split="validation")
+
+
+class Pusher(Agent):
+    """Adds a known delta at each step, and notes whom it met."""
+
+    def __init__(self, attempts=1, value=None):
+        self.actions_per_batch, self.value = attempts, value
+        self.met, self.steps = [], 0
+
+    def begin(self, env):
+        self.env = env
+
+    def act(self, observation, info):
+        self.met.append((info["batch"], info["attempt"], tuple(self.env.batch)))
+        self.steps += 1
+        if self.value is not None:
+            return {LAST: torch.full((64, 32), self.value)}
+        return {LAST: push(self.steps)}
+
+
+def push(step):
+    return 0.1 * torch.randn(64, 32, generator=torch.Generator().manual_seed(step))
+
+
+def test_doing_nothing_keeps_everything(suite):
+    record = run(suite, "nothing", NoEdit(), seed=0)
+    assert (record.suite, record.agent, record.seed, record.dataset) == ("micro", "nothing", 0, "atlas/validation")
+    assert record.edits == 6
+    assert record.failures == 0
+    for figures in (record.teacher_forced, record.immediate, *record.retention):
+        assert figures["specificity"] == 100
+    assert record.immediate == pytest.approx(record.teacher_forced, abs=0.01)
+    assert record.peak_memory_bytes > 10**7
+
+
+def test_doing_nothing_keeps_everything_in_generation_too(suite):
+    assert run(suite, "nothing", NoEdit(), seed=0).generation["specificity"] == 100
+
+
+def forced_figures(model, tokenizer, edits, deltas):
+    """Efficacy, generalization and specificity by the plain model, one question at a time."""
+    weights = edited_weights(model, {LAST: deltas})
+
+    def share(prompt, answer, old=False):
+        logits, labels = answer_logits(model, tokenizer, prompt, answer, weights)
+        if old:
+            labels = answer_logits(model, tokenizer, prompt, answer)[0].argmax(-1)
+        return float((logits.argmax(-1) == labels).float().mean())
+
+    return {
+        "efficacy": 100 * mean(share(e.prompt, e.target) for e in edits),
+        "generalization": 100 * mean(mean(share(text, e.target) for text in e.rephrases) for e in edits),
+        "specificity": 100 * mean(mean(share(x.prompt, x.answer, old=True) for x in e.locality) for e in edits),
+    }
+
+
+@pytest.mark.parametrize("attempts", [1, 2])
+def test_figures_are_those_of_the_plain_model_at_the_right_moment(suite, base, tokenizer, attempts):
+    agent = Pusher(attempts)
+    record = run(suite, "pusher", agent, seed=3)
+    assert [(batch, attempt) for batch, attempt, _ in agent.met] == [(b, a) for b in range(3) for a in range(attempts)]
+    batches = [edits for _, attempt, edits in agent.met if attempt == 0]
+    after = [sum(push(i + 1) for i in range(attempts * (b + 1))) for b in range(3)]
+    everything = [edit for batch in batches for edit in batch]
+    assert record.edits == len({edit.id for edit in everything}) == 6
+    assert record.teacher_forced == pytest.approx(forced_figures(base, tokenizer, everything, after[2]), abs=0.01)
+    assert record.teacher_forced["specificity"] < 100
+    immediate = [forced_figures(base, tokenizer, batch, total) for batch, total in zip(batches, after, strict=True)]
+    assert record.immediate == pytest.approx({k: mean(row[k] for row in immediate) for k in immediate[0]}, abs=0.01)
+    assert [point["edits"] for point in record.retention] == [2, 4, 6]
+    for i, point in enumerate(record.retention):
+        so_far = [edit for batch in batches[: i + 1] for edit in batch]
+        expected = forced_figures(base, tokenizer, so_far, after[i])
+        assert {k: point[k] for k in expected} == pytest.approx(expected, abs=0.01)
+
+
+def test_the_seed_orders_the_stream(suite):
+    agents = [Pusher(), Pusher(), Pusher()]
+    first, second, _ = (run(suite, "pusher", agent, seed) for agent, seed in zip(agents, (1, 1, 2), strict=True))
+    assert agents[0].met == agents[1].met != agents[2].met
+    assert first.teacher_forced == second.teacher_forced
+    assert first.generation == second.generation
+
+
+@pytest.mark.parametrize("attempts", [1, 2])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_refused_actions_are_counted_as_failed_edits(suite, attempts, value):
+    record = run(suite, "broken", Pusher(attempts, value), seed=0)
+    assert record.failures == record.edits == 6
+    assert record.teacher_forced["specificity"] == 100
+
+
+def test_edits_that_break_the_model_are_counted_as_failed(suite):
+    """Every entry is finite, and what the model says afterwards is not."""
+    record = run(suite, "breaker", Pusher(value=3e38), seed=0)
+    assert record.failures > 0
+
+
+def test_an_agents_own_mistakes_are_not_hidden(suite):
+    class Mistaken(Pusher):
+        def act(self, observation, info):
+            return {"elsewhere": np.zeros((64, 32))}
+
+    with pytest.raises(ValueError, match="elsewhere"):
+        run(suite, "mistaken", Mistaken(), seed=0)
+
+
+def test_progress_is_told(suite):
+    told = []
+    run(suite, "nothing", NoEdit(), 0, lambda *step: told.append(step))
+    assert [step for step in told if step[0] == "editing"] == [("editing", i, 3) for i in (1, 2, 3)]
+    assert told[0] == ("preparing", 0, 3)
+    assert told[-1] == ("judging", 3, 3)
+
+
+def test_timing_leaves_the_model_as_it_was(make_env):
+    env = make_env()
+    env.reset(seed=0)
+    action = {name: torch.ones(64, 32) for name in env.language_model.modules}
+    env.step({name: 0.01 * delta for name, delta in action.items()})
+    before, gradients = env.language_model.snapshot(), env.gradients
+    assert time_observation_and_update(env, action) > 0
+    assert time_observation_and_update(env, {name: delta * torch.nan for name, delta in action.items()}) > 0
+    assert time_floor(env) > 0
+    for name, weight in env.language_model.snapshot().items():
+        assert torch.equal(weight, before[name])
+    env.refresh()
+    for name, gradient in env.gradients.items():
+        assert torch.equal(gradient.value_grads, gradients[name].value_grads)

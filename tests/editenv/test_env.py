@@ -1,0 +1,515 @@
+import json
+import subprocess
+import sys
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.utils.env_checker import check_env
+from plain import answer_factors, answer_logits, batch_loss, edited_weights, mean, random_deltas
+
+import editenv  # noqa: F401 - registers the environment
+from editenv.data import load_edits
+from editenv.deltas import LowRank
+
+LAST = "model.layers.2.mlp.down_proj"
+MIDDLE = "model.layers.1.mlp.down_proj"
+
+
+def arrays(deltas):
+    return {name: delta.numpy() for name, delta in deltas.items()}
+
+
+def deltas_for(env, seed=0, scale=0.1):
+    return random_deltas(env.language_model, scale, seed)
+
+
+def zeros(env):
+    return arrays({name: torch.zeros(env.language_model.shape(name)) for name in env.language_model.modules})
+
+
+def same(first, second):
+    assert first.keys() == second.keys()
+    for name, part in first.items():
+        assert part.keys() == second[name].keys()
+        for key, value in part.items():
+            np.testing.assert_array_equal(value, second[name][key], err_msg=f"{name}/{key}")
+
+
+def roll(env, seed, steps=3):
+    observation, info = env.reset(seed=seed)
+    found = [(observation, 0.0, False, False, info)]
+    for step in range(steps):
+        found.append(env.step(arrays(deltas_for(env, step))))
+    return found
+
+
+def check_observation(observation, env, model, tokenizer, deltas):
+    """Against the whole model with ``deltas`` added, one prompt at a time."""
+    pairs = [(edit.prompt, edit.target) for edit in env.batch]
+    factors = answer_factors(model, tokenizer, pairs, edited_weights(model, deltas))
+    assert set(observation) == {MIDDLE, LAST}
+    for name, part in observation.items():
+        keys, value_grads = factors[name]
+        tokens = len(keys)
+        assert part["token_mask"].tolist() == [1.0] * tokens + [0.0] * (env.max_tokens - tokens)
+        np.testing.assert_allclose(part["keys"][:tokens], keys, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(part["value_grads"][:tokens], value_grads, rtol=1e-3, atol=1e-4)
+        assert not part["keys"][tokens:].any()
+        assert not part["value_grads"][tokens:].any()
+
+
+def total_of(*parts):
+    return {name: sum(deltas[name] for deltas in parts) for name in (MIDDLE, LAST)}
+
+
+# -- Gymnasium's own rules --------------------------------------------------------------------------------------------
+
+
+def test_gymnasium_finds_nothing_wrong(make_env):
+    check_env(make_env(modules=["layers.2.mlp.down_proj"]), skip_render_check=True)
+
+
+def test_make_and_a_spec_that_can_be_written_down(model_folder):
+    arguments = {"model": model_folder, "modules": ["layers.2.mlp.down_proj"], "split": "validation", "horizon": 2}
+    env = gym.make("LifelongEdit-v0", edits_per_step=2, **arguments)
+    observation, _ = env.reset(seed=0)
+    assert observation in env.observation_space
+    assert json.loads(env.spec.to_json())["kwargs"]["modules"] == ["layers.2.mlp.down_proj"]
+    again = gym.make(gym.envs.registration.EnvSpec.from_json(env.spec.to_json()))
+    same(observation, again.reset(seed=0)[0])
+
+
+def test_make_imports_the_package_by_itself(model_folder):
+    arguments = {"model": model_folder, "modules": ["layers.2.mlp.down_proj"], "split": "validation"}
+    code = f"import gymnasium; print(gymnasium.make('editenv:LifelongEdit-v0', **{arguments}).unwrapped)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "LifelongEditEnv" in found.stdout
+
+
+def test_importing_the_package_does_not_import_transformers():
+    code = "import sys, editenv; print('transformers' in sys.modules, 'torch' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["False", "False"]
+
+
+# -- determinism ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("redraw", [False, True])
+def test_same_seed_same_trajectory(make_env, redraw):
+    arguments = {"split": "train", "redraw": True} if redraw else {}
+    first, second = make_env(**arguments), make_env(**arguments)
+    second.reset(seed=77)
+    second.step(arrays(deltas_for(second, 9)))
+    trajectory = roll(first, seed=5)
+    for one, two in zip(trajectory, roll(second, seed=5), strict=True):
+        same(one[0], two[0])
+        assert one[1:] == two[1:]
+    assert first.stream == second.stream
+    first.reset(seed=6)
+    assert first.stream != second.stream
+
+
+@pytest.mark.parametrize("module", [LAST, MIDDLE])
+def test_an_episode_does_not_depend_on_those_before(make_env, small_world, module):
+    """To the last bit, though they asked some of the same questions in other batches."""
+    fresh, used = make_env(modules=[module]), make_env(modules=[module])
+    for seed in range(3):
+        roll(used, seed=seed, steps=1)
+    for one, two in zip(roll(fresh, seed=5), roll(used, seed=5), strict=True):
+        same(one[0], two[0])
+        assert one[1:] == two[1:]
+
+
+def test_an_unseeded_reset_goes_on_in_the_seeded_order(make_env):
+    first, second = make_env(), make_env()
+    streams = []
+    for env in (first, second):
+        env.reset(seed=1)
+        env.reset()
+        streams.append(env.stream)
+    assert streams[0] == streams[1]
+    first.reset(seed=1)
+    assert first.stream != streams[0]
+
+
+def test_redraw_gives_each_episode_new_targets(make_env):
+    env = make_env(split="train", redraw=True, edits_per_step=30)
+    canonical = {edit.subject: edit.target for edit in load_edits("atlas", "train")}
+    seen = []
+    for _ in range(2):
+        env.reset(seed=None if seen else 0)
+        assert sum(edit.target != canonical[edit.subject] for edit in env.stream) > len(env.stream) / 2
+        assert all(edit.target != edit.old_answer for edit in env.stream)
+        seen.append({edit.subject for edit in env.stream})
+    assert seen[0] != seen[1]
+
+
+def test_shuffle_false_keeps_the_data_sets_order(make_env, small_world):
+    env = make_env(horizon=None)
+    env.reset(seed=3, options={"shuffle": False})
+    assert list(env.stream) == small_world[:9]
+    with pytest.raises(ValueError, match="shufle"):
+        env.reset(options={"shufle": True})
+
+
+# -- what is observed and how actions are taken -----------------------------------------------------------------------
+
+
+def test_the_observation_is_the_fine_tuning_gradient_of_the_batch(make_env, base, tokenizer):
+    env = make_env()
+    observation, _ = env.reset(seed=2)
+    check_observation(observation, env, base, tokenizer, deltas_for(env, scale=0))
+    for name, part in observation.items():
+        tokens = len(env.gradients[name].keys)
+        assert 0 < tokens < env.max_tokens
+        np.testing.assert_array_equal(part["keys"][:tokens], env.gradients[name].keys)
+        np.testing.assert_array_equal(part["value_grads"][:tokens], env.gradients[name].value_grads)
+
+
+def test_each_batch_again_with_new_gradients(make_env, base, tokenizer):
+    env = make_env(actions_per_batch=2, horizon=2)
+    observation, info = env.reset(seed=0)
+    assert (info["batch"], info["attempt"], info["edits"]) == (0, 0, 0)
+    batch, taken = env.batch, []
+    places = [(0, 1, 0), (1, 0, 3), (1, 1, 3), (2, 0, 6)]
+    for step, place in enumerate(places):
+        taken.append(deltas_for(env, step))
+        before = observation
+        observation, _, terminated, truncated, info = env.step(taken[-1])
+        assert (info["batch"], info["attempt"], info["edits"]) == place
+        assert not terminated
+        assert truncated == (step == 3)
+        if not truncated:
+            assert (env.batch == batch) == (place[0] == 0)
+            check_observation(observation, env, base, tokenizer, total_of(*taken))
+            assert not np.allclose(observation[LAST]["value_grads"], before[LAST]["value_grads"])
+
+
+def test_repeated_batches_enter_the_memory_once(make_env):
+    env = make_env(actions_per_batch=2, horizon=3)
+    env.reset(seed=0)
+    kept = [len(env.reward.past)]
+    for _ in range(5):
+        env.step(zeros(env))
+        kept.append(len(env.reward.past))
+    assert kept == [0, 0, 1, 1, 2, 2]
+
+
+def test_forms_of_an_action_are_alike(make_env):
+    generator = torch.Generator().manual_seed(0)
+    factors = {
+        name: LowRank(torch.randn(64, 2, generator=generator) * 0.1, torch.randn(2, 32, generator=generator))
+        for name in (MIDDLE, LAST)
+    }
+    matrices = {name: pair.left @ pair.right for name, pair in factors.items()}
+    forms = {
+        "numpy": arrays(matrices),
+        "torch": matrices,
+        "double": {name: matrix.double().numpy() for name, matrix in matrices.items()},
+        "requires grad": {name: matrix.clone().requires_grad_() for name, matrix in matrices.items()},
+        "low rank": factors,
+    }
+    found = {}
+    for form, action in forms.items():
+        env = make_env()
+        env.reset(seed=4)
+        found[form] = env.step(action)
+    reference = found["numpy"]
+    for form in ("torch", "double", "requires grad"):
+        same(found[form][0], reference[0])
+        assert found[form][1:] == reference[1:]
+    assert found["low rank"][1] == pytest.approx(reference[1], rel=1e-5)
+    for name, part in found["low rank"][0].items():
+        np.testing.assert_allclose(part["value_grads"], reference[0][name]["value_grads"], rtol=1e-3, atol=1e-5)
+
+
+def test_the_action_is_not_kept(make_env):
+    env = make_env()
+    env.reset(seed=0)
+    action = arrays(deltas_for(env))
+    env.step(action)
+    weights = env.language_model.snapshot()
+    for array in action.values():
+        array[:] = 100
+    assert all(torch.equal(value, weights[name]) for name, value in env.language_model.snapshot().items())
+
+
+def test_observations_share_no_memory(make_env):
+    env, other = make_env(), make_env()
+    first, _ = env.reset(seed=0)
+    copy = {name: {key: value.copy() for key, value in part.items()} for name, part in first.items()}
+    second, *_ = env.step(zeros(env))
+    same(first, copy)
+    for name in first:
+        for key in first[name]:
+            assert not np.shares_memory(first[name][key], second[name][key])
+            second[name][key][:] = 7
+    other.reset(seed=0)
+    other.step(zeros(other))
+    same(env.step(zeros(env))[0], other.step(zeros(other))[0])
+
+
+# -- rewards ----------------------------------------------------------------------------------------------------------
+
+
+def test_rewards_along_an_episode_are_equation_10(make_env, base, tokenizer):
+    env = make_env(locality=0.5, memory_decay=0.8, memory_batches=1, regularization=0.02)
+    env.reset(seed=0)
+    total = {name: torch.zeros(64, 32) for name in (MIDDLE, LAST)}
+    batches = []
+    for step in range(3):
+        batches.append(env.batch)
+        deltas = deltas_for(env, step)
+        total = {name: total[name] + deltas[name] for name in total}
+        weights = edited_weights(base, total)
+        _, reward, _, _, info = env.step(deltas)
+        expected = batch_loss(base, tokenizer, batches[-1], weights, 0.5)
+        if step:
+            expected = expected + 0.8 * batch_loss(base, tokenizer, batches[-2], weights, 0.5)
+        expected = float(expected + 0.02 * sum(delta.square().sum() for delta in deltas.values()))
+        assert type(reward) is float
+        assert reward == pytest.approx(-expected, rel=1e-4)
+        assert info["reward_terms"]["reward"] == reward
+
+
+def test_info_holds_the_batchs_own_scores(make_env, base, tokenizer):
+    env = make_env()
+    env.reset(seed=0)
+    batch, deltas = env.batch, deltas_for(env, scale=0.3)
+    _, _, _, _, info = env.step(deltas)
+    weights = edited_weights(base, deltas)
+
+    def share(prompt, wanted, answer):
+        logits, _ = answer_logits(base, tokenizer, prompt, answer, weights)
+        return float((logits.argmax(-1) == wanted).float().mean())
+
+    labels = [answer_logits(base, tokenizer, e.prompt, e.target)[1] for e in batch]
+    efficacy = mean(share(e.prompt, wanted, e.target) for e, wanted in zip(batch, labels, strict=True))
+    before = [[answer_logits(base, tokenizer, x.prompt, x.answer)[0].argmax(-1) for x in e.locality] for e in batch]
+    specificity = mean(
+        mean(share(x.prompt, w, x.answer) for x, w in zip(e.locality, row, strict=True))
+        for e, row in zip(batch, before, strict=True)
+    )
+    assert info["efficacy"] == pytest.approx(100 * efficacy, abs=1e-3)
+    assert info["specificity"] == pytest.approx(100 * specificity, abs=1e-3)
+    assert info["specificity"] < 100
+
+
+def test_core_and_shell_give_the_same_trajectory(make_env):
+    shell, core = make_env(actions_per_batch=2, horizon=2), make_env(actions_per_batch=2, horizon=2)
+    shell.reset(seed=1)
+    core.reset(seed=1)
+    for step in range(4):
+        generator = torch.Generator().manual_seed(step)
+        deltas = {
+            name: LowRank(0.1 * torch.randn(64, 3, generator=generator), torch.randn(3, 32, generator=generator))
+            for name in (MIDDLE, LAST)
+        }
+        observation, reward, _, _, info = shell.step(deltas)
+        terms, _ = core.transition(deltas)
+        assert info["reward_terms"] == pytest.approx(terms.as_dict(), rel=1e-6, abs=1e-7)
+        assert reward == pytest.approx(terms.reward, rel=1e-6)
+        assert (shell.batches_done, shell.batch) == (core.batches_done, core.batch)
+        for name, part in observation.items():
+            tokens = len(core.gradients[name].keys)
+            assert tokens == part["token_mask"].sum()
+            gradient = core.gradients[name]
+            np.testing.assert_allclose(part["keys"][:tokens], gradient.keys, rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(part["value_grads"][:tokens], gradient.value_grads, rtol=1e-5, atol=1e-6)
+    for name, weight in shell.language_model.snapshot().items():
+        assert torch.equal(weight, core.language_model.snapshot()[name])
+
+
+def test_the_cores_gradient_is_the_slope_of_the_shells_reward(make_env):
+    """Along the gradient itself, for the second step, memory included; the L2 term is the delta's own affair."""
+    env = make_env(regularization=0.0)
+
+    def second_reward(extra):
+        env.reset(seed=0)
+        env.step(deltas_for(env, 0))
+        return env.step({name: delta + extra[name] for name, delta in deltas_for(env, 1).items()})[1]
+
+    env.reset(seed=0)
+    env.transition(deltas_for(env, 0))
+    _, gradients = env.transition(deltas_for(env, 1))
+    dense = {name: gradient.dense() for name, gradient in gradients.items()}
+    norm = sum(float(d.square().sum()) for d in dense.values()) ** 0.5
+    step = 0.02
+    up, down = (second_reward({name: sign * step * d / norm for name, d in dense.items()}) for sign in (1, -1))
+    assert (down - up) / (2 * step) == pytest.approx(norm, rel=0.02)
+
+
+def test_skipping_a_batch_changes_no_weight(make_env):
+    env, other = make_env(actions_per_batch=3), make_env(actions_per_batch=3)
+    env.reset(seed=0)
+    other.reset(seed=0)
+    env.skip_batch()
+    assert env.batches_done == 1
+    assert all(torch.equal(env.language_model.weight(n), other.language_model.weight(n)) for n in (MIDDLE, LAST))
+    for _ in range(3):
+        observation, *_ = other.step(zeros(other))
+    assert env.batch == other.batch
+    for name, gradient in env.gradients.items():
+        np.testing.assert_array_equal(gradient.keys, observation[name]["keys"][: len(gradient.keys)])
+
+
+def test_refresh_sees_weights_changed_from_outside(make_env, base, tokenizer):
+    env = make_env()
+    env.reset(seed=0)
+    deltas = deltas_for(env)
+    env.language_model.apply(deltas)
+    env.refresh()
+    pairs = [(edit.prompt, edit.target) for edit in env.batch]
+    factors = answer_factors(base, tokenizer, pairs, edited_weights(base, deltas))
+    for name, gradient in env.gradients.items():
+        torch.testing.assert_close(gradient.keys, factors[name][0], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(gradient.value_grads, factors[name][1], rtol=1e-3, atol=1e-4)
+
+
+# -- beginnings and ends ----------------------------------------------------------------------------------------------
+
+
+def test_reset_restores_theta_0_and_forgets(make_env, base):
+    env = make_env()
+    env.reset(seed=0)
+    first = env.step(arrays(deltas_for(env)))
+    for step in range(2):
+        _, _, _, _, info = env.step(arrays(deltas_for(env, step + 1)))
+    assert info["reward_terms"]["memory"] > 0
+    env.reset(seed=0)
+    for name, module in env.language_model.modules.items():
+        assert torch.equal(module.weight, base.get_submodule(name).weight)
+    assert len(env.edits_done) == env.batches_done == 0
+    again = env.step(arrays(deltas_for(env)))
+    assert again[4]["reward_terms"]["memory"] == 0
+    same(first[0], again[0])
+    assert first[1:] == again[1:]
+
+
+@pytest.mark.parametrize(
+    ("horizon", "expected"),
+    [(None, [(False, False), (False, False), (True, False)]), (2, [(False, False), (False, True)]),
+     (3, [(False, False), (False, False), (True, False)]), (9, [(False, False), (False, False), (True, False)]),
+     (1, [(False, True)])],
+)  # fmt: skip
+def test_the_end_of_the_stream_terminates_and_the_horizon_truncates(make_env, small_world, horizon, expected):
+    """Ten edits are three batches of three; the tenth is never reached."""
+    env = make_env(horizon=horizon)
+    env.reset(seed=0)
+    ends = []
+    for i in range(len(expected)):
+        assert len(env.edits_done) == 3 * i
+        observation, _, terminated, truncated, info = env.step(zeros(env))
+        ends.append((terminated, truncated))
+    assert ends == expected
+    assert info["edits"] == len(env.edits_done) == 3 * len(expected)
+    assert len(env.batch) == 0
+    assert observation in env.observation_space
+    assert not any(value.any() for part in observation.values() for value in part.values())
+
+
+def test_the_last_weights_stay_after_the_end_and_no_step_is_taken(make_env):
+    env = make_env(horizon=1)
+    with pytest.raises(RuntimeError, match="reset"):
+        env.step(zeros(env))
+    env.reset(seed=0)
+    env.step(arrays(deltas_for(env)))
+    weights = env.language_model.snapshot()
+    with pytest.raises(RuntimeError, match="reset"):
+        env.step(arrays(deltas_for(env)))
+    assert all(torch.equal(value, weights[name]) for name, value in env.language_model.snapshot().items())
+    env.reset()
+    env.step(zeros(env))
+
+
+# -- refusals ---------------------------------------------------------------------------------------------------------
+
+
+def with_entry(env, value):
+    action = zeros(env)
+    action[LAST][5, 7] = value
+    return action
+
+
+def low_rank(left, right):
+    return lambda env: zeros(env) | {LAST: LowRank(left, right)}
+
+
+REFUSED = {
+    "nan": (lambda env: with_entry(env, np.nan), [LAST, "(64, 32)"]),
+    "infinity": (lambda env: with_entry(env, -np.inf), [LAST, "(64, 32)"]),
+    "torch nan": (lambda env: zeros(env) | {LAST: torch.full((64, 32), torch.nan)}, [LAST, "(64, 32)"]),
+    "too large for float32": (lambda env: zeros(env) | {LAST: np.full((64, 32), 1e300)}, [LAST, "(64, 32)"]),
+    "nan factor": (low_rank(torch.full((64, 1), torch.nan), torch.ones(1, 32)), [LAST, "(64, 32)"]),
+    "infinite product": (low_rank(torch.full((64, 1), 1e30), torch.full((1, 32), 1e30)), [LAST, "(64, 32)"]),
+    "transposed": (lambda env: zeros(env) | {LAST: np.zeros((32, 64))}, [LAST, "(64, 32)", "(32, 64)"]),
+    "flat": (lambda env: zeros(env) | {LAST: np.zeros(64 * 32)}, [LAST, "(64, 32)", "(2048,)"]),
+    "one number": (lambda env: zeros(env) | {LAST: np.zeros(())}, [LAST, "(64, 32)", "()"]),
+    "factors of a wrong shape": (low_rank(torch.zeros(32, 2), torch.zeros(2, 64)), [LAST, "(64, 32)", "(32, 64)"]),
+    "factors of different ranks": (low_rank(torch.zeros(64, 2), torch.zeros(3, 32)), [LAST, "(64, 2)", "(3, 32)"]),
+    "unknown": (lambda env: zeros(env) | {"layers.0": np.zeros((64, 32))}, ["layers.0", MIDDLE, LAST]),
+    "missing": (lambda env: {MIDDLE: np.zeros((64, 32))}, [LAST]),
+    "empty": (lambda env: {}, [MIDDLE]),
+    "no mapping": (lambda env: np.zeros((64, 32)), ["ndarray"]),
+    "None": (lambda env: None, ["NoneType"]),
+    "a list": (lambda env: zeros(env) | {LAST: [[0.0] * 32] * 64}, [LAST]),
+    "text": (lambda env: zeros(env) | {LAST: "none"}, [LAST]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_wrong_action_is_refused_and_changes_nothing(make_env, case):
+    """The other module's delta is sound and would show."""
+    env = make_env()
+    env.reset(seed=0)
+    env.step(arrays(deltas_for(env)))
+    weights, batch, gradients = env.language_model.snapshot(), env.batch, env.gradients
+    build, named = REFUSED[case]
+    action = build(env)
+    if isinstance(action, dict) and MIDDLE in action:
+        action[MIDDLE] = np.ones((64, 32), np.float32)
+    with pytest.raises(ValueError) as refusal:
+        env.step(action)
+    for words in named:
+        assert words in str(refusal.value)
+    for name, value in env.language_model.snapshot().items():
+        assert torch.equal(value, weights[name])
+    assert env.batch == batch
+    assert env.gradients is gradients
+    _, reward, _, _, info = env.step(zeros(env))
+    assert np.isfinite(reward)
+    assert info["batch"] == 2
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [("edits_per_step", 0), ("actions_per_batch", 0), ("horizon", 0), ("render_mode", "video"), ("split", "dev"),
+     ("dataset", "zsre"), ("modules", ["layers.7.mlp.down_proj"]), ("memory_decay", 2.0), ("memory_batches", -1),
+     ("edits_per_step", 1001), ("dtype", "int8")],
+)  # fmt: skip
+def test_wrong_arguments_are_named(make_env, argument, value):
+    with pytest.raises(ValueError) as refusal:
+        make_env(**{argument: value})
+    words = str(refusal.value)
+    assert argument.rstrip("s") in words
+    assert str(value[0] if isinstance(value, list) else value) in words
+
+
+def test_the_test_split_cannot_be_redrawn(make_env):
+    with pytest.raises(ValueError, match="test"):
+        make_env(split="test", redraw=True)
+
+
+def test_half_precision_environment(make_env, base):
+    env = make_env(dtype="bfloat16")
+    observation, _ = env.reset(seed=0)
+    assert observation in env.observation_space
+    observation, reward, *_ = env.step(arrays(deltas_for(env)))
+    assert observation in env.observation_space
+    assert np.isfinite(reward)
+    env.reset(seed=0)
+    for name, module in env.language_model.modules.items():
+        assert torch.equal(module.weight, base.get_submodule(name).weight.bfloat16())

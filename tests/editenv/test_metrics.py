@@ -1,0 +1,148 @@
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from plain import answer_logits, greedy, tokens
+
+from editenv import metrics
+from editenv.data import Edit, Locality, atlas
+from editenv.dynamics import EditableLM, Prompts
+from editenv.questions import Questions, ask
+
+
+@pytest.fixture
+def taught_lm(taught, tokenizer):
+    return EditableLM(taught, tokenizer, ["layers.1.mlp.down_proj"])
+
+
+def test_teacher_forced_on_a_case_made_by_hand():
+    """Two edits; prompts of 2 and 1 tokens, rephrases of 4 and 1 for the first alone, locality of 2 for the second."""
+    lengths = torch.tensor([2, 1, 4, 1, 2])
+    labels = torch.tensor([1, 2, 3, 4, 5, 6, 7, 8, 9, 9])
+    choices = torch.tensor([1, 0, 3, 4, 5, 6, 0, 0, 2, 9])
+    before = torch.tensor([2, 2])
+    place = torch.arange(10)
+    asked = torch.arange(5).repeat_interleave(lengths)
+    prompts = Prompts(torch.zeros(10, 1, 1), place, 0 * place, labels, asked, lengths)
+    edits = [Edit("a", "", ""), Edit("b", "", "")]
+    owner, kind = torch.tensor([0, 1, 0, 0, 1]), torch.tensor([0, 0, 1, 1, 2])
+    questions = Questions(edits, [("", "")] * 5, prompts, owner, kind, before)
+    lm = SimpleNamespace(logits=lambda p: torch.nn.functional.one_hot(choices[p.rows], 10).float(), device="cpu")
+    scores = metrics.teacher_forced(lm, questions)
+    np.testing.assert_allclose(scores.efficacy, [1 / 2, 1])
+    np.testing.assert_allclose(scores.generalization, [(3 / 4 + 0) / 2, math.nan])
+    np.testing.assert_allclose(scores.specificity, [math.nan, 1 / 2])
+    assert scores.percentages() == {"efficacy": 75.0, "generalization": 37.5, "specificity": 50.0}
+
+
+def test_percentages_of_nothing_are_not_a_number():
+    nothing = np.array([math.nan])
+    found = metrics.Scores(np.array([1.0]), nothing, nothing).percentages()
+    assert found["efficacy"] == 100
+    assert math.isnan(found["generalization"])
+    assert math.isnan(found["specificity"])
+
+
+def test_teacher_forced_is_the_share_of_first_choices_of_the_plain_model(taught_lm, taught, tokenizer, edits):
+    scores = metrics.teacher_forced(taught_lm, ask(taught_lm, edits))
+
+    def share(prompt, answer):
+        logits, labels = answer_logits(taught, tokenizer, prompt, answer)
+        return float((logits.argmax(-1) == labels).float().mean())
+
+    np.testing.assert_allclose(scores.efficacy, [share(e.prompt, e.target) for e in edits], atol=1e-6)
+    expected = [np.mean([share(text, e.target) for text in e.rephrases]) for e in edits]
+    np.testing.assert_allclose(scores.generalization, expected, atol=1e-6)
+    assert scores.efficacy.min() < 1 == scores.efficacy.max()
+    assert (scores.specificity == 1).all()
+
+
+def test_specificity_is_agreement_with_theta_0_not_with_the_answer(taught_lm, tokenizer, taught):
+    edit = Edit("x", "The home of Ada is", "Rome", locality=(Locality("The home of Iris is", "jazz New South Wales"),))
+    questions = ask(taught_lm, [edit])
+    assert metrics.teacher_forced(taught_lm, questions).specificity == 1
+    (name,) = taught_lm.modules
+    delta = torch.randn(taught_lm.shape(name), generator=torch.Generator().manual_seed(0))
+    taught_lm.apply({name: delta})
+    after = metrics.teacher_forced(taught_lm, questions).specificity.item()
+    taught_lm.restore()
+    plain_before = answer_logits(taught, tokenizer, "The home of Iris is", "jazz New South Wales")[0].argmax(-1)
+    weights = {f"{name}.weight": taught.get_submodule(name).weight + delta.T}
+    plain_after = answer_logits(taught, tokenizer, "The home of Iris is", "jazz New South Wales", weights)[0].argmax(-1)
+    assert after == pytest.approx(float((plain_before == plain_after).float().mean()))
+    assert after < 1
+
+
+def texts_of(edits):
+    return [e.prompt for e in edits] + [text for e in edits for text in e.rephrases]
+
+
+@pytest.mark.parametrize("batch_size", [256, 3])
+def test_generate_is_greedy_token_by_token(taught_lm, taught, tokenizer, edits, batch_size):
+    texts = texts_of(edits)
+    written = metrics.generate(taught_lm, texts, limit=9, batch_size=batch_size)
+    assert written == [greedy(taught, tokenizer, text, 9) for text in texts]
+    assert len(set(written)) > 4
+
+
+def test_generate_gives_none_without_an_end_and_nothing_for_nothing(taught_lm, tokenizer, edits):
+    longest = max(edits[:5], key=lambda e: len(tokens(tokenizer, "", e.target)[1]))
+    needed = len(tokens(tokenizer, "", longest.target)[1]) + 1
+    assert metrics.generate(taught_lm, [longest.prompt], needed) == [longest.target]
+    assert metrics.generate(taught_lm, [longest.prompt], needed - 1) == [None]
+    assert metrics.generate(taught_lm, [], 5) == []
+
+
+def test_generation_is_right_exactly_where_every_forced_choice_and_the_end_are(taught_lm, taught, tokenizer, edits):
+    scores = metrics.generation(taught_lm, ask(taught_lm, edits))
+
+    def all_right(prompt, answer):
+        head, tail = tokens(tokenizer, prompt, answer)
+        choices = taught(torch.tensor([head + tail])).logits[0, len(head) - 1 :].argmax(-1)
+        return choices.tolist() == [*tail, tokenizer.eos_token_id]
+
+    assert scores.efficacy.tolist() == [float(all_right(e.prompt, e.target)) for e in edits]
+    np.testing.assert_allclose(
+        scores.generalization, [np.mean([all_right(text, e.target) for text in e.rephrases]) for e in edits]
+    )
+    assert set(scores.efficacy) == {0.0, 1.0}
+
+
+def test_generation_wants_the_exact_text(taught_lm, edits):
+    right = edits[1]
+    short = Edit("short", right.prompt, right.target.rsplit(" ", 1)[0])
+    long = Edit("long", right.prompt, f"{right.target} {right.target}")
+    scores = metrics.generation(taught_lm, ask(taught_lm, [right, short, long]))
+    assert scores.efficacy.tolist() == [1, 0, 0]
+
+
+def test_an_unedited_model_agrees_with_itself_in_generation(make_lm, base, tokenizer, edits):
+    """Whatever it writes: an untrained model hardly ever stops by itself."""
+    lm = make_lm()
+    questions = ask(lm, edits)
+    limit = metrics.generation_limit(questions)
+    assert None in [greedy(base, tokenizer, item.prompt, limit) for e in edits for item in e.locality]
+    assert (metrics.generation(lm, questions).specificity == 1).all()
+
+
+def test_what_theta_0_wrote_can_be_given(taught_lm, edits):
+    locality = tuple(Locality(e.prompt, e.target) for e in edits[:5])
+    questions = ask(taught_lm, [Edit("x", edits[0].prompt, edits[0].target, locality=locality)])
+    before = metrics.generate_before(taught_lm, questions)
+    assert before == [e.target for e in edits[:5]]
+    (name,) = taught_lm.modules
+    taught_lm.apply({name: torch.randn(taught_lm.shape(name), generator=torch.Generator().manual_seed(0))})
+    assert metrics.generate_before(taught_lm, questions) == before
+    changed = metrics.generation(taught_lm, questions).specificity
+    assert changed == metrics.generation(taught_lm, questions, before).specificity
+    assert changed < 1
+    wrong = [f"not {text}" for text in before]
+    assert metrics.generation(taught_lm, questions, wrong).specificity == 0
+
+
+def test_every_name_in_the_atlas_survives_encoding_and_decoding(tokenizer):
+    names = sorted({name for group in atlas.objects().values() for name in group})
+    rows = tokenizer([f" {name}" for name in names], add_special_tokens=False)["input_ids"]
+    assert [tokenizer.decode(row).strip() for row in rows] == names
