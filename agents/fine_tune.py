@@ -34,7 +34,7 @@ class FineTune(Agent):
         learning_rate: Adam's.
     """
 
-    def __init__(self, steps: int = 20, learning_rate: float = 1e-3, actions_per_batch: int = 1) -> None:
+    def __init__(self, steps: int = 20, learning_rate: float = 3e-3, actions_per_batch: int = 1) -> None:
         self.steps, self.learning_rate, self.actions_per_batch = steps, learning_rate, actions_per_batch
 
     def begin(self, env: LifelongEditEnv) -> None:
@@ -70,7 +70,7 @@ class JointFineTune(Agent):
         tolerance: Smallest change of the objective that is worth another iteration.
     """
 
-    def __init__(self, ridge: float = 1e-3, steps: int = 150, tolerance: float = 1e-5) -> None:
+    def __init__(self, ridge: float = 3e-6, steps: int = 150, tolerance: float = 1e-5) -> None:
         self.ridge, self.steps, self.tolerance = ridge, steps, tolerance
 
     def prepare(self, env: LifelongEditEnv, seed: int, progress: Progress) -> None:

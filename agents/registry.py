@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 
 from agents.base import Agent
-from agents.fine_tune import FineTune
+from agents.fine_tune import FineTune, JointFineTune
 from agents.hypernetwork import PolicyConfig
 from agents.no_edit import NoEdit
 from agents.rledit import RLEdit, TrainConfig
