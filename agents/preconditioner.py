@@ -79,22 +79,33 @@ class Preconditioner:
             identity = torch.eye(len(matrix), device=matrix.device)
             inverse = torch.linalg.inv(matrix + epsilon * matrix.trace() / len(matrix) * identity)
             self._start[name] = inverse / (inverse * matrix).sum()
-        self._now = dict(self._start)
+        self.reset()
 
     def reset(self) -> None:
         """Forget all batches."""
-        self._now = dict(self._start)
+        self._now = {name: matrix.clone() for name, matrix in self._start.items()} if self.recursive else self._start
 
     def project(self, name: str, keys: torch.Tensor) -> torch.Tensor:
         """``P U^T``, ``(d_in, tokens)``, for keys ``(tokens, d_in)``."""
         return self._now[name] @ keys.T
 
-    def absorb(self, gradients: dict[str, Gradient], noise: dict[str, float]) -> None:
-        """Adds a finished batch's keys: ``P <- P - P U^T (U P U^T + noise I)^-1 U P``."""
+    def absorb(
+        self,
+        gradients: dict[str, Gradient],
+        noise: dict[str, float],
+        projected: dict[str, torch.Tensor] | None = None,
+    ) -> None:
+        """Adds a finished batch's keys: ``P <- P - P U^T (U P U^T + noise I)^-1 U P``.
+
+        Args:
+            gradients: Whose keys U are added.
+            noise: For each module; smaller is firmer.
+            projected: ``P U^T`` of these keys, if it is known.
+        """
         if not self.recursive:
             return
         for name, gradient in gradients.items():
-            left = self.project(name, gradient.keys)
+            left = self.project(name, gradient.keys) if projected is None else projected[name]
             gram = gradient.keys @ left
             gram.diagonal().add_(noise[name])
-            self._now[name] = self._now[name] - left @ torch.linalg.solve(gram, left.T)
+            self._now[name].addmm_(left, torch.linalg.solve(gram, left.T), alpha=-1)

@@ -40,7 +40,7 @@ CLOSED_LOOP = replace(
     PRECONDITIONED, actions_per_batch=4, trajectories=8, policy=PolicyConfig(step_size=1.25, ridge=0.1)
 )
 
-DEMO = replace(PRECONDITIONED, trajectories=8)
+DEMO = replace(PRECONDITIONED, trajectories=5)
 
 
 def packaged_policy(name: str) -> Path:
@@ -72,7 +72,7 @@ AGENTS: dict[str, tuple[str, Callable[[], Agent]]] = {
     ),
     "untrained-p-k4": ("the untrained network with P, four actions", lambda: RLEdit(CLOSED_LOOP, train=False)),
     "rledit-p-k4": ("RLEdit with P, four actions", lambda: RLEdit(CLOSED_LOOP)),
-    # The demo trains for a minute and a half.
+    # The demo trains for about a minute.
     "demo-rledit": ("RLEdit with P, trained briefly", lambda: RLEdit(DEMO)),
     "demo-untrained": ("the same network before that", lambda: RLEdit(DEMO, train=False)),
     "rledit-packaged": ("a policy that ships with the package", lambda: RLEdit(policy=packaged_policy("atlas"))),

@@ -163,7 +163,7 @@ class RLEdit(Agent):
         projected = project(self._preconditioner, gradients)
         deltas = self.policy(gradients, projected)
         if self._preconditioner is not None and info["attempt"] == self.actions_per_batch - 1:
-            self._preconditioner.absorb(gradients, dict.fromkeys(gradients, self.config.absorb_noise))
+            self._preconditioner.absorb(gradients, dict.fromkeys(gradients, self.config.absorb_noise), projected)
         return deltas
 
 
@@ -263,7 +263,7 @@ class Trainer:
                 lags = sample_lags(len(env.reward.past), config.memory_samples, rng)
                 last = attempt == config.actions_per_batch - 1
                 if last and self.preconditioner is not None and config.environment == "lifelong":
-                    self.preconditioner.absorb(gradients, dict.fromkeys(gradients, config.absorb_noise))
+                    self.preconditioner.absorb(gradients, dict.fromkeys(gradients, config.absorb_noise), projected)
                 terms, weight_gradients = env.transition(deltas, lags)
                 dense = {name: gradient.dense() for name, gradient in weight_gradients.items()}
                 steps.append(_Step(gradients, projected, dense, terms))

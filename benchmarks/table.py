@@ -1,11 +1,15 @@
-"""Records as a table and as a picture."""
+"""Records as a table and as a picture.
+
+python -m benchmarks.table --results runs/smoke/results.jsonl --figure runs/smoke/retention.png
+"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.records import METRICS, Record
+from benchmarks.records import METRICS, Record, read
 
 
 def harmonic_mean(scores: dict[str, float]) -> float:
@@ -126,3 +130,26 @@ def draw_retention(records: Sequence[Record], path: Path) -> None:
     figure.savefig(partial, dpi=150)
     plt.close(figure)
     partial.replace(path)
+
+
+@dataclass
+class Args:
+    results: Path
+    """A results.jsonl."""
+    figure: Path | None = None
+    """Draw the retention curves here."""
+
+
+def main(args: Args) -> None:
+    """Prints one Markdown table for each suite."""
+    found = read(args.results)
+    for suite in dict.fromkeys(record.suite for record in found):
+        print(f"{suite}:\n\n{as_markdown([record for record in found if record.suite == suite])}")
+    if args.figure is not None:
+        draw_retention(found, args.figure)
+
+
+if __name__ == "__main__":
+    import tyro
+
+    main(tyro.cli(Args, description=__doc__))
