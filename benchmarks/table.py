@@ -84,6 +84,7 @@ def as_markdown(records: Sequence[Record]) -> str:
 
 def show(records: Sequence[Record]) -> None:
     """The table on the terminal."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
@@ -91,12 +92,20 @@ def show(records: Sequence[Record]) -> None:
         return
     first = records[0]
     view = Table(title=f"{first.suite}: {first.edits} edits of {first.dataset} in {first.model}", title_justify="left")
-    for i, heading in enumerate(HEADINGS):
-        view.add_column(heading, justify="left" if i == 0 else "right")
-    for row in rows(records):
-        view.add_row(*row)
-    console = Console()
-    console.print(view if console.width >= 150 else as_markdown(records))
+    view.box, view.padding, view.pad_edge = box.SIMPLE_HEAD, (0, 1), False
+    for heading in (
+        "",
+        "teacher-forced\nEff/Gen/Spe",
+        "generation\nEff/Gen/Spe",
+        "mean",
+        "setup\ns",
+        "ms per\nedit",
+        "x\nfloor",
+    ):
+        view.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    for agent, _, forced, _, free, mean, _, setup, edit, floor, _, _ in rows(records):
+        view.add_row(agent, forced.replace(" ", ""), free.replace(" ", ""), mean.split()[0], setup, edit, floor)
+    Console().print(view)
 
 
 def draw_retention(records: Sequence[Record], path: Path) -> None:

@@ -41,12 +41,15 @@ def load_model(
         FileNotFoundError: If ``name`` is a folder without a model.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}; use one of {', '.join(DTYPES)}")
     path = model_path(name)
     if os.path.isdir(path) and not (Path(path) / "config.json").exists():
         raise FileNotFoundError(f"{path} holds no config.json: it is not a Hugging Face model folder")
+    if name == EMBEDDED:
+        logging.disable_progress_bar()  # for a model that loads in a blink
     tokenizer = AutoTokenizer.from_pretrained(path)
     model = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype]).to(device).eval()
     for parameter in model.parameters():

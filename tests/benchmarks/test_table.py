@@ -67,7 +67,7 @@ def test_one_line_and_show_hold_the_figures(capsys):
     show([RECORD])
     shown = capsys.readouterr().out
     assert "no-edit" in shown
-    assert "90.0 / 45.5 / 100.0" in " ".join(shown.split())
+    assert "90.0/45.5/100.0" in " ".join(shown.split())
     show([])
     assert capsys.readouterr().out == ""
 
