@@ -54,8 +54,8 @@ def main(args: Args) -> None:
     print()
     table.show(found)
     print(
-        f"\nDone in {time.monotonic() - started:.0f} s. 'mean' is the harmonic mean of the three generation figures; 'x floor' is the\n"
-        "time of an edit by that of a plain forward and partial backward over the same prompts.\n"
+        f"\nDone in {time.monotonic() - started:.0f} s. 'mean' is the harmonic mean of the generation figures; 'x floor' is the time of\n"
+        "an edit by that of a plain forward and partial backward over the same prompts.\n"
         f"Saved {args.out / 'results.jsonl'} and {args.out / 'retention.png'}."
     )
 

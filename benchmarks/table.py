@@ -92,7 +92,7 @@ def show(records: Sequence[Record]) -> None:
         return
     first = records[0]
     view = Table(title=f"{first.suite}: {first.edits} edits of {first.dataset} in {first.model}", title_justify="left")
-    view.box, view.padding, view.pad_edge = box.SIMPLE_HEAD, (0, 1), False
+    view.box, view.padding, view.pad_edge = box.SIMPLE_HEAD, (0, 1, 0, 0), False
     for heading in (
         "",
         "teacher-forced\nEff/Gen/Spe",
