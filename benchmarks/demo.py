@@ -35,9 +35,9 @@ def main(args: Args) -> None:
     suite = SUITES[args.suite]
     started = time.monotonic()
     print(
-        f"A language model of 12 M parameters knows 21,546 facts. {suite.batches * suite.edits_per_step} of them now become "
-        f"false, {suite.edits_per_step} at a time.\nEach row below edits them in sequence, then all are asked again: the edit "
-        "(Eff), other phrasings of it (Gen), and what must not change (Spe).\n"
+        f"A language model of 12 M parameters knows 21,546 facts. {suite.batches * suite.edits_per_step} of them\n"
+        f"now become false, {suite.edits_per_step} at a time. Each row below edits them in sequence, then all are asked\n"
+        "again: the edit (Eff), other phrasings of it (Gen), and what must not change (Spe).\n"
     )
     found = []
     for name in ROWS:
@@ -54,8 +54,9 @@ def main(args: Args) -> None:
     print()
     table.show(found)
     print(
-        f"\nDone in {time.monotonic() - started:.0f} s. 'mean' is the harmonic mean of the generation figures; 'x floor' is the time of\n"
-        "an edit by that of a plain forward and partial backward over the same prompts.\n"
+        f"\nDone in {time.monotonic() - started:.0f} s. 'mean' is the harmonic mean of the generation figures;\n"
+        "'x floor' is the time of an edit by that of a plain forward and partial\n"
+        "backward over the same prompts.\n"
         f"Saved {args.out / 'results.jsonl'} and {args.out / 'retention.png'}."
     )
 
