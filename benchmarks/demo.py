@@ -15,6 +15,7 @@ from benchmarks import records, table
 from benchmarks.progress import console_progress
 from benchmarks.rollout import run
 from benchmarks.suites import SUITES
+from editenv.data import atlas
 
 ROWS = ("no-edit", "fine-tune", "demo-untrained", "demo-rledit", "rledit-packaged")
 
@@ -35,7 +36,7 @@ def main(args: Args) -> None:
     suite = SUITES[args.suite]
     started = time.monotonic()
     print(
-        f"A language model of 12 M parameters knows 21,546 facts. {suite.batches * suite.edits_per_step} of them\n"
+        f"A language model of 12 M parameters knows {len(atlas.facts()):,} facts. {suite.batches * suite.edits_per_step} of them\n"
         f"now become false, {suite.edits_per_step} at a time. Each row below edits them in sequence, then all are asked\n"
         "again: the edit (Eff), other phrasings of it (Gen), and what must not change (Spe).\n"
     )

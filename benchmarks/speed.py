@@ -10,7 +10,6 @@ the same policy, and must find the same losses.
 import copy
 import json
 import multiprocessing
-import resource
 import statistics
 import time
 from collections.abc import Sequence
@@ -76,7 +75,12 @@ def fast_trajectory(batches: int) -> dict[str, Any]:
     trainer.sweep_back(steps)
     seconds = time.perf_counter() - started
     losses = [-step.terms.reward for step in steps]
-    return {"seconds": seconds, "losses": losses, "peak_bytes": _peak(), "peak_before_bytes": before}
+    return {
+        "seconds": seconds,
+        "losses": losses,
+        "peak_bytes": peak_memory_bytes(torch.device("cpu")),
+        "peak_before_bytes": before,
+    }
 
 
 def naive_trajectory(batches: int) -> dict[str, Any]:
@@ -116,11 +120,12 @@ def naive_trajectory(batches: int) -> dict[str, Any]:
         loss = (later * delta).sum() + config.regularization * delta.square().sum()
         (loss / len(kept)).backward()
     seconds = time.perf_counter() - started
-    return {"seconds": seconds, "losses": losses, "peak_bytes": _peak(), "peak_before_bytes": before}
-
-
-def _peak() -> int:
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {
+        "seconds": seconds,
+        "losses": losses,
+        "peak_bytes": peak_memory_bytes(torch.device("cpu")),
+        "peak_before_bytes": before,
+    }
 
 
 def _dense_delta(policy: Any, name: str, gradient: Gradient) -> torch.Tensor:
