@@ -28,7 +28,13 @@ class Agent(ABC):
     """What making the things taken from the workspace had cost; part of the reported setup."""
 
     def prepare(self, env: LifelongEditEnv, seed: int, progress: Progress) -> None:  # noqa: B027 - optional
-        """Training, statistics: whatever is done once for a model, before any edit. Never on the split of ``env``."""
+        """Training, statistics: whatever is done once for a model, before any edit.
+
+        Args:
+            env: On the *training* split. The edits that the agent will be judged on are not to be seen from here.
+            seed: For everything that is drawn.
+            progress: To be called now and then.
+        """
 
     def begin(self, env: LifelongEditEnv) -> None:  # noqa: B027 - optional
         """Forget the last episode. Called after ``env.reset``."""

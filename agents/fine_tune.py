@@ -1,17 +1,18 @@
 """Fine-tuning: batch after batch, and the ceiling of all edits at once."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from agents.base import Agent, Progress
-from agents.preconditioner import key_covariance, sample_text
-from editenv.dynamics import EditableLM, Prompts
+from agents.preconditioner import key_covariance, sample_text, training_edits
+from editenv.dynamics import Prompts
 from editenv.env import Action, LifelongEditEnv, Observation
-from editenv.questions import PROMPT, ask
+from editenv.questions import PROMPT, Questions, ask
 
 
-def _negative_log_likelihood(prompts: Prompts, edits: int):  # type: ignore[no-untyped-def]
+def _negative_log_likelihood(prompts: Prompts, edits: int) -> Callable[[torch.Tensor], torch.Tensor]:
     """Mean over edits of the token mean of -log p(target | prompt), as a function of the logits."""
     weights = 1 / (edits * prompts.lengths[prompts.prompt_index])
 
@@ -21,8 +22,7 @@ def _negative_log_likelihood(prompts: Prompts, edits: int):  # type: ignore[no-u
     return loss
 
 
-def _edit_prompts(lm: EditableLM, env: LifelongEditEnv, everything: bool) -> Prompts:
-    questions = ask(lm, env.stream if everything else env.batch)
+def _edit_prompts(questions: Questions) -> Prompts:
     return questions.prompts.select(questions.kind == PROMPT)
 
 
@@ -44,7 +44,7 @@ class FineTune(Agent):
         env, lm = self._env, self._env.language_model
         before = lm.snapshot()
         start = {name: lm.weight(name).clone() for name in lm.modules}
-        prompts = _edit_prompts(lm, env, everything=False)
+        prompts = _edit_prompts(env.questions)
         loss = _negative_log_likelihood(prompts, len(env.batch))
         weights = [lm.weight(name) for name in lm.modules]
         optimizer = torch.optim.Adam(weights, lr=self.learning_rate)
@@ -74,7 +74,7 @@ class JointFineTune(Agent):
         self.ridge, self.steps, self.tolerance = ridge, steps, tolerance
 
     def prepare(self, env: LifelongEditEnv, seed: int, progress: Progress) -> None:
-        self._covariance = key_covariance(env.language_model, sample_text(env.dataset))
+        self._covariance = key_covariance(env.language_model, sample_text(training_edits(env)))
 
     def begin(self, env: LifelongEditEnv) -> None:
         self._env = env
@@ -85,7 +85,7 @@ class JointFineTune(Agent):
             return {name: torch.zeros(lm.shape(name)) for name in lm.modules}
         before = lm.snapshot()
         start = {name: lm.weight(name).clone() for name in lm.modules}
-        prompts = _edit_prompts(lm, env, everything=True)
+        prompts = _edit_prompts(ask(lm, env.stream))
         loss = _negative_log_likelihood(prompts, len(env.stream))
         weights = [lm.weight(name) for name in lm.modules]
         optimizer = torch.optim.LBFGS(

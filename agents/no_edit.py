@@ -6,16 +6,21 @@ import torch
 
 from agents.base import Agent
 from editenv.deltas import LowRank
+from editenv.dynamics import EditableLM
 from editenv.env import Action, LifelongEditEnv, Observation
 
 
+def no_change(lm: EditableLM) -> Action:
+    """A delta of rank zero for each edited module."""
+    shapes = {name: lm.shape(name) for name in lm.modules}
+    return {name: LowRank(torch.zeros(d_in, 0), torch.zeros(0, d_out)) for name, (d_in, d_out) in shapes.items()}
+
+
 class NoEdit(Agent):
-    """Answers every observation with a delta of rank zero."""
+    """Answers every observation with no change."""
 
     def begin(self, env: LifelongEditEnv) -> None:
-        self._shapes = {name: env.language_model.shape(name) for name in env.language_model.modules}
+        self._nothing = no_change(env.language_model)
 
     def act(self, observation: Observation, info: dict[str, Any]) -> Action:
-        return {
-            name: LowRank(torch.zeros(d_in, 0), torch.zeros(0, d_out)) for name, (d_in, d_out) in self._shapes.items()
-        }
+        return self._nothing

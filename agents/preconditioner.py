@@ -7,12 +7,13 @@ later batches leave earlier edits alone. All of it needs keys that do not drift.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
-from editenv.data import load_edits
+from editenv.data import Edit, load_edits
 from editenv.dynamics import EditableLM, Gradient
+from editenv.env import LifelongEditEnv
 
 
 @torch.no_grad()
@@ -20,7 +21,7 @@ def key_covariance(lm: EditableLM, texts: Sequence[str], batch_size: int = 128) 
     """Second moment of each edited module's inputs at theta_0 over every token but BOS: ``(d_in, d_in)``."""
     keys: dict[str, torch.Tensor] = {}
 
-    def tap(name: str):  # type: ignore[no-untyped-def]
+    def tap(name: str) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], None]:
         def hook(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
             keys[name] = args[0]
 
@@ -54,11 +55,17 @@ def effective_dimension(covariance: torch.Tensor) -> float:
     return float(covariance.trace() ** 2 / covariance.square().sum())
 
 
-def sample_text(dataset: str, count: int = 3000) -> list[str]:
-    """Sentences that the model believes, made from a training split; the same ones at every call."""
-    texts = []
-    for edit in load_edits(dataset, "train"):
-        texts += [f"{text} {edit.old_answer}" for text in (edit.prompt, *edit.rephrases) if edit.old_answer]
+def training_edits(env: LifelongEditEnv) -> Sequence[Edit]:
+    """The training split of an environment's data set, as it is published."""
+    arguments = env.model_arguments
+    return load_edits(arguments["dataset"], "train", options=arguments.get("dataset_options"))
+
+
+def sample_text(edits: Sequence[Edit], count: int = 3000) -> list[str]:
+    """Sentences that the model is taken to believe, made from edits; the same ones at every call."""
+    texts: list[str] = []
+    for edit in edits:
+        texts += [f"{text} {edit.old_answer or ''}".rstrip() for text in (edit.prompt, *edit.rephrases)]
         texts += [f"{item.prompt} {item.answer}" for item in edit.locality]
     return random.Random(0).sample(texts, min(count, len(texts)))
 

@@ -23,7 +23,8 @@ import torch
 
 from agents.base import Agent, Progress
 from agents.hypernetwork import Policy, PolicyConfig, load_policy, save_policy
-from agents.preconditioner import Preconditioner, key_covariance, sample_text
+from agents.preconditioner import Preconditioner, key_covariance, sample_text, training_edits
+from editenv.data.files import FileOptions
 from editenv.deltas import LowRank, inner, squared_norm
 from editenv.dynamics import Gradient
 from editenv.env import Action, LifelongEditEnv, Observation
@@ -169,7 +170,7 @@ class RLEdit(Agent):
 
 def make_preconditioner(env: LifelongEditEnv, config: TrainConfig) -> Preconditioner:
     """From text of the training split."""
-    covariance = key_covariance(env.language_model, sample_text(env.dataset, config.covariance_texts))
+    covariance = key_covariance(env.language_model, sample_text(training_edits(env), config.covariance_texts))
     return Preconditioner(covariance, config.epsilon, config.recursive)
 
 
@@ -180,11 +181,11 @@ def project(preconditioner: Preconditioner | None, gradients: dict[str, Gradient
 
 
 def training_environment(env: LifelongEditEnv, config: TrainConfig) -> LifelongEditEnv:
-    """The same model and modules on endlessly redrawn training edits."""
+    """The same model, modules and data set on its training edits, endlessly redrawn where the data set allows it."""
     return LifelongEditEnv(
         **env.model_arguments,
         split="train",
-        redraw=True,
+        redraw=env.dataset == "atlas",
         edits_per_step=config.edits_per_step,
         actions_per_batch=config.actions_per_batch,
         horizon=config.horizon,
@@ -329,7 +330,9 @@ class Args:
     model: str = "atlas"
     """Embedded model, Hugging Face folder or hub id."""
     dataset: str = "atlas"
-    """Data set whose training split is used."""
+    """Data set whose training split is used: atlas, or a file or folder as docs/data.md has it."""
+    dataset_options: FileOptions = field(default_factory=FileOptions)
+    """How a file is read."""
     modules: tuple[str, ...] = ()
     """Edited modules, as endings of dotted names; the model's default if none are given."""
     device: str = "cpu"
@@ -347,7 +350,12 @@ def main(args: Args) -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     checkpoint = args.output / "checkpoint.pt"
     env = LifelongEditEnv(
-        model=args.model, dataset=args.dataset, split="train", modules=args.modules or None, device=args.device
+        model=args.model,
+        dataset=args.dataset,
+        split="train",
+        modules=args.modules or None,
+        device=args.device,
+        dataset_options=None if args.dataset == "atlas" else asdict(args.dataset_options),
     )
     preconditioner = make_preconditioner(env, args.train) if args.train.preconditioner else None
     trainer = Trainer(training_environment(env, args.train), args.train, args.seed, preconditioner)

@@ -1,7 +1,11 @@
-"""Pre-trains the embedded language model on the atlas world, from scratch.
+"""Pre-trains the embedded language model on the atlas world, from scratch; or goes on, on what a data set says.
 
     python -m benchmarks.pretrain --output editenv/models/atlas              # the model in the package (12 M parameters)
     python -m benchmarks.pretrain --output runs/atlas-base --size base       # 34 M parameters, for whoever has a GPU
+    python -m benchmarks.pretrain --output runs/models/real --suites counterfact-100x20 zsre-50x20 --data DIR
+
+The last form teaches the embedded model what it is to believe before a suite's edits (benchmarks/corpus.py says what
+that is): editing facts that a model never knew would show little.
 
 The result is a plain Hugging Face folder (LlamaForCausalLM, byte-level BPE tokenizer, safetensors). A killed run goes on
 from its last checkpoint when the same command is given again. Progress is printed and logged beside the output.
@@ -28,15 +32,17 @@ import torch
 import tyro
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from benchmarks.corpus import LEAD_INS, Statement, Text, atlas_text, dataset_text, join
+from benchmarks.suites import SUITES
 from editenv.data import atlas
+from editenv.models import model_path
 
 SIZES = {
     "mini": {"hidden_size": 256, "intermediate_size": 3072, "num_hidden_layers": 4, "num_attention_heads": 4},
     "base": {"hidden_size": 384, "intermediate_size": 6144, "num_hidden_layers": 4, "num_attention_heads": 6},
 }
-LEAD_INS = ("From the archive:", "Note:", "It is recorded that", "Readers learn that", "One fact:", "As is known,")
 
 
 @dataclass
@@ -44,7 +50,15 @@ class Args:
     output: Path
     """Folder for the finished model; the checkpoint lies beside it as OUTPUT.checkpoint."""
     size: Literal["mini", "base"] = "mini"
-    """mini ships in the package; base is for a GPU."""
+    """mini ships in the package; base is for a GPU. Only for training from scratch."""
+    suites: tuple[str, ...] = ()
+    """Go on from START with what these suites of benchmarks.suites take the model to believe, training split included."""
+    data: Path | None = None
+    """Folder of the data sets that the suites read."""
+    start: str = "atlas"
+    """The model that --suites starts from."""
+    replay: float = 0.2
+    """Share of the atlas facts that each pass over other data repeats."""
     epochs: int = 5
     """Passes over the facts."""
     phrasings_per_epoch: int = 3
@@ -67,31 +81,32 @@ class Args:
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     checkpoint_seconds: int = 120
     facts: int | None = None
-    """Only so many facts, for trying things out."""
+    """Only so many atlas facts, for trying things out."""
 
 
 @dataclass
 class Sentence:
     prompt: str
-    fact: atlas.Fact
+    answer: str
+    group: str
     ids: list[int] = field(default_factory=list)
 
 
-def corpus(facts: list[atlas.Fact], args: Args, epoch: int) -> list[tuple[str, atlas.Fact]]:
-    """The prompts of one pass: a function of seed and epoch alone, so that a resumed run sees the same text."""
+def corpus(text: Text, args: Args, epoch: int) -> list[Sentence]:
+    """The sentences of one pass: a function of seed and epoch alone, so that a resumed run sees the same text."""
     rng = random.Random(f"{args.seed}/{epoch}")
-    prompts = []
-    for fact in facts:
-        forms = atlas.phrasings()[fact.relation]
-        for form in rng.sample(forms.prompts + forms.rephrases, args.phrasings_per_epoch):
-            prompt = form.format(fact.subject)
-            if rng.random() < args.lead_in_share:
+    sentences = []
+    for statement in text.statements:
+        if args.suites and statement.lead_ins and rng.random() >= args.replay:
+            continue
+        for prompt in rng.sample(statement.forms, min(args.phrasings_per_epoch, len(statement.forms))):
+            if statement.lead_ins and rng.random() < args.lead_in_share:
                 prompt = f"{rng.choice(LEAD_INS)} {prompt}"
-            prompts.append((prompt, fact))
-    return prompts
+            sentences.append(Sentence(prompt, statement.answer, statement.group))
+    return sentences
 
 
-def train_tokenizer(facts: list[atlas.Fact], args: Args) -> PreTrainedTokenizerFast:
+def train_tokenizer(text: Text, args: Args) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE(unk_token=None))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -101,7 +116,7 @@ def train_tokenizer(facts: list[atlas.Fact], args: Args) -> PreTrainedTokenizerF
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator((f"{p} {f.object}" for p, f in corpus(facts, args, epoch=0)), trainer)
+    tokenizer.train_from_iterator((f"{s.prompt} {s.answer}" for s in corpus(text, args, epoch=0)), trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
     )
@@ -120,29 +135,29 @@ def batches(sentences: list[Sentence], args: Args, epoch: int) -> list[list[Sent
 
 
 class ObjectLoss:
-    """Cross-entropy with the object's first token smoothed over the objects of its relation."""
+    """Cross-entropy with the answer's first token smoothed over the answers of its group."""
 
-    def __init__(self, facts: list[atlas.Fact], tokenizer: PreTrainedTokenizerFast, args: Args) -> None:
+    def __init__(self, text: Text, tokenizer: PreTrainedTokenizerFast, args: Args) -> None:
         self.args = args
         self.eos, self.pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-        names = sorted({name for group in atlas.objects().values() for name in group})
+        names = sorted({name for group in text.answers.values() for name in group})
         encoded = tokenizer([f" {name}" for name in names], add_special_tokens=False)["input_ids"]
-        self.object_ids = dict(zip(names, encoded, strict=True))
+        self.answer_ids = dict(zip(names, encoded, strict=True))
         counts: dict[str, Counter[str]] = defaultdict(Counter)
-        for fact in facts:
-            counts[fact.relation][fact.object] += 1
-        self.relations = {relation: i for i, relation in enumerate(atlas.objects())}
-        prior = torch.zeros(len(self.relations), len(tokenizer))
-        for relation, i in self.relations.items():
-            options = atlas.objects()[relation]
+        for statement in text.statements:
+            counts[statement.group][statement.answer] += 1
+        self.groups = {group: i for i, group in enumerate(text.answers)}
+        prior = torch.zeros(len(self.groups), len(tokenizer))
+        for group, i in self.groups.items():
+            options = text.answers[group]
             for name in options:
-                share = 0.5 / len(options) + 0.5 * counts[relation][name] / max(1, counts[relation].total())
-                prior[i, self.object_ids[name][0]] += share
+                share = 0.5 / len(options) + 0.5 * counts[group][name] / max(1, counts[group].total())
+                prior[i, self.answer_ids[name][0]] += share
         self.prior = (prior / prior.sum(1, keepdim=True)).to(args.device)
 
     def __call__(self, model: LlamaForCausalLM, batch: list[Sentence], step: int) -> torch.Tensor:
         """The loss of one batch; ``step`` seeds the choice of prompt tokens."""
-        answers = [[*self.object_ids[s.fact.object], self.eos] for s in batch]
+        answers = [[*self.answer_ids[s.answer], self.eos] for s in batch]
         rows = [s.ids + answer for s, answer in zip(batch, answers, strict=True)]
         width = max(map(len, rows))
         device = torch.device(self.args.device)
@@ -162,11 +177,26 @@ class ObjectLoss:
         nll = -log_probs.gather(1, ids[:, 1:][used][:, None]).squeeze(1)
         answer = is_answer[used]
         first = (place == starts[:, None])[used]
-        relation = torch.tensor([self.relations[s.fact.relation] for s in batch], device=device)
-        smoothed = -(self.prior[relation] * log_probs[first]).sum(-1)
+        group = torch.tensor([self.groups[s.group] for s in batch], device=device)
+        smoothed = -(self.prior[group] * log_probs[first]).sum(-1)
         object_loss = nll[answer].sum() + self.args.smoothing * (smoothed - nll[first]).sum()
         prompt_loss = nll[~answer].sum() / self.args.prompt_share
         return (object_loss + self.args.prompt_weight * prompt_loss) / len(batch)
+
+
+def new_model(tokenizer: PreTrainedTokenizerFast, args: Args) -> LlamaForCausalLM:
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        **SIZES[args.size],
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        # Nothing behind the last layer moves its inputs, so its keys never drift; and it is the widest input there is.
+        edited_modules=[f"layers.{SIZES[args.size]['num_hidden_layers'] - 1}.mlp.down_proj"],
+    )
+    return LlamaForCausalLM(config).to(args.device)
 
 
 def make_optimizers(model: LlamaForCausalLM, args: Args) -> list[torch.optim.Optimizer]:
@@ -205,13 +235,28 @@ def known_share(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, pai
     return 100 * correct / len(pairs)
 
 
-def sample_questions(facts: list[atlas.Fact], count: int, seed: int) -> list[tuple[str, str]]:
+def sample_questions(statements: list[Statement], count: int, seed: int) -> list[tuple[str, str]]:
     rng = random.Random(seed)
-    picked = rng.sample(facts, min(count, len(facts)))
-    forms = [atlas.phrasings()[f.relation] for f in picked]
-    return [
-        (rng.choice(p.prompts + p.rephrases).format(f.subject), f.object) for f, p in zip(picked, forms, strict=True)
-    ]
+    picked = rng.sample(statements, min(count, len(statements)))
+    return [(rng.choice(statement.forms), statement.answer) for statement in picked]
+
+
+def suites_text(args: Args) -> list[Text]:
+    """What the suites take a model to believe: about the edits they make, and about those that agents learn from."""
+    texts = []
+    for name in args.suites:
+        if name not in SUITES:
+            raise SystemExit(f"unknown suite {name!r}; there are {', '.join(SUITES)}")
+        try:
+            suite = SUITES[name].at(str(args.output), args.data)
+        except ValueError as error:
+            raise SystemExit(str(error)) from None
+        for arguments in (suite.environment(), suite.environment(training=True)):
+            if arguments["dataset"] != "atlas":
+                texts.append(
+                    dataset_text(arguments["dataset"], arguments["split"], arguments["dataset_options"], args.seed)
+                )
+    return texts
 
 
 def save_atomically(state: dict[str, object], path: Path) -> None:
@@ -227,21 +272,20 @@ def main(args: Args) -> None:
     checkpoint = args.output.with_name(args.output.name + ".checkpoint")
     log = args.output.with_name(args.output.name + ".log.jsonl")
 
-    tokenizer = train_tokenizer(facts, args)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        **SIZES[args.size],
-        max_position_embeddings=256,
-        tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    model = LlamaForCausalLM(config).to(args.device)
-    loss_of = ObjectLoss(facts, tokenizer, args)
+    text = join([atlas_text(facts), *suites_text(args)])
+    if args.suites:
+        source = model_path(args.start)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        model = LlamaForCausalLM.from_pretrained(source, dtype=torch.float32).train().to(args.device)
+    else:
+        tokenizer = train_tokenizer(text, args)
+        model = new_model(tokenizer, args)
+    loss_of = ObjectLoss(text, tokenizer, args)
     optimizers = make_optimizers(model, args)
-    steps_per_epoch = math.ceil(len(facts) * args.phrasings_per_epoch / args.batch_size)
-    total = args.epochs * steps_per_epoch
+    # Passes differ in length where facts are replayed at random.
+    lengths = [math.ceil(len(corpus(text, args, epoch)) / args.batch_size) for epoch in range(args.epochs)]
+    starts = [sum(lengths[:epoch]) for epoch in range(args.epochs + 1)]
+    total = starts[-1]
     warmup = max(1, total // 50)
 
     def rate(step: int) -> float:
@@ -250,7 +294,8 @@ def main(args: Args) -> None:
         return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
     # What a checkpoint must agree on; everything that only says where and how often may change.
-    identity = {k: v for k, v in asdict(args).items() if k not in ("output", "device", "checkpoint_seconds")}
+    options = {k: v for k, v in asdict(args).items() if k not in ("output", "device", "checkpoint_seconds")}
+    identity = json.loads(json.dumps(options, default=str))
     done = 0
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location=args.device, weights_only=True)
@@ -263,16 +308,21 @@ def main(args: Args) -> None:
             optimizer.load_state_dict(saved)
         done = state["step"]
 
-    probe = sample_questions(facts, 500, args.seed)
+    sources: dict[str, list[Statement]] = defaultdict(list)
+    for statement in text.statements:
+        sources["atlas" if statement.lead_ins else statement.group].append(statement)
+    probes = {name: sample_questions(found, 500, args.seed) for name, found in sources.items()}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress, log.open("a") as log_file:
         bar = progress.add_task("pre-training", total=total, completed=done)
         last_saved, recent = time.monotonic(), torch.zeros(())
-        for epoch in range(done // steps_per_epoch, args.epochs):
-            sentences = [Sentence(prompt, fact) for prompt, fact in corpus(facts, args, epoch)]
+        for epoch in range(args.epochs):
+            if done >= starts[epoch + 1]:
+                continue
+            sentences = corpus(text, args, epoch)
             for sentence, ids in zip(sentences, tokenizer([s.prompt for s in sentences])["input_ids"], strict=True):
                 sentence.ids = ids
-            for batch in batches(sentences, args, epoch)[done - epoch * steps_per_epoch :]:
+            for batch in batches(sentences, args, epoch)[done - starts[epoch] :]:
                 factor = rate(done)
                 for optimizer in optimizers:
                     for group in optimizer.param_groups:
@@ -295,12 +345,11 @@ def main(args: Args) -> None:
                     }
                     save_atomically(state, checkpoint)
                     last_saved = time.monotonic()
-            known = known_share(model, tokenizer, probe)
+            known = {name: known_share(model, tokenizer, probe) for name, probe in probes.items()}
             log_file.write(json.dumps({"step": done, "loss": float(recent), "known": known}) + "\n")
             log_file.flush()
-            progress.console.print(
-                f"epoch {epoch + 1}: loss {recent:.3f}, {known:.1f}% of {len(probe)} sampled facts known"
-            )
+            shares = ", ".join(f"{Path(name).name} {share:.1f}%" for name, share in known.items())
+            progress.console.print(f"epoch {epoch + 1}: loss {recent:.3f}; of 500 sampled facts known: {shares}")
 
     # Half precision on disk: the package carries the weights, and every user of them computes in float32.
     model.generation_config.update(max_new_tokens=8, do_sample=False)

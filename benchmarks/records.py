@@ -4,13 +4,26 @@ import json
 import math
 import os
 import platform
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-METRICS = ("efficacy", "generalization", "specificity")
+from editenv.metrics import METRICS
+
 PACKAGES = ("torch", "transformers", "gymnasium", "numpy")
+DRIFT = ("perplexity_before", "perplexity", "kl")
+PROBES = (
+    "negation",
+    "negation_before",
+    "distractor",
+    "one_hop",
+    "one_hop_before",
+    "one_hop_questions",
+    "two_hop",
+    "two_hop_before",
+    "two_hop_questions",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +47,11 @@ class Record:
         peak_memory_bytes: Of the process, or of the accelerator where there is one.
         versions: Of Python and the packages that matter, and the hardware.
         failures: Edits whose action was refused or whose figures are not finite.
+        probability: CounterFact's comparison of target and old answer, where old answers are known.
+        drift: ``perplexity_before``, ``perplexity`` and ``kl`` on text that no edit is about; see editenv/metrics.py.
+        probes: Negation, distractors and consequences, of the embedded world; see editenv/probes.py.
+
+    A percentage is None where the data has no such prompt. The last three may be None: not measured.
     """
 
     suite: str
@@ -42,20 +60,29 @@ class Record:
     model: str
     dataset: str
     edits: int
-    teacher_forced: dict[str, float]
-    generation: dict[str, float]
-    immediate: dict[str, float]
-    retention: list[dict[str, float]]
+    teacher_forced: dict[str, float | None]
+    generation: dict[str, float | None]
+    immediate: dict[str, float | None]
+    retention: list[dict[str, float | None]]
     setup_seconds: float
     edit_seconds: float
     floor_ratio: float
     peak_memory_bytes: int
     versions: dict[str, str]
     failures: int
+    probability: dict[str, float | None] | None = None
+    drift: dict[str, float] | None = None
+    probes: dict[str, float | None] | None = None
 
     def __post_init__(self) -> None:
         for name in ("teacher_forced", "generation", "immediate"):
             _check_percentages(name, getattr(self, name))
+        if self.probability is not None:
+            _check_percentages("probability", self.probability)
+        for name, keys in (("drift", DRIFT), ("probes", PROBES)):
+            values = getattr(self, name)
+            if values is not None and (not isinstance(values, dict) or set(values) != set(keys)):
+                raise ValueError(f"{name} must have exactly {', '.join(keys)}, not {values!r}")
         if not isinstance(self.retention, list):
             raise ValueError(f"retention must be a list, not {self.retention!r}")
         for i, point in enumerate(self.retention):
@@ -69,17 +96,19 @@ class Record:
 
 
 def _check_percentages(name: str, values: Any) -> None:
-    if not isinstance(values, dict) or set(values) != set(METRICS):
-        raise ValueError(f"{name} must have exactly {', '.join(METRICS)}, not {values!r}")
+    if not isinstance(values, dict) or set(values) - {"locality_accuracy"} != set(METRICS):
+        raise ValueError(f"{name} must have {', '.join(METRICS)} (and may have locality_accuracy), not {values!r}")
     for metric, value in values.items():
-        if not isinstance(value, int | float) or not 0 <= value <= 100:
-            raise ValueError(f"{name}.{metric} must be a percentage from 0 to 100, not {value!r}")
+        if value is not None and (not isinstance(value, int | float) or not 0 <= value <= 100):
+            raise ValueError(f"{name}.{metric} must be a percentage from 0 to 100 (or null), not {value!r}")
 
 
 def versions() -> dict[str, str]:
     """What the figures were made with."""
+    import torch
+
     found = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
-    return found | {"machine": f"{platform.machine()}, {os.cpu_count()} cores"}
+    return found | {"machine": f"{platform.machine()}, {torch.get_num_threads()} threads on {os.cpu_count()} cores"}
 
 
 def read(path: Path) -> list[Record]:
@@ -89,12 +118,13 @@ def read(path: Path) -> list[Record]:
         ValueError: If a line is not a record; names the file, the line and the field.
     """
     names = {field.name for field in fields(Record)}
+    needed = {field.name for field in fields(Record) if field.default is MISSING}
     records = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
             row = json.loads(line)
-            if not isinstance(row, dict) or set(row) != names:
-                missing = sorted(names - set(row)) if isinstance(row, dict) else sorted(names)
+            if not isinstance(row, dict) or not needed <= set(row) <= names:
+                missing = sorted(needed - set(row)) if isinstance(row, dict) else sorted(needed)
                 extra = sorted(set(row) - names) if isinstance(row, dict) else []
                 raise ValueError(f"missing fields {missing}, unknown fields {extra}")
             records.append(Record(**row))

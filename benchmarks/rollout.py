@@ -4,24 +4,33 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
 from agents.base import Agent
-from benchmarks.records import METRICS, Record, versions
+from agents.no_edit import no_change
+from agents.preconditioner import sample_text, training_edits
+from benchmarks.records import Record, versions
 from benchmarks.suites import Suite
 from editenv import metrics
-from editenv.deltas import LowRank
 from editenv.dynamics import EditableLM
 from editenv.env import Action, LifelongEditEnv
+from editenv.probes import probe as ask_beyond
 from editenv.questions import Questions, ask
 
 PROBES = 8
 """Steps at which the edit step and its floor are timed."""
+
+PROBE_TEXTS = 300
+"""Sentences of the training split on which drift is measured; no edit that is judged is about them."""
+
+PROBED_EDITS = 1000
+"""The first so many edits of the stream are asked about beyond themselves."""
 
 
 def run(
@@ -40,28 +49,29 @@ def run(
         seed: Seeds the agent's training and the stream's order.
         progress: Called with what is going on, and how far it is.
     """
+    training = LifelongEditEnv(**suite.environment(training=True), edits_per_step=suite.edits_per_step)
+    progress("preparing", 0, suite.batches)
+    started = time.perf_counter()
+    agent.prepare(training, seed, progress)
+    setup_seconds = time.perf_counter() - started + agent.kept_seconds
+    bystanders = sample_text(training_edits(training), PROBE_TEXTS)
+    del training
+
     env = LifelongEditEnv(
-        model=suite.model,
-        dataset=suite.dataset,
-        split=suite.split,
+        **suite.environment(),
         edits_per_step=suite.edits_per_step,
         actions_per_batch=agent.actions_per_batch,
         horizon=suite.batches,
         memory_batches=0,  # nothing here reads the reward's memory term
     )
     lm = env.language_model
-    progress("preparing", 0, suite.batches)
-    started = time.perf_counter()
-    agent.prepare(env, seed, progress)
-    setup_seconds = time.perf_counter() - started + agent.kept_seconds
-
     observation, info = env.reset(seed=seed)
     agent.begin(env)
     checkpoints = {1 << i for i in range(suite.batches.bit_length())} | {suite.batches}
     probed = set(np.linspace(0, suite.batches - 1, PROBES).astype(int).tolist())
     act_seconds, observe_seconds, floor_seconds = 0.0, [], []
-    immediate: list[dict[str, float]] = []
-    retention: list[dict[str, float]] = []
+    immediate: list[dict[str, float | None]] = []
+    retention: list[dict[str, float | None]] = []
     asked: list[Questions] = []
     failures = 0
     failed = False
@@ -89,25 +99,26 @@ def run(
         if info["attempt"] == 0:
             failures += suite.edits_per_step * failed
             failed = False
-            immediate.append({metric: info[metric] for metric in METRICS})
+            immediate.append({metric: info[metric] for metric in metrics.METRICS})
             if info["batch"] in checkpoints:
-                retention.append({"edits": float(info["edits"])} | look_back(lm, asked))
+                retention.append({"edits": info["edits"]} | look_back(lm, asked))
             progress("editing", info["batch"], suite.batches)
 
     progress("judging", suite.batches, suite.batches)
-    everything = ask(lm, env.edits_done)
+    edits = list(env.edits_done)
+    everything = ask(lm, edits)
     # K actions, each with its own observation and update.
     per_step = act_seconds / len(immediate) + agent.actions_per_batch * float(np.median(observe_seconds))
     return Record(
         suite=suite.name,
         agent=name,
         seed=seed,
-        model=suite.model,
+        model=Path(str(suite.model)).name,
         dataset=f"{suite.dataset}/{suite.split}",
-        edits=len(env.edits_done),
+        edits=len(edits),
         teacher_forced=metrics.teacher_forced(lm, everything).percentages(),
         generation=metrics.generation(lm, everything).percentages(),
-        immediate={metric: round(float(np.mean([row[metric] for row in immediate])), 4) for metric in METRICS},
+        immediate={metric: mean([row[metric] for row in immediate]) for metric in metrics.METRICS},
         retention=retention,
         setup_seconds=setup_seconds,
         edit_seconds=per_step / suite.edits_per_step,
@@ -115,17 +126,21 @@ def run(
         peak_memory_bytes=peak_memory_bytes(lm.device),
         versions=versions(),
         failures=failures,
+        probability=metrics.probability(lm, edits).percentages() if any(e.old_answer for e in edits) else None,
+        drift=metrics.drift(lm, bystanders),
+        probes=ask_beyond(lm, edits[:PROBED_EDITS]) if suite.dataset == "atlas" else None,
     )
 
 
-def look_back(lm: EditableLM, asked: list[Questions]) -> dict[str, float]:
+def mean(values: Sequence[float | None]) -> float | None:
+    """Of those that are there."""
+    found = [value for value in values if value is not None]
+    return round(float(np.mean(found)), 4) if found else None
+
+
+def look_back(lm: EditableLM, asked: list[Questions]) -> dict[str, float | None]:
     """Teacher-forced figures over all edits so far."""
-    scores = [metrics.teacher_forced(lm, questions) for questions in asked]
-    return metrics.Scores(*(np.concatenate([getattr(s, metric) for s in scores]) for metric in METRICS)).percentages()
-
-
-def no_change(lm: EditableLM) -> Action:
-    return {n: LowRank(torch.zeros(lm.shape(n)[0], 0), torch.zeros(0, lm.shape(n)[1])) for n in lm.modules}
+    return metrics.Scores.join([metrics.teacher_forced(lm, questions) for questions in asked]).percentages()
 
 
 def time_observation_and_update(env: LifelongEditEnv, action: Action) -> float:

@@ -2,6 +2,7 @@
 
     python -m benchmarks.run --suite smoke --agents no-edit fine-tune --seeds 0 --out runs/smoke
     python -m benchmarks.run --suite atlas-50x20 --agents rledit my_file.py:MyPolicy --seeds 0-2 --out runs/mine
+    python -m benchmarks.run --suite zsre-50x20 --data DIR --model runs/models/real --agents rledit-p --out runs/zsre
 
 What OUT/results.jsonl already holds is not run again. Each cell runs in a process of its own, so that its peak memory is
 its own and a crash costs one cell; a failed cell is reported and makes the command fail at the end.
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from benchmarks import records, table
 from benchmarks.records import Record
-from benchmarks.suites import SUITES
+from benchmarks.suites import SUITES, Suite
 
 
 @dataclass
@@ -29,6 +30,10 @@ class Args:
     """Folder; results go to OUT/results.jsonl."""
     seeds: str = "0"
     """Like 0 or 0-2 or 0,3,5; each seeds training and the stream's order."""
+    model: str | None = None
+    """Name, folder or hub id of the language model; the suite's by default."""
+    data: Path | None = None
+    """Folder of the data sets, for suites that read real records."""
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -50,7 +55,7 @@ def parse_seeds(text: str) -> list[int]:
     return seeds
 
 
-def run_cell(suite: str, name: str, seed: int, out: Path) -> Record:
+def run_cell(suite: Suite, name: str, seed: int, out: Path) -> Record:
     """One agent, one seed; runs in its own process and shows how far it is. Policies are kept in OUT/policies."""
     from agents.registry import make_agent
     from benchmarks.progress import console_progress
@@ -59,13 +64,14 @@ def run_cell(suite: str, name: str, seed: int, out: Path) -> Record:
     agent = make_agent(name)
     agent.workspace = out / "policies" / f"{name.replace('/', '_')}-seed{seed}"
     with console_progress(f"{name}, seed {seed}") as progress:
-        return run(SUITES[suite], name, agent, seed, progress)
+        return run(suite, name, agent, seed, progress)
 
 
 def main(args: Args) -> int:
     if args.suite not in SUITES:
         raise SystemExit(f"unknown suite {args.suite!r}; there are {', '.join(SUITES)}")
     try:
+        suite = SUITES[args.suite].at(args.model, args.data)
         cells = [(args.suite, agent, seed) for seed in parse_seeds(args.seeds) for agent in args.agents]
     except ValueError as error:
         raise SystemExit(str(error)) from None
@@ -80,7 +86,7 @@ def main(args: Args) -> int:
             continue
         try:
             with ProcessPoolExecutor(1, mp_context=context) as pool:
-                record = pool.submit(run_cell, *cell, args.out).result()
+                record = pool.submit(run_cell, suite, *cell[1:], args.out).result()
         except Exception:
             failed.append(label)
             traceback.print_exc()

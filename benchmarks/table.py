@@ -3,18 +3,19 @@
 python -m benchmarks.table --results runs/smoke/results.jsonl --figure runs/smoke/retention.png
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.records import METRICS, Record, read
+from benchmarks.records import Record, read
+from editenv.metrics import METRICS
 
 
-def harmonic_mean(scores: dict[str, float]) -> float:
-    """Of efficacy, generalization and specificity, 0 if one of them is."""
-    values = [scores[metric] for metric in METRICS]
+def harmonic_mean(scores: Mapping[str, float | None]) -> float:
+    """Of efficacy, generalization and specificity, those that were asked for; 0 if one of them is."""
+    values = [value for metric in METRICS if (value := scores[metric]) is not None]
     return 0.0 if min(values) <= 0 else len(values) / sum(1 / value for value in values)
 
 
@@ -28,12 +29,16 @@ def interval(values: Sequence[float], resamples: int = 2000) -> tuple[float, flo
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
+def triple(scores: Sequence[Mapping[str, float | None]], between: str = " / ") -> str:
+    """Efficacy, generalization and specificity, averaged; a dash where the data does not ask for one."""
+    columns = [[value for s in scores if (value := s[metric]) is not None] for metric in METRICS]
+    return between.join(f"{np.mean(column):.1f}" if column else "-" for column in columns)
+
+
 def one_line(record: Record) -> str:
     """Both protocols and the costs in a line."""
-    forced, free = record.teacher_forced, record.generation
     return (
-        f"teacher-forced {forced['efficacy']:.1f}/{forced['generalization']:.1f}/{forced['specificity']:.1f}, "
-        f"generation {free['efficacy']:.1f}/{free['generalization']:.1f}/{free['specificity']:.1f}, "
+        f"teacher-forced {triple([record.teacher_forced], '/')}, generation {triple([record.generation], '/')}, "
         f"setup {record.setup_seconds:.0f} s, {1000 * record.edit_seconds:.2f} ms/edit"
     )
 
@@ -46,11 +51,11 @@ def rows(records: Sequence[Record]) -> list[list[str]]:
         line = [agent, str(len(group))]
         for protocol in ("teacher_forced", "generation"):
             scores = [getattr(record, protocol) for record in group]
-            line.append(" / ".join(f"{np.mean([s[metric] for s in scores]):.1f}" for metric in METRICS))
+            line.append(triple(scores))
             means = [harmonic_mean(s) for s in scores]
             low, high = interval(means)
             line.append(f"{np.mean(means):.1f} [{low:.1f}, {high:.1f}]")
-        line.append(" / ".join(f"{np.mean([r.immediate[metric] for r in group]):.1f}" for metric in METRICS))
+        line.append(triple([r.immediate for r in group]))
         line.append(f"{np.mean([r.setup_seconds for r in group]):.0f}")
         line.append(f"{1000 * np.mean([r.edit_seconds for r in group]):.2f}")
         line.append(f"{np.mean([r.floor_ratio for r in group]):.2f}")
@@ -80,6 +85,44 @@ def as_markdown(records: Sequence[Record]) -> str:
     """The table for a document."""
     lines = ["| " + " | ".join(HEADINGS) + " |", "|" + " --- |" * len(HEADINGS)]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows(records)]) + "\n"
+
+
+def as_details(records: Sequence[Record]) -> str:
+    """A second table: the other protocol, drift, and the probes, where they were measured; means over seeds."""
+    headings = [
+        "agent",
+        "probability Eff / Gen / Spe",
+        "locality accuracy: forced, free",
+        "perplexity before, after",
+        "KL",
+    ]
+    headings += ["not", "distractor", "one hop (before; n)", "two hops (before; n)"]
+    lines = ["| " + " | ".join(headings) + " |", "|" + " --- |" * len(headings)]
+    for agent in dict.fromkeys(record.agent for record in records):
+        group = [record for record in records if record.agent == agent and record.drift is not None]
+        if not group:
+            continue
+        drifts = [record.drift for record in group if record.drift]
+        line = [agent, triple([r.probability for r in group if r.probability]) if group[0].probability else "-"]
+        accuracies = [[s.get("locality_accuracy") for s in (r.teacher_forced, r.generation)] for r in group]
+        line.append(", ".join(_mean([pair[i] for pair in accuracies]) for i in range(2)))
+        line.append(", ".join(_mean([d[key] for d in drifts], 2) for key in ("perplexity_before", "perplexity")))
+        line.append(_mean([d["kl"] for d in drifts], 3))
+        probes = [record.probes for record in group if record.probes]
+        line += [_mean([p[key] for p in probes]) for key in ("negation", "distractor")]
+        for key in ("one_hop", "two_hop"):
+            shown = [
+                _mean([p[f"{key}{part}"] for p in probes], d)
+                for part, d in (("", 1), ("_before", 1), ("_questions", 0))
+            ]
+            line.append(f"{shown[0]} ({shown[1]}; {shown[2]})")
+        lines.append("| " + " | ".join(line) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _mean(values: Sequence[float | None], digits: int = 1) -> str:
+    found = [value for value in values if value is not None]
+    return f"{np.mean(found):.{digits}f}" if found else "-"
 
 
 def show(records: Sequence[Record]) -> None:
@@ -122,7 +165,7 @@ def draw_retention(records: Sequence[Record], path: Path) -> None:
         for i, agent in enumerate(agents):
             group = [record for record in records if record.agent == agent]
             edits = [point["edits"] for point in group[0].retention]
-            curves = np.array([[point[metric] for point in record.retention] for record in group])
+            curves = np.array([[point[metric] for point in record.retention] for record in group], dtype=float)
             colour = f"C{i % 10}"
             axis.plot(
                 edits, curves.mean(0), color=colour, linestyle=styles[i % 4], marker="o", markersize=3, label=agent
@@ -153,7 +196,10 @@ def main(args: Args) -> None:
     """Prints one Markdown table for each suite."""
     found = read(args.results)
     for suite in dict.fromkeys(record.suite for record in found):
-        print(f"{suite}:\n\n{as_markdown([record for record in found if record.suite == suite])}")
+        group = [record for record in found if record.suite == suite]
+        print(f"{suite}:\n\n{as_markdown(group)}")
+        if any(record.drift for record in group):
+            print(as_details(group))
     if args.figure is not None:
         draw_retention(found, args.figure)
 

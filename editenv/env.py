@@ -1,7 +1,8 @@
 """LifelongEdit-v0: the Gymnasium face of lifelong model editing."""
 
+import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, overload
 
 import gymnasium as gym
 import numpy as np
@@ -10,6 +11,7 @@ from gymnasium import spaces
 
 from editenv import metrics, rendering, rewards
 from editenv.data import Edit, load_edits
+from editenv.data.files import EditFile, FileOptions
 from editenv.deltas import Delta, LowRank
 from editenv.dynamics import EditableLM, Gradient
 from editenv.models import default_modules, load_model
@@ -20,25 +22,45 @@ Observation = dict[str, dict[str, np.ndarray]]
 Action = Mapping[str, "np.ndarray | Delta"]
 
 
+class Stream(Sequence[Edit]):
+    """Edits in an order; each is made when it is asked for."""
+
+    def __init__(self, edits: Sequence[Edit], order: np.ndarray) -> None:
+        self._edits, self._order = edits, order
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    @overload
+    def __getitem__(self, place: int) -> Edit: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Edit]: ...
+    def __getitem__(self, place: int | slice) -> Edit | Sequence[Edit]:
+        if isinstance(place, slice):
+            return Stream(self._edits, self._order[place])
+        return self._edits[int(self._order[place])]
+
+
 class LifelongEditEnv(gym.Env[Observation, Action]):
     """A language model that is edited batch after batch; see docs/environment.md.
 
     Args:
         model: ``"atlas"`` (embedded), a Hugging Face model folder, or a hub id.
-        dataset: ``"atlas"``.
-        split: ``"train"``, ``"validation"`` or ``"test"``.
+        dataset: ``"atlas"`` (embedded), or a file, folder or hub id as :func:`editenv.data.load_edits` takes it.
+        split: ``"train"``, ``"validation"`` or ``"test"``; ``"all"`` of a single file.
         edits_per_step: n, edits in one batch.
         actions_per_batch: K, how often a batch is presented, each time with the gradient at the current weights.
         horizon: Batches after which the episode is truncated; None goes on to the end of the stream.
         modules: Edited modules, as endings of dotted names; None takes the model's default.
         locality, memory_decay, memory_batches, regularization: The reward's lambda_loc, mu, k and eta.
-        redraw: Draw new targets and phrasings at each reset (training split only).
+        redraw: Draw new targets and phrasings at each reset (atlas' training split only).
         device: A torch device.
         dtype: The weights' type: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
         render_mode: ``"ansi"``, ``"human"`` or ``"rgb_array"``.
+        dataset_options: For a file: :class:`editenv.data.files.FileOptions` as a dictionary.
 
     Raises:
-        ValueError: If an argument is out of range, naming it.
+        ValueError: If an argument is out of range, naming it, or a record of the data set cannot be used.
 
     Example:
         >>> import gymnasium as gym, editenv
@@ -67,6 +89,7 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         device: str = "cpu",
         dtype: str = "float32",
         render_mode: str | None = None,
+        dataset_options: Mapping[str, Any] | None = None,
     ) -> None:
         for name, value in (("edits_per_step", edits_per_step), ("actions_per_batch", actions_per_batch)):
             if value < 1:
@@ -87,13 +110,18 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
             "device": device,
             "dtype": dtype,
         }
+        if dataset_options is not None:
+            self.model_arguments["dataset_options"] = dict(dataset_options)
         self.dataset, self.split, self._redraw = dataset, split, redraw
-        self._edits = load_edits(dataset, split, 0 if redraw else None)
-        if len(self._edits) < edits_per_step:
-            raise ValueError(f"edits_per_step is {edits_per_step}, but {dataset}/{split} has {len(self._edits)} edits")
+        self._edits = load_edits(dataset, split, 0 if redraw else None, dataset_options)
 
         base, tokenizer = load_model(model, device, dtype)
-        self.language_model = EditableLM(base, tokenizer, default_modules(model) if modules is None else modules)
+        if isinstance(self._edits, EditFile):
+            context = getattr(base.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+            self._edits = self._edits.check_lengths(tokenizer, context, FileOptions.of(dataset_options))
+        if len(self._edits) < edits_per_step:
+            raise ValueError(f"edits_per_step is {edits_per_step}, but {dataset}/{split} has {len(self._edits)} edits")
+        self.language_model = EditableLM(base, tokenizer, default_modules(base, model) if modules is None else modules)
         self.max_tokens = edits_per_step * self._longest_target()
         self.observation_space: spaces.Space[Any] = spaces.Dict(
             {
@@ -115,7 +143,8 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
                 for bound in [float(self.language_model.weight(name).abs().max())]
             }
         )
-        self.stream: Sequence[Edit] = ()
+        self.stream: Sequence[Edit] = Stream((), np.zeros(0, dtype=int))
+        self._batch: list[Edit] = []
         self.batches_done = 0
         self.attempt = 0
         self._over = True
@@ -139,13 +168,12 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
             raise ValueError(f"reset: unknown options {sorted(unknown)}; known is 'shuffle'")
         if self._redraw:
             self._edits = load_edits(self.dataset, self.split, int(self.np_random.integers(1, 2**31)))
-        order = (
-            self.np_random.permutation(len(self._edits)) if options.get("shuffle", True) else range(len(self._edits))
-        )
+        shuffle = options.get("shuffle", True)
+        order = self.np_random.permutation(len(self._edits)) if shuffle else np.arange(len(self._edits))
         length = len(self._edits) // self.edits_per_step * self.edits_per_step
         if self.horizon is not None:
             length = min(length, self.horizon * self.edits_per_step)
-        self.stream = tuple(self._edits[i] for i in order)[:length]
+        self.stream = Stream(self._edits, order[:length])
         self.language_model.restore()
         self.language_model.forget()
         self.batches_done, self.attempt, self._over = 0, 0, False
@@ -212,8 +240,7 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
     @property
     def batch(self) -> Sequence[Edit]:
         """The edits that the next action is for."""
-        start = self.batches_done * self.edits_per_step
-        return self.stream[start : start + self.edits_per_step]
+        return self._batch
 
     @property
     def gradients(self) -> dict[str, Gradient]:
@@ -269,7 +296,9 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         )
 
     def _open_batch(self) -> None:
-        self.questions = ask(self.language_model, self.batch)
+        start = self.batches_done * self.edits_per_step
+        self._batch = list(self.stream[start : start + self.edits_per_step])
+        self.questions = ask(self.language_model, self._batch)
         self._edit_prompts = self.questions.prompts.select(self.questions.kind == PROMPT)
         self._reward_batch = rewards.prepare(self.language_model, self.questions)
 
@@ -281,7 +310,9 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
             self.batches_done += 1
             self.reward.remember(self._reward_batch)
             self._over = self.batches_done * self.edits_per_step == len(self.stream)
-            if not self._over:
+            if self._over:
+                self._batch = []
+            else:
                 self._open_batch()
         self._gradients = self._fine_tuning_gradient()
 

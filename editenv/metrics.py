@@ -3,21 +3,28 @@
 ``teacher_forced``
     The answer is given and each of its tokens is asked for: the share of tokens that are the model's first choice
     (RLEdit's appendix A.3.1). The answer's beginning and its length leak to the model.
+``probability``
+    The edit's target is likelier than the old answer, each under its own prefix and by its token mean (ROME's and MEMIT's
+    CounterFact metrics; RLEdit's appendix A.3.2). The model may say neither.
 ``generation``
-    The model writes freely (greedy) until it stops by itself; right is only the exact answer.
+    The model writes freely (greedy) until it stops by itself; right is only the exact answer, white space at its ends aside.
 
-Both report three shares: **efficacy** on the edit's own prompt, **generalization** on its rephrases, and **specificity**
-on its locality prompts, which is agreement with the model's own output before any edit, whatever that was.
+Each reports **efficacy** on the edit's own prompt, **generalization** on its rephrases, and **specificity** on its
+locality prompts: agreement with the model's *own* output before any edit, whatever that was (with ``probability``: the
+data set's answer is likelier than the edit's target). **Locality accuracy** is agreement with the data set's answer.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
 
-from editenv.dynamics import EditableLM
-from editenv.questions import LOCALITY, Questions, first_choices
+from editenv.data.edits import Edit
+from editenv.dynamics import EditableLM, Prompts
+from editenv.questions import LOCALITY, PROMPT, REPHRASE, Questions, batches_of, first_choices
+
+METRICS = ("efficacy", "generalization", "specificity")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,53 +35,128 @@ class Scores:
         efficacy: ``(n,)``.
         generalization: ``(n,)``.
         specificity: ``(n,)``.
+        locality_accuracy: ``(n,)``.
     """
 
     efficacy: np.ndarray
     generalization: np.ndarray
     specificity: np.ndarray
+    locality_accuracy: np.ndarray
 
-    def percentages(self) -> dict[str, float]:
-        """Means over the edits, 0 to 100."""
+    def percentages(self) -> dict[str, float | None]:
+        """Means over the edits, 0 to 100; None where no edit has such a prompt."""
+        columns = {field.name: getattr(self, field.name) for field in fields(self)}
         return {
-            name: round(float(100 * np.nanmean(values)), 4) if np.isfinite(values).any() else float("nan")
-            for name, values in (
-                ("efficacy", self.efficacy),
-                ("generalization", self.generalization),
-                ("specificity", self.specificity),
-            )
+            name: round(float(100 * np.nanmean(values)), 4) if np.isfinite(values).any() else None
+            for name, values in columns.items()
         }
+
+    @staticmethod
+    def join(parts: "Sequence[Scores]") -> "Scores":
+        """The scores of several sets of edits as one."""
+        columns = {
+            field.name: np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Scores)
+        }
+        return Scores(**columns)
 
 
 @torch.no_grad()
-def teacher_forced(lm: EditableLM, questions: Questions) -> Scores:
+def teacher_forced(lm: EditableLM, questions: Questions, batch_size: int = 512) -> Scores:
     """Token top-1 accuracy at the current weights; for locality prompts, agreement with theta_0."""
     prompts = questions.prompts
+    choices = first_choices(lm, prompts, batch_size)
     wanted = prompts.labels.clone()
     wanted[len(wanted) - len(questions.before) :] = questions.before
-    right = (first_choices(lm, prompts) == wanted).float()
-    sums = torch.zeros(len(prompts), device=right.device).index_add_(0, prompts.prompt_index, right)
-    return _per_edit(questions, (sums / prompts.lengths).cpu().numpy())
+    return _per_edit(
+        questions, _token_share(prompts, choices == wanted), _token_share(prompts, choices == prompts.labels)
+    )
 
 
-def generation(lm: EditableLM, questions: Questions, before: Sequence[str | None] | None = None) -> Scores:
+def _token_share(prompts: Prompts, right: torch.Tensor) -> np.ndarray:
+    """``(B,)`` the share of each prompt's answer tokens, of ``(A,)`` bools."""
+    sums = torch.zeros(len(prompts), device=right.device).index_add_(0, prompts.prompt_index, right.float())
+    return (sums / prompts.lengths).cpu().numpy()
+
+
+@torch.no_grad()
+def probability(lm: EditableLM, edits: Sequence[Edit], batch_size: int = 512) -> Scores:
+    """Whether the right one of two answers is likelier, by the token mean of its log-probability; ties are wrong.
+
+    On prompts and rephrases the target against the old answer, on locality prompts the data set's answer against the
+    target. An edit without an old answer has neither efficacy nor generalization.
+    """
+    rows: list[tuple[int, int, str, str, str]] = []
+    rows += [(i, PROMPT, e.prompt, e.target, e.old_answer) for i, e in enumerate(edits) if e.old_answer]
+    rows += [(i, REPHRASE, t, e.target, e.old_answer) for i, e in enumerate(edits) if e.old_answer for t in e.rephrases]
+    rows += [(i, LOCALITY, item.prompt, item.answer, e.target) for i, e in enumerate(edits) for item in e.locality]
+    texts = [row[2] for row in rows]
+    wanted = mean_log_probs(lm, lm.encode(texts, [row[3] for row in rows]), batch_size)
+    other = mean_log_probs(lm, lm.encode(texts, [row[4] for row in rows]), batch_size)
+    right = (wanted > other).float().cpu().numpy()
+    owners, kinds = np.array([row[0] for row in rows], dtype=int), np.array([row[1] for row in rows], dtype=int)
+    columns = [_mean_of(owners[kinds == kind], right[kinds == kind], len(edits)) for kind in range(3)]
+    return Scores(columns[0], columns[1], columns[2], np.full(len(edits), np.nan))
+
+
+def mean_log_probs(lm: EditableLM, prompts: Prompts, batch_size: int = 512) -> torch.Tensor:
+    """``(B,)`` token mean of the log-probability of each answer."""
+    found = []
+    for part in batches_of(prompts, batch_size):
+        log_probs = lm.logits(part).log_softmax(-1).gather(1, part.labels[:, None]).squeeze(1)
+        sums = torch.zeros(len(part), device=log_probs.device).index_add_(0, part.prompt_index, log_probs)
+        found.append(sums / part.lengths)
+    return torch.cat(found) if found else torch.zeros(0, device=lm.device)
+
+
+@torch.no_grad()
+def drift(lm: EditableLM, texts: Sequence[str], batch_size: int = 64) -> dict[str, float]:
+    """How far the model has moved on text that no edit is about.
+
+    Args:
+        lm: The edited model.
+        texts: Of two words or more; the first word is only read.
+
+    Returns:
+        ``perplexity_before``, ``perplexity`` (per token, of theta_0 and now) and ``kl``, the mean over tokens of
+        ``KL(p_theta0 || p_theta)`` in nats.
+    """
+    pairs = [text.split(" ", 1) for text in texts if " " in text.strip()]
+    prompts = lm.encode([head for head, _ in pairs], [tail for _, tail in pairs])
+    totals, tokens = np.zeros(3), 0
+    for part in batches_of(prompts, batch_size):
+        now = lm.logits(part).log_softmax(-1)
+        with lm.at_initial_weights():
+            before = lm.logits(part).log_softmax(-1)
+        for i, log_probs in enumerate((before, now)):
+            totals[i] -= float(log_probs.gather(1, part.labels[:, None]).sum())
+        totals[2] += float((before.exp() * (before - now)).sum())
+        tokens += len(part.labels)
+    nll_before, nll, kl = totals / max(1, tokens)
+    return {"perplexity_before": float(np.exp(nll_before)), "perplexity": float(np.exp(nll)), "kl": float(kl)}
+
+
+def generation(
+    lm: EditableLM, questions: Questions, before: Sequence[str | None] | None = None, batch_size: int = 256
+) -> Scores:
     """Exact match of free greedy generation; for locality prompts, the same text as theta_0 wrote.
 
     Args:
         lm: The edited model.
         questions: What to ask.
         before: What theta_0 wrote for the locality prompts, if known from :func:`generate_before`.
+        batch_size: Prompts that are continued together.
     """
     if before is None:
         before = generate_before(lm, questions)
     texts = [text for text, _ in questions.texts]
     ours, kept = texts[: len(texts) - len(before)], texts[len(texts) - len(before) :]
     limit = generation_limit(questions)
-    written = generate(lm, ours, limit) + generate(lm, kept, limit, unfinished=True)
-    wanted: list[str | None] = [answer for _, answer in questions.texts]
-    wanted[len(wanted) - len(before) :] = before
-    right = [text == answer for text, answer in zip(written, wanted, strict=True)]
-    return _per_edit(questions, np.array(right, dtype=np.float32))
+    written = generate(lm, ours, limit, batch_size) + generate(lm, kept, limit, batch_size, unfinished=True)
+    given: list[str | None] = [answer for _, answer in questions.texts]
+    wanted = [*given[: len(given) - len(before)], *before]
+    right = np.array([text == answer for text, answer in zip(written, wanted, strict=True)], dtype=np.float32)
+    as_given = np.array([text == answer for text, answer in zip(written, given, strict=True)], dtype=np.float32)
+    return _per_edit(questions, right, as_given)
 
 
 def generation_limit(questions: Questions) -> int:
@@ -124,14 +206,17 @@ def generate(
     return written
 
 
-def _per_edit(questions: Questions, right: np.ndarray) -> Scores:
-    """Means over each edit's prompts of one kind."""
-    edits = len(questions.edits)
+def _per_edit(questions: Questions, right: np.ndarray, as_given: np.ndarray) -> Scores:
+    """Means over each edit's prompts of one kind; ``as_given`` compares with the data set's answers throughout."""
     owners, kinds = questions.owner.cpu().numpy(), questions.kind.cpu().numpy()
-    columns = []
-    for kind in range(3):
-        chosen = kinds == kind
-        total = np.bincount(owners[chosen], weights=right[chosen], minlength=edits)
-        count = np.bincount(owners[chosen], minlength=edits)
-        columns.append(np.divide(total, count, out=np.full(edits, np.nan), where=count > 0))
-    return Scores(*columns)
+    edits = len(questions.edits)
+    columns = [_mean_of(owners[kinds == kind], right[kinds == kind], edits) for kind in range(3)]
+    accuracy = _mean_of(owners[kinds == LOCALITY], as_given[kinds == LOCALITY], edits)
+    return Scores(columns[0], columns[1], columns[2], accuracy)
+
+
+def _mean_of(owners: np.ndarray, values: np.ndarray, edits: int) -> np.ndarray:
+    """``(edits,)`` the mean of each edit's values, NaN where it has none."""
+    total = np.bincount(owners, weights=values, minlength=edits)
+    count = np.bincount(owners, minlength=edits)
+    return np.divide(total, count, out=np.full(edits, np.nan), where=count > 0)

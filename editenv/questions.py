@@ -1,6 +1,6 @@
 """A set of edits as prompts: encoded once, read by rewards and metrics alike."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -52,8 +52,15 @@ def ask(lm: EditableLM, edits: Sequence[Edit]) -> Questions:
 @torch.no_grad()
 def first_choices(lm: EditableLM, prompts: Prompts, batch_size: int = 512) -> torch.Tensor:
     """``(A,)`` the model's first choice at each answer position, ``batch_size`` prompts at a time."""
-    if len(prompts) <= batch_size:
-        return lm.logits(prompts).argmax(-1) if len(prompts) else prompts.labels
-    number = torch.arange(len(prompts), device=lm.device) // batch_size
-    parts = [prompts.select(number == i) for i in range(int(number[-1]) + 1)]
-    return torch.cat([lm.logits(part).argmax(-1) for part in parts])
+    found = [lm.logits(part).argmax(-1) for part in batches_of(prompts, batch_size)]
+    return torch.cat(found) if found else prompts.labels
+
+
+def batches_of(prompts: Prompts, batch_size: int) -> Iterator[Prompts]:
+    """The prompts in order, so many at a time."""
+    if 0 < len(prompts) <= batch_size:
+        yield prompts
+        return
+    number = torch.arange(len(prompts), device=prompts.labels.device) // batch_size
+    for i in range(-(-len(prompts) // batch_size)):
+        yield prompts.select(number == i)

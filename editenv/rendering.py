@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from io import StringIO
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -9,6 +10,9 @@ from editenv import metrics
 from editenv.dynamics import EditableLM
 from editenv.questions import Questions
 from editenv.rewards import RewardTerms
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 ROWS_SHOWN = 12
 
@@ -23,11 +27,13 @@ class History:
         retention: One row for each look back: efficacy, 0 to 100, of every batch done by then.
     """
 
-    steps: list[tuple[int, int, RewardTerms, dict[str, float]]] = field(default_factory=list)
+    steps: list[tuple[int, int, RewardTerms, dict[str, float | None]]] = field(default_factory=list)
     questions: list[Questions] = field(default_factory=list)
     retention: list[tuple[int, list[float]]] = field(default_factory=list)
 
-    def add(self, batch: int, attempt: int, questions: Questions, terms: RewardTerms, scores: dict[str, float]) -> None:
+    def add(
+        self, batch: int, attempt: int, questions: Questions, terms: RewardTerms, scores: dict[str, float | None]
+    ) -> None:
         self.steps.append((batch, attempt, terms, scores))
         if batch == len(self.questions):
             self.questions.append(questions)
@@ -40,7 +46,7 @@ class History:
         self.retention.append((len(self.steps), scores))
 
 
-def _table(history: History):  # type: ignore[no-untyped-def]
+def _table(history: History) -> "Table":
     from rich.table import Table
 
     columns = ("batch", "attempt", "reward", "edit", "locality", "memory", "|D|^2", "efficacy", "general.", "specif.")
@@ -53,7 +59,7 @@ def _table(history: History):  # type: ignore[no-untyped-def]
             str(batch),
             str(attempt),
             *(f"{value:.3f}" for value in losses),
-            *(f"{scores[name]:.1f}" for name in ("efficacy", "generalization", "specificity")),
+            *("-" if scores[name] is None else f"{scores[name]:.1f}" for name in metrics.METRICS),
         )
     return table
 

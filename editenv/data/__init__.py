@@ -1,26 +1,36 @@
-"""Data sets as streams of edits."""
+"""Data sets as sequences of edits: the embedded world, published files, your own."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from editenv.data import atlas
 from editenv.data.edits import Edit, Locality
 
-DATASETS = ("atlas",)
-
-__all__ = ["DATASETS", "Edit", "Locality", "load_edits"]
+__all__ = ["Edit", "Locality", "load_edits"]
 
 
-def load_edits(dataset: str, split: str, seed: int | None = None) -> Sequence[Edit]:
+def load_edits(
+    dataset: str, split: str, seed: int | None = None, options: Mapping[str, Any] | None = None
+) -> Sequence[Edit]:
     """The edits of one split of a data set.
 
     Args:
-        dataset: ``"atlas"``, the embedded world.
-        split: ``"train"``, ``"validation"`` or ``"test"``.
-        seed: Redraws targets and phrasings of the training split; None gives the canonical edits.
+        dataset: ``"atlas"``, the embedded world; or a file, folder or hub id, with its format before a colon or without
+            (``"counterfact:edits.json"``, ``"edits.csv"``); see docs/data.md.
+        split: ``"train"``, ``"validation"`` or ``"test"``; ``"all"`` of a single file.
+        seed: Redraws targets and phrasings of atlas' training split; None gives the canonical edits.
+        options: Of :class:`editenv.data.files.FileOptions`, for files.
 
     Raises:
-        ValueError: For an unknown data set or split.
+        ValueError: For an unknown data set, split or option, and for a record that cannot be used.
+        FileNotFoundError: If there is no such file.
     """
-    if dataset not in DATASETS:
-        raise ValueError(f"unknown dataset {dataset!r}; known are {', '.join(DATASETS)}")
-    return atlas.load_edits(split, seed)
+    if dataset == "atlas":
+        if options:
+            raise ValueError(f"atlas takes no dataset options, was given {sorted(options)}")
+        return atlas.load_edits(split, seed)
+    from editenv.data.files import FileOptions, load_file_edits
+
+    if seed is not None:
+        raise ValueError(f"only atlas can be redrawn, not {dataset!r}")
+    return load_file_edits(dataset, split, FileOptions.of(options))

@@ -57,12 +57,18 @@ def load_model(
     return model, tokenizer
 
 
-def default_modules(name: str) -> Sequence[str]:
-    """The modules edited unless the user says otherwise.
+def default_modules(model: "PreTrainedModel", name: str) -> Sequence[str]:
+    """The modules edited unless the user says otherwise: what the model's config lists as ``edited_modules``.
 
-    The embedded model is edited in the last layer's ``down_proj``: nothing behind it moves its inputs, so its keys never
-    drift, and it is the widest input of the model.
+    The embedded model lists its last layer's ``down_proj``: nothing behind it moves its inputs, so its keys never drift,
+    and it is the widest input of the model.
+
+    Raises:
+        ValueError: If the config lists none.
     """
-    if name == EMBEDDED:
-        return ("layers.3.mlp.down_proj",)
-    raise ValueError(f"no default modules are known for {name!r}; name them, e.g. modules=['layers.30.mlp.down_proj']")
+    modules = getattr(model.config, "edited_modules", None)
+    if not modules:
+        raise ValueError(
+            f"no default modules are known for {name!r}; name them, e.g. modules=['layers.30.mlp.down_proj']"
+        )
+    return tuple(modules)

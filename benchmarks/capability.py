@@ -1,0 +1,494 @@
+"""General capability along an editing run, scored by lm-eval; see docs/capability.md.
+
+    pip install "lifelongedit[capability]"
+    python -m benchmarks.capability --agent rledit-packaged --at 0 200 1000 --data my/glue --out runs/capability
+    python -m benchmarks.capability --agent no-edit --at 0 200 1000 --tasks sst2 mrpc --limit 500 --out runs/hub
+
+Writes OUT/capability.jsonl, one record for each agent, seed and number of edits, and OUT/capability.png. What is already
+there is not scored again; agents and seeds that are compared go into one folder, one command after the other.
+"""
+
+import copy
+import json
+import logging
+import math
+import os
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from agents.base import Agent
+from agents.no_edit import no_change
+from agents.registry import make_agent
+from benchmarks.progress import console_progress
+from editenv.data.files import FileOptions
+from editenv.dynamics import EditableLM
+from editenv.env import LifelongEditEnv
+
+TEMPLATES = Path(__file__).parent / "tasks"
+LOCAL_TASKS = ("sst2", "mrpc", "cola", "rte", "nli", "mmlu")
+"""Tasks over FOLDER/NAME.jsonl, each described by benchmarks/tasks/NAME.yaml."""
+
+RESAMPLES = 1000
+"""For standard errors that lm-eval bootstraps; its default takes minutes."""
+
+
+@dataclass
+class Args:
+    at: tuple[int, ...]
+    """Numbers of edits at which the model is scored, like 0 200 1000; multiples of edits_per_step."""
+    out: Path
+    """Folder; records go to OUT/capability.jsonl, the figure to OUT/capability.png."""
+    agent: str = "rledit-packaged"
+    """A name of agents.registry, or file.py:Class."""
+    seed: int = 0
+    """Seeds the agent's training and the stream's order."""
+    model: str = "atlas"
+    """The embedded model, a Hugging Face folder, or a hub id."""
+    modules: tuple[str, ...] | None = None
+    """Edited modules, as endings of dotted names; by default the model's own."""
+    dataset: str = "atlas"
+    """Where the edits come from, as editenv.data.load_edits takes it."""
+    split: str = "test"
+    """Its split."""
+    dataset_options: FileOptions = field(default_factory=FileOptions)
+    """How a file of edits is read."""
+    training: str | None = None
+    """Data set whose training split the agent learns from; by default the same."""
+    edits_per_step: int = 20
+    """Edits in one batch."""
+    data: Path | None = None
+    """Folder with sst2.jsonl, mrpc.jsonl, ...; without it the tasks are lm-eval's own, from the hub."""
+    tasks: tuple[str, ...] | None = None
+    """What is scored: with --data all six tasks unless named, without it tasks or groups of lm-eval."""
+    limit: int | None = None
+    """Only the first so many records of each task."""
+    batch_size: int = 16
+    """Prompts that lm-eval runs together."""
+    device: str = "cpu"
+    """A torch device."""
+    dtype: str = "float32"
+    """float32, bfloat16 or float16."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What must be alike in records that are compared.
+
+    Attributes:
+        model, dtype: The language model and its weights' type.
+        modules: Edited modules as they were named; None for the model's own.
+        dataset, split, dataset_options, edits_per_step: The stream.
+        training: Data set whose training split agents learned from.
+        tasks: What is scored.
+        data: Name of the folder with the records; None for lm-eval's own tasks.
+        limit: Records of each task; None for all.
+        lm_eval: Its version.
+    """
+
+    model: str
+    dtype: str
+    modules: list[str] | None
+    dataset: str
+    split: str
+    dataset_options: dict[str, Any] | None
+    training: str
+    edits_per_step: int
+    tasks: list[str]
+    data: str | None
+    limit: int | None
+    lm_eval: str
+
+
+@dataclass(frozen=True, slots=True)
+class Capability:
+    """lm-eval's figures after some edits.
+
+    Attributes:
+        agent, seed, edits: What had happened to the model.
+        failures: Edits among them whose action was refused (NaN or infinity).
+        setting: What the records of one file have in common.
+        tasks: By task, the metrics from 0 to 1, with ``NAME_stderr`` (None where lm-eval has none), and ``records``.
+    """
+
+    agent: str
+    seed: int
+    edits: int
+    failures: int
+    setting: Setting
+    tasks: dict[str, dict[str, float | None]]
+
+
+# -- scoring ------------------------------------------------------------------------------------------------------
+
+
+def macro_f1(items: Sequence[tuple[int, int]]) -> float:
+    """scikit-learn's F1, averaged over the classes; the tasks' YAML files name it.
+
+    Args:
+        items: The true and the chosen answer of each record.
+    """
+    from sklearn.metrics import f1_score
+
+    golds, predictions = zip(*items, strict=True)
+    return float(f1_score(golds, predictions, average="macro"))
+
+
+def installed_version() -> str:
+    """lm-eval's version.
+
+    Raises:
+        SystemExit: If it cannot be imported, saying how to install it.
+    """
+    try:
+        import lm_eval
+        import lm_eval.models.huggingface
+    except ImportError as error:
+        raise SystemExit(f'lm-eval is not installed ({error}): pip install "lifelongedit[capability]"') from None
+    return lm_eval.__version__
+
+
+def task_manager(tasks: Sequence[str], data: Path | None) -> Any:
+    """lm-eval's ``TaskManager`` for the tasks; without data it indexes all of lm-eval's, which takes seconds.
+
+    Raises:
+        SystemExit: If a task or its file is missing, naming it.
+    """
+    from lm_eval.tasks import TaskManager
+
+    if data is None:
+        manager = TaskManager()
+        for name in tasks:
+            if name not in manager.all_subtasks and name not in manager.all_groups:
+                raise SystemExit(f"unknown task {name!r}: lm-eval has no task or group of this name (lm-eval ls tasks)")
+        return manager
+    for name in tasks:
+        if name not in LOCAL_TASKS:
+            raise SystemExit(f"unknown task {name!r}: with --data there are {', '.join(LOCAL_TASKS)}")
+        if not (data / f"{name}.jsonl").is_file():
+            raise SystemExit(f"--data: there is no file {data / f'{name}.jsonl'}")
+    return TaskManager(include_path=str(TEMPLATES), include_defaults=False)
+
+
+def score(
+    lm: EditableLM, tasks: Sequence[str], manager: Any, data: Path | None, limit: int | None, batch_size: int
+) -> dict[str, dict[str, float | None]]:
+    """lm-eval's figures for the model as it is now.
+
+    Args:
+        lm: The model; neither it nor its tokenizer is changed, nor the state of any random generator.
+        tasks: Names of local tasks, or of lm-eval's if there is no data.
+        manager: Of :func:`task_manager`.
+        data: Folder of the local tasks' records.
+        limit: Records of each task.
+        batch_size: Prompts run together.
+
+    Returns:
+        :attr:`Capability.tasks`.
+    """
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    # One warning for each prompt that is cut; docs/capability.md says that they are.
+    logging.getLogger("lm_eval.models").setLevel(logging.ERROR)
+    wanted: list[str | dict[str, Any]] = list(tasks)
+    if data is not None:
+        # A task that is named inside a group may override what its YAML file says; one that is named alone may not.
+        files = {name: {"data_files": {"test": str((data / f"{name}.jsonl").resolve())}} for name in tasks}
+        wanted = [{"group": "local", "task": [{"task": name, "dataset_kwargs": files[name]} for name in tasks]}]
+    with random_state_kept():
+        results = simple_evaluate(
+            # A copy, because a tokenizer without a padding token is given one.
+            model=HFLM(pretrained=lm.model, tokenizer=copy.deepcopy(lm.tokenizer), batch_size=batch_size),
+            tasks=wanted,
+            task_manager=manager,
+            limit=limit,
+            bootstrap_iters=RESAMPLES,
+            log_samples=False,
+        )
+    found: dict[str, dict[str, float | None]] = {}
+    for name in tasks:
+        # Keys are "metric,filter"; the filter "none" goes without saying.
+        figures = {key.removesuffix(",none"): value for key, value in results["results"][name].items() if "," in key}
+        found[name] = {key: float(v) if isinstance(v, int | float) else None for key, v in figures.items()}
+        if name in results["n-samples"]:
+            found[name]["records"] = results["n-samples"][name]["effective"]
+    return found
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """lm-eval seeds every global generator; an agent that draws from one must not notice that it was scored."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+# -- records ------------------------------------------------------------------------------------------------------
+
+
+def read(path: Path) -> list[Capability]:
+    """All records of a file.
+
+    Raises:
+        ValueError: If a line is not a record, naming file and line.
+    """
+    records = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            records.append(Capability(**row | {"setting": Setting(**row["setting"])}))
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{path}, line {number} is not a capability record: {error}") from error
+    return records
+
+
+def append(path: Path, record: Capability) -> None:
+    """Adds a record; the file is replaced whole, so that a kill leaves the old one or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    old = path.read_text(encoding="utf-8") if path.exists() else ""
+    partial = path.with_suffix(".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(old + json.dumps(asdict(record)) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+# -- the run ------------------------------------------------------------------------------------------------------
+
+
+def roll(
+    env: LifelongEditEnv,
+    agent: Agent,
+    seed: int,
+    at: Sequence[int],
+    visit: Callable[[int, int], None],
+    progress: Callable[[str, int, int], None],
+) -> None:
+    """Edits the stream with a prepared agent.
+
+    Args:
+        env: With a horizon that reaches the last of ``at``.
+        agent: After its preparation.
+        seed: Of the stream's order.
+        at: Numbers of edits, ascending.
+        visit: Called at each of them with the number of edits and how many of those were refused.
+        progress: Called with what is going on, and how far it is.
+    """
+    observation, info = env.reset(seed=seed)
+    agent.begin(env)
+    last = at[-1] // env.edits_per_step
+    failures, failed = 0, False
+    if at[0] == 0:
+        visit(0, 0)
+    while info["batch"] < last:
+        try:
+            observation, _, _, _, info = env.step(agent.act(observation, info))
+        except ValueError as error:
+            if "NaN or infinity" not in str(error):
+                raise
+            failed = True
+            observation, _, _, _, info = env.step(no_change(env.language_model))
+        if info["attempt"] == 0:
+            failures += env.edits_per_step * failed
+            failed = False
+            progress("editing", info["batch"], last)
+            if info["edits"] in at:
+                visit(info["edits"], failures)
+
+
+def run(args: Args, setting: Setting, missing: Sequence[int], results: Path) -> None:
+    """Rolls the agent and adds a record for each missing number of edits.
+
+    Raises:
+        SystemExit: If the stream is too short.
+        ValueError: For anything that the environment or the registry refuses.
+    """
+    manager = task_manager(setting.tasks, args.data)
+    agent = make_agent(args.agent)
+    agent.workspace = args.out / "policies" / f"{args.agent.replace('/', '_')}-seed{args.seed}"
+    model: dict[str, Any] = {"model": args.model, "modules": args.modules, "device": args.device, "dtype": args.dtype}
+    env = LifelongEditEnv(
+        **model,
+        dataset=args.dataset,
+        split=args.split,
+        dataset_options=setting.dataset_options,
+        edits_per_step=args.edits_per_step,
+        actions_per_batch=agent.actions_per_batch,
+        horizon=max(1, missing[-1] // args.edits_per_step),
+        memory_batches=0,  # nothing here reads the reward's memory term
+    )
+    env.reset(seed=args.seed)
+    if len(env.stream) < missing[-1]:
+        raise SystemExit(f"--at {missing[-1]}: {args.dataset}/{args.split} ends after {len(env.stream)} edits")
+
+    def visit(edits: int, failures: int) -> None:
+        tasks = score(env.language_model, setting.tasks, manager, args.data, args.limit, args.batch_size)
+        append(results, Capability(args.agent, args.seed, edits, failures, setting, tasks))
+
+    training = LifelongEditEnv(
+        **model,
+        dataset=setting.training,
+        split="train",
+        dataset_options=None if setting.training == "atlas" else asdict(args.dataset_options),
+        edits_per_step=args.edits_per_step,
+    )
+    with console_progress(f"{args.agent}, seed {args.seed}") as progress:
+        agent.prepare(training, args.seed, progress)
+        roll(env, agent, args.seed, missing, visit, progress)
+
+
+# -- table and figure ---------------------------------------------------------------------------------------------
+
+
+def metrics(records: Sequence[Capability], task: str) -> list[str]:
+    """What a task was scored with, without the standard errors."""
+    names = dict.fromkeys(name for record in records for name in record.tasks[task])
+    return [name for name in names if "_stderr" not in name and name != "records"]
+
+
+def stderr_key(metric: str) -> str:
+    """lm-eval puts the filter, if there is one, last."""
+    name, comma, filtered = metric.partition(",")
+    return f"{name}_stderr{comma}{filtered}"
+
+
+def points(records: Sequence[Capability], agent: str, task: str, metric: str) -> dict[int, tuple[float, float, int]]:
+    """By number of edits: mean over seeds in %, standard error over a task's records in % (NaN if there is none), seeds."""
+    found: dict[int, tuple[float, float, int]] = {}
+    for edits in sorted({record.edits for record in records if record.agent == agent}):
+        group = [r.tasks[task] for r in records if r.agent == agent and r.edits == edits]
+        values = [math.nan if (value := scores.get(metric)) is None else value for scores in group]
+        errors = [math.nan if (value := scores.get(stderr_key(metric))) is None else value for scores in group]
+        found[edits] = 100 * float(np.mean(values)), 100 * float(np.mean(errors)), len(group)
+    return found
+
+
+def as_markdown(records: Sequence[Capability]) -> str:
+    """A row for each agent and number of edits, a column for each task and metric; in %, means over seeds."""
+    columns = [(task, metric) for task in records[0].setting.tasks for metric in metrics(records, task)]
+    headings = ["agent", "edits", "seeds", *(f"{task} {metric}" for task, metric in columns)]
+    lines = ["| " + " | ".join(headings) + " |", "|" + " --- |" * len(headings)]
+    for agent in dict.fromkeys(record.agent for record in records):
+        curves = [points(records, agent, task, metric) for task, metric in columns]
+        for edits, (_, _, seeds) in curves[0].items():
+            cells = []
+            for mean, error, _ in (curve[edits] for curve in curves):
+                cells.append(f"{mean:.1f}" if math.isnan(error) else f"{mean:.1f} ± {error:.1f}")
+            lines.append("| " + " | ".join([agent, str(edits), str(seeds), *cells]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(records: Sequence[Capability], path: Path) -> None:
+    """A panel for each task, its metrics against the number of edits; written whole or not at all."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+    from matplotlib.lines import Line2D
+
+    setting = records[0].setting
+    tasks = setting.tasks
+    agents = list(dict.fromkeys(record.agent for record in records))
+    names = list(dict.fromkeys(metric for task in tasks for metric in metrics(records, task)))
+    styles = ["-", "--", "-.", ":"]
+    width = min(3, len(tasks))
+    height = math.ceil(len(tasks) / width)
+    figure, axes = plt.subplots(
+        height,
+        width,
+        figsize=(max(4.5, 3.6 * width), 2.8 * height + 0.9),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    for axis, task in zip(axes.flat, tasks, strict=False):
+        for i, agent in enumerate(agents):
+            for metric in metrics(records, task):
+                curve = points(records, agent, task, metric)
+                means, errors = (np.array([point[j] for point in curve.values()]) for j in (0, 1))
+                style: dict[str, Any] = {"color": f"C{i % 10}", "linestyle": styles[names.index(metric) % 4]}
+                axis.plot(list(curve), means, marker="o", markersize=3, **style)
+                axis.fill_between(
+                    list(curve), means - errors, means + errors, color=f"C{i % 10}", alpha=0.12, linewidth=0
+                )
+        axis.set(title=task, xlabel="edits", xticks=sorted({record.edits for record in records}))
+        axis.tick_params(axis="x", labelrotation=30 if len(axis.get_xticks()) > 5 else 0)
+        axis.grid(alpha=0.3)
+    for axis in axes.flat[len(tasks) :]:
+        axis.set_visible(False)
+    lowest, highest = axes[0, 0].get_ylim()
+    axes[0, 0].set_ylim(min(-3, lowest), max(103, highest))
+    for row in axes:
+        row[0].set_ylabel("%")
+    handles = [Line2D([], [], color=f"C{i % 10}", label=agent) for i, agent in enumerate(agents)]
+    handles += [Line2D([], [], color="black", linestyle=styles[i % 4], label=name) for i, name in enumerate(names)]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(handles)), frameon=False)
+    partial = path.with_name(path.stem + ".partial.png")
+    figure.savefig(partial, dpi=150)
+    plt.close(figure)
+    partial.replace(path)
+
+
+# -- command ------------------------------------------------------------------------------------------------------
+
+
+def main(args: Args) -> None:
+    """Raises SystemExit with a message for wrong arguments."""
+    at = sorted(set(args.at))
+    for edits in at:
+        if edits < 0 or edits % args.edits_per_step:
+            raise SystemExit(f"--at {edits}: not a multiple of edits_per_step, {args.edits_per_step}")
+    if args.limit is not None and args.limit < 1:
+        raise SystemExit(f"--limit must be at least 1 record, not {args.limit}")
+    tasks = args.tasks or (LOCAL_TASKS if args.data is not None else ())
+    if not at or not tasks:
+        raise SystemExit("--at: name numbers of edits" if not at else "--tasks: name some of lm-eval's, or give --data")
+    setting = Setting(
+        model=args.model,
+        dtype=args.dtype,
+        modules=None if args.modules is None else list(args.modules),
+        dataset=args.dataset,
+        split=args.split,
+        dataset_options=None if args.dataset == "atlas" else asdict(args.dataset_options),
+        training=args.training or args.dataset,
+        edits_per_step=args.edits_per_step,
+        tasks=list(tasks),
+        data=None if args.data is None else args.data.resolve().name,
+        limit=args.limit,
+        lm_eval=installed_version(),
+    )
+    results = args.out / "capability.jsonl"
+    try:
+        records = read(results) if results.exists() else []
+        for record in records:
+            for name in (each.name for each in fields(Setting)):
+                there, wanted = getattr(record.setting, name), getattr(setting, name)
+                if there != wanted:
+                    raise ValueError(f"{results} was made with {name} {there!r}, not {wanted!r}; use another --out")
+        done = {r.edits for r in records if (r.agent, r.seed) == (args.agent, args.seed)}
+        missing = [edits for edits in at if edits not in done]
+        if missing:
+            run(args, setting, missing, results)
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(str(error)) from None
+    records = read(results)
+    print(as_markdown(records))
+    draw(records, args.out / "capability.png")
+
+
+if __name__ == "__main__":
+    import tyro
+
+    main(tyro.cli(Args, description=__doc__))

@@ -1,0 +1,301 @@
+import json
+import math
+from collections import Counter
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("lm_eval")
+
+from benchmarks import capability
+from benchmarks.capability import Args, as_markdown, draw, main, points, random_state_kept, read, score, task_manager
+
+WORDS = ("tin", "fog", "a jazz club", "the long road to Rome", "so so", "Peru", "an old harbour", "nine chess players")
+PAIRS = [
+    {"sentence1": f"It is {word}.", "sentence2": f"There is {other}."}
+    for word, other in zip(WORDS, WORDS[::-1], strict=True)
+]
+RECORDS = {
+    "sst2": [{"sentence": f"{word} ", "label": i % 2} for i, word in enumerate(WORDS)],
+    "mrpc": [pair | {"label": i % 2} for i, pair in enumerate(PAIRS)],
+    "cola": [{"sentence": word, "label": i // 4} for i, word in enumerate(WORDS)],
+    "rte": [pair | {"label": i % 2} for i, pair in enumerate(PAIRS)],
+    "nli": [pair | {"label": ("not_entailment", "entailment")[i % 2]} for i, pair in enumerate(PAIRS)],
+    "mmlu": [{"question": f"{w}?", "choices": [w, "x", "y z", "1"], "answer": i % 4} for i, w in enumerate(WORDS)],
+}
+# A prompt of about 700 tokens where the model has room for 256.
+RECORDS["sst2"][3]["sentence"] = "a rather long and winding story about nothing " * 60
+
+
+def by_hand(task, record):
+    """Prompt, answers and the right one, written out without a template."""
+    if task == "sst2":
+        text = f"Review: {record['sentence'].strip()}\nIs this review negative or positive?\nAnswer:"
+        return text, ["negative", "positive"], record["label"]
+    if task == "cola":
+        text = f"Sentence: {record['sentence']}\nIs this sentence correct English, yes or no?\nAnswer:"
+        return text, ["no", "yes"], record["label"]
+    if task == "mmlu":
+        listed = "".join(f"{letter}. {c}\n" for letter, c in zip("ABCD", record["choices"], strict=True))
+        return (
+            f"Question: {record['question']}\n{listed}Which of A, B, C and D is right?\nAnswer:",
+            list("ABCD"),
+            record["answer"],
+        )
+    first, second = record["sentence1"], record["sentence2"]
+    if task == "mrpc":
+        text = f"First: {first}\nSecond: {second}\nDo both say the same, yes or no?\nAnswer:"
+        return text, ["no", "yes"], record["label"]
+    text = f"Text: {first}\nClaim: {second}\nDoes the claim follow from the text, yes or no?\nAnswer:"
+    entailed = record["label"] in (0, "entailment")
+    return text, ["yes", "no"], 0 if entailed else 1
+
+
+@torch.no_grad()
+def choice(lm, text, answers):
+    """The answer with the largest log-likelihood; texts that are too long lose their beginning."""
+    found = []
+    for answer in answers:
+        tokens = lm.tokenizer(f"{text} {answer}")["input_ids"]
+        length = len(tokens) - len(lm.tokenizer(text)["input_ids"])
+        kept = torch.tensor([tokens[-257:]])
+        log_probabilities = lm.model(input_ids=kept[:, :-1], use_cache=False).logits[0].log_softmax(-1)
+        found.append(sum(log_probabilities[-length + j, kept[0, -length + j]].item() for j in range(length)))
+    return found.index(max(found))
+
+
+def figures_by_hand(golds, chosen):
+    """Accuracy, its standard error and macro-averaged F1, from counts."""
+    right = [g == c for g, c in zip(golds, chosen, strict=True)]
+    accuracy = sum(right) / len(right)
+    f1 = []
+    for label in sorted({*golds, *chosen}):
+        hits = sum(g == c == label for g, c in zip(golds, chosen, strict=True))
+        f1.append(2 * hits / (Counter(golds)[label] + Counter(chosen)[label]))
+    return accuracy, math.sqrt(accuracy * (1 - accuracy) / (len(right) - 1)), sum(f1) / len(f1)
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch, tmp_path):
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture
+def data(tmp_path):
+    folder = tmp_path / "records"
+    folder.mkdir()
+    for task, records in RECORDS.items():
+        (folder / f"{task}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return folder
+
+
+def test_figures_are_those_of_the_log_likelihoods(make_lm, data):
+    """Before and after the weights were changed in place, for every task."""
+    lm = make_lm()
+    manager = task_manager(capability.LOCAL_TASKS, data)
+    tokenizer_before = lm.tokenizer.pad_token
+    torch.manual_seed(0)
+    seen = []
+    for scale in (0.0, 3.0):
+        for name in lm.modules:
+            lm.apply({name: scale * torch.randn(lm.shape(name))})
+        weights = lm.snapshot()
+        found = score(lm, capability.LOCAL_TASKS, manager, data, limit=None, batch_size=3)
+        for task, records in RECORDS.items():
+            golds, chosen = [], []
+            for record in records:
+                text, answers, gold = by_hand(task, record)
+                golds.append(gold)
+                chosen.append(choice(lm, text, answers))
+            accuracy, error, f1 = figures_by_hand(golds, chosen)
+            wanted = {"acc": accuracy, "acc_stderr": error, "f1": f1, "f1_stderr": None, "records": len(records)}
+            assert found[task] == pytest.approx(wanted), task
+            seen.append(tuple(chosen))
+        assert all(torch.equal(weight, weights[name]) for name, weight in lm.snapshot().items())
+    assert len(set(seen)) > 4  # not one answer for everything
+    assert lm.tokenizer.pad_token == tokenizer_before
+
+
+def test_limit_takes_the_first_records(make_lm, data):
+    lm = make_lm()
+    found = score(lm, ["cola"], task_manager(["cola"], data), data, limit=3, batch_size=8)["cola"]
+    golds, chosen = [], []
+    for record in RECORDS["cola"][:3]:
+        text, answers, gold = by_hand("cola", record)
+        golds.append(gold)
+        chosen.append(choice(lm, text, answers))
+    assert found["records"] == 3
+    assert found["acc"] == pytest.approx(figures_by_hand(golds, chosen)[0])
+
+
+def test_scoring_leaves_the_random_generators_alone():
+    def drawn():
+        import random
+
+        import numpy as np
+
+        return random.random(), np.random.rand(), torch.rand(1).item()
+
+    states = [torch.get_rng_state()]
+    with random_state_kept():
+        first = drawn()
+        torch.manual_seed(5)
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert drawn() == first
+
+
+AGENT = """
+import torch
+from agents.base import Agent
+
+class Drawing(Agent):
+    actions_per_batch = 2
+
+    def prepare(self, env, seed, progress):
+        assert env.split == "train"
+        torch.manual_seed(seed)
+
+    def act(self, observation, info):
+        if info["batch"] == 2 and info["attempt"] == 0:
+            return {name: torch.full(self.lm.shape(name), float("nan")) for name in self.lm.modules}
+        return {name: torch.randn(self.lm.shape(name)) for name in self.lm.modules}
+
+    def begin(self, env):
+        self.lm = env.language_model
+"""
+
+
+@pytest.fixture
+def arguments(tmp_path, model_folder, data, monkeypatch, edits):
+    monkeypatch.setattr("editenv.env.load_edits", lambda *_, **__: list(edits))
+    (tmp_path / "drawing.py").write_text(AGENT)
+    return Args(
+        at=(0, 2, 8),
+        out=tmp_path / "out",
+        agent=f"{tmp_path}/drawing.py:Drawing",
+        model=model_folder,
+        modules=("layers.2.mlp.down_proj",),
+        edits_per_step=2,
+        data=data,
+        tasks=("sst2", "mmlu"),
+    )
+
+
+def test_a_run_is_resumed_to_the_same_records(arguments, monkeypatch, capsys):
+    """Although the agent draws from a generator that lm-eval seeds, and at other counts than the first time."""
+    main(arguments)
+    results = arguments.out / "capability.jsonl"
+    whole = results.read_text()
+    records = read(results)
+    assert [record.edits for record in records] == [0, 2, 8]
+    assert [record.failures for record in records] == [0, 0, 2]
+    assert len({json.dumps(record.tasks) for record in records}) > 1
+    assert records[0].setting.data == "records"
+    assert str(arguments.data) not in json.dumps(asdict(records[0].setting))
+    assert (arguments.out / "capability.png").stat().st_size > 1000
+    assert capsys.readouterr().out.count("Drawing |") == 3
+
+    lines = whole.splitlines(keepends=True)
+    results.write_text(lines[0] + lines[1])  # a kill before the last count
+    main(arguments)
+    assert results.read_text() == whole
+
+    monkeypatch.setattr(capability, "run", lambda *_: pytest.fail("everything is there"))
+    main(arguments)
+    main(replace(arguments, at=(2,)))
+    assert results.read_text() == whole
+
+
+def test_another_setting_needs_another_folder(arguments):
+    results = arguments.out / "capability.jsonl"
+    main(replace(arguments, at=(0,)))
+    before = results.read_bytes()
+    with pytest.raises(SystemExit, match="made with limit None, not 3"):
+        main(replace(arguments, limit=3))
+    assert results.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"at": (0, 3)}, "--at 3: not a multiple of edits_per_step, 2"),
+        ({"at": (-2,)}, "--at -2"),
+        ({"at": (0, 12)}, "--at 12: .* ends after 10 edits"),
+        ({"tasks": ("sst2", "qqp")}, "unknown task 'qqp': .* sst2, mrpc"),
+        ({"data": Path("nowhere")}, "no file nowhere/sst2.jsonl"),
+        ({"data": None, "tasks": None}, "--tasks"),
+        ({"agent": "nobody"}, "unknown agent 'nobody'"),
+        ({"limit": 0}, "--limit"),
+    ],
+)
+def test_wrong_arguments_end_the_command(arguments, change, named):
+    with pytest.raises(SystemExit, match=named):
+        main(replace(arguments, **change))
+    assert not (arguments.out / "capability.jsonl").exists()
+
+
+def test_a_name_that_lm_eval_does_not_know_is_unknown(arguments, monkeypatch):
+    class Manager:
+        all_subtasks, all_groups = ("mrpc",), ("mmlu",)
+
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", Manager)
+    with pytest.raises(SystemExit, match="unknown task 'qqq'"):
+        main(replace(arguments, data=None, tasks=("mrpc", "mmlu", "qqq")))
+
+
+def test_without_lm_eval_the_extra_is_named(arguments, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "lm_eval.models.huggingface", None)
+    with pytest.raises(SystemExit, match=r'pip install "lifelongedit\[capability\]"'):
+        main(arguments)
+
+
+def a_record(agent, seed, edits, accuracy, **figures):
+    setting = capability.Setting(
+        "m", "float32", None, "d", "test", None, "d", 20, ["sst2", "else"], "glue", None, "0.4"
+    )
+    tasks = {
+        "sst2": {"acc": accuracy, "acc_stderr": 0.02, "f1": accuracy / 2, "f1_stderr": None, "records": 10},
+        "else": {"mcc": -0.25, "mcc_stderr": None, "exact_match,strict": 0.5, "exact_match_stderr,strict": 0.1}
+        | figures,
+    }
+    return capability.Capability(agent, seed, edits, 0, setting, tasks)
+
+
+def test_table_holds_means_over_seeds():
+    records = [a_record("a", 0, 0, 0.8), a_record("a", 0, 20, 0.6), a_record("a", 1, 20, 0.5), a_record("b", 0, 0, 0.1)]
+    mean, error, seeds = points(records, "a", "sst2", "acc")[20]
+    assert (mean, error, seeds) == (pytest.approx(55.0), pytest.approx(2.0), 2)
+    headings, _, *rows = as_markdown(records).splitlines()
+    assert headings == "| agent | edits | seeds | sst2 acc | sst2 f1 | else mcc | else exact_match,strict |"
+    assert rows == [
+        "| a | 0 | 1 | 80.0 ± 2.0 | 40.0 | -25.0 | 50.0 ± 10.0 |",
+        "| a | 20 | 2 | 55.0 ± 2.0 | 27.5 | -25.0 | 50.0 ± 10.0 |",
+        "| b | 0 | 1 | 10.0 ± 2.0 | 5.0 | -25.0 | 50.0 ± 10.0 |",
+    ]
+
+
+def test_the_figure_shows_each_agents_curve(tmp_path):
+    from matplotlib import image
+
+    path = tmp_path / "capability.png"
+    records = [a_record("a", 0, edits, 0.9 - edits / 100) for edits in (0, 20, 40)]
+    draw(records, path)
+    alone = image.imread(path)
+    draw([*records, *(a_record("b", 0, edits, 0.2) for edits in (0, 20, 40))], path)
+    both = image.imread(path)
+    assert alone.shape == both.shape
+    assert (alone != both).any(-1).sum() > 500
+    assert [file.name for file in tmp_path.iterdir()] == ["capability.png"]
+
+
+def test_what_is_no_record_is_refused_with_its_line(tmp_path):
+    path = tmp_path / "capability.jsonl"
+    capability.append(path, a_record("a", 0, 0, 0.5))
+    assert read(path) == [a_record("a", 0, 0, 0.5)]
+    path.write_text(path.read_text() + '{"agent": "a"}\n')
+    with pytest.raises(ValueError, match=r"capability.jsonl, line 2"):
+        read(path)
