@@ -37,7 +37,7 @@ PRECONDITIONED = replace(
     policy=PolicyConfig(step_size=2.5, ridge=0.1),
 )
 CLOSED_LOOP = replace(
-    PRECONDITIONED, actions_per_batch=4, trajectories=8, policy=PolicyConfig(step_size=1.25, ridge=0.1)
+    PRECONDITIONED, actions_per_batch=4, trajectories=8, locality=4.0, policy=PolicyConfig(step_size=1.0, ridge=0.1)
 )
 
 DEMO = replace(PRECONDITIONED, trajectories=5)
@@ -77,8 +77,6 @@ AGENTS: dict[str, tuple[str, Callable[[], Agent]]] = {
     "demo-untrained": ("the same network before that", lambda: RLEdit(DEMO, train=False)),
     "rledit-packaged": ("a policy that ships with the package", lambda: RLEdit(policy=packaged_policy("atlas"))),
 }
-
-__all__ = ["AGENTS", "PolicyConfig", "make_agent", "packaged_policy"]
 
 
 def make_agent(name: str) -> Agent:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 import torch
 
+from editenv import generation as generation_module
 from editenv.data.edits import Edit
 from editenv.dynamics import EditableLM, Prompts
 from editenv.questions import LOCALITY, PROMPT, REPHRASE, Questions, batches_of, first_choices
@@ -172,38 +173,11 @@ def generate_before(lm: EditableLM, questions: Questions) -> list[str | None]:
         return generate(lm, texts, generation_limit(questions), unfinished=True)
 
 
-@torch.no_grad()
 def generate(
     lm: EditableLM, texts: Sequence[str], limit: int, batch_size: int = 256, unfinished: bool = False
 ) -> list[str | None]:
-    """Greedy continuation of every prompt; None where the model does not stop by itself within ``limit`` tokens."""
-    tokenizer = lm.tokenizer
-    encoded = tokenizer(list(texts))["input_ids"] if texts else []
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
-    written: list[str | None] = [None] * len(encoded)
-    for start in range(0, len(order), batch_size):
-        chunk = order[start : start + batch_size]
-        width = max(len(encoded[i]) for i in chunk)
-        ids = torch.full((len(chunk), width), pad)
-        mask = torch.zeros(len(chunk), width, dtype=torch.long)
-        for j, i in enumerate(chunk):
-            ids[j, width - len(encoded[i]) :] = torch.tensor(encoded[i])
-            mask[j, width - len(encoded[i]) :] = 1
-        output = lm.model.generate(
-            input_ids=ids.to(lm.device),
-            attention_mask=mask.to(lm.device),
-            max_new_tokens=limit,
-            do_sample=False,
-            pad_token_id=pad,
-            eos_token_id=tokenizer.eos_token_id,
-        )[:, width:].cpu()
-        for i, row in zip(chunk, output.tolist(), strict=True):
-            if tokenizer.eos_token_id in row:
-                written[i] = tokenizer.decode(row[: row.index(tokenizer.eos_token_id)]).strip()
-            elif unfinished:
-                written[i] = f"{tokenizer.decode(row).strip()} ..."
-    return written
+    """:func:`editenv.generation.generate` at the current weights."""
+    return generation_module.generate(lm.model, lm.tokenizer, texts, limit, batch_size, unfinished)
 
 
 def _per_edit(questions: Questions, right: np.ndarray, as_given: np.ndarray) -> Scores:

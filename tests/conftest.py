@@ -111,7 +111,7 @@ def make_env(model_folder):
 @pytest.fixture
 def small_world(monkeypatch, edits):
     """The ten edits stand in for every split of the data set."""
-    monkeypatch.setattr("editenv.env.load_edits", lambda dataset, split, seed=None: list(edits))
+    monkeypatch.setattr("editenv.env.load_edits", lambda dataset, split, seed=None, options=None: list(edits))
     return edits
 
 

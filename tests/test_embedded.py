@@ -30,7 +30,7 @@ def embedded():
 
 @pytest.fixture(scope="module")
 def lm(embedded):
-    return EditableLM(*embedded, default_modules("atlas"))
+    return EditableLM(*embedded, default_modules(embedded[0], "atlas"))
 
 
 def test_the_weights_are_small_enough_to_ship():

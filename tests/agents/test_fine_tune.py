@@ -5,6 +5,7 @@ from plain import edited_weights, mean, nll
 from agents.fine_tune import FineTune, JointFineTune
 from agents.no_edit import NoEdit
 from agents.preconditioner import key_covariance, sample_text
+from editenv.data import load_edits
 from editenv.deltas import dense
 
 LAST = "model.layers.2.mlp.down_proj"
@@ -87,7 +88,7 @@ def test_the_ceilings_penalty_keeps_the_texts_outputs(make_env, base, tokenizer,
     """A larger ridge gives up loss for smaller changes of what the module says about text."""
     env = make_env(modules=[LAST])
     texts = ["Ada is in Rome", "The home of Tea is Oslo"]
-    monkeypatch.setattr("agents.fine_tune.sample_text", lambda dataset: texts)
+    monkeypatch.setattr("agents.fine_tune.sample_text", lambda edits: texts)
     C = key_covariance(env.language_model, texts)[LAST]
     found = []
     for ridge in (1e-3, 1.0):
@@ -106,8 +107,8 @@ def test_the_ceilings_penalty_keeps_the_texts_outputs(make_env, base, tokenizer,
 
 def test_the_ceiling_ends_where_its_objective_is_flat(make_env, base, tokenizer, monkeypatch):
     env = make_env(modules=[LAST])
-    texts = sample_text("atlas", 60)
-    monkeypatch.setattr("agents.fine_tune.sample_text", lambda dataset: texts)
+    texts = sample_text(load_edits("atlas", "train"), 60)
+    monkeypatch.setattr("agents.fine_tune.sample_text", lambda edits: texts)
     C = key_covariance(env.language_model, texts)[LAST]
     agent = JointFineTune(ridge=1.0, steps=150, tolerance=1e-7)
     agent.prepare(env, 0, lambda what, done, total: None)

@@ -66,8 +66,8 @@ def test_effective_dimension():
 
 
 def test_sampled_text_is_true_and_from_the_training_split():
-    texts = sample_text("atlas", 200)
-    assert texts == sample_text("atlas", 200)
+    texts = sample_text(load_edits("atlas", "train"), 200)
+    assert texts == sample_text(load_edits("atlas", "train"), 200)
     assert len(texts) == 200
     true = set()
     for edit in load_edits("atlas", "train"):

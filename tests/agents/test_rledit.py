@@ -170,7 +170,7 @@ def test_a_trajectory_edits_from_theta_0_and_shows_in_the_log_as_in_the_environm
         log = trainer.train_one()
     env = training_environment(make_env(modules=[LAST]), CONFIG)
     env.reset(seed=trainer.env.np_random_seed)
-    assert env.stream == trainer.env.stream
+    assert list(env.stream) == list(trainer.env.stream)
     rewards = []
     with torch.no_grad():
         for _ in range(3):
@@ -292,7 +292,8 @@ def test_prepare_trains_so_many_trajectories_on_the_training_split_alone(
     env = make_env(modules=[LAST], split="test")
     asked = []
     monkeypatch.setattr(
-        "editenv.env.load_edits", lambda dataset, split, seed=None: asked.append(split) or list(small_world)
+        "editenv.env.load_edits",
+        lambda dataset, split, seed=None, options=None: asked.append(split) or list(small_world),
     )
     agent = RLEdit(CONFIG, train=train)
     before = env.language_model.snapshot()

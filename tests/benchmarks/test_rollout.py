@@ -7,6 +7,7 @@ from agents.base import Agent
 from agents.no_edit import NoEdit
 from benchmarks.rollout import run, time_floor, time_observation_and_update
 from benchmarks.suites import Suite
+from editenv.metrics import METRICS
 
 LAST = "model.layers.2.mlp.down_proj"
 
@@ -14,7 +15,7 @@ LAST = "model.layers.2.mlp.down_proj"
 @pytest.fixture
 def suite(model_folder, monkeypatch):
     """Three batches of two edits with the tiny model."""
-    monkeypatch.setattr("editenv.env.default_modules", lambda name: ("layers.2.mlp.down_proj",))
+    monkeypatch.setattr("editenv.env.default_modules", lambda model, name: ("layers.2.mlp.down_proj",))
     return Suite("micro", 3, 2, model=model_folder, split="validation")
 
 
@@ -47,7 +48,11 @@ def test_doing_nothing_keeps_everything(suite):
     assert record.failures == 0
     for figures in (record.teacher_forced, record.immediate, *record.retention):
         assert figures["specificity"] == 100
-    assert record.immediate == pytest.approx(record.teacher_forced, abs=0.01)
+    expected = {metric: record.teacher_forced[metric] for metric in METRICS}
+    assert record.immediate == pytest.approx(expected, abs=0.01)
+    assert record.drift["kl"] == pytest.approx(0, abs=1e-6)
+    assert record.drift["perplexity"] == pytest.approx(record.drift["perplexity_before"])
+    assert record.probes["distractor"] == 100
     assert record.peak_memory_bytes > 10**7
 
 
@@ -69,6 +74,7 @@ def forced_figures(model, tokenizer, edits, deltas):
         "efficacy": 100 * mean(share(e.prompt, e.target) for e in edits),
         "generalization": 100 * mean(mean(share(text, e.target) for text in e.rephrases) for e in edits),
         "specificity": 100 * mean(mean(share(x.prompt, x.answer, old=True) for x in e.locality) for e in edits),
+        "locality_accuracy": 100 * mean(mean(share(x.prompt, x.answer) for x in e.locality) for e in edits),
     }
 
 
@@ -84,7 +90,7 @@ def test_figures_are_those_of_the_plain_model_at_the_right_moment(suite, base, t
     assert record.teacher_forced == pytest.approx(forced_figures(base, tokenizer, everything, after[2]), abs=0.01)
     assert record.teacher_forced["specificity"] < 100
     immediate = [forced_figures(base, tokenizer, batch, total) for batch, total in zip(batches, after, strict=True)]
-    assert record.immediate == pytest.approx({k: mean(row[k] for row in immediate) for k in immediate[0]}, abs=0.01)
+    assert record.immediate == pytest.approx({k: mean(row[k] for row in immediate) for k in METRICS}, abs=0.01)
     assert [point["edits"] for point in record.retention] == [2, 4, 6]
     for i, point in enumerate(record.retention):
         so_far = [edit for batch in batches[: i + 1] for edit in batch]

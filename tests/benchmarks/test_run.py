@@ -63,4 +63,17 @@ def test_suites_fit_their_splits():
     sizes = {"test": 8000, "validation": 1000}
     for name, suite in SUITES.items():
         assert suite.name == name
-        assert suite.batches * suite.edits_per_step <= sizes[suite.split]
+        if suite.dataset == "atlas":
+            assert suite.batches * suite.edits_per_step <= sizes[suite.split]
+
+
+def test_suites_on_real_data_say_what_they_need(tmp_path):
+    suite = SUITES["counterfact-100x20"]
+    with pytest.raises(ValueError, match="--data"):
+        suite.at("some/model", None)
+    with pytest.raises(ValueError, match="--model"):
+        suite.at(None, tmp_path)
+    told = suite.at("some/model", tmp_path)
+    assert told.environment()["dataset"] == f"counterfact:{tmp_path}/counterfact"
+    assert told.environment(training=True)["split"] == "train"
+    assert SUITES["zsre-50x20"].at("some/model", tmp_path).environment(training=True)["dataset"] == "atlas"

@@ -157,7 +157,7 @@ def test_splits_for_reporting_refuse_a_seed(split, seed):
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(ValueError, match="zsre"):
+    with pytest.raises(FileNotFoundError, match="zsre"):
         load_edits("zsre", "train")
     with pytest.raises(ValueError, match="dev"):
         load_edits("atlas", "dev")

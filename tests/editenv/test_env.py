@@ -107,9 +107,9 @@ def test_same_seed_same_trajectory(make_env, redraw):
     for one, two in zip(trajectory, roll(second, seed=5), strict=True):
         same(one[0], two[0])
         assert one[1:] == two[1:]
-    assert first.stream == second.stream
+    assert list(first.stream) == list(second.stream)
     first.reset(seed=6)
-    assert first.stream != second.stream
+    assert list(first.stream) != list(second.stream)
 
 
 @pytest.mark.parametrize("module", [LAST, MIDDLE])
@@ -129,10 +129,10 @@ def test_an_unseeded_reset_goes_on_in_the_seeded_order(make_env):
     for env in (first, second):
         env.reset(seed=1)
         env.reset()
-        streams.append(env.stream)
+        streams.append(list(env.stream))
     assert streams[0] == streams[1]
     first.reset(seed=1)
-    assert first.stream != streams[0]
+    assert list(first.stream) != streams[0]
 
 
 def test_redraw_gives_each_episode_new_targets(make_env):
@@ -491,7 +491,7 @@ def test_a_wrong_action_is_refused_and_changes_nothing(make_env, case):
      ("edits_per_step", 1001), ("dtype", "int8")],
 )  # fmt: skip
 def test_wrong_arguments_are_named(make_env, argument, value):
-    with pytest.raises(ValueError) as refusal:
+    with pytest.raises((ValueError, FileNotFoundError)) as refusal:
         make_env(**{argument: value})
     words = str(refusal.value)
     assert argument.rstrip("s") in words

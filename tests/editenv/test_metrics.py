@@ -1,10 +1,11 @@
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from plain import answer_logits, greedy, tokens
+from plain import answer_logits, edited_weights, greedy, kl, nll, random_deltas, tokens
 
 from editenv import metrics
 from editenv.data import Edit, Locality, atlas
@@ -34,15 +35,18 @@ def test_teacher_forced_on_a_case_made_by_hand():
     np.testing.assert_allclose(scores.efficacy, [1 / 2, 1])
     np.testing.assert_allclose(scores.generalization, [(3 / 4 + 0) / 2, math.nan])
     np.testing.assert_allclose(scores.specificity, [math.nan, 1 / 2])
-    assert scores.percentages() == {"efficacy": 75.0, "generalization": 37.5, "specificity": 50.0}
+    assert scores.percentages() == {
+        "efficacy": 75.0,
+        "generalization": 37.5,
+        "specificity": 50.0,
+        "locality_accuracy": 50.0,
+    }
 
 
-def test_percentages_of_nothing_are_not_a_number():
+def test_percentages_of_nothing_are_none():
     nothing = np.array([math.nan])
-    found = metrics.Scores(np.array([1.0]), nothing, nothing).percentages()
-    assert found["efficacy"] == 100
-    assert math.isnan(found["generalization"])
-    assert math.isnan(found["specificity"])
+    found = metrics.Scores(np.array([1.0]), nothing, nothing, nothing).percentages()
+    assert found == {"efficacy": 100, "generalization": None, "specificity": None, "locality_accuracy": None}
 
 
 def test_teacher_forced_is_the_share_of_first_choices_of_the_plain_model(taught_lm, taught, tokenizer, edits):
@@ -146,3 +150,83 @@ def test_every_name_in_the_atlas_survives_encoding_and_decoding(tokenizer):
     names = sorted({name for group in atlas.objects().values() for name in group})
     rows = tokenizer([f" {name}" for name in names], add_special_tokens=False)["input_ids"]
     assert [tokenizer.decode(row).strip() for row in rows] == names
+
+
+def test_probability_compares_token_means_under_their_own_prefixes(taught_lm, taught, tokenizer, edits):
+    asked = [replace(e, old_answer=old) for e, old in zip(edits, ("Oslo", "New York", "Basel") * 4, strict=False)]
+    asked.append(replace(edits[0], id="new", old_answer=None))
+    scores = metrics.probability(taught_lm, asked)
+
+    def likelier(prompt, one, other):
+        values = [float(nll(taught, tokenizer, prompt, answer)) for answer in (one, other)]
+        return float(values[0] < values[1])
+
+    expected = [likelier(e.prompt, e.target, e.old_answer) if e.old_answer else math.nan for e in asked]
+    np.testing.assert_allclose(scores.efficacy, expected)
+    rephrased = [[likelier(text, e.target, e.old_answer) for text in e.rephrases] for e in asked if e.old_answer]
+    np.testing.assert_allclose(scores.generalization, [*map(np.mean, rephrased), math.nan])
+    kept = [np.mean([likelier(item.prompt, item.answer, e.target) for item in e.locality]) for e in asked]
+    np.testing.assert_allclose(scores.specificity, kept)
+    for figures in (scores.efficacy, scores.generalization, scores.specificity):
+        assert 0 < np.nanmean(figures) < 1
+
+
+def test_the_length_of_an_answer_is_no_disadvantage(taught_lm, taught, tokenizer, edits):
+    """ROME's comparison is of means, not sums: a long answer that is known beats a short one that is not."""
+    long = max(edits[:5], key=lambda e: len(e.target.split()))
+    sums = [
+        float(-nll(taught, tokenizer, long.prompt, a)) * len(tokens(tokenizer, "", a)[1]) for a in (long.target, "Peru")
+    ]
+    assert sums[0] > sums[1]
+    asked = [replace(long, old_answer="Peru"), replace(long, target="Peru", old_answer=long.target)]
+    assert metrics.probability(taught_lm, asked).efficacy.tolist() == [1, 0]
+
+
+def test_locality_accuracy_is_agreement_with_the_data_set(taught_lm, edits):
+    right, wrong = (tuple(Locality(e.prompt, answer) for e in edits[:2]) for answer in ("", "Quito"))
+    right = tuple(Locality(e.prompt, e.target) for e in edits[:2])
+    asked = [
+        Edit("a", "The home of Iris is", "x", locality=right),
+        Edit("b", "The home of Nils is", "x", locality=wrong),
+    ]
+    questions = ask(taught_lm, asked)
+    for scores in (metrics.teacher_forced(taught_lm, questions), metrics.generation(taught_lm, questions)):
+        assert (scores.specificity == 1).all()
+        assert scores.locality_accuracy[0] == 1
+        assert scores.locality_accuracy[1] < 1
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 1000])
+def test_every_figure_is_the_same_at_any_batch_size(make_lm, edits, batch_size):
+    lm = make_lm("layers.1.mlp.down_proj")
+    questions = ask(lm, edits)
+    lm.apply(random_deltas(lm, scale=0.3))
+    for scores, again in (
+        (metrics.teacher_forced(lm, questions), metrics.teacher_forced(lm, questions, batch_size)),
+        (metrics.generation(lm, questions), metrics.generation(lm, questions, batch_size=batch_size)),
+        (metrics.probability(lm, edits), metrics.probability(lm, edits, batch_size)),
+    ):
+        for field in ("efficacy", "generalization", "specificity", "locality_accuracy"):
+            np.testing.assert_array_equal(getattr(scores, field), getattr(again, field))
+    texts = [f"{e.prompt} {e.target}" for e in edits]
+    assert metrics.drift(lm, texts, batch_size) == pytest.approx(metrics.drift(lm, texts), rel=1e-5)
+
+
+def test_drift_is_perplexity_and_divergence_of_the_plain_model(make_lm, base, tokenizer, edits):
+    lm = make_lm()
+    deltas = random_deltas(lm, scale=0.3)
+    lm.apply(deltas)
+    texts = [f"{e.prompt} {e.target}" for e in edits]
+    weights = edited_weights(base, deltas)
+    before, after, divergences = [], [], []
+    for text in texts:
+        head, tail = text.split(" ", 1)
+        length = len(tokens(tokenizer, head, tail)[1])
+        before += [float(nll(base, tokenizer, head, tail))] * length
+        after += [float(nll(base, tokenizer, head, tail, weights))] * length
+        divergences += [float(kl(base, tokenizer, head, tail, weights))] * length
+    found = metrics.drift(lm, [*texts, "word"])
+    assert found["perplexity_before"] == pytest.approx(math.exp(np.mean(before)), rel=1e-4)
+    assert found["perplexity"] == pytest.approx(math.exp(np.mean(after)), rel=1e-4)
+    assert found["kl"] == pytest.approx(np.mean(divergences), rel=1e-3)
+    assert found["kl"] > 0.01

@@ -27,7 +27,7 @@ def test_a_folder_without_a_model_is_named(tmp_path):
         load_model(str(tmp_path))
 
 
-def test_other_models_have_no_default_modules():
-    assert default_modules("atlas")
+def test_the_edited_modules_stand_in_the_config_or_have_to_be_named(base):
+    assert default_modules(load_model("atlas")[0], "atlas") == ("layers.3.mlp.down_proj",)
     with pytest.raises(ValueError, match="some/model"):
-        default_modules("some/model")
+        default_modules(base, "some/model")

@@ -1,0 +1,5 @@
+"""``python -m editenv`` is the console script."""
+
+from editenv.cli import main
+
+main()

@@ -1,0 +1,56 @@
+"""Greedy generation with a natural stop."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@torch.no_grad()
+def generate(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    texts: Sequence[str],
+    limit: int,
+    batch_size: int = 256,
+    unfinished: bool = False,
+) -> list[str | None]:
+    """Greedy continuation of every prompt; None where the model does not stop by itself within ``limit`` tokens.
+
+    Args:
+        model: A causal language model.
+        tokenizer: Its tokenizer.
+        texts: Prompts.
+        limit: New tokens at most.
+        batch_size: Prompts of like length that are continued together.
+        unfinished: Return what there is, with an ellipsis, where the model did not stop.
+    """
+    encoded = tokenizer(list(texts))["input_ids"] if texts else []
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
+    written: list[str | None] = [None] * len(encoded)
+    for start in range(0, len(order), batch_size):
+        chunk = order[start : start + batch_size]
+        width = max(len(encoded[i]) for i in chunk)
+        ids = torch.full((len(chunk), width), pad)
+        mask = torch.zeros(len(chunk), width, dtype=torch.long)
+        for j, i in enumerate(chunk):
+            ids[j, width - len(encoded[i]) :] = torch.tensor(encoded[i])
+            mask[j, width - len(encoded[i]) :] = 1
+        output = model.generate(
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            max_new_tokens=limit,
+            do_sample=False,
+            pad_token_id=pad,
+            eos_token_id=tokenizer.eos_token_id,
+        )[:, width:].cpu()
+        for i, row in zip(chunk, output.tolist(), strict=True):
+            if tokenizer.eos_token_id in row:
+                written[i] = tokenizer.decode(row[: row.index(tokenizer.eos_token_id)]).strip()
+            elif unfinished:
+                written[i] = f"{tokenizer.decode(row).strip()} ..."
+    return written

@@ -1,0 +1,87 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from editenv.data import atlas
+from editenv.inspection import inspect
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", folder)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(folder))
+
+
+def write(path, rows):
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return path
+
+
+def test_counts_and_traps(tmp_path):
+    known = [f for f in atlas.facts() if f.relation == "capital" and f.role.endswith("locality")][:4]
+    prompt = atlas.phrasings()["capital"].prompts[0]
+    rows = [
+        {
+            "prompt": prompt.format(f.subject),
+            "target": target,
+            "old_answer": old,
+            "subject": f.subject,
+            "rephrases": ["Well"],
+        }
+        for f, target, old in zip(
+            known, ("Paris", "Rome", known[2].object, "Oslo"), (known[0].object, "x", "y", "z"), strict=True
+        )
+    ]
+    rows[0]["locality"] = [{"prompt": rows[1]["prompt"], "answer": "x"}]
+    rows[1]["rephrases"] = [rows[1]["prompt"]]
+    rows[3]["subject"] = "somebody else"
+    rows += [rows[0], rows[1] | {"target": "Bonn"}, {"prompt": "word " * 400, "target": "x"}]
+    train = write(tmp_path / "train.jsonl", [rows[0] | {"target": "Bern"}, rows[1]])
+    found = inspect(str(write(tmp_path / "edits.jsonl", rows)), train, sample=10)
+    assert (found.format, found.records, found.edits) == ("own", 7, 4)
+    assert found.left_out == {"duplicate": 1, "conflict": 1, "length": 1}
+    assert (found.subjects, found.rephrases, found.locality_prompts) == (4, 4, 1)
+    assert found.asked == 4
+    assert found.already_believed == 25  # the third asks for what is the case
+    assert found.old_answer_known == 25  # the first's old answer is the true one
+    assert found.overlap == {"prompts": 2, "contradicting": 1, "subjects": 2}
+    notes = "\n".join(found.notes)
+    assert "1 of 1 locality prompts are edited" in notes
+    assert "1 rephrases are the prompt itself" in notes
+    assert "1 edits name a subject that does not occur" in notes
+    assert "2 edits are about subjects of the training file" in notes
+
+
+def run(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "editenv", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_the_command(tmp_path):
+    path = write(tmp_path / "edits.jsonl", [{"prompt": "The boss of Ada is", "target": "Bo"}])
+    found = json.loads(run("inspect", str(path), "--sample", "0", "--json").stdout)
+    assert (found["records"], found["edits"], found["already_believed"]) == (1, 1, None)
+    shown = run("inspect", str(path), "--sample", "0")
+    assert shown.returncode == 0
+    assert "usable edits" in shown.stdout
+    assert "no edit has a rephrase: generalization cannot be measured" in shown.stdout
+
+
+@pytest.mark.parametrize("content", ["[{", None])
+def test_errors_are_one_line_and_no_traceback(tmp_path, content):
+    path = tmp_path / "edits.json"
+    if content is not None:
+        path.write_text(content)
+    done = run("inspect", str(path))
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("editenv: ")
+    assert "edits.json" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
