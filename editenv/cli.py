@@ -75,7 +75,7 @@ def main() -> None:
     """Entry point; errors about the input go to stderr, in one line, with exit status 1."""
     commands = Annotated[Inspect, tyro.conf.subcommand("inspect")]
     nothing = Annotated[None, tyro.conf.subcommand("version", description="Print the version.")]
-    args = tyro.cli(commands | nothing, prog="editenv", description="Lifelong editing of language models.")  # type: ignore[call-overload]
+    args = tyro.cli(commands | nothing, prog="editenv", description="Lifelong editing of language models.")
     try:
         if args is None:
             from editenv import __version__
