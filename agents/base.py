@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from editenv.env import Action, LifelongEditEnv, Observation
 
 Progress = Callable[[str, int, int], None]
@@ -20,6 +22,9 @@ class Agent(ABC):
 
     actions_per_batch: int = 1
     """How often the agent wants to see each batch (K)."""
+
+    learns: bool = False
+    """Whether :meth:`prepare` needs edits to learn from or to take statistics of."""
 
     workspace: Path | None = None
     """Folder in which :meth:`prepare` may keep what it made, for the next suite with the same agent and seed."""
@@ -38,6 +43,13 @@ class Agent(ABC):
 
     def begin(self, env: LifelongEditEnv) -> None:  # noqa: B027 - optional
         """Forget the last episode. Called after ``env.reset``."""
+
+    def remember(self) -> dict[str, torch.Tensor]:
+        """What the last batch left in the agent, if anything, for :meth:`recall`."""
+        return {}
+
+    def recall(self, memory: dict[str, torch.Tensor]) -> None:  # noqa: B027 - optional
+        """Takes in what a batch had left, in order: an interrupted run goes on as if it had not been."""
 
     @abstractmethod
     def act(self, observation: Observation, info: dict[str, Any]) -> Action:

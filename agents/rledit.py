@@ -115,6 +115,7 @@ class RLEdit(Agent):
             self.policy, record = load_policy(self.folder)
             self.config = config_from_json(record["train"])
         self.actions_per_batch = actions_per_batch or self.config.actions_per_batch
+        self.learns = self.folder is None or self.config.preconditioner
         self._preconditioner: Preconditioner | None = None
 
     def prepare(self, env: LifelongEditEnv, seed: int, progress: Progress) -> None:
@@ -155,6 +156,7 @@ class RLEdit(Agent):
 
     def begin(self, env: LifelongEditEnv) -> None:
         self._env = env
+        self._absorbed: dict[str, torch.Tensor] = {}
         if self._preconditioner is not None:
             self._preconditioner.reset()
 
@@ -165,7 +167,18 @@ class RLEdit(Agent):
         deltas = self.policy(gradients, projected)
         if self._preconditioner is not None and info["attempt"] == self.actions_per_batch - 1:
             self._preconditioner.absorb(gradients, dict.fromkeys(gradients, self.config.absorb_noise), projected)
+            self._absorbed = {name: gradient.keys for name, gradient in gradients.items()}
         return deltas
+
+    def remember(self) -> dict[str, torch.Tensor]:
+        memory, self._absorbed = self._absorbed, {}
+        return memory
+
+    def recall(self, memory: dict[str, torch.Tensor]) -> None:
+        if self._preconditioner is not None:
+            gradients = {name: Gradient(keys, keys[:, :0]) for name, keys in memory.items()}
+            projected = project(self._preconditioner, gradients)
+            self._preconditioner.absorb(gradients, dict.fromkeys(gradients, self.config.absorb_noise), projected)
 
 
 def make_preconditioner(env: LifelongEditEnv, config: TrainConfig) -> Preconditioner:
@@ -223,7 +236,7 @@ class Trainer:
             self.policy.observe(self.env.gradients)
             for name, gradient in self.env.gradients.items():
                 inputs[name] += float(gradient.keys.square().sum())
-                outputs[name] += float((gradient.keys @ self.lm.weight(name)).square().sum())
+                outputs[name] += float((gradient.keys @ self.lm.weight(name).float()).square().sum())
             tokens += len(next(iter(self.env.gradients.values())).keys)
             self.env.skip_batch()
         self.policy.set_scales({n: s / tokens for n, s in inputs.items()}, {n: s / tokens for n, s in outputs.items()})

@@ -101,7 +101,7 @@ class Gradient:
     """A weight gradient in factors: ``keys^T value_grads``, ``(d_in, d_out)``.
 
     Attributes:
-        keys: ``(tokens, d_in)`` inputs of the module.
+        keys: ``(tokens, d_in)`` inputs of the module, float32.
         value_grads: ``(tokens, d_out)`` gradient of the loss at the module's outputs.
     """
 
@@ -158,12 +158,15 @@ class EditableLM:
         self.modules: dict[str, nn.Module] = _find_modules(self.model, modules)
         self._transposed = {name: not isinstance(module, nn.Linear) for name, module in self.modules.items()}
         self._initial: dict[str, torch.Tensor] = {}
+        # Edits add up in float32, whatever the model computes in: thousands of small ones would vanish in bfloat16.
+        self._sums: dict[str, torch.Tensor] = {}
         self.cache_bytes = cache_bytes
         self._cached_bytes = 0
         self._cache: dict[tuple[int, tuple[int, ...]], torch.Tensor] = {}
         for name, module in self.modules.items():
             self._initial[name] = module.get_parameter("weight").detach()
             module.weight = nn.Parameter(self._initial[name].clone(), requires_grad=False)
+            self._sums[name] = module.weight.data.float()  # the weight itself if it is float32
         self._weights = {name: module.get_parameter("weight") for name, module in self.modules.items()}
 
         stack_name = _layer_stack(self.model, self.modules)
@@ -195,23 +198,30 @@ class EditableLM:
 
     @torch.no_grad()
     def apply(self, deltas: Mapping[str, Delta]) -> None:
-        """theta <- theta + D."""
+        """theta <- theta + D, in float32."""
         for name, delta in deltas.items():
-            weight = self.weight(name)
+            total = self._sums[name] if self._transposed[name] else self._sums[name].T
             if isinstance(delta, LowRank):
-                weight.addmm_(delta.left.to(weight), delta.right.to(weight))
+                total.addmm_(delta.left.to(total), delta.right.to(total))
             else:
-                weight += delta.to(weight)
+                total += delta.to(total)
+            self._round(name)
 
     def restore(self, weights: Mapping[str, torch.Tensor] | None = None) -> None:
         """Sets the edited weights to a :meth:`snapshot`, or to theta_0, bit for bit."""
         source = self._initial if weights is None else weights
-        for name, weight in self._weights.items():
-            weight.data.copy_(source[name])
+        for name, total in self._sums.items():
+            total.copy_(source[name])
+            self._round(name)
 
     def snapshot(self) -> dict[str, torch.Tensor]:
-        """A copy of the edited weights, in the module's own layout."""
-        return {name: weight.detach().clone() for name, weight in self._weights.items()}
+        """A copy of the edited weights, in float32 and the module's own layout."""
+        return {name: total.clone() for name, total in self._sums.items()}
+
+    def _round(self, name: str) -> None:
+        """The sum of all edits, in the model's own precision."""
+        if self._weights[name].dtype != torch.float32:
+            self._weights[name].data.copy_(self._sums[name])
 
     @contextmanager
     def at_initial_weights(self) -> Iterator[None]:
@@ -374,9 +384,8 @@ class EditableLM:
         found = {}
         for (name, key), grad in zip(keys.items(), grads, strict=True):
             if answer_positions:
-                found[name] = Gradient(key[prompts.rows, prompts.columns], grad[prompts.rows, prompts.columns])
-            else:
-                found[name] = Gradient(key.flatten(0, -2), grad.flatten(0, -2))
+                key, grad = key[prompts.rows, prompts.columns], grad[prompts.rows, prompts.columns]
+            found[name] = Gradient(key.flatten(0, -2).float(), grad.flatten(0, -2).float())
         return value.detach(), {name: found[name] for name in self.modules}
 
     # -- the check behind the cut ---------------------------------------------------------------------------------

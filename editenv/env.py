@@ -14,7 +14,8 @@ from editenv.data import Edit, load_edits
 from editenv.data.files import EditFile, FileOptions
 from editenv.deltas import Delta, LowRank
 from editenv.dynamics import EditableLM, Gradient
-from editenv.models import default_modules, load_model
+from editenv.models import load_model
+from editenv.models.modules import default_modules
 from editenv.questions import PROMPT, ask
 from editenv.rewards import RewardConfig
 
@@ -46,7 +47,8 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
 
     Args:
         model: ``"atlas"`` (embedded), a Hugging Face model folder, or a hub id.
-        dataset: ``"atlas"`` (embedded), or a file, folder or hub id as :func:`editenv.data.load_edits` takes it.
+        dataset: ``"atlas"`` (embedded), or a file, folder or hub id as :func:`editenv.data.load_edits` takes it. None for an
+            environment without a stream, to which batches are given by :meth:`present`.
         split: ``"train"``, ``"validation"`` or ``"test"``; ``"all"`` of a single file.
         edits_per_step: n, edits in one batch.
         actions_per_batch: K, how often a batch is presented, each time with the gradient at the current weights.
@@ -75,7 +77,7 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
     def __init__(
         self,
         model: str = "atlas",
-        dataset: str = "atlas",
+        dataset: str | None = "atlas",
         split: str = "train",
         edits_per_step: int = 20,
         actions_per_batch: int = 1,
@@ -113,13 +115,15 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         if dataset_options is not None:
             self.model_arguments["dataset_options"] = dict(dataset_options)
         self.dataset, self.split, self._redraw = dataset, split, redraw
-        self._edits = load_edits(dataset, split, 0 if redraw else None, dataset_options)
+        self._edits: Sequence[Edit] = ()
+        if dataset is not None:
+            self._edits = load_edits(dataset, split, 0 if redraw else None, dataset_options)
 
         base, tokenizer = load_model(model, device, dtype)
         if isinstance(self._edits, EditFile):
             context = getattr(base.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
             self._edits = self._edits.check_lengths(tokenizer, context, FileOptions.of(dataset_options))
-        if len(self._edits) < edits_per_step:
+        if dataset is not None and len(self._edits) < edits_per_step:
             raise ValueError(f"edits_per_step is {edits_per_step}, but {dataset}/{split} has {len(self._edits)} edits")
         self.language_model = EditableLM(base, tokenizer, default_modules(base, model) if modules is None else modules)
         self.max_tokens = edits_per_step * self._longest_target()
@@ -167,7 +171,7 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         if unknown:
             raise ValueError(f"reset: unknown options {sorted(unknown)}; known is 'shuffle'")
         if self._redraw:
-            self._edits = load_edits(self.dataset, self.split, int(self.np_random.integers(1, 2**31)))
+            self._edits = load_edits(str(self.dataset), self.split, int(self.np_random.integers(1, 2**31)))
         shuffle = options.get("shuffle", True)
         order = self.np_random.permutation(len(self._edits)) if shuffle else np.arange(len(self._edits))
         length = len(self._edits) // self.edits_per_step * self.edits_per_step
@@ -179,8 +183,15 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         self.batches_done, self.attempt, self._over = 0, 0, False
         self.reward = rewards.Reward(self.language_model, self.reward_config)
         self.history = rendering.History()
-        self._open_batch()
-        self._gradients = self._fine_tuning_gradient()
+        self._gradients = {
+            name: Gradient(*(torch.zeros(0, size, device=self.language_model.device) for size in shape))
+            for name, shape in ((name, self.language_model.shape(name)) for name in self.language_model.modules)
+        }
+        if length:
+            self._open_batch(self.stream[: self.edits_per_step])
+            self._gradients = self._fine_tuning_gradient()
+        else:
+            self._over = True
         info = self._place()
         if self.render_mode == "human":
             self.render()
@@ -242,6 +253,27 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         """The edits that the next action is for."""
         return self._batch
 
+    def present(self, edits: Sequence[Edit]) -> tuple[Observation, dict[str, Any]]:
+        """Shows a batch that is not of the stream: for editing what comes in, one batch after another.
+
+        What is computed depends on the batch and on the weights alone, to the last bit, not on earlier batches.
+
+        Args:
+            edits: One or more.
+
+        Returns:
+            The observation and ``info``, as from :meth:`reset`. After ``actions_per_batch`` actions the episode is over until
+            the next batch is presented.
+        """
+        if not edits:
+            raise ValueError("present: a batch has at least one edit")
+        self.language_model.forget()
+        self.reward.past = []
+        self.attempt, self._over = 0, False
+        self._open_batch(edits)
+        self._gradients = self._fine_tuning_gradient()
+        return self._observe(), self._place()
+
     @property
     def gradients(self) -> dict[str, Gradient]:
         """The observation as tensors on the model's device, without padding."""
@@ -285,6 +317,8 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
 
     def _longest_target(self) -> int:
         tokenizer = self.language_model.tokenizer
+        if not self._edits:
+            return 0
         if self._redraw:
             from editenv.data.atlas import objects
 
@@ -295,9 +329,8 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
             len(row) for row in tokenizer([f" {t}" for t in sorted(targets)], add_special_tokens=False)["input_ids"]
         )
 
-    def _open_batch(self) -> None:
-        start = self.batches_done * self.edits_per_step
-        self._batch = list(self.stream[start : start + self.edits_per_step])
+    def _open_batch(self, edits: Sequence[Edit]) -> None:
+        self._batch = list(edits)
         self.questions = ask(self.language_model, self._batch)
         self._edit_prompts = self.questions.prompts.select(self.questions.kind == PROMPT)
         self._reward_batch = rewards.prepare(self.language_model, self.questions)
@@ -309,11 +342,12 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
             self.attempt = 0
             self.batches_done += 1
             self.reward.remember(self._reward_batch)
-            self._over = self.batches_done * self.edits_per_step == len(self.stream)
+            start = self.batches_done * self.edits_per_step
+            self._over = start >= len(self.stream)
             if self._over:
                 self._batch = []
             else:
-                self._open_batch()
+                self._open_batch(self.stream[start : start + self.edits_per_step])
         self._gradients = self._fine_tuning_gradient()
 
     def _fine_tuning_gradient(self) -> dict[str, Gradient]:
@@ -337,10 +371,11 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         observation: Observation = {}
         for name, gradient in self._gradients.items():
             tokens = len(gradient.keys)
+            room = max(tokens, self.max_tokens)
             part = {
-                "keys": np.zeros((self.max_tokens, gradient.keys.shape[1]), np.float32),
-                "value_grads": np.zeros((self.max_tokens, gradient.value_grads.shape[1]), np.float32),
-                "token_mask": np.zeros(self.max_tokens, np.float32),
+                "keys": np.zeros((room, gradient.keys.shape[1]), np.float32),
+                "value_grads": np.zeros((room, gradient.value_grads.shape[1]), np.float32),
+                "token_mask": np.zeros(room, np.float32),
             }
             part["keys"][:tokens] = gradient.keys.float().cpu().numpy()
             part["value_grads"][:tokens] = gradient.value_grads.float().cpu().numpy()

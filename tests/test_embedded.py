@@ -20,7 +20,8 @@ from benchmarks.suites import SUITES
 from editenv import metrics
 from editenv.data import atlas, load_edits
 from editenv.dynamics import EditableLM
-from editenv.models import default_modules, load_model, model_path
+from editenv.models import load_model, model_path
+from editenv.models.modules import default_modules
 
 
 @pytest.fixture(scope="module")

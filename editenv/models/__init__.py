@@ -1,7 +1,6 @@
 """Loading language models by name, folder or hub id."""
 
 import os
-from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -33,42 +32,39 @@ def load_model(
 
     Args:
         name: ``"atlas"`` (the embedded model), a Hugging Face model folder, or a hub id.
-        device: A torch device.
+        device: A torch device, or ``"auto"`` for a model larger than one of them.
         dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
 
     Raises:
-        ValueError: For an unknown dtype.
+        ValueError: For an unknown dtype, a quantised model or an adapter.
         FileNotFoundError: If ``name`` is a folder without a model.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}; use one of {', '.join(DTYPES)}")
     path = model_path(name)
+    if os.path.isdir(path) and (Path(path) / "adapter_config.json").exists():
+        raise ValueError(
+            f"{path} is a PEFT adapter, not a model: merge it into its base model first (peft's merge_and_unload, then "
+            "save_pretrained)"
+        )
     if os.path.isdir(path) and not (Path(path) / "config.json").exists():
         raise FileNotFoundError(f"{path} holds no config.json: it is not a Hugging Face model folder")
     if name == EMBEDDED:
         logging.disable_progress_bar()  # for a model that loads in a blink
+    config = AutoConfig.from_pretrained(path)
+    if getattr(config, "quantization_config", None) is not None:
+        raise ValueError(
+            f"{name} is quantised: a delta cannot be added to packed integers. Edit the unquantised model and quantise after"
+        )
     tokenizer = AutoTokenizer.from_pretrained(path)
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype]).to(device).eval()
+    # "auto" spreads the layers over the devices there are (accelerate).
+    placed = {"device_map": "auto"} if device == "auto" else {}
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype], **placed).eval()
+    if device != "auto":
+        model = model.to(device)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return model, tokenizer
-
-
-def default_modules(model: "PreTrainedModel", name: str) -> Sequence[str]:
-    """The modules edited unless the user says otherwise: what the model's config lists as ``edited_modules``.
-
-    The embedded model lists its last layer's ``down_proj``: nothing behind it moves its inputs, so its keys never drift,
-    and it is the widest input of the model.
-
-    Raises:
-        ValueError: If the config lists none.
-    """
-    modules = getattr(model.config, "edited_modules", None)
-    if not modules:
-        raise ValueError(
-            f"no default modules are known for {name!r}; name them, e.g. modules=['layers.30.mlp.down_proj']"
-        )
-    return tuple(modules)

@@ -60,7 +60,7 @@ def test_counts_and_traps(tmp_path):
 
 def run(*arguments):
     return subprocess.run(
-        [sys.executable, "-m", "editenv", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", "agents", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
 
 

@@ -1,8 +1,17 @@
+import copy
+import json
+import shutil
+from types import SimpleNamespace
+
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from plain import answer_logits, edited_weights, nll, tokens
+from torch.nn.functional import cross_entropy
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from editenv.models import default_modules, load_model
+from editenv.dynamics import EditableLM
+from editenv.models import load_model
+from editenv.models.modules import PRESETS, default_modules, mlp_outputs
 
 
 def test_the_folder_is_loaded_as_it_is_and_once(model_folder):
@@ -29,5 +38,103 @@ def test_a_folder_without_a_model_is_named(tmp_path):
 
 def test_the_edited_modules_stand_in_the_config_or_have_to_be_named(base):
     assert default_modules(load_model("atlas")[0], "atlas") == ("layers.3.mlp.down_proj",)
+    assert default_modules(base, "tiny") == ("model.layers.1.mlp.down_proj", "model.layers.2.mlp.down_proj")
     with pytest.raises(ValueError, match="some/model"):
-        default_modules(base, "some/model")
+        default_modules(SimpleNamespace(config=None, named_modules=lambda: []), "some/model")
+
+
+def test_presets_name_what_the_paper_edits():
+    layers = {key: len(preset.modules) for key, preset in PRESETS.items()}
+    assert layers["llama-3-8b/zsre"] == 5 + 7
+    assert layers["llama-3-8b/counterfact"] == layers["gemma-2-9b/fever"] == 18
+    assert PRESETS["mistral-7b/counterfact"].modules == tuple(f"layers.{i}.mlp.down_proj" for i in (17, 18, 19))
+    assert {preset.locality for key, preset in PRESETS.items() if "mistral" not in key} == {0.6}
+
+
+VOCABULARY = 420
+LIKE_LLAMA = {
+    "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "head_dim": 8,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128, "pad_token_id": 2,
+}  # fmt: skip
+LIKE_GPT = {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 128}
+ARCHITECTURES = {
+    "llama": (LIKE_LLAMA, ("gate_proj", "up_proj", "down_proj")),
+    "mistral": (LIKE_LLAMA, ("gate_proj", "up_proj", "down_proj")),
+    "gemma2": (LIKE_LLAMA, ("gate_proj", "up_proj", "down_proj")),
+    "qwen2": (LIKE_LLAMA, ("gate_proj", "up_proj", "down_proj")),
+    "phi3": (LIKE_LLAMA, ("gate_up_proj", "down_proj")),
+    "gpt2": (LIKE_GPT, ("c_fc", "c_proj")),
+    "gptj": (LIKE_GPT | {"rotary_dim": 4}, ("fc_in", "fc_out")),
+    "opt": (
+        {"vocab_size": VOCABULARY, "hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
+         "max_position_embeddings": 128, "word_embed_proj_dim": 32},
+        ("fc1", "fc2"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_any_architecture_is_edited_where_its_mlps_are(kind, tokenizer, edits):
+    """Gradients, deltas and logits of the cut model agree with the plain one, for every kind of MLP projection."""
+    settings, projections = ARCHITECTURES[kind]
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **settings)).eval().requires_grad_(False)
+    chosen = default_modules(model, kind)
+    outputs = mlp_outputs(model)
+    assert len(outputs) == 4
+    assert list(chosen) == outputs[2:4]
+    where = outputs[2].rsplit(".", 1)[0]
+    for projection in projections:
+        name = f"{where}.{projection}"
+        lm = EditableLM(model, tokenizer, [name])
+        pairs = [(edit.prompt, edit.target) for edit in edits[:4]]
+        prompts = lm.encode(*zip(*pairs, strict=True))
+        weight = model.get_submodule(name).weight.requires_grad_()
+        loss = sum(nll(model, tokenizer, *pair) * len(tokens(tokenizer, *pair)[1]) for pair in pairs)
+        (expected,) = torch.autograd.grad(loss, weight)
+        weight.requires_grad_(False)
+        _, found = lm.gradients(
+            prompts, lambda logits, prompts=prompts: cross_entropy(logits, prompts.labels, reduction="sum")
+        )
+        transposed = isinstance(model.get_submodule(name), torch.nn.Linear)
+        dense = found[name].dense()
+        torch.testing.assert_close(dense.T if transposed else dense, expected, rtol=1e-3, atol=1e-5)
+        delta = 0.1 * torch.randn(lm.shape(name), generator=torch.Generator().manual_seed(1))
+        lm.apply({name: delta})
+        weights = edited_weights(model, {name: delta})
+        plain = torch.cat([answer_logits(model, tokenizer, *pair, weights)[0] for pair in pairs])
+        torch.testing.assert_close(lm.logits(prompts), plain, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_small_edits_add_up_in_half_precision(base, tokenizer, dtype):
+    """A thousand deltas, each too small to change a bfloat16 weight, change it all the same."""
+    half = copy.deepcopy(base).to(dtype)
+    lm = EditableLM(half, tokenizer, ["layers.2.mlp.down_proj"])
+    (name,) = lm.modules
+    before = lm.weight(name).clone()
+    step = 1e-4 * before.float()
+    lm.apply({name: step})
+    assert torch.equal(lm.weight(name), before)
+    for _ in range(999):
+        lm.apply({name: step})
+    torch.testing.assert_close(lm.weight(name).float(), 1.1 * before.float(), rtol=1e-2, atol=1e-3)
+    kept = lm.snapshot()
+    assert kept[name].dtype == torch.float32
+    lm.restore()
+    assert torch.equal(lm.weight(name), before)
+    lm.restore(kept)
+    torch.testing.assert_close(lm.snapshot()[name], kept[name], rtol=0, atol=0)
+
+
+def test_what_cannot_be_edited_says_why(tmp_path, model_folder):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="PEFT adapter"):
+        load_model(str(tmp_path / "adapter"))
+    quantised = shutil.copytree(model_folder, tmp_path / "quantised")
+    config = json.loads((quantised / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    (quantised / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="is quantised"):
+        load_model(str(quantised))

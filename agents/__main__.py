@@ -1,0 +1,5 @@
+"""``python -m agents`` is the console script."""
+
+from agents.cli import main
+
+main()

@@ -1,0 +1,404 @@
+"""The console script ``editenv``; also ``python -m agents``."""
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from agents.editor import BadEditError, Guard, LifelongEditor, edits_digest
+from agents.registry import AGENTS
+from editenv.data.files import FileOptions, load_file_edits
+from editenv.models import EMBEDDED
+
+
+@dataclass
+class Edit:
+    """Corrects a model: applies a file of edits in order, batch by batch, and saves what came of it.
+
+    OUTPUT gets the edited model (OUTPUT/model, for plain transformers), the deltas as a small file (OUTPUT/deltas.safetensors),
+    a report (OUTPUT/report.json) and a journal. Killed at any moment, the same command goes on to the same weights, bit for
+    bit. The model given is not changed.
+
+    editenv edit --edits corrections.jsonl --output out
+    editenv edit --model ./my-model --edits corrections.csv --method fine-tune --output out
+    """
+
+    edits: str
+    """File of edits, as docs/data.md has it."""
+    output: Path
+    """Folder for the results; an interrupted run's is gone on with."""
+    model: str = EMBEDDED
+    """Embedded model, Hugging Face folder or hub id."""
+    method: str = "rledit"
+    """A row of `editenv methods`, or file.py:Class. rledit needs a trained policy; the embedded model has one."""
+    policy: Path | None = None
+    """Folder of a policy from `editenv train`."""
+    training: str | None = None
+    """Data set that the method may learn from, for methods that need one."""
+    edits_per_step: int = 20
+    """Edits in a batch; the last may be smaller."""
+    modules: tuple[str, ...] = ()
+    """Edited modules, as endings of dotted names; the model's default if none are given."""
+    device: str = "cpu"
+    """Torch device, or auto."""
+    dtype: str = "float32"
+    """Type of the weights: float32, bfloat16 or float16. Edits add up in float32 in any case."""
+    bad_records: str = "error"
+    """error stops at a record that cannot be used, before anything is edited; skip leaves such records out."""
+    guard: Guard = field(default_factory=Guard)
+    """What one batch may do to the model before it is taken back."""
+    save_model: bool = True
+    """Write OUTPUT/model; the deltas alone are enough to make it again with `editenv apply`."""
+    seed: int = 0
+    json: bool = False
+    """Print the report as one JSON object instead of a summary."""
+
+
+@dataclass
+class Train:
+    """Trains an RLEdit policy for a model; what `python -m agents.rledit` does, with all its options.
+
+    editenv train --output policy --model ./my-model --dataset my-edits/ --train.trajectories 20
+    """
+
+
+@dataclass
+class Evaluate:
+    """Asks a model about a file of edits: how many it says, on prompts and rephrases, and what else it keeps.
+
+    editenv evaluate --model out/model --edits corrections.jsonl --base ./my-model
+    """
+
+    edits: str
+    """File of edits."""
+    model: str = EMBEDDED
+    """The model that is asked."""
+    base: str | None = None
+    """The model before the edits; specificity is agreement with it. Without one, MODEL is compared with itself."""
+    device: str = "cpu"
+    dtype: str = "float32"
+    bad_records: str = "error"
+    json: bool = False
+    """Print one JSON object."""
+
+
+@dataclass
+class Apply:
+    """Adds a file of deltas to the base model and saves the edited one, the same to the bit as the editing run's.
+
+    editenv apply --model ./my-model --deltas out/deltas.safetensors --output edited
+    """
+
+    deltas: Path
+    output: Path
+    """Folder for the model; must not exist."""
+    model: str = EMBEDDED
+    """The base model that the deltas were made for."""
+    dtype: str = "float32"
+
+
+@dataclass
+class Revert:
+    """Takes a file of deltas away from an edited model; says whether the result is the base model to the bit.
+
+    editenv revert --model edited --deltas out/deltas.safetensors --output back
+    """
+
+    deltas: Path
+    output: Path
+    """Folder for the model; must not exist."""
+    model: str
+    """The edited model."""
+    dtype: str = "float32"
+
+
+@dataclass
+class Inspect:
+    """Reads a file of edits from end to end and reports what is in it: counts, duplicates, contradictions, lengths, what a
+    model believes already, overlap with a training file, and the traps that published files are known for.
+
+    editenv inspect corrections.csv
+    editenv inspect counterfact-edit.json --train counterfact-train.json --json
+    """
+
+    file: tyro.conf.Positional[str]
+    """A .json, .jsonl or .csv file of edits; its format is found by its fields, or named before a colon, as in
+    zsre:edits.json."""
+    train: Path | None = None
+    """A training file to compare with."""
+    model: str = EMBEDDED
+    """Embedded model, Hugging Face folder or hub id: its tokens are counted, and it is asked what it believes."""
+    sample: int = 200
+    """How many edits the model is asked about; 0 for none."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+@dataclass
+class Methods:
+    """Lists the methods that `--method` and benchmarks take."""
+
+    json: bool = False
+
+
+@dataclass
+class Models:
+    """Lists the embedded model and the presets of the paper's Table 3: which modules of which model are edited."""
+
+    json: bool = False
+
+
+def edit(args: Edit) -> None:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    options = FileOptions(bad_records=_bad_records(args.bad_records))
+    edits = load_file_edits(args.edits, "all", options)
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        bar = bars.add_task("preparing", total=len(edits))
+        editor = LifelongEditor(
+            model=args.model,
+            method=args.method,
+            policy=args.policy,
+            output=args.output,
+            modules=args.modules or None,
+            training=args.training,
+            edits=f"{edits_digest(edits)}/{args.edits_per_step}",
+            guard=args.guard,
+            device=args.device,
+            dtype=args.dtype,
+            seed=args.seed,
+            progress=lambda what, done, total: bars.update(bar, description=what),
+        )
+        with editor:
+            context = getattr(editor.lm.model.config.get_text_config(), "max_position_embeddings", None)
+            if context and editor.batches == 0:
+                edits = edits.check_lengths(editor.lm.tokenizer, context, options)
+            if editor.batches:
+                console.print(f"going on after batch {editor.batches}")
+            started, first = time.perf_counter(), editor.batches * args.edits_per_step
+            for start in range(first, len(edits), args.edits_per_step):
+                result = editor.edit(edits[start : start + args.edits_per_step])
+                done = start + result.edits
+                rate = (done - first) / (time.perf_counter() - started)
+                told = f"{rate:.1f} edits/s, {result.efficacy or 0:.0f}% of the batch, {_memory():.1f} GB"
+                bars.update(bar, completed=done, description=told)
+                if not result.applied:
+                    ids = ", ".join(edit.id for edit in edits[start:done])
+                    console.print(f"batch {result.batch} was taken back: {result.reason} ({ids})", markup=False)
+            bars.update(bar, description="evaluating")
+            report = editor.evaluate() | {"model": args.model, "method": args.method, "edits_file": args.edits}
+            if args.save_model:
+                editor.save(args.output / "model")
+            if any(result.applied for result in editor.results):
+                editor.save_deltas(args.output / "deltas.safetensors")
+    text = json.dumps(report, indent=2)
+    (args.output / "report.json").write_text(text + "\n", encoding="utf-8")
+    if args.json:
+        print(json.dumps(report))
+        return
+    _show_scores(f"{report['edits']} edits of {args.edits}", report)
+    print(
+        f"Saved in {args.output}: {'model, ' if args.save_model else ''}deltas.safetensors, report.json, journal.jsonl"
+    )
+
+
+def evaluate(args: Evaluate) -> None:
+    from editenv import metrics
+    from editenv.dynamics import EditableLM
+    from editenv.models import load_model
+    from editenv.models.modules import mlp_outputs
+    from editenv.questions import ask
+
+    edits = load_file_edits(args.edits, "all", FileOptions(bad_records=_bad_records(args.bad_records)))[:]
+    model, tokenizer = load_model(args.model, args.device, args.dtype)
+    modules = mlp_outputs(model)[-1:]
+    lm = EditableLM(model, tokenizer, modules)
+    questions = ask(lm, edits)
+    before = None
+    if args.base is not None:
+        other, other_tokenizer = load_model(args.base, args.device, args.dtype)
+        base = EditableLM(other, other_tokenizer, mlp_outputs(other)[-1:])
+        asked = ask(base, edits)
+        questions.before, before = asked.before, metrics.generate_before(base, asked)
+    report: dict[str, Any] = {
+        "edits": len(edits),
+        "teacher_forced": metrics.teacher_forced(lm, questions).percentages(),
+        "generation": metrics.generation(lm, questions, before).percentages(),
+    }
+    if any(edit.old_answer for edit in edits):
+        report["probability"] = metrics.probability(lm, edits).percentages()
+    if args.json:
+        print(json.dumps(report))
+    else:
+        _show_scores(f"{args.model}: {len(edits)} edits of {args.edits}", report)
+
+
+def apply(args: Apply) -> None:
+    from editenv.delta_files import apply_file, modules_of, read_delta_file
+
+    lm = _load_editable(args.model, args.dtype, modules_of(read_delta_file(args.deltas)[0], args.deltas), args.output)
+    apply_file(lm, args.deltas)
+    _save(lm, args.output)
+    print(f"{args.output}: the edited model, the same to the bit as the editing run's")
+
+
+def revert(args: Revert) -> None:
+    from editenv.delta_files import modules_of, read_delta_file, revert_file
+
+    lm = _load_editable(args.model, args.dtype, modules_of(read_delta_file(args.deltas)[0], args.deltas), args.output)
+    exact = revert_file(lm, args.deltas)
+    _save(lm, args.output)
+    print(f"{args.output}: the base model, {'bit for bit' if exact else 'within rounding'}")
+
+
+def inspect(args: Inspect) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from editenv.inspection import inspect as read
+
+    found = read(args.file, args.train, args.model, args.sample)
+    if args.json:
+        print(json.dumps(asdict(found)))
+        return
+    console = Console(soft_wrap=True)
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0), title_justify="left")
+    table.title = f"{found.file} ({found.format})"
+    table.add_row("records", f"{found.records:,}")
+    table.add_row("usable edits", f"{found.edits:,}")
+    for kind, count in found.left_out.items():
+        table.add_row(f"  left out: {kind}", f"{count:,}")
+    table.add_row("subjects", f"{found.subjects:,}")
+    table.add_row("rephrases, locality prompts", f"{found.rephrases:,}, {found.locality_prompts:,}")
+    if found.target_tokens:
+        low, middle, high, top = found.target_tokens
+        table.add_row("tokens of a target", f"{low:.0f} to {top:.0f}, median {middle:.0f}, 90% up to {high:.0f}")
+        table.add_row("targets of one token", f"{found.one_token_targets}%")
+    if found.already_believed is not None:
+        table.add_row(f"{args.model} says the target already", f"{found.already_believed}% of {found.asked} asked")
+    if found.old_answer_known is not None:
+        table.add_row(f"{args.model} says the old answer", f"{found.old_answer_known}%")
+    if found.overlap is not None:
+        table.add_row(
+            "prompts in the training file too",
+            "{prompts:,}, {contradicting:,} with another target".format(**found.overlap),
+        )
+        table.add_row("edits with a subject of it", f"{found.overlap['subjects']:,}")
+    console.print(table)
+    for note in found.notes:
+        console.print(f"note: {note}", markup=False, highlight=False)
+    for kind, example in found.examples.items():
+        console.print(f"first {kind}: {example}", markup=False, highlight=False)
+
+
+def methods(args: Methods) -> None:
+    if args.json:
+        print(json.dumps({name: what for name, (what, _) in AGENTS.items()}))
+        return
+    width = max(map(len, AGENTS))
+    for name, (what, _) in AGENTS.items():
+        print(f"{name:<{width}}  {what}")
+
+
+def models(args: Models) -> None:
+    from editenv.models.modules import PRESETS
+
+    if args.json:
+        print(json.dumps({EMBEDDED: None, **{name: asdict(preset) for name, preset in PRESETS.items()}}))
+        return
+    print(f"{EMBEDDED}: ships in the package, 12 M parameters, knows 21,546 facts\n\nPresets (RLEdit, Table 3):")
+    for name, preset in PRESETS.items():
+        print(
+            f"  {name:<24} rank {preset.rank}, locality {preset.locality}: {preset.modules[0]} ... {preset.modules[-1]}"
+        )
+    print("\nAny other causal language model: a Hugging Face folder or hub id; --modules says what is edited.")
+
+
+def _bad_records(text: str) -> Any:
+    if text not in ("error", "skip"):
+        raise ValueError(f"--bad-records must be error or skip, not {text!r}")
+    return text
+
+
+def _load_editable(model: str, dtype: str, modules: Sequence[str], output: Path) -> Any:
+    from editenv.dynamics import EditableLM
+    from editenv.models import load_model
+
+    if output.exists():
+        raise ValueError(f"{output} exists already; choose a folder that does not")
+    return EditableLM(*load_model(model, dtype=dtype), modules)
+
+
+def _save(lm: Any, output: Path) -> None:
+    lm.model.save_pretrained(output)
+    lm.tokenizer.save_pretrained(output)
+
+
+def _memory() -> float:
+    """Peak of this process, in GB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+def _show_scores(title: str, report: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("%", "efficacy", "generalization", "specificity", title=title, title_justify="left")
+    for protocol in ("teacher_forced", "generation", "probability"):
+        if protocol in report:
+            scores = report[protocol]
+            cells = (scores[name] for name in ("efficacy", "generalization", "specificity"))
+            table.add_row(protocol.replace("_", "-"), *("-" if v is None else f"{v:.1f}" for v in cells))
+    Console().print(table)
+    if report.get("rolled_back"):
+        print(f"{len(report['rolled_back'])} batches were taken back; report.json says which and why")
+
+
+COMMANDS: dict[Any, Callable[[Any], None]] = {
+    Edit: edit,
+    Evaluate: evaluate,
+    Apply: apply,
+    Revert: revert,
+    Inspect: inspect,
+    Methods: methods,
+    Models: models,
+}
+
+
+def main() -> None:
+    """Entry point; errors about the input go to stderr, in one line, with exit status 1."""
+    if sys.argv[1:2] == ["train"]:
+        from agents import rledit
+
+        rledit.main(tyro.cli(rledit.Args, prog="editenv train", args=sys.argv[2:], description=rledit.__doc__))
+        return
+    named = {kind.__name__.lower(): kind for kind in (Edit, Train, Evaluate, Apply, Revert, Inspect, Methods, Models)}
+    union: Any = None
+    for name, kind in named.items():
+        one = Annotated[kind, tyro.conf.subcommand(name)]  # type: ignore[valid-type]
+        union = one if union is None else union | one
+    args: Any = tyro.cli(union, prog="editenv", description="Lifelong editing of language models.")
+    try:
+        COMMANDS[type(args)](args)
+    except (ValueError, FileNotFoundError, BadEditError) as error:
+        print(f"editenv: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except OSError as error:
+        print(f"editenv: {error}; what was finished before is kept, and the same command goes on", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print("editenv: interrupted; the same command goes on from here", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,346 @@
+"""Editing a model of your own, batch by batch, with nothing lost.
+
+editor = LifelongEditor("my/model", "fine-tune", output="out")
+editor.edit([{"prompt": "The chief engineer is", "target": "Mara Lindqvist"}])
+editor.save("out/model")
+"""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from agents.base import Agent
+from agents.registry import make_agent, packaged_policy
+from agents.rledit import RLEdit
+from editenv import metrics
+from editenv.data import Edit
+from editenv.data.formats import FORMATS, Fields, to_edit
+from editenv.delta_files import fingerprint, read_delta, tensors_of, write_delta_file
+from editenv.deltas import Delta
+from editenv.env import LifelongEditEnv
+from editenv.journal import Journal
+from editenv.models import EMBEDDED
+from editenv.questions import ask
+
+HELD_OUT = (
+    "The train left the station a few minutes late because of the snow.",
+    "She put the letter on the table and opened the window.",
+    "Most of the land along the river is used for growing wheat.",
+    "The meeting was moved to Thursday so that everyone could come.",
+    "He learned to play the piano when he was seven years old.",
+    "In summer the lake is warm enough to swim in until the evening.",
+    "The museum shows paintings, furniture and maps from three centuries.",
+    "A good soup needs time, salt and vegetables that are in season.",
+    "The old bridge was closed after engineers found cracks in its pillars.",
+    "Children under twelve travel free if they come with an adult.",
+    "The results will be published when the committee has read them.",
+    "They walked through the forest until the path came to an end.",
+    "Water freezes at zero degrees and boils at one hundred.",
+    "The shop on the corner sells bread, milk and newspapers.",
+    "After the war many families moved to the cities to find work.",
+    "The software reads a file, checks every line and writes a report.",
+)
+"""Sentences of no particular subject, on which a broken model shows."""
+
+
+@dataclass(frozen=True)
+class Guard:
+    """What one batch may do to the model before it is taken back."""
+
+    max_perplexity: float = 3.0
+    """Largest factor by which a batch may raise the perplexity of held-out text."""
+    max_weight_norm: float = 10.0
+    """Largest factor by which a batch may raise the norm of an edited weight."""
+    on_bad: Literal["roll-back", "stop"] = "roll-back"
+    """Go on without a bad batch, or stop with an error; either way the model is as it was before the batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchResult:
+    """What became of one batch.
+
+    Attributes:
+        batch: Its number, from 1.
+        edits: How many edits it had.
+        applied: Whether it was kept.
+        reason: Why not, if it was not.
+        efficacy: Teacher-forced, of the batch right after it, 0 to 100.
+        seconds: From the batch to its being on disk.
+    """
+
+    batch: int
+    edits: int
+    applied: bool
+    reason: str | None
+    efficacy: float | None
+    seconds: float
+
+
+class BadEditError(RuntimeError):
+    """A batch broke a bound of the guard, and the run was to stop then."""
+
+
+class LifelongEditor:
+    """Edits a model with an agent, and keeps every batch in a journal if there is an output folder.
+
+    Args:
+        model: ``"atlas"``, a Hugging Face model folder, or a hub id.
+        method: A row of agents.registry, or ``file.py:Class``. ``"rledit"`` needs a policy; the embedded model has one.
+        policy: Folder of a trained policy.
+        output: Folder of the journal; an interrupted run is gone on with from there. None keeps nothing.
+        modules: Edited modules, as endings of dotted names; the model's default if None.
+        training: A data set that the method may learn from or take statistics of, as docs/data.md names one; the embedded
+            world for the embedded model.
+        training_options: How its files are read.
+        edits: What a run is about, for the journal's header: the same folder refuses to go on with other edits.
+        guard: Bounds.
+        device, dtype: Where and in which precision the model runs.
+        seed: For methods that draw anything.
+        progress: Told what is being prepared.
+
+    Raises:
+        ValueError: If a name, a policy or an option does not fit.
+        editenv.journal.JournalError: If the output folder holds something else.
+    """
+
+    def __init__(
+        self,
+        model: str = EMBEDDED,
+        method: str = "rledit",
+        policy: str | Path | None = None,
+        output: str | Path | None = None,
+        modules: Sequence[str] | None = None,
+        training: str | None = None,
+        training_options: Mapping[str, Any] | None = None,
+        edits: str = "",
+        guard: Guard | None = None,
+        device: str = "cpu",
+        dtype: str = "float32",
+        seed: int = 0,
+        progress: Any = lambda what, done, total: None,
+    ) -> None:
+        self.guard = guard or Guard()
+        self.agent = _agent(method, policy, model)
+        common: dict[str, Any] = {"model": model, "modules": modules, "device": device, "dtype": dtype}
+        if training is None and model == EMBEDDED:
+            training = "atlas"
+        options = dict(training_options) if training_options and training != "atlas" else None
+        if training is None and self.agent.learns:
+            raise ValueError(
+                f"method {method!r} needs edits to learn from or to take statistics of: name a data set (docs/data.md) as "
+                "training, or choose a method that needs none, such as fine-tune"
+            )
+        learning = LifelongEditEnv(**common, dataset=training, split="train", dataset_options=options)
+        self.agent.prepare(learning, seed, progress)
+        del learning
+        self.env = LifelongEditEnv(
+            **common, dataset=None, actions_per_batch=self.agent.actions_per_batch, memory_batches=0
+        )
+        self.lm = self.env.language_model
+        self.env.reset(seed=seed)
+        self.agent.begin(self.env)
+        self.edits: list[Edit] = []
+        self.results: list[BatchResult] = []
+        self.base_fingerprint = fingerprint(self.lm)
+        self._perplexity = self._held_out()
+        self.journal: Journal | None = None
+        if output is not None:
+            header = {
+                "model": self.base_fingerprint,
+                "modules": list(self.lm.modules),
+                "method": method,
+                "policy": _policy_digest(self.agent),
+                "edits": edits,
+                "guard": asdict(self.guard),
+                "dtype": dtype,
+                "seed": seed,
+                "threads": torch.get_num_threads(),
+            }
+            self.journal = Journal(Path(output), header)
+            self._go_on()
+
+    @property
+    def batches(self) -> int:
+        """Batches done, those rolled back included."""
+        return len(self.results)
+
+    def edit(self, edits: Sequence[Edit | Mapping[str, Any]]) -> BatchResult:
+        """Makes one batch of edits; with a journal it is on disk when this returns.
+
+        Args:
+            edits: Edits, or dictionaries as docs/data.md has them (``prompt``, ``target``, ...).
+
+        Raises:
+            BadRecordError: If a dictionary is not an edit; nothing is changed.
+            BadEditError: If the guard is to stop at a bad batch; the model is as it was before it.
+        """
+        started = time.perf_counter()
+        batch = [edit if isinstance(edit, Edit) else _as_edit(edit, i) for i, edit in enumerate(edits, start=1)]
+        before = self.lm.snapshot()
+        observation, info = self.env.present(batch)
+        actions: list[dict[str, Delta]] = []
+        reason, efficacy = None, None
+        while len(actions) < self.agent.actions_per_batch:
+            try:
+                deltas = self.env.checked(self.agent.act(observation, info))
+            except ValueError as error:
+                reason = str(error)
+                break
+            actions.append(deltas)
+            observation, _, _, _, info = self.env.step(deltas)
+            efficacy = info["efficacy"]
+        memory = self.agent.remember()
+        reason = reason or self._out_of_bounds(before)
+        if reason is not None:
+            self.lm.restore(before)
+            actions, efficacy = [], None
+        else:
+            self._perplexity = self._held_out()
+        result = BatchResult(
+            self.batches + 1, len(batch), reason is None, reason, efficacy, time.perf_counter() - started
+        )
+        if self.journal is not None:
+            tensors = tensors_of(actions) | {f"memory/{name}": tensor for name, tensor in memory.items()}
+            entry = asdict(result) | {"ids": [edit.id for edit in batch], "content": [asdict(edit) for edit in batch]}
+            self.journal.append(entry, tensors)
+        self.results.append(result)
+        self.edits += batch if result.applied else []
+        if reason is not None and self.guard.on_bad == "stop":
+            raise BadEditError(f"batch {result.batch} was taken back: {reason}")
+        return result
+
+    def evaluate(self) -> dict[str, Any]:
+        """Efficacy, generalization, specificity of all edits made, by every protocol, and drift on held-out text."""
+        if not self.edits:
+            return {"edits": 0}
+        questions = ask(self.lm, self.edits)
+        return {
+            "edits": len(self.edits),
+            "teacher_forced": metrics.teacher_forced(self.lm, questions).percentages(),
+            "generation": metrics.generation(self.lm, questions).percentages(),
+            "drift": metrics.drift(self.lm, HELD_OUT),
+            "rolled_back": [asdict(result) for result in self.results if not result.applied],
+        }
+
+    def save(self, folder: str | Path) -> None:
+        """The edited model as a Hugging Face folder, which plain transformers loads; whole or not at all."""
+        folder = Path(folder)
+        partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        self.lm.model.save_pretrained(partial)
+        self.lm.tokenizer.save_pretrained(partial)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(partial, folder)
+
+    def save_deltas(self, path: str | Path) -> None:
+        """All deltas in order as one safetensors file, for ``editenv apply`` and ``editenv revert``.
+
+        Raises:
+            ValueError: If there is no journal to take them from.
+        """
+        if self.journal is None:
+            raise ValueError("save_deltas: the editor keeps no journal; give it an output folder")
+        batches = [read_delta(self.journal.tensors(i + 1)) for i in range(self.batches)]
+        write_delta_file(
+            Path(path), [d for batch in batches for d in batch], self.base_fingerprint, fingerprint(self.lm)
+        )
+
+    def revert(self) -> None:
+        """The model as it was before the first edit, bit for bit. The journal keeps what was done."""
+        self.lm.restore()
+        self.edits = []
+
+    def close(self) -> None:
+        """Lets another process write to the output folder."""
+        if self.journal is not None:
+            self.journal.close()
+
+    def __enter__(self) -> "LifelongEditor":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _go_on(self) -> None:
+        """Replays the journal: the same deltas in the same order give the same bits."""
+        assert self.journal is not None
+        for entry in self.journal.entries:
+            tensors = self.journal.tensors(entry["batch"])
+            for deltas in read_delta(tensors):
+                self.lm.apply(deltas)
+            prefix = "memory/"
+            self.agent.recall({n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)})
+            names = BatchResult.__dataclass_fields__
+            self.results.append(BatchResult(**{name: entry[name] for name in names}))
+            if entry["applied"]:
+                self.edits += [_from_json(row) for row in entry["content"]]
+        if self.journal.entries:
+            self._perplexity = self._held_out()
+
+    def _held_out(self) -> float:
+        return metrics.drift(self.lm, HELD_OUT)["perplexity"]
+
+    def _out_of_bounds(self, before: Mapping[str, torch.Tensor]) -> str | None:
+        """What a batch broke, if anything."""
+        for name, weight in self.lm.snapshot().items():
+            norm, old = float(weight.norm()), float(before[name].norm())
+            if not math.isfinite(norm):
+                return f"module {name} is no longer finite"
+            if norm > self.guard.max_weight_norm * old:
+                return f"module {name}: its norm went from {old:.4g} to {norm:.4g}, over {self.guard.max_weight_norm:g} times"
+        after = self._held_out()
+        if not after <= self.guard.max_perplexity * self._perplexity:
+            bound = self.guard.max_perplexity
+            return f"perplexity of held-out text went from {self._perplexity:.4g} to {after:.4g}, over {bound:g} times"
+        return None
+
+
+def _agent(method: str, policy: str | Path | None, model: str) -> Agent:
+    if policy is not None:
+        return RLEdit(policy=policy)
+    if method == "rledit":
+        if model != EMBEDDED:
+            raise ValueError(
+                f"method 'rledit' needs a policy trained for {model}: train one with `editenv train --model {model} ...` and "
+                "give its folder, or choose a method that needs none, such as fine-tune"
+            )
+        return RLEdit(policy=packaged_policy(EMBEDDED))
+    return make_agent(method)
+
+
+def _policy_digest(agent: Agent) -> str | None:
+    """A policy is part of what a run is."""
+    folder = getattr(agent, "folder", None)
+    if folder is None:
+        return None
+    return hashlib.sha256((Path(folder) / "policy.safetensors").read_bytes()).hexdigest()
+
+
+def _as_edit(values: Mapping[str, Any], number: int) -> Edit:
+    ((_, parse),) = FORMATS["own"]
+    return to_edit(Fields("edit", number, values), parse, "keep")
+
+
+def _from_json(row: Mapping[str, Any]) -> Edit:
+    from editenv.data import Locality
+
+    locality = tuple(Locality(**item) for item in row["locality"])
+    return Edit(**{**row, "rephrases": tuple(row["rephrases"]), "locality": locality})
+
+
+def edits_digest(edits: Sequence[Edit]) -> str:
+    """Tells one list of edits from another."""
+    digest = hashlib.sha256()
+    for edit in edits:
+        digest.update(json.dumps(asdict(edit), sort_keys=True).encode())
+    return digest.hexdigest()

@@ -1,0 +1,144 @@
+"""Deltas as safetensors files, which can be added to a base model and taken away again."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from editenv.deltas import Delta, LowRank
+from editenv.dynamics import EditableLM
+
+FORMAT = "lifelongedit-deltas-1"
+
+
+def fingerprint(lm: EditableLM) -> str:
+    """SHA-256 over the edited modules: names, shapes, types and every bit of the weights as they are now."""
+    digest = hashlib.sha256()
+    for name in lm.modules:
+        weight = lm.model.get_parameter(f"{name}.weight").detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}\n".encode())
+        digest.update(weight.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def tensors_of(actions: Sequence[Mapping[str, Delta]]) -> dict[str, torch.Tensor]:
+    """The factors of each action's deltas, by ``action/module/left|right|dense``."""
+    found: dict[str, torch.Tensor] = {}
+    for i, deltas in enumerate(actions):
+        for name, delta in deltas.items():
+            if isinstance(delta, LowRank):
+                found[f"{i}/{name}/left"], found[f"{i}/{name}/right"] = delta.left, delta.right
+            else:
+                found[f"{i}/{name}/dense"] = delta
+    return found
+
+
+def read_delta(tensors: Mapping[str, torch.Tensor]) -> list[dict[str, Delta]]:
+    """The actions that :func:`tensors_of` took apart."""
+    actions: dict[int, dict[str, Delta]] = {}
+    for key, tensor in tensors.items():
+        place, _, rest = key.partition("/")
+        if not place.isdecimal():
+            continue
+        name, _, part = rest.rpartition("/")
+        if part == "dense":
+            actions.setdefault(int(place), {})[name] = tensor
+        elif part == "left":
+            actions.setdefault(int(place), {})[name] = LowRank(tensor, tensors[f"{place}/{name}/right"])
+    return [actions[i] for i in sorted(actions)]
+
+
+def write_delta_file(path: Path, actions: Sequence[Mapping[str, Delta]], before: str, after: str) -> None:
+    """One file of all actions in order; whole or not at all.
+
+    Args:
+        path: Where.
+        actions: Deltas by module.
+        before, after: :func:`fingerprint` of the model without and with them.
+    """
+    metadata = {"format": FORMAT, "before": before, "after": after, "actions": str(len(actions))}
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors_of(actions).items()}, partial, metadata)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_delta_file(path: Path) -> tuple[list[dict[str, Delta]], dict[str, str]]:
+    """The actions of a file, and its metadata.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it is not a file of deltas.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dictionary
+    except Exception as error:
+        raise ValueError(f"{path} is not a safetensors file: {error}") from error
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"{path} is not a file of deltas: its format is {metadata.get('format')!r}, not {FORMAT!r}")
+    return read_delta(tensors), metadata
+
+
+def modules_of(actions: Sequence[Mapping[str, Delta]], path: Path) -> list[str]:
+    """The modules that a file's deltas are for.
+
+    Raises:
+        ValueError: If it holds none.
+    """
+    names = list(dict.fromkeys(name for deltas in actions for name in deltas))
+    if not names:
+        raise ValueError(f"{path} holds no delta: nothing was edited")
+    return names
+
+
+def apply_file(lm: EditableLM, path: Path) -> None:
+    """Adds a file's deltas to the base model, in order: the same bits as editing it had given.
+
+    Raises:
+        ValueError: If the model is not the one the deltas were made for.
+    """
+    actions, metadata = read_delta_file(path)
+    if fingerprint(lm) != metadata["before"]:
+        raise ValueError(
+            f"{path} was made for another base model, or one in another precision: the fingerprints differ"
+        )
+    for deltas in actions:
+        lm.apply(deltas)
+    if fingerprint(lm) != metadata["after"]:
+        raise ValueError(
+            f"{path}: the result is not the edited model to the bit (another machine or number of threads?)"
+        )
+
+
+def revert_file(lm: EditableLM, path: Path) -> bool:
+    """Takes a file's deltas away from the edited model.
+
+    Returns:
+        Whether the result is the base model to the bit; it always is within rounding.
+
+    Raises:
+        ValueError: If the model is not the one these deltas were added to.
+    """
+    actions, metadata = read_delta_file(path)
+    if fingerprint(lm) != metadata["after"]:
+        raise ValueError(f"{path} was not what this model was edited with: the fingerprints differ")
+    for deltas in reversed(actions):
+        lm.apply({n: LowRank(-d.left, d.right) if isinstance(d, LowRank) else -d for n, d in deltas.items()})
+    return fingerprint(lm) == metadata["before"]
+
+
+def summary(path: Path) -> str:
+    """A file's metadata as one JSON object."""
+    return json.dumps(read_delta_file(path)[1])

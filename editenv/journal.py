@@ -1,0 +1,169 @@
+"""What has been edited, on disk: append-only, durable batch by batch, checked when it is read again.
+
+    OUT/journal.jsonl            a header, then one line a batch; each line's ``chain`` covers all lines before it
+    OUT/batches/000001.safetensors   the tensors of batch 1
+    OUT/journal.lock             held while a process writes
+
+A batch's tensors are on disk before its line is, and its line before the next batch starts: a process killed at any moment
+leaves whole batches, and at most one unfinished line or file, which the next one clears away.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+FORMAT = 1
+
+
+class JournalError(ValueError):
+    """The journal cannot be gone on with."""
+
+
+class Journal:
+    """Opens a folder's journal, or begins one.
+
+    Args:
+        folder: Made if it is not there.
+        header: What the run is; an existing journal must have been begun with the same.
+
+    Attributes:
+        entries: What was said about each batch so far.
+
+    Raises:
+        JournalError: If another process has it open, if it belongs to another run, or if it is corrupt; names the file and
+            the line.
+    """
+
+    def __init__(self, folder: Path, header: Mapping[str, Any]) -> None:
+        self.folder, self.path = folder, folder / "journal.jsonl"
+        (folder / "batches").mkdir(parents=True, exist_ok=True)
+        self._lock = (folder / "journal.lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.close()
+            raise JournalError(
+                f"{folder} is being written by another process; wait for it or choose another folder"
+            ) from None
+        try:
+            self._chain = ""
+            self.header = json.loads(json.dumps(header))
+            self.entries: list[dict[str, Any]] = []
+            if self.path.exists() and self.path.stat().st_size:
+                self._read()
+            if not self._chain:
+                self._write_line({"journal": FORMAT, **self.header})
+        except BaseException:
+            self.close()
+            raise
+
+    def append(self, entry: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
+        """Makes a batch durable.
+
+        Raises:
+            OSError: If the disk is full or read-only; the journal then ends with the batch before.
+        """
+        number = len(self.entries) + 1
+        content = save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+        path = self._tensor_path(number)
+        partial = path.with_suffix(".partial")
+        try:
+            with partial.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+        _sync_folder(path.parent)
+        body = {"batch": number, **entry, "sha256": hashlib.sha256(content).hexdigest()}
+        self._write_line(body)
+        self.entries.append(json.loads(json.dumps(body)))
+
+    def tensors(self, number: int) -> dict[str, torch.Tensor]:
+        """The tensors of a batch, counted from 1.
+
+        Raises:
+            JournalError: If they are not what was written.
+        """
+        path = self._tensor_path(number)
+        if not path.exists():
+            raise JournalError(f"{path} is missing; the journal speaks of it")
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != self.entries[number - 1]["sha256"]:
+            raise JournalError(f"{path} is not what the journal says was written")
+        return load_tensors(content)
+
+    def close(self) -> None:
+        """Lets another process write."""
+        self._lock.close()
+
+    def _tensor_path(self, number: int) -> Path:
+        return self.folder / "batches" / f"{number:06d}.safetensors"
+
+    def _write_line(self, body: Mapping[str, Any]) -> None:
+        text = json.dumps(body, sort_keys=True, ensure_ascii=False)
+        chain = hashlib.sha256(f"{self._chain}{text}".encode()).hexdigest()
+        line = f"{json.dumps({'chain': chain})[:-1]}, {text[1:]}\n".encode()
+        with self.path.open("ab") as file:
+            before = file.tell()
+            try:
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(before)
+                raise
+        if before == 0:
+            _sync_folder(self.folder)
+        self._chain = chain
+
+    def _read(self) -> None:
+        content = self.path.read_bytes()
+        whole, newline, unfinished = content.rpartition(b"\n")
+        if unfinished or not newline:
+            # The writer was killed in the middle of this line; nothing was done on the strength of it.
+            with self.path.open("r+b") as file:
+                file.truncate(len(whole) + len(newline))
+        for number, line in enumerate(whole.split(b"\n") if newline else [], start=1):
+            try:
+                body = json.loads(line)
+                chain = body.pop("chain")
+                text = json.dumps(body, sort_keys=True, ensure_ascii=False)
+                right = hashlib.sha256(f"{self._chain}{text}".encode()).hexdigest()
+            except (ValueError, KeyError, AttributeError):
+                raise JournalError(f"{self.path}, line {number}: not a line of a journal") from None
+            if chain != right:
+                raise JournalError(
+                    f"{self.path}, line {number}: was changed after it was written, or a line before it was"
+                )
+            self._chain = chain
+            if number == 1:
+                self._check_header(body)
+            else:
+                self.entries.append(body)
+
+    def _check_header(self, found: dict[str, Any]) -> None:
+        if found.pop("journal", None) != FORMAT:
+            raise JournalError(f"{self.path}: not a journal of format {FORMAT}")
+        differing = sorted(key for key in {*found, *self.header} if found.get(key) != self.header.get(key))
+        if differing:
+            told = "; ".join(f"{key} was {found.get(key)!r}, is {self.header.get(key)!r}" for key in differing)
+            raise JournalError(f"{self.path} belongs to another run ({told}); choose another folder")
+
+
+def _sync_folder(folder: Path) -> None:
+    """A new name in a folder is durable once the folder is."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

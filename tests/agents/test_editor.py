@@ -1,0 +1,320 @@
+"""The editor: nothing lost, whatever happens."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from agents.base import Agent
+from agents.editor import BadEditError, Guard, LifelongEditor
+from agents.hypernetwork import Policy, PolicyConfig, save_policy
+from agents.rledit import TrainConfig
+from editenv.data.records import BadRecordError
+from editenv.delta_files import apply_file, fingerprint, read_delta_file, revert_file
+from editenv.dynamics import EditableLM
+from editenv.journal import JournalError
+from editenv.models import load_model
+
+LAST = "model.layers.2.mlp.down_proj"
+ROOT = Path(__file__).parents[2]
+
+
+class Jump(Agent):
+    """Adds noise of a size that the edit's target names: ``small``, ``huge`` or ``nan``."""
+
+    actions_per_batch = 2
+
+    def begin(self, env):
+        self.env, self.count = env, 0
+
+    def remember(self):
+        return {"count": torch.tensor(self.count)}
+
+    def recall(self, memory):
+        self.count = int(memory["count"])
+
+    def act(self, observation, info):
+        self.count += 1
+        size = {"huge": 1e3, "nan": float("nan"), "loud": 3.0}.get(self.env.batch[0].target, 0.01)
+        return {LAST: size * torch.randn(64, 32, generator=torch.Generator().manual_seed(self.count))}
+
+
+def edits(targets):
+    return [{"prompt": f"The home of number {i} is", "target": target} for i, target in enumerate(targets)]
+
+
+@pytest.fixture
+def make_editor(model_folder, monkeypatch):
+    """An editor with :class:`Jump`, unless told otherwise."""
+
+    def make(output=None, method=f"{__file__}:Jump", **options):
+        return LifelongEditor(model_folder, method, output=output, modules=[LAST], **options)
+
+    return make
+
+
+@pytest.fixture
+def policy_folder(tmp_path):
+    """An untrained policy that solves under a recursive preconditioner: an agent with a memory."""
+    torch.manual_seed(3)
+    config = TrainConfig(preconditioner=True, covariance_texts=40, policy=PolicyConfig(rank=4, step_size=5.0))
+    policy = Policy({LAST: (64, 32)}, config.policy)
+    policy.set_scales({LAST: 1.0}, {LAST: 1.0})
+    save_policy(policy, tmp_path / "policy", {"train": asdict(config), "model": "tiny", "seed": 3})
+    return str(tmp_path / "policy")
+
+
+def test_edits_are_made_and_counted(make_editor):
+    editor = make_editor()
+    before = editor.lm.snapshot()[LAST]
+    result = editor.edit(edits(["Rome", "Oslo"]))
+    assert (result.batch, result.edits, result.applied, result.reason) == (1, 2, True, None)
+    noise = [0.01 * torch.randn(64, 32, generator=torch.Generator().manual_seed(i)) for i in (1, 2)]
+    torch.testing.assert_close(editor.lm.snapshot()[LAST], before + (noise[0] + noise[1]).T)
+    report = editor.evaluate()
+    assert report["edits"] == 2
+    assert report["rolled_back"] == []
+    editor.revert()
+    assert torch.equal(editor.lm.snapshot()[LAST], before)
+    assert editor.evaluate() == {"edits": 0}
+
+
+def test_bad_input_changes_nothing(make_editor):
+    editor = make_editor()
+    before = editor.lm.snapshot()[LAST]
+    with pytest.raises(BadRecordError, match="edit, record 2, field 'target': is missing"):
+        editor.edit([*edits(["Rome"]), {"prompt": "x"}])
+    with pytest.raises(ValueError, match="at least one"):
+        editor.edit([])
+    assert torch.equal(editor.lm.snapshot()[LAST], before)
+    assert editor.batches == 0
+
+
+@pytest.mark.parametrize(
+    ("target", "guard", "words"),
+    [
+        ("nan", Guard(), "NaN or infinity"),
+        ("huge", Guard(), "its norm went from"),
+        ("loud", Guard(max_weight_norm=1e9, max_perplexity=1.0001), "perplexity of held-out text went from"),
+    ],
+)
+def test_a_bad_batch_is_taken_back_and_the_run_goes_on(make_editor, tmp_path, target, guard, words):
+    editor = make_editor(tmp_path / "out", guard=guard)
+    if target != "loud":
+        editor.edit(edits(["Rome"]))
+    before = editor.lm.snapshot()[LAST]
+    result = editor.edit(edits([target]))
+    assert not result.applied
+    assert words in result.reason
+    assert torch.equal(editor.lm.snapshot()[LAST], before)
+    assert editor.evaluate().get("rolled_back", [{"reason": result.reason}])[0]["reason"] == result.reason
+    editor.close()
+    again = make_editor(tmp_path / "out", guard=guard)
+    assert again.results == editor.results
+    assert torch.equal(again.lm.snapshot()[LAST], before)
+    again.close()
+
+
+def test_a_bad_batch_can_stop_the_run(make_editor):
+    editor = make_editor(guard=Guard(on_bad="stop"))
+    before = editor.lm.snapshot()[LAST]
+    with pytest.raises(BadEditError, match="batch 1 was taken back"):
+        editor.edit(edits(["huge"]))
+    assert torch.equal(editor.lm.snapshot()[LAST], before)
+
+
+def test_a_method_that_learns_needs_something_to_learn_from(model_folder, make_editor, policy_folder):
+    with pytest.raises(ValueError, match="needs edits to learn from"):
+        make_editor(method="untrained")
+    with pytest.raises(ValueError, match="needs edits to learn from"):
+        make_editor(policy=policy_folder)
+    with pytest.raises(ValueError, match="editenv train --model"):
+        make_editor(method="rledit")
+
+
+def test_the_saved_model_is_the_edited_one_for_plain_transformers(make_editor, tmp_path):
+    editor = make_editor()
+    editor.edit(edits(["Rome", "Oslo"]))
+    editor.save(tmp_path / "model")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    ids = torch.tensor([[0, 5, 17, 99]])
+    assert torch.equal(plain(ids).logits, editor.lm.model(ids).logits)
+    editor.edit(edits(["Bonn"]))
+    editor.save(tmp_path / "model")
+    assert torch.equal(
+        AutoModelForCausalLM.from_pretrained(tmp_path / "model")(ids).logits, editor.lm.model(ids).logits
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_deltas_go_on_the_base_model_and_off_the_edited_one(make_editor, model_folder, tmp_path, dtype):
+    with make_editor(tmp_path / "out", dtype=dtype) as editor:
+        for target in ("Rome", "nan", "Oslo"):
+            editor.edit(edits([target]))
+        editor.save_deltas(tmp_path / "deltas.safetensors")
+        editor.save(tmp_path / "model")
+        after = fingerprint(editor.lm)
+    actions, metadata = read_delta_file(tmp_path / "deltas.safetensors")
+    assert len(actions) == 4
+    assert metadata["after"] == after
+    base = EditableLM(*load_model(model_folder, dtype=dtype), [LAST])
+    before = base.snapshot()[LAST]
+    apply_file(base, tmp_path / "deltas.safetensors")
+    assert fingerprint(base) == after
+    with pytest.raises(ValueError, match="another base model"):
+        apply_file(base, tmp_path / "deltas.safetensors")
+    edited = EditableLM(*load_model(str(tmp_path / "model"), dtype=dtype), [LAST])
+    revert_file(edited, tmp_path / "deltas.safetensors")
+    tolerance = 1e-5 if dtype == "float32" else 2e-2
+    torch.testing.assert_close(edited.snapshot()[LAST], before, rtol=tolerance, atol=tolerance)
+    with pytest.raises(ValueError, match="was not what this model was edited with"):
+        revert_file(edited, tmp_path / "deltas.safetensors")
+    (tmp_path / "junk").write_bytes(b"junk" * 10)
+    with pytest.raises(ValueError, match="junk is not a safetensors file"):
+        read_delta_file(tmp_path / "junk")
+
+
+def test_another_run_is_refused(make_editor, tmp_path):
+    make_editor(tmp_path / "out", edits="these").close()
+    with pytest.raises(JournalError, match="edits was 'these', is 'those'"):
+        make_editor(tmp_path / "out", edits="those")
+
+
+BATCHES = [
+    [f"{word} {i}" for i in range(3)] for word in ("Rome", "Oslo", "nan", "Bonn", "Lima", "huge", "Kiev", "Bern")
+]
+
+
+def whole_run(model, out, method, policy, training):
+    """One process: edits every batch that is not done yet and leaves the final weights."""
+    torch.set_num_threads(1)
+    editor = LifelongEditor(model, method, policy, out, [LAST], training=training)
+    for i in range(editor.batches, len(BATCHES)):
+        first = BATCHES[i][0].split()[0]
+        targets = [first, *BATCHES[i][1:]] if first in ("nan", "huge") else BATCHES[i]
+        editor.edit([edit | {"prompt": f"{edit['prompt']} ({i})"} for edit in edits(targets)])
+    partial = Path(out) / "weights.partial"
+    torch.save(editor.lm.snapshot(), partial)
+    os.replace(partial, Path(out) / "weights.pt")
+    editor.close()
+
+
+def killed_and_resumed(context, arguments, out, kills, rng):
+    """Runs until it ends by itself, and kills it so many times before; the number of batches at each kill."""
+    progress = []
+    for _ in range(kills):
+        process = context.Process(target=whole_run, args=arguments)
+        process.start()
+        journal = Path(out) / "journal.jsonl"
+        before = journal.read_bytes().count(b"\n") if journal.exists() else 0
+        limit = time.monotonic() + 60
+        # Let it come as far as the next line or so: kills spread over the whole run, not over its start.
+        while process.is_alive() and time.monotonic() < limit:
+            if journal.exists() and journal.read_bytes().count(b"\n") > before - (rng.random() < 0.7):
+                break
+            time.sleep(0.005)
+        time.sleep(rng.random() * 0.12)
+        if process.is_alive():
+            os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        progress.append(journal.read_bytes().count(b"\n") - 1 if journal.exists() else -1)
+    process = context.Process(target=whole_run, args=arguments)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    return progress
+
+
+@pytest.mark.parametrize("kind", ["noise", "policy with memory"])
+def test_a_run_killed_again_and_again_ends_in_the_same_bits(model_folder, policy_folder, tmp_path, kind):
+    """25 kills each at random moments of a real process, over several runs; then the plain end."""
+    training = None
+    method, policy = f"{__file__}:Jump", None
+    if kind != "noise":
+        rows = [{"prompt": f"The home of {i} is", "target": "Rome", "old_answer": "Oslo"} for i in range(60)]
+        (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        method, policy, training = "rledit", policy_folder, str(tmp_path / "train.jsonl")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "transformers", "agents.editor"])
+    rng = random.Random(kind)
+    seen = set()
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    process = context.Process(target=whole_run, args=(model_folder, str(plain), method, policy, training))
+    process.start()
+    process.join()
+    expected = torch.load(plain / "weights.pt", weights_only=True)
+    for run in range(5):
+        out = tmp_path / f"killed{run}"
+        out.mkdir()
+        progress = killed_and_resumed(context, (model_folder, str(out), method, policy, training), out, 5, rng)
+        seen.update(progress)
+        found = torch.load(out / "weights.pt", weights_only=True)
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert len(seen - {-1, 0, len(BATCHES)}) >= 3  # they were killed in the middle
+
+
+def command(*arguments):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", "agents", *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
+    )
+
+
+def test_the_commands_from_a_file_of_edits_to_the_model_and_back(model_folder, tmp_path):
+    path = tmp_path / "edits.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in edits([f"town {i}" for i in range(5)])))
+    out = tmp_path / "out"
+    options = [
+        "--model",
+        model_folder,
+        "--modules",
+        LAST,
+        "--method",
+        "fine-tune",
+        "--edits",
+        path,
+        "--edits-per-step",
+        2,
+    ]
+    done = command("edit", *options, "--output", out, "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["edits"] == 5
+    assert len((out / "journal.jsonl").read_text().splitlines()) == 1 + 3
+    again = command("edit", *options, "--output", out, "--json")
+    assert "going on after batch 3" in again.stderr
+    assert json.loads(again.stdout)["teacher_forced"] == report["teacher_forced"]
+    deltas = out / "deltas.safetensors"
+    done = command("apply", "--model", model_folder, "--deltas", deltas, "--output", tmp_path / "applied")
+    assert done.returncode == 0, done.stderr
+    one, two = (AutoModelForCausalLM.from_pretrained(folder) for folder in (out / "model", tmp_path / "applied"))
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+    done = command("revert", "--model", out / "model", "--deltas", deltas, "--output", tmp_path / "back")
+    assert "base model" in done.stdout
+    back, base = (AutoModelForCausalLM.from_pretrained(folder) for folder in (tmp_path / "back", model_folder))
+    for a, b in zip(back.parameters(), base.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    done = command("evaluate", "--model", out / "model", "--base", model_folder, "--edits", path, "--json")
+    assert json.loads(done.stdout)["teacher_forced"]["efficacy"] == report["teacher_forced"]["efficacy"]
+    refused = command("apply", "--model", model_folder, "--deltas", deltas, "--output", tmp_path / "applied")
+    assert refused.returncode == 1
+    assert "exists already" in refused.stderr
+    assert "Traceback" not in refused.stderr

@@ -1,0 +1,161 @@
+import json
+import multiprocessing
+
+import pytest
+import torch
+
+from editenv.journal import Journal, JournalError
+
+HEADER = {"model": "abc", "guard": {"max": 2.0}}
+
+
+def batch(i):
+    return {"edits": i, "reason": None}, {"left": torch.full((3, 2), float(i)), "right": torch.randn(2, 4)}
+
+
+@pytest.fixture
+def three(tmp_path):
+    journal = Journal(tmp_path, HEADER)
+    written = [batch(i) for i in range(3)]
+    for entry, tensors in written:
+        journal.append(entry, tensors)
+    journal.close()
+    return tmp_path, written
+
+
+def test_what_was_written_is_read(three):
+    folder, written = three
+    journal = Journal(folder, HEADER)
+    assert [entry["edits"] for entry in journal.entries] == [0, 1, 2]
+    for i, (_, tensors) in enumerate(written, start=1):
+        found = journal.tensors(i)
+        assert found.keys() == tensors.keys()
+        assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+
+
+@pytest.mark.parametrize("cut", range(1, 60, 7))
+def test_an_unfinished_line_is_cleared_away(three, cut):
+    folder, _ = three
+    path = folder / "journal.jsonl"
+    whole = path.read_bytes()
+    last = len(whole.splitlines(keepends=True)[-1])
+    path.write_bytes(whole[: len(whole) - min(cut, last - 1)])
+    journal = Journal(folder, HEADER)
+    assert [entry["edits"] for entry in journal.entries] == [0, 1]
+    journal.append(*batch(2))
+    journal.close()
+    assert len(Journal(folder, HEADER).entries) == 3
+
+
+def test_an_unfinished_header_begins_anew(tmp_path):
+    (tmp_path / "journal.jsonl").write_bytes(b'{"chain": "12')
+    journal = Journal(tmp_path, HEADER)
+    journal.append(*batch(1))
+    journal.close()
+    assert len(Journal(tmp_path, HEADER).entries) == 1
+
+
+def test_another_run_is_refused_and_said_how_it_differs(three):
+    folder, _ = three
+    before = (folder / "journal.jsonl").read_bytes()
+    with pytest.raises(JournalError, match="model was 'abc', is 'xyz'"):
+        Journal(folder, HEADER | {"model": "xyz"})
+    assert (folder / "journal.jsonl").read_bytes() == before
+    Journal(folder, HEADER).close()
+
+
+@pytest.mark.parametrize("line", [1, 2, 3, 4])
+def test_a_changed_line_is_named(three, line):
+    folder, _ = three
+    path = folder / "journal.jsonl"
+    lines = path.read_text().splitlines()
+    row = json.loads(lines[line - 1])
+    row["edits"] = 77
+    lines[line - 1] = json.dumps(row)
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(JournalError, match=f"line {line}: was changed"):
+        Journal(folder, HEADER)
+
+
+@pytest.mark.parametrize("change", ["drop", "swap", "junk"])
+def test_lost_and_foreign_lines_are_found(three, change):
+    folder, _ = three
+    path = folder / "journal.jsonl"
+    lines = path.read_text().splitlines()
+    lines = {
+        "drop": [lines[0], lines[2], lines[3]],
+        "swap": [lines[0], lines[2], lines[1], lines[3]],
+        "junk": [lines[0], "hello", *lines[1:]],
+    }[change]
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(JournalError, match="line 2"):
+        Journal(folder, HEADER)
+
+
+def test_tensors_that_are_gone_or_changed_are_named(three):
+    folder, _ = three
+    path = folder / "batches" / "000002.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    journal = Journal(folder, HEADER)
+    journal.tensors(1)
+    with pytest.raises(JournalError, match=r"000002.safetensors is not what the journal says"):
+        journal.tensors(2)
+    path.unlink()
+    with pytest.raises(JournalError, match=r"000002.safetensors is missing"):
+        journal.tensors(2)
+
+
+def _try_to_open(folder, queue):
+    try:
+        Journal(folder, HEADER)
+        queue.put("opened")
+    except JournalError as error:
+        queue.put(str(error))
+
+
+def test_a_second_process_is_refused(tmp_path):
+    journal = Journal(tmp_path, HEADER)
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    for expected in ("is being written by another process", "opened"):
+        process = context.Process(target=_try_to_open, args=(tmp_path, queue))
+        process.start()
+        assert expected in queue.get(timeout=60)
+        process.join()
+        journal.close()
+
+
+def test_a_full_disk_leaves_the_journal_whole(three, monkeypatch):
+    folder, _ = three
+    before = (folder / "journal.jsonl").read_bytes()
+    journal = Journal(folder, HEADER)
+    calls = []
+
+    def full(handle):
+        calls.append(handle)
+        if len(calls) == fails[0]:
+            raise OSError(28, "No space left on device")
+
+    fails = []
+    for when in (1, 3):  # the tensors, the line
+        calls.clear()
+        fails[:] = [when]
+        monkeypatch.setattr("editenv.journal.os.fsync", full)
+        with pytest.raises(OSError, match="No space"):
+            journal.append(*batch(3))
+        monkeypatch.undo()
+        assert (folder / "journal.jsonl").read_bytes() == before
+    journal.append(*batch(3))
+    journal.close()
+    assert [entry["edits"] for entry in Journal(folder, HEADER).entries] == [0, 1, 2, 3]
+
+
+def test_a_read_only_folder_says_so(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.mkdir", refuse)
+    with pytest.raises(PermissionError):
+        Journal(tmp_path / "new", HEADER)
