@@ -15,7 +15,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +28,7 @@ from editenv.data.files import FileOptions
 from editenv.deltas import LowRank, inner, squared_norm
 from editenv.dynamics import Gradient
 from editenv.env import Action, LifelongEditEnv, Observation
+from editenv.models.modules import PRESETS
 from editenv.rewards import RewardTerms
 
 
@@ -348,6 +349,8 @@ class Args:
     """How a file is read."""
     modules: tuple[str, ...] = ()
     """Edited modules, as endings of dotted names; the model's default if none are given."""
+    preset: str | None = None
+    """Modules, rank and lambda_loc of the paper's Table 3, such as llama-3-8b/zsre; `editenv models` lists them."""
     device: str = "cpu"
     """Torch device."""
     seed: int = 0
@@ -356,7 +359,24 @@ class Args:
     """Trajectories between checkpoints."""
 
 
+def with_preset(args: Args) -> Args:
+    """The options that a preset sets, set.
+
+    Raises:
+        SystemExit: If there is no such preset.
+    """
+    if args.preset is None:
+        return args
+    if args.preset not in PRESETS:
+        raise SystemExit(f"unknown preset {args.preset!r}; there are {', '.join(PRESETS)}")
+    preset = PRESETS[args.preset]
+    policy = replace(args.train.policy, rank=preset.rank)
+    train = replace(args.train, locality=preset.locality, policy=policy)
+    return replace(args, train=train, modules=args.modules or preset.modules)
+
+
 def main(args: Args) -> None:
+    args = with_preset(args)
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
     from torch.utils.tensorboard import SummaryWriter
 

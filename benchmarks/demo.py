@@ -16,6 +16,7 @@ from benchmarks.progress import console_progress
 from benchmarks.rollout import run
 from benchmarks.suites import SUITES
 from editenv.data import atlas
+from editenv.models import load_model
 
 ROWS = ("no-edit", "fine-tune", "demo-untrained", "demo-rledit", "rledit-packaged")
 
@@ -36,7 +37,7 @@ def main(args: Args) -> None:
     suite = SUITES[args.suite]
     started = time.monotonic()
     print(
-        f"A language model of 12 M parameters knows {len(atlas.facts()):,} facts. {suite.batches * suite.edits_per_step} of them\n"
+        f"A language model of {load_model('atlas')[0].num_parameters() / 1e6:.0f} M parameters knows {len(atlas.facts()):,} facts. {suite.batches * suite.edits_per_step} of them\n"
         f"now become false, {suite.edits_per_step} at a time. Each row below edits them in sequence, then all are asked\n"
         "again: the edit (Eff), other phrasings of it (Gen), and what must not change (Spe).\n"
     )

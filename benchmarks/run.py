@@ -9,7 +9,10 @@ its own and a crash costs one cell; a failed cell is reported and makes the comm
 """
 
 import multiprocessing
+import os
 import sys
+import threading
+import time
 import traceback
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -61,10 +64,20 @@ def run_cell(suite: Suite, name: str, seed: int, out: Path) -> Record:
     from benchmarks.progress import console_progress
     from benchmarks.rollout import run
 
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
     agent = make_agent(name)
     agent.workspace = out / "policies" / f"{name.replace('/', '_')}-seed{seed}"
     with console_progress(f"{name}, seed {seed}") as progress:
         return run(suite, name, agent, seed, progress)
+
+
+def _end_with_parent() -> None:
+    """A killed command must not leave its cell running."""
+    parent = os.getppid()
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
 
 
 def main(args: Args) -> int:
