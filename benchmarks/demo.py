@@ -36,10 +36,12 @@ def main(args: Args) -> None:
         raise SystemExit(f"unknown suite {args.suite!r}; there are {', '.join(SUITES)}")
     suite = SUITES[args.suite]
     started = time.monotonic()
+    size = load_model("atlas")[0].num_parameters() / 1e6
+    edits = suite.batches * suite.edits_per_step
     print(
-        f"A language model of {load_model('atlas')[0].num_parameters() / 1e6:.0f} M parameters knows {len(atlas.facts()):,} facts. {suite.batches * suite.edits_per_step} of them\n"
-        f"now become false, {suite.edits_per_step} at a time. Each row below edits them in sequence, then all are asked\n"
-        "again: the edit (Eff), other phrasings of it (Gen), and what must not change (Spe).\n"
+        f"A language model of {size:.0f} M parameters knows {len(atlas.facts()):,} facts. {edits} of them now become\n"
+        f"false, {suite.edits_per_step} at a time. Each row below edits them in sequence, then all are asked again: the edit\n"
+        "(Eff), other phrasings of it (Gen), and what must not change (Spe).\n"
     )
     found = []
     for name in ROWS:
