@@ -114,11 +114,15 @@ class Gradient:
 
 @contextmanager
 def _forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    hooked = module.__dict__.get("forward")  # accelerate puts its own there
     module.forward = forward  # an instance attribute shadows the method
     try:
         yield
     finally:
-        del module.forward
+        if hooked is None:
+            del module.forward
+        else:
+            module.forward = hooked
 
 
 @contextmanager
@@ -141,7 +145,8 @@ class EditableLM:
         cache_bytes: Room for the frozen layers' outputs of prompts met before.
 
     Raises:
-        ValueError: If a pattern matches nothing, or a module that is not linear or not inside the stack of layers.
+        ValueError: If a pattern matches nothing, or a module that is not linear, not in memory or not inside the stack of
+            layers.
     """
 
     def __init__(
@@ -165,6 +170,8 @@ class EditableLM:
         self._cache: dict[tuple[int, tuple[int, ...]], torch.Tensor] = {}
         for name, module in self.modules.items():
             self._initial[name] = module.get_parameter("weight").detach()
+            if self._initial[name].is_meta:
+                raise ValueError(f"modules: {name} was moved out of memory (offloaded), and cannot be edited there")
             module.weight = nn.Parameter(self._initial[name].clone(), requires_grad=False)
             self._sums[name] = module.weight.data.float()  # the weight itself if it is float32
         self._weights = {name: module.get_parameter("weight") for name, module in self.modules.items()}

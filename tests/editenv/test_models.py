@@ -138,3 +138,28 @@ def test_what_cannot_be_edited_says_why(tmp_path, model_folder):
     (quantised / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="is quantised"):
         load_model(str(quantised))
+
+
+def test_a_model_spread_over_devices_is_edited_like_a_whole_one(model_folder, base, tokenizer, edits, tmp_path):
+    """Layers kept on disk stand for a second device: accelerate moves them in for each forward."""
+    pytest.importorskip("accelerate")
+    names = ["embed_tokens", "layers.0", "layers.1", "layers.2", "norm", "rotary_emb"]
+    places = {f"model.{name}": "disk" if name in ("layers.0", "layers.1") else "cpu" for name in names} | {
+        "lm_head": "cpu"
+    }
+    spread = AutoModelForCausalLM.from_pretrained(model_folder, device_map=places, offload_folder=tmp_path).eval()
+    spread.requires_grad_(False)
+    one, other = (EditableLM(model, tokenizer, ["layers.2.mlp.down_proj"]) for model in (spread, base))
+    delta = {
+        name: 0.1 * torch.randn(one.shape(name), generator=torch.Generator().manual_seed(0)) for name in one.modules
+    }
+    pairs = [edit.prompt for edit in edits], [edit.target for edit in edits]
+    for _ in range(2):
+        prompts, expected = one.encode(*pairs, reuse=False), other.encode(*pairs, reuse=False)
+        torch.testing.assert_close(one.logits(prompts), other.logits(expected))
+        ids = torch.tensor([[0, 7, 30]])
+        torch.testing.assert_close(one.model(ids).logits, other.model(ids).logits)
+        one.apply(delta)
+        other.apply(delta)
+    with pytest.raises(ValueError, match="moved out of memory"):
+        EditableLM(spread, tokenizer, ["layers.1.mlp.down_proj"])
