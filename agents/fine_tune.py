@@ -27,15 +27,24 @@ def _edit_prompts(questions: Questions) -> Prompts:
 
 
 class FineTune(Agent):
-    """Plain fine-tuning of the edited modules on each batch (the FT of the paper's tables, without norm constraint).
+    """Fine-tuning of the edited modules on each batch: plain, or with a norm constraint (FT-L, Zhu et al. 2021, eq. 2).
 
     Args:
         steps: Adam steps on each batch, from the weights as they stand.
         learning_rate: Adam's.
+        norm_constraint: FT-L's delta: after every step no weight may be farther than this from where it stood before the
+            batch (infinity norm); None does without.
     """
 
-    def __init__(self, steps: int = 20, learning_rate: float = 3e-3, actions_per_batch: int = 1) -> None:
-        self.steps, self.learning_rate, self.actions_per_batch = steps, learning_rate, actions_per_batch
+    def __init__(
+        self,
+        steps: int = 20,
+        learning_rate: float = 3e-3,
+        norm_constraint: float | None = None,
+        actions_per_batch: int = 1,
+    ) -> None:
+        self.steps, self.learning_rate, self.norm_constraint = steps, learning_rate, norm_constraint
+        self.actions_per_batch = actions_per_batch
 
     def begin(self, env: LifelongEditEnv) -> None:
         self._env = env
@@ -46,16 +55,19 @@ class FineTune(Agent):
         start = {name: lm.weight(name).clone() for name in lm.modules}
         prompts = _edit_prompts(env.questions)
         loss = _negative_log_likelihood(prompts, len(env.batch))
-        weights = [lm.weight(name) for name in lm.modules]
-        optimizer = torch.optim.Adam(weights, lr=self.learning_rate)
+        weights = {name: weight.clone() for name, weight in start.items()}
+        optimizer = torch.optim.Adam(weights.values(), lr=self.learning_rate)
         for _ in range(self.steps):
             _, gradients = lm.gradients(prompts, loss)
-            for weight, gradient in zip(weights, gradients.values(), strict=True):
-                weight.grad = gradient.dense()
+            for name, gradient in gradients.items():
+                weights[name].grad = gradient.dense()
             optimizer.step()
-        deltas = {name: lm.weight(name) - start[name] for name in lm.modules}
+            if self.norm_constraint is not None:
+                for name, weight in weights.items():
+                    weight.clamp_(start[name] - self.norm_constraint, start[name] + self.norm_constraint)
+            lm.assign(weights)
         lm.restore(before)
-        return deltas
+        return {name: weight - start[name] for name, weight in weights.items()}
 
 
 class JointFineTune(Agent):
@@ -89,9 +101,9 @@ class JointFineTune(Agent):
         start = {name: lm.weight(name).clone() for name in lm.modules}
         prompts = _edit_prompts(ask(lm, env.stream))
         loss = _negative_log_likelihood(prompts, len(env.stream))
-        weights = [lm.weight(name) for name in lm.modules]
+        weights = {name: weight.clone() for name, weight in start.items()}
         optimizer = torch.optim.LBFGS(
-            weights,
+            list(weights.values()),
             max_iter=self.steps,
             tolerance_change=self.tolerance,
             history_size=10,
@@ -99,15 +111,16 @@ class JointFineTune(Agent):
         )
 
         def closure() -> float:
+            lm.assign(weights)
             value, gradients = lm.gradients(prompts, loss)
             total = float(value)
-            for (name, gradient), weight in zip(gradients.items(), weights, strict=True):
+            for name, gradient in gradients.items():
+                weight = weights[name]
                 pull = self._covariance[name] @ (weight - start[name])
                 total += self.ridge * float(((weight - start[name]) * pull).sum())
                 weight.grad = gradient.dense() + 2 * self.ridge * pull
             return total
 
         optimizer.step(closure)
-        deltas = {name: lm.weight(name) - start[name] for name in lm.modules}
         lm.restore(before)
-        return deltas
+        return {name: weight - start[name] for name, weight in weights.items()}

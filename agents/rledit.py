@@ -237,7 +237,7 @@ class Trainer:
             self.policy.observe(self.env.gradients)
             for name, gradient in self.env.gradients.items():
                 inputs[name] += float(gradient.keys.square().sum())
-                outputs[name] += float((gradient.keys @ self.lm.weight(name).float()).square().sum())
+                outputs[name] += float((gradient.keys @ self.lm.weight(name)).square().sum())
             tokens += len(next(iter(self.env.gradients.values())).keys)
             self.env.skip_batch()
         self.policy.set_scales({n: s / tokens for n, s in inputs.items()}, {n: s / tokens for n, s in outputs.items()})

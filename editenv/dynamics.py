@@ -199,15 +199,21 @@ class EditableLM:
         return (rows, columns) if self._transposed[name] else (columns, rows)
 
     def weight(self, name: str) -> torch.Tensor:
-        """The current weight, ``(d_in, d_out)``, as a view."""
-        weight = self._weights[name].detach()
-        return weight if self._transposed[name] else weight.T
+        """The current weight, ``(d_in, d_out)`` float32, as a view: to be read; :meth:`assign` sets it."""
+        return self._sums[name] if self._transposed[name] else self._sums[name].T
+
+    @torch.no_grad()
+    def assign(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Sets weights, ``(d_in, d_out)``, of some modules."""
+        for name, weight in weights.items():
+            self.weight(name).copy_(weight)
+            self._round(name)
 
     @torch.no_grad()
     def apply(self, deltas: Mapping[str, Delta]) -> None:
         """theta <- theta + D, in float32."""
         for name, delta in deltas.items():
-            total = self._sums[name] if self._transposed[name] else self._sums[name].T
+            total = self.weight(name)
             if isinstance(delta, LowRank):
                 total.addmm_(delta.left.to(total), delta.right.to(total))
             else:

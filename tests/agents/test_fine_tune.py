@@ -57,6 +57,25 @@ def test_fine_tuning_is_adam_on_the_plain_model(make_env, base, tokenizer):
     assert (found - expected).norm() < 0.02 * expected.norm()
 
 
+def test_the_norm_constraint_holds_around_where_the_batch_began(make_env):
+    env = make_env(modules=[LAST])
+    agent = FineTune(steps=10, learning_rate=0.01, norm_constraint=0.004)
+    observation, info = start(env, agent)
+    observation, *_, info = env.step(agent.act(observation, info))
+    delta = agent.act(observation, info)[LAST]
+    assert delta.abs().max() == pytest.approx(0.004, rel=1e-3)
+    free = FineTune(steps=10, learning_rate=0.01)
+    free.begin(env)
+    assert free.act(observation, info)[LAST].abs().max() > 0.01
+    # One step of Adam moves every weight by the learning rate: the constraint cuts it off there and then.
+    one = FineTune(steps=1, learning_rate=0.01, norm_constraint=0.004)
+    one.begin(env)
+    plain = FineTune(steps=1, learning_rate=0.01)
+    plain.begin(env)
+    expected = plain.act(observation, info)[LAST].clamp(-0.004, 0.004)
+    torch.testing.assert_close(one.act(observation, info)[LAST], expected, rtol=1e-3, atol=1e-6)
+
+
 def test_fine_tuning_goes_on_from_the_weights_as_they_stand(make_env, base, tokenizer):
     env = make_env(modules=[LAST])
     agent = FineTune(steps=10, learning_rate=0.01)

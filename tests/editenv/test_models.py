@@ -112,17 +112,19 @@ def test_small_edits_add_up_in_half_precision(base, tokenizer, dtype):
     half = copy.deepcopy(base).to(dtype)
     lm = EditableLM(half, tokenizer, ["layers.2.mlp.down_proj"])
     (name,) = lm.modules
-    before = lm.weight(name).clone()
-    step = 1e-4 * before.float()
+    weight = lm.model.get_parameter(f"{name}.weight")
+    assert weight.dtype == dtype
+    before = weight.clone()
+    step = 1e-4 * lm.weight(name)
     lm.apply({name: step})
-    assert torch.equal(lm.weight(name), before)
+    assert torch.equal(weight, before)
     for _ in range(999):
         lm.apply({name: step})
-    torch.testing.assert_close(lm.weight(name).float(), 1.1 * before.float(), rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(weight.float(), 1.1 * before.float(), rtol=1e-2, atol=1e-3)
     kept = lm.snapshot()
     assert kept[name].dtype == torch.float32
     lm.restore()
-    assert torch.equal(lm.weight(name), before)
+    assert torch.equal(weight, before)
     lm.restore(kept)
     torch.testing.assert_close(lm.snapshot()[name], kept[name], rtol=0, atol=0)
 
