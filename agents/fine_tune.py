@@ -7,8 +7,8 @@ import torch
 
 from agents.base import Agent, Progress
 from agents.preconditioner import key_covariance, sample_text, training_edits
-from editenv.dynamics import Prompts
 from editenv.env import Action, LifelongEditEnv, Observation
+from editenv.prompts import Prompts
 from editenv.questions import PROMPT, Questions, ask
 
 

@@ -11,7 +11,7 @@ form this needs is not assumed but checked, at construction, against the whole m
 """
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,8 @@ import torch
 from torch import nn
 
 from editenv.deltas import Delta, LowRank
+from editenv.models.modules import attention_and_mlp, find_modules, layer_stack
+from editenv.prompts import Prompts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -27,73 +29,6 @@ if TYPE_CHECKING:
 
 class _StopForward(Exception):  # noqa: N818 - a signal, not an error
     """Ends a forward pass once what it was for has been seen."""
-
-
-@dataclass(slots=True)
-class Prompts:
-    """Prompts with their answers, run through the frozen part of the model.
-
-    ``B`` prompts of at most ``T`` tokens have ``A`` answer tokens altogether.
-
-    Attributes:
-        hidden: ``(A, 1, d)`` if only answer positions are kept, otherwise ``(B, T, d)``, right-padded.
-        rows: ``(A,)`` the row of ``hidden`` in which the token before each answer token lies.
-        columns: ``(A,)`` likewise its column.
-        labels: ``(A,)`` the answer tokens.
-        prompt_index: ``(A,)`` the prompt each answer token belongs to.
-        lengths: ``(B,)`` answer tokens per prompt.
-    """
-
-    hidden: torch.Tensor
-    rows: torch.Tensor
-    columns: torch.Tensor
-    labels: torch.Tensor
-    prompt_index: torch.Tensor
-    lengths: torch.Tensor
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def select(self, chosen: torch.Tensor) -> "Prompts":
-        """Some of the prompts, in the order they have here.
-
-        Args:
-            chosen: ``(B,)`` bool.
-        """
-        tokens = chosen[self.prompt_index]
-        kept, rows = self.rows[tokens].unique(return_inverse=True)
-        renumbered = chosen.long().cumsum(0) - 1
-        return Prompts(
-            hidden=self.hidden[kept],
-            rows=rows,
-            columns=self.columns[tokens],
-            labels=self.labels[tokens],
-            prompt_index=renumbered[self.prompt_index[tokens]],
-            lengths=self.lengths[chosen],
-        )
-
-    @staticmethod
-    def join(parts: "Sequence[Prompts]") -> "Prompts":
-        """One batch out of several, padded to the longest."""
-        if len(parts) == 1:
-            return parts[0]
-        width = max(part.hidden.shape[1] for part in parts)
-        row_offset = prompt_offset = 0
-        hidden, rows, prompt_index = [], [], []
-        for part in parts:
-            hidden.append(nn.functional.pad(part.hidden, (0, 0, 0, width - part.hidden.shape[1])))
-            rows.append(part.rows + row_offset)
-            prompt_index.append(part.prompt_index + prompt_offset)
-            row_offset += part.hidden.shape[0]
-            prompt_offset += len(part)
-        return Prompts(
-            hidden=torch.cat(hidden),
-            rows=torch.cat(rows),
-            columns=torch.cat([part.columns for part in parts]),
-            labels=torch.cat([part.labels for part in parts]),
-            prompt_index=torch.cat(prompt_index),
-            lengths=torch.cat([part.lengths for part in parts]),
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +95,7 @@ class EditableLM:
         self.model = copy.deepcopy(model, shared).eval()
         self.tokenizer = tokenizer
         self.device = next(model.parameters()).device
-        self.modules: dict[str, nn.Module] = _find_modules(self.model, modules)
+        self.modules: dict[str, nn.Module] = find_modules(self.model, modules)
         self._transposed = {name: not isinstance(module, nn.Linear) for name, module in self.modules.items()}
         self._initial: dict[str, torch.Tensor] = {}
         # Edits add up in float32, whatever the model computes in: thousands of small ones would vanish in bfloat16.
@@ -176,10 +111,12 @@ class EditableLM:
             self._sums[name] = module.weight.data.float()  # the weight itself if it is float32
         self._weights = {name: module.get_parameter("weight") for name, module in self.modules.items()}
 
-        stack_name = _layer_stack(self.model, self.modules)
+        stack_name = layer_stack(self.model, self.modules)
         self._layers: Sequence[nn.Module] = list(self.model.get_submodule(stack_name).children())
         self.first_layer = min(int(name[len(stack_name) + 1 :].split(".")[0]) for name in self.modules)
-        self._attention, self._mlp = _blocks(self._layers[self.first_layer], self.modules, stack_name, self.first_layer)
+        self._attention, self._mlp = attention_and_mlp(
+            self._layers[self.first_layer], self.modules, stack_name, self.first_layer
+        )
         self.frozen_attention = self._attention is not None
         if self.frozen_attention and not self._cut_is_exact():
             self.frozen_attention = False
@@ -419,50 +356,6 @@ class EditableLM:
         scale = whole.abs().max()
         tolerance = 1e-4 if self.model.dtype == torch.float32 else 5e-2
         return bool((whole - cut).abs().max() <= tolerance * scale)
-
-
-def _find_modules(model: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Module]:
-    from transformers.pytorch_utils import Conv1D
-
-    if isinstance(patterns, str):
-        raise ValueError(f"modules must be a list of patterns, not the single string {patterns!r}")
-    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
-    found: dict[str, nn.Module] = {}
-    for pattern in patterns:
-        matches = {name: m for name, m in linear.items() if name == pattern or name.endswith(f".{pattern}")}
-        if not matches:
-            known = sorted({".".join(name.split(".")[-2:]) for name in linear})
-            raise ValueError(f"modules: no linear module's name ends with {pattern!r}; there are {', '.join(known)}")
-        found |= matches
-    if not found:
-        raise ValueError("modules: name at least one module to edit")
-    return {name: module for name, module in linear.items() if name in found}
-
-
-def _layer_stack(model: nn.Module, names: Iterable[str]) -> str:
-    """Dotted name of the ModuleList in which all edited modules lie."""
-    stacks = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
-    for stack in sorted(stacks, key=len):
-        if all(name.startswith(f"{stack}.") for name in names):
-            return stack
-    raise ValueError(f"modules: {', '.join(names)} do not all lie in one stack of layers")
-
-
-def _blocks(
-    layer: nn.Module, names: Iterable[str], stack: str, index: int
-) -> tuple[nn.Module | None, nn.Module | None]:
-    """Attention and MLP of the first edited layer, if its edited modules all lie in its MLP."""
-    inside = {name.split(".")[len(stack.split(".")) + 1] for name in names if name.startswith(f"{stack}.{index}.")}
-    if len(inside) != 1:
-        return None, None
-    mlp = layer.get_submodule(inside.pop())
-    attention = [
-        child for name, child in layer.named_children() if "attn" in name.split("_") or "attention" in name.split("_")
-    ]
-    attention = [child for child in attention if "norm" not in type(child).__name__.lower()]
-    if len(attention) != 1 or attention[0] is mlp or not list(mlp.children()):
-        return None, None
-    return attention[0], mlp
 
 
 def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:

@@ -22,7 +22,8 @@ import torch
 
 from editenv import generation as generation_module
 from editenv.data.edits import Edit
-from editenv.dynamics import EditableLM, Prompts
+from editenv.dynamics import EditableLM
+from editenv.prompts import Prompts
 from editenv.questions import LOCALITY, PROMPT, REPHRASE, Questions, batches_of, first_choices
 
 METRICS = ("efficacy", "generalization", "specificity")

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 
 from editenv.data.edits import Edit
-from editenv.dynamics import EditableLM, Prompts
+from editenv.dynamics import EditableLM
+from editenv.prompts import Prompts
 
 PROMPT, REPHRASE, LOCALITY = 0, 1, 2
 """Kinds of question."""

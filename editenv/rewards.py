@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass
 import torch
 
 from editenv.deltas import Delta, squared_norm
-from editenv.dynamics import EditableLM, Gradient, Prompts
+from editenv.dynamics import EditableLM, Gradient
+from editenv.prompts import Prompts
 from editenv.questions import LOCALITY, PROMPT, REPHRASE, Questions
 
 

@@ -1,6 +1,6 @@
 """Which modules are edited: the paper's presets, and a choice for any other model."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -88,3 +88,55 @@ def mlp_outputs(model: nn.Module) -> list[str]:
         if isinstance(module, nn.Linear | Conv1D) and parts[-1] in OUTPUTS and not inside_attention:
             found.append(name)
     return found
+
+
+def find_modules(model: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Module]:
+    """The linear modules whose dotted names end with one of the patterns, in the model's order.
+
+    Raises:
+        ValueError: If a pattern matches nothing.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    if isinstance(patterns, str):
+        raise ValueError(f"modules must be a list of patterns, not the single string {patterns!r}")
+    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+    found: dict[str, nn.Module] = {}
+    for pattern in patterns:
+        matches = {name: m for name, m in linear.items() if name == pattern or name.endswith(f".{pattern}")}
+        if not matches:
+            known = sorted({".".join(name.split(".")[-2:]) for name in linear})
+            raise ValueError(f"modules: no linear module's name ends with {pattern!r}; there are {', '.join(known)}")
+        found |= matches
+    if not found:
+        raise ValueError("modules: name at least one module to edit")
+    return {name: module for name, module in linear.items() if name in found}
+
+
+def layer_stack(model: nn.Module, names: Iterable[str]) -> str:
+    """Dotted name of the ModuleList in which all edited modules lie.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    stacks = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    for stack in sorted(stacks, key=len):
+        if all(name.startswith(f"{stack}.") for name in names):
+            return stack
+    raise ValueError(f"modules: {', '.join(names)} do not all lie in one stack of layers")
+
+
+def attention_and_mlp(
+    layer: nn.Module, names: Iterable[str], stack: str, index: int
+) -> tuple[nn.Module | None, nn.Module | None]:
+    """Attention and MLP of the first edited layer, if its edited modules all lie in its MLP."""
+    inside = {name.split(".")[len(stack.split(".")) + 1] for name in names if name.startswith(f"{stack}.{index}.")}
+    if len(inside) != 1:
+        return None, None
+    mlp = layer.get_submodule(inside.pop())
+    called_so = [c for name, c in layer.named_children() if {"attn", "attention"} & set(name.split("_"))]
+    # Norms and dropouts may be called after it.
+    attention = [c for c in called_so if "norm" not in type(c).__name__.lower() and list(c.parameters())]
+    if len(attention) != 1 or attention[0] is mlp or not list(mlp.children()):
+        return None, None
+    return attention[0], mlp

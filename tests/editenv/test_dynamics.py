@@ -14,7 +14,8 @@ from transformers import (
     Qwen2Config,
 )
 
-from editenv.dynamics import EditableLM, Prompts
+from editenv.dynamics import EditableLM
+from editenv.prompts import Prompts
 
 QUESTIONS = [
     ("The home of Ada is", "Rome"),

@@ -9,7 +9,8 @@ from plain import answer_logits, edited_weights, greedy, kl, nll, random_deltas,
 
 from editenv import metrics
 from editenv.data import Edit, Locality, atlas
-from editenv.dynamics import EditableLM, Prompts
+from editenv.dynamics import EditableLM
+from editenv.prompts import Prompts
 from editenv.questions import Questions, ask
 
 
