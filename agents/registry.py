@@ -16,6 +16,7 @@ from agents.fine_tune import FineTune, JointFineTune
 from agents.hypernetwork import PolicyConfig
 from agents.no_edit import NoEdit
 from agents.rledit import RLEdit, TrainConfig
+from agents.ultraedit import UltraEdit
 
 # Chosen on the validation split; docs/results/atlas.md says how. One budget for every trained row with one action per batch.
 PAPER = TrainConfig(
@@ -52,6 +53,7 @@ AGENTS: dict[str, tuple[str, Callable[[], Agent]]] = {
     "no-edit": ("nothing is done", NoEdit),
     "fine-tune": ("Adam on the edited modules, batch after batch", FineTune),
     "joint-fine-tune": ("the ceiling: all edits at once, to convergence", JointFineTune),
+    "ultraedit": ("RLEdit's regression with running normalisation in place of the network", UltraEdit),
     # The paper's form, one action per batch.
     "untrained": ("RLEdit's network as it is initialised", lambda: RLEdit(PAPER, train=False)),
     "rledit": ("RLEdit as the paper has it", lambda: RLEdit(PAPER)),

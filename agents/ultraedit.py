@@ -1,0 +1,80 @@
+"""UltraEdit (Gu et al. 2025, arXiv 2505.14679): editing by normalisation and least squares alone, without any training.
+
+Features ``z = [u; delta]`` of each token (input of the module, gradient at its output) are normalised with statistics that
+go on over the whole life of the model; the update solves the same ridge regression as MALMEN and RLEdit with
+``v = -eta (u . u~) delta~``. It is RLEdit without the network: what a trained policy has to beat.
+"""
+
+from typing import Any
+
+import torch
+
+from agents.base import Agent
+from agents.hypernetwork import Normalizer
+from editenv.deltas import ridge_regression
+from editenv.dynamics import Gradient
+from editenv.env import Action, LifelongEditEnv, Observation
+
+
+class UltraEdit(Agent):
+    """Training-free; needs nothing but the gradients.
+
+    The paper's learning rate and its unit ridge depend on a model's scale. Here both are relative to what has been seen:
+    ``step_size`` to a typical output of the module, ``ridge`` to a typical squared key.
+
+    Args:
+        step_size: eta.
+        ridge: lambda of ``(U U^T + lambda I)``.
+        actions_per_batch: K.
+    """
+
+    def __init__(self, step_size: float = 3.0, ridge: float = 0.03, actions_per_batch: int = 1) -> None:
+        self.step_size, self.ridge, self.actions_per_batch = step_size, ridge, actions_per_batch
+
+    def begin(self, env: LifelongEditEnv) -> None:
+        self._env = env
+        lm = env.language_model
+        self._normalizers = {name: Normalizer(sum(lm.shape(name))).to(lm.device) for name in lm.modules}
+        self._key_energy = dict.fromkeys(lm.modules, 0.0)
+        self._output_energy = dict.fromkeys(lm.modules, 0.0)
+        self._seen: dict[str, torch.Tensor] = {}
+
+    @torch.no_grad()
+    def act(self, observation: Observation, info: dict[str, Any]) -> Action:
+        gradients = self._env.gradients
+        if info["attempt"] == 0:
+            for name, gradient in gradients.items():
+                output = gradient.keys @ self._env.language_model.weight(name)
+                self._observe(name, gradient, float(output.square().sum()))
+        deltas = {}
+        for name, gradient in gradients.items():
+            keys, normalizer = gradient.keys, self._normalizers[name]
+            normal = normalizer(torch.cat([keys, gradient.value_grads], 1))
+            pseudo_keys, pseudo_grads = normal[:, : keys.shape[1]], normal[:, keys.shape[1] :]
+            key_length = (self._key_energy[name] / float(normalizer.count)) ** 0.5
+            output_length = (self._output_energy[name] / float(normalizer.count) / pseudo_grads.shape[1]) ** 0.5
+            gate = (keys * pseudo_keys).sum(1, keepdim=True) / (key_length * keys.shape[1] ** 0.5)
+            values = -self.step_size * output_length * gate * pseudo_grads
+            deltas[name] = ridge_regression(keys, values, self.ridge * key_length**2)
+        return deltas
+
+    def remember(self) -> dict[str, torch.Tensor]:
+        memory, self._seen = self._seen, {}
+        return memory
+
+    def recall(self, memory: dict[str, torch.Tensor]) -> None:
+        for name in self._normalizers:
+            gradient = Gradient(memory[f"{name}/keys"], memory[f"{name}/value_grads"])
+            self._observe(name, gradient, float(memory[f"{name}/energy"]))
+        self._seen = {}
+
+    def _observe(self, name: str, gradient: Gradient, output_energy: float) -> None:
+        self._normalizers[name].observe(torch.cat([gradient.keys, gradient.value_grads], 1))
+        self._key_energy[name] += float(gradient.keys.square().sum())
+        self._output_energy[name] += output_energy
+        energy = torch.tensor(output_energy, dtype=torch.float64)
+        self._seen |= {
+            f"{name}/keys": gradient.keys,
+            f"{name}/value_grads": gradient.value_grads,
+            f"{name}/energy": energy,
+        }
