@@ -11,7 +11,8 @@ import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -343,7 +344,11 @@ def _write(table: Path, source: str, name: str, options: FileOptions, records: I
     partial = table.with_suffix(f".{os.getpid()}.partial")
     report, parse = Report(source, name), None
     try:
-        with pa.OSFile(str(partial), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+        with (
+            pa.OSFile(str(partial), "wb") as file,
+            pa.ipc.new_stream(file, schema) as writer,
+            _progress(f"reading {source}") as tell,
+        ):
             rows: list[dict[str, Any]] = []
             for number, record in records:
                 report.records += 1
@@ -362,6 +367,7 @@ def _write(table: Path, source: str, name: str, options: FileOptions, records: I
                 if len(rows) == 1000:
                     writer.write_batch(pa.RecordBatch.from_pylist(rows, schema))
                     rows = []
+                    tell(number)
             if rows:
                 writer.write_batch(pa.RecordBatch.from_pylist(rows, schema))
         found = {"source": report.source, "format": report.format, "records": report.records}
@@ -371,6 +377,19 @@ def _write(table: Path, source: str, name: str, options: FileOptions, records: I
     finally:
         partial.unlink(missing_ok=True)
     return table
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[int], None]]:
+    """How many records have been read, on a terminal; the file's end is not known beforehand."""
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        bar = bars.add_task(what, total=None)
+        yield lambda number: bars.update(bar, description=f"{what}: {number:,} records")
 
 
 def _row(edit: Edit) -> dict[str, Any]:
