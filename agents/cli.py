@@ -15,6 +15,7 @@ from agents.editor import BadEditError, Guard, LifelongEditor, edits_digest
 from agents.registry import AGENTS
 from editenv.data.files import FileOptions, load_file_edits
 from editenv.models import EMBEDDED
+from editenv.models.modules import PRESETS, preset
 
 
 @dataclass
@@ -26,6 +27,7 @@ class Edit:
     bit. The model given is not changed.
 
     editenv edit --edits corrections.jsonl --output out
+
     editenv edit --model ./my-model --edits corrections.csv --method fine-tune --output out
     """
 
@@ -45,6 +47,8 @@ class Edit:
     """Edits in a batch; the last may be smaller."""
     modules: tuple[str, ...] = ()
     """Edited modules, as endings of dotted names; the model's default if none are given."""
+    preset: str | None = None
+    """Modules of the paper's Table 3, such as mistral-7b/zsre; `editenv models` lists them."""
     device: str = "cpu"
     """Torch device, or auto."""
     dtype: str = "float32"
@@ -124,6 +128,7 @@ class Inspect:
     model believes already, overlap with a training file, and the traps that published files are known for.
 
     editenv inspect corrections.csv
+
     editenv inspect counterfact-edit.json --train counterfact-train.json --json
     """
 
@@ -169,7 +174,7 @@ def edit(args: Edit) -> None:
             method=args.method,
             policy=args.policy,
             output=args.output,
-            modules=args.modules or None,
+            modules=args.modules or (preset(args.preset).modules if args.preset else None),
             training=args.training,
             edits=f"{edits_digest(edits)}/{args.edits_per_step}",
             guard=args.guard,
@@ -310,16 +315,12 @@ def methods(args: Methods) -> None:
 
 
 def models(args: Models) -> None:
-    from editenv.models.modules import PRESETS
-
     if args.json:
-        print(json.dumps({EMBEDDED: None, **{name: asdict(preset) for name, preset in PRESETS.items()}}))
+        print(json.dumps({EMBEDDED: None, **{name: asdict(row) for name, row in PRESETS.items()}}))
         return
     print(f"{EMBEDDED}: ships in the package, 12 M parameters, knows 21,546 facts\n\nPresets (RLEdit, Table 3):")
-    for name, preset in PRESETS.items():
-        print(
-            f"  {name:<24} rank {preset.rank}, locality {preset.locality}: {preset.modules[0]} ... {preset.modules[-1]}"
-        )
+    for name, row in PRESETS.items():
+        print(f"  {name:<24} rank {row.rank}, locality {row.locality}: {row.modules[0]} ... {row.modules[-1]}")
     print("\nAny other causal language model: a Hugging Face folder or hub id; --modules says what is edited.")
 
 

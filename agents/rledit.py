@@ -28,7 +28,7 @@ from editenv.data.files import FileOptions
 from editenv.deltas import LowRank, inner, squared_norm
 from editenv.dynamics import Gradient
 from editenv.env import Action, LifelongEditEnv, Observation
-from editenv.models.modules import PRESETS
+from editenv.models.modules import preset
 from editenv.rewards import RewardTerms
 
 
@@ -363,16 +363,14 @@ def with_preset(args: Args) -> Args:
     """The options that a preset sets, set.
 
     Raises:
-        SystemExit: If there is no such preset.
+        ValueError: If there is no such preset.
     """
     if args.preset is None:
         return args
-    if args.preset not in PRESETS:
-        raise SystemExit(f"unknown preset {args.preset!r}; there are {', '.join(PRESETS)}")
-    preset = PRESETS[args.preset]
-    policy = replace(args.train.policy, rank=preset.rank)
-    train = replace(args.train, locality=preset.locality, policy=policy)
-    return replace(args, train=train, modules=args.modules or preset.modules)
+    chosen = preset(args.preset)
+    policy = replace(args.train.policy, rank=chosen.rank)
+    train = replace(args.train, locality=chosen.locality, policy=policy)
+    return replace(args, train=train, modules=args.modules or chosen.modules)
 
 
 def main(args: Args) -> None:

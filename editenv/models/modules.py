@@ -30,6 +30,17 @@ class Preset:
     locality: float
 
 
+def preset(name: str) -> Preset:
+    """A preset by its name.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset {name!r}; there are {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
 def _layers(projection: str, first: int, last: int) -> tuple[str, ...]:
     return tuple(f"layers.{i}.mlp.{projection}_proj" for i in range(first, last + 1))
 
