@@ -38,7 +38,12 @@ PRECONDITIONED = replace(
     policy=PolicyConfig(step_size=2.5, ridge=0.1),
 )
 CLOSED_LOOP = replace(
-    PRECONDITIONED, actions_per_batch=4, trajectories=8, locality=4.0, policy=PolicyConfig(step_size=1.0, ridge=0.1)
+    PRECONDITIONED,
+    actions_per_batch=4,
+    trajectories=8,
+    locality=4.0,
+    covariance_texts=12_000,
+    policy=PolicyConfig(step_size=1.1, ridge=0.1),
 )
 
 DEMO = replace(PRECONDITIONED, trajectories=5)
