@@ -213,18 +213,18 @@ def whole_run(model, out, method, policy, training):
 def killed_and_resumed(context, arguments, out, kills, rng):
     """Runs until it ends by itself, and kills it so many times before; the number of batches at each kill."""
     progress = []
-    for _ in range(kills):
+    for kill in range(kills):
         process = context.Process(target=whole_run, args=arguments)
         process.start()
         journal = Path(out) / "journal.jsonl"
         before = journal.read_bytes().count(b"\n") if journal.exists() else 0
         limit = time.monotonic() + 60
-        # Let it come as far as the next line or so: kills spread over the whole run, not over its start.
-        while process.is_alive() and time.monotonic() < limit:
-            if journal.exists() and journal.read_bytes().count(b"\n") > before - (rng.random() < 0.7):
+        # The first kill falls into the start; the others wait for a new line, so that kills spread over the whole run.
+        while kill and process.is_alive() and time.monotonic() < limit:
+            if journal.exists() and journal.read_bytes().count(b"\n") > before:
                 break
-            time.sleep(0.005)
-        time.sleep(rng.random() * 0.12)
+            time.sleep(0.002)
+        time.sleep(rng.random() * 0.1)
         if process.is_alive():
             os.kill(process.pid, signal.SIGKILL)
         process.join()
