@@ -39,6 +39,7 @@ def run(
     agent: Agent,
     seed: int,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    beyond: bool = True,
 ) -> Record:
     """Prepares an agent, edits the suite's stream with it, and judges the result.
 
@@ -48,6 +49,7 @@ def run(
         agent: The agent.
         seed: Seeds the agent's training and the stream's order.
         progress: Called with what is going on, and how far it is.
+        beyond: Ask the probes of editenv/probes.py too; they take longer than all other judging.
     """
     training = LifelongEditEnv(**suite.environment(training=True), edits_per_step=suite.edits_per_step)
     progress("preparing", 0, suite.batches)
@@ -128,7 +130,7 @@ def run(
         failures=failures,
         probability=metrics.probability(lm, edits).percentages() if any(e.old_answer for e in edits) else None,
         drift=metrics.drift(lm, bystanders),
-        probes=ask_beyond(lm, edits[:PROBED_EDITS]) if suite.dataset == "atlas" else None,
+        probes=ask_beyond(lm, edits[:PROBED_EDITS]) if beyond and suite.dataset == "atlas" else None,
     )
 
 
