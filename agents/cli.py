@@ -185,7 +185,7 @@ def edit(args: Edit) -> None:
         )
         with editor:
             context = getattr(editor.lm.model.config.get_text_config(), "max_position_embeddings", None)
-            if context and editor.batches == 0:
+            if context:
                 edits = edits.check_lengths(editor.lm.tokenizer, context, options)
             if editor.batches:
                 console.print(f"going on after batch {editor.batches}")
