@@ -1,5 +1,6 @@
 """Files of edits: the published formats, your own, what is wrong with them, and how much memory they take."""
 
+import copy
 import csv
 import json
 import os
@@ -451,9 +452,9 @@ def mutated(rng):
             case 0:
                 place.pop(field, None)
             case 1:
-                place[field] = rng.choice(VALUES)
+                place[field] = copy.deepcopy(rng.choice(VALUES))
             case 2:
-                place[f"{field}2"] = place.pop(field, rng.choice(VALUES))
+                place[f"{field}2"] = place.pop(field, copy.deepcopy(rng.choice(VALUES)))
     line = json.dumps(record, ensure_ascii=rng.random() < 0.5).encode("utf-8", "surrogatepass")
     if rng.random() < 0.3:
         start = rng.randrange(len(line))
