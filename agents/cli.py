@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from agents.editor import BadEditError, Guard, LifelongEditor, edits_digest
 from agents.registry import AGENTS
+from editenv.data.atlas import facts
 from editenv.data.files import FileOptions, load_file_edits
 from editenv.models import EMBEDDED
 from editenv.models.modules import PRESETS, preset
@@ -53,7 +54,7 @@ class Edit:
     """Torch device, or auto."""
     dtype: str = "float32"
     """Type of the weights: float32, bfloat16 or float16. Edits add up in float32 in any case."""
-    bad_records: str = "error"
+    bad_records: Literal["error", "skip"] = "error"
     """error stops at a record that cannot be used, before anything is edited; skip leaves such records out."""
     guard: Guard = field(default_factory=Guard)
     """What one batch may do to the model before it is taken back."""
@@ -87,7 +88,7 @@ class Evaluate:
     """The model before the edits; specificity is agreement with it. Without one, MODEL is compared with itself."""
     device: str = "cpu"
     dtype: str = "float32"
-    bad_records: str = "error"
+    bad_records: Literal["error", "skip"] = "error"
     json: bool = False
     """Print one JSON object."""
 
@@ -163,7 +164,7 @@ def edit(args: Edit) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    options = FileOptions(bad_records=_bad_records(args.bad_records))
+    options = FileOptions(bad_records=args.bad_records)
     edits = load_file_edits(args.edits, "all", options)
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -223,7 +224,7 @@ def evaluate(args: Evaluate) -> None:
     from editenv.models.modules import mlp_outputs
     from editenv.questions import ask
 
-    edits = load_file_edits(args.edits, "all", FileOptions(bad_records=_bad_records(args.bad_records)))[:]
+    edits = load_file_edits(args.edits, "all", FileOptions(bad_records=args.bad_records))[:]
     model, tokenizer = load_model(args.model, args.device, args.dtype)
     modules = mlp_outputs(model)[-1:]
     lm = EditableLM(model, tokenizer, modules)
@@ -318,16 +319,10 @@ def models(args: Models) -> None:
     if args.json:
         print(json.dumps({EMBEDDED: None, **{name: asdict(row) for name, row in PRESETS.items()}}))
         return
-    print(f"{EMBEDDED}: ships in the package, 12 M parameters, knows 21,546 facts\n\nPresets (RLEdit, Table 3):")
+    print(f"{EMBEDDED}: ships in the package, knows {len(facts()):,} facts\n\nPresets (RLEdit, Table 3):")
     for name, row in PRESETS.items():
         print(f"  {name:<24} rank {row.rank}, locality {row.locality}: {row.modules[0]} ... {row.modules[-1]}")
     print("\nAny other causal language model: a Hugging Face folder or hub id; --modules says what is edited.")
-
-
-def _bad_records(text: str) -> Any:
-    if text not in ("error", "skip"):
-        raise ValueError(f"--bad-records must be error or skip, not {text!r}")
-    return text
 
 
 def _load_editable(model: str, dtype: str, modules: Sequence[str], output: Path) -> Any:

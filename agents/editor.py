@@ -192,21 +192,25 @@ class LifelongEditor:
         actions: list[dict[str, Delta]] = []
         reason, efficacy = None, None
         while len(actions) < self.agent.actions_per_batch:
+            action = self.agent.act(observation, info)
             try:
-                deltas = self.env.checked(self.agent.act(observation, info))
+                deltas = self.env.checked(action)
             except ValueError as error:
+                if "NaN or infinity" not in str(error):
+                    raise  # the method's fault, not this batch's
                 reason = str(error)
                 break
             actions.append(deltas)
             observation, _, _, _, info = self.env.step(deltas)
             efficacy = info["efficacy"]
         memory = self.agent.remember()
-        reason = reason or self._out_of_bounds(before)
+        perplexity = self._held_out()
+        reason = reason or self._out_of_bounds(before, perplexity)
         if reason is not None:
             self.lm.restore(before)
             actions, efficacy = [], None
         else:
-            self._perplexity = self._held_out()
+            self._perplexity = perplexity
         result = BatchResult(
             self.batches + 1, len(batch), reason is None, reason, efficacy, time.perf_counter() - started
         )
@@ -295,7 +299,7 @@ class LifelongEditor:
         lengths = self._texts.lengths
         return float((-(metrics.mean_log_probs(self.lm, self._texts) * lengths).sum() / lengths.sum()).exp())
 
-    def _out_of_bounds(self, before: Mapping[str, torch.Tensor]) -> str | None:
+    def _out_of_bounds(self, before: Mapping[str, torch.Tensor], perplexity: float) -> str | None:
         """What a batch broke, if anything."""
         for name, weight in self.lm.snapshot().items():
             norm, old = float(weight.norm()), float(before[name].norm())
@@ -303,10 +307,9 @@ class LifelongEditor:
                 return f"module {name} is no longer finite"
             if norm > self.guard.max_weight_norm * old:
                 return f"module {name}: its norm went from {old:.4g} to {norm:.4g}, over {self.guard.max_weight_norm:g} times"
-        after = self._held_out()
-        if not after <= self.guard.max_perplexity * self._perplexity:
-            bound = self.guard.max_perplexity
-            return f"perplexity of held-out text went from {self._perplexity:.4g} to {after:.4g}, over {bound:g} times"
+        if not perplexity <= self.guard.max_perplexity * self._perplexity:
+            told = f"from {self._perplexity:.4g} to {perplexity:.4g}, over {self.guard.max_perplexity:g} times"
+            return f"perplexity of held-out text went {told}"
         return None
 
 

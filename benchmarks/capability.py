@@ -12,7 +12,6 @@ import copy
 import json
 import logging
 import math
-import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from agents.base import Agent
 from agents.no_edit import no_change
 from agents.registry import make_agent
 from benchmarks.progress import console_progress
+from benchmarks.records import append
 from editenv.data.files import FileOptions
 from editenv.dynamics import EditableLM
 from editenv.env import LifelongEditEnv
@@ -251,18 +251,6 @@ def read(path: Path) -> list[Capability]:
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{path}, line {number} is not a capability record: {error}") from error
     return records
-
-
-def append(path: Path, record: Capability) -> None:
-    """Adds a record; the file is replaced whole, so that a kill leaves the old one or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    old = path.read_text(encoding="utf-8") if path.exists() else ""
-    partial = path.with_suffix(".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(old + json.dumps(asdict(record)) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 # -- the run ------------------------------------------------------------------------------------------------------

@@ -133,8 +133,8 @@ def read(path: Path) -> list[Record]:
     return records
 
 
-def append(path: Path, record: Record) -> None:
-    """Adds a record; the file is replaced whole, so that a kill leaves the old one or the new one."""
+def append(path: Path, record: Any) -> None:
+    """Adds a record (a dataclass); the file is replaced whole, so that a kill leaves the old one or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     old = path.read_text(encoding="utf-8") if path.exists() else ""
     if old and not old.endswith("\n"):

@@ -1,13 +1,12 @@
 """Deltas as safetensors files, which can be added to a base model and taken away again."""
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from editenv.deltas import Delta, LowRank
@@ -84,7 +83,7 @@ def read_delta_file(path: Path) -> tuple[list[dict[str, Delta]], dict[str, str]]
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dictionary
-    except Exception as error:
+    except SafetensorError as error:
         raise ValueError(f"{path} is not a safetensors file: {error}") from error
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path} is not a file of deltas: its format is {metadata.get('format')!r}, not {FORMAT!r}")
@@ -137,8 +136,3 @@ def revert_file(lm: EditableLM, path: Path) -> bool:
     for deltas in reversed(actions):
         lm.apply({n: LowRank(-d.left, d.right) if isinstance(d, LowRank) else -d for n, d in deltas.items()})
     return fingerprint(lm) == metadata["before"]
-
-
-def summary(path: Path) -> str:
-    """A file's metadata as one JSON object."""
-    return json.dumps(read_delta_file(path)[1])

@@ -44,7 +44,7 @@ def read_records(path: Path) -> Iterator[tuple[int, "dict[str, Any] | BadRecordE
         raise ValueError(f"{path} is a folder, not a file of records")
     # utf-8-sig takes a byte order mark away.
     with path.open(
-        encoding="utf-8-sig", errors="surrogateescape", newline="" if path.suffix == ".csv" else None
+        encoding="utf-8-sig", errors="surrogateescape", newline="" if path.suffix.lower() == ".csv" else None
     ) as file:
         if path.suffix.lower() == ".csv":
             found = _csv(file, path.name)
