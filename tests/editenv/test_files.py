@@ -221,6 +221,7 @@ def test_csv(write):
         (b'{"prompt": "a", "target": "b"}\n{"prompt": "A ", "target": "B"}', "record 2, field 'prompt': repeats record 1"),
         (b'{"prompt": "a", "target": "b"}\n{"prompt": "a", "target": "c"}', "record 2, field 'target': contradicts record 1"),
         (b'{"prompt": "a", "target": "b", "locality": [{"prompt": "p"}]}', "record 1, field 'locality.answer': is missing"),
+        (b'{"src": "a", "rephrase": "b", "alt": [], "loc": "c", "loc_ans": "d"}', "record 1, field 'alt': is empty"),
         (b"[" * 100_000, "record 1: is not JSON"),
     ],
 )  # fmt: skip
