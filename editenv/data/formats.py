@@ -84,7 +84,10 @@ def _shown(value: Any) -> str:
 
 def _zsre(record: Fields, nq_prefix: str) -> dict[str, Any]:
     source = next((field for field in ("alt", "ans", "answers") if record.has(field)), "alt")
-    target = record.texts(source)[0]
+    targets = record.texts(source)
+    if not targets:
+        raise record.bad(source, "is empty")
+    target = targets[0]
     answers = record.texts("answers") if record.has("answers") else ()
     question = record.text("loc")
     if nq_prefix == "strip":
