@@ -14,16 +14,17 @@ import json
 import os
 import random
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from agents.base import Agent, Progress
+from agents.covariance import covariance_of
 from agents.hypernetwork import Policy, PolicyConfig, load_policy, save_policy
-from agents.preconditioner import Preconditioner, key_covariance, sample_text, training_edits
+from agents.preconditioner import Preconditioner, inverse_covariance
 from editenv.data.files import FileOptions
 from editenv.deltas import LowRank, inner, squared_norm
 from editenv.dynamics import Gradient
@@ -83,13 +84,19 @@ class TrainConfig:
 
 
 @dataclass(slots=True)
-class _Step:
-    """What one step of a trajectory leaves behind for the sweep back."""
+class Step:
+    """One step of a trajectory: what was observed (with ``P U^T`` where there is a preconditioner), and its reward."""
 
     gradients: dict[str, Gradient]
     projected: dict[str, torch.Tensor] | None
-    weight_gradients: dict[str, torch.Tensor]
     terms: RewardTerms
+
+
+@dataclass(slots=True)
+class DifferentiableStep(Step):
+    """With what the sweep back needs: the gradient of minus the reward with respect to each weight, ``(d_in, d_out)``."""
+
+    weight_gradients: dict[str, torch.Tensor]
 
 
 class RLEdit(Agent):
@@ -100,6 +107,7 @@ class RLEdit(Agent):
         policy: Folder of a policy trained before; without one, :meth:`prepare` trains.
         train: False leaves the network as it is initialised: the control every comparison needs.
         actions_per_batch: K at edit time; the training's by default.
+        algorithm: What trains the network.
     """
 
     def __init__(
@@ -108,7 +116,9 @@ class RLEdit(Agent):
         policy: str | Path | None = None,
         train: bool = True,
         actions_per_batch: int | None = None,
+        algorithm: "type[Trainer] | None" = None,
     ) -> None:
+        self.algorithm = algorithm or Trainer
         self.folder = Path(policy) if policy is not None else None
         self.train = train
         self.config = config or TrainConfig()
@@ -123,10 +133,11 @@ class RLEdit(Agent):
         lm = env.language_model
         lm.restore()
         if self.config.preconditioner:
-            self._preconditioner = make_preconditioner(env, self.config)
+            self._preconditioner = make_preconditioner(env, self.config, self.text)
         if self.folder is None and not self._load_kept(env, seed):
             started = time.perf_counter()
-            trainer = Trainer(training_environment(env, self.config), self.config, seed, self._preconditioner)
+            training = training_environment(env, self.config)
+            trainer = self.algorithm(training, self.config, seed, self._preconditioner)
             total = self.config.trajectories if self.train else 0
             trainer.run(total, lambda log: progress(describe(log), trainer.trajectory, total))
             self.policy = trainer.policy
@@ -143,6 +154,7 @@ class RLEdit(Agent):
     def _identity(self, env: LifelongEditEnv, seed: int) -> dict[str, object]:
         """What a kept policy must agree on to be taken."""
         made_of = {"trained": self.train, "train": asdict(self.config), "seed": seed, "model": env.model_arguments}
+        made_of["algorithm"] = self.algorithm.title
         return json.loads(json.dumps(made_of))
 
     def _load_kept(self, env: LifelongEditEnv, seed: int) -> bool:
@@ -182,10 +194,11 @@ class RLEdit(Agent):
             self._preconditioner.absorb(gradients, dict.fromkeys(gradients, self.config.absorb_noise), projected)
 
 
-def make_preconditioner(env: LifelongEditEnv, config: TrainConfig) -> Preconditioner:
-    """From text of the training split."""
-    covariance = key_covariance(env.language_model, sample_text(training_edits(env), config.covariance_texts))
-    return Preconditioner(covariance, config.epsilon, config.recursive)
+def make_preconditioner(env: LifelongEditEnv, config: TrainConfig, text: str | None = None) -> Preconditioner:
+    """From a text, as :func:`agents.covariance.covariance_of` takes it; of the training split by default."""
+    covariance = covariance_of(env, text, config.covariance_texts)
+    start = {name: inverse_covariance(matrix, config.epsilon) for name, matrix in covariance.items()}
+    return Preconditioner(start, config.recursive)
 
 
 def project(preconditioner: Preconditioner | None, gradients: dict[str, Gradient]) -> dict[str, torch.Tensor] | None:
@@ -212,6 +225,8 @@ def training_environment(env: LifelongEditEnv, config: TrainConfig) -> LifelongE
 
 class Trainer:
     """Algorithm 1: trajectories, rewards, one policy gradient step for each trajectory."""
+
+    title = "RLEdit"
 
     def __init__(
         self, env: LifelongEditEnv, config: TrainConfig, seed: int, preconditioner: Preconditioner | None
@@ -248,27 +263,45 @@ class Trainer:
             after_each(self.train_one())
 
     def train_one(self) -> dict[str, float]:
-        """One trajectory and one optimiser step; the mean reward terms along it."""
+        """One trajectory and what is learned from it; the mean reward terms along it."""
         started = time.monotonic()
-        steps = self.roll_out()
-        self.optimizer.zero_grad()
-        self.sweep_back(steps)
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.gradient_clip)
-        self.optimizer.step()
+        steps, norm = self.learn()
         for step in steps:
             self.policy.observe(step.gradients)
         self.trajectory += 1
         log = {key: sum(step.terms.as_dict()[key] for step in steps) / len(steps) for key in steps[0].terms.as_dict()}
-        return log | {"gradient_norm": float(norm), "seconds": time.monotonic() - started}
+        return log | {"gradient_norm": norm, "seconds": time.monotonic() - started}
 
-    def roll_out(self) -> list[_Step]:
-        """The frozen policy edits one stream; keeps what each reward says about the weights."""
+    @property
+    def stream_seed(self) -> int:
+        """Of the current trajectory's stream."""
+        return self.seed * 100_003 + self.trajectory
+
+    @property
+    def steps_per_update(self) -> int:
+        """Environment steps that one :meth:`train_one` takes."""
+        return self.config.horizon * self.config.actions_per_batch
+
+    def learn(self) -> tuple[Sequence[Step], float]:
+        """The steps of a whole trajectory, then one optimiser step; its gradient's norm."""
+        steps = list(self.roll_out())
+        self.optimizer.zero_grad()
+        self.sweep_back(steps)
+        return steps, self.ascend()
+
+    def ascend(self) -> float:
+        """An optimiser step along the gradient at hand, which is clipped; its norm before that."""
+        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.gradient_clip)
+        self.optimizer.step()
+        return float(norm)
+
+    def roll_out(self) -> Iterator[DifferentiableStep]:
+        """The policy edits one stream; each step comes with what its reward says about the weights."""
         config, env, lm = self.config, self.env, self.lm
         rng = random.Random(f"{self.seed}/{self.trajectory}")
-        env.reset(seed=self.seed * 100_003 + self.trajectory)
+        env.reset(seed=self.stream_seed)
         if self.preconditioner is not None:
             self.preconditioner.reset()
-        steps: list[_Step] = []
         for _ in range(config.horizon):
             for attempt in range(config.actions_per_batch):
                 gradients = env.gradients
@@ -281,14 +314,13 @@ class Trainer:
                     self.preconditioner.absorb(gradients, dict.fromkeys(gradients, config.absorb_noise), projected)
                 terms, weight_gradients = env.transition(deltas, lags)
                 dense = {name: gradient.dense() for name, gradient in weight_gradients.items()}
-                steps.append(_Step(gradients, projected, dense, terms))
+                yield DifferentiableStep(gradients, projected, terms, dense)
             if config.environment == "fixed":
                 lm.restore()
                 env.reward.past = []
                 env.refresh()
-        return steps
 
-    def sweep_back(self, steps: Sequence[_Step]) -> None:
+    def sweep_back(self, steps: Sequence[DifferentiableStep]) -> None:
         """dR/dphi = sum_i <S_i, dD_i/dphi> with S_i = sum_{t>=i} gamma^t dr_t/dtheta_t; observations are constants."""
         config = self.config
         later: dict[str, torch.Tensor] = {}
@@ -330,7 +362,9 @@ def sample_lags(past: int, samples: int | None, rng: random.Random) -> list[int]
 
 
 def config_from_json(record: Any) -> TrainConfig:
-    record = dict(record)
+    """What every algorithm on this network shares; options of a single one are left out."""
+    names = {field.name for field in fields(TrainConfig)}
+    record = {name: value for name, value in record.items() if name in names}
     record["policy"] = PolicyConfig(**record["policy"])
     return TrainConfig(**record)
 
@@ -373,7 +407,8 @@ def with_preset(args: Args) -> Args:
     return replace(args, train=train, modules=args.modules or chosen.modules)
 
 
-def main(args: Args) -> None:
+def main(args: Args, algorithm: type[Trainer] = Trainer) -> None:
+    """Trains with this algorithm, or goes on where its checkpoint stands."""
     args = with_preset(args)
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
     from torch.utils.tensorboard import SummaryWriter
@@ -389,8 +424,9 @@ def main(args: Args) -> None:
         dataset_options=None if args.dataset == "atlas" else asdict(args.dataset_options),
     )
     preconditioner = make_preconditioner(env, args.train) if args.train.preconditioner else None
-    trainer = Trainer(training_environment(env, args.train), args.train, args.seed, preconditioner)
+    trainer = algorithm(training_environment(env, args.train), args.train, args.seed, preconditioner)
     options = {k: v for k, v in asdict(args).items() if k not in ("output", "device", "checkpoint_every")}
+    options["algorithm"] = algorithm.title
     identity = hashlib.sha256(json.dumps(options, sort_keys=True, default=str).encode()).hexdigest()
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location=args.device, weights_only=True)
@@ -404,12 +440,12 @@ def main(args: Args) -> None:
     writer = SummaryWriter(str(args.output / "tensorboard"), purge_step=trainer.trajectory)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress:
-        bar = progress.add_task("RLEdit", total=args.train.trajectories, completed=trainer.trajectory)
+        bar = progress.add_task(algorithm.title, total=args.train.trajectories, completed=trainer.trajectory)
 
         def after_each(log: dict[str, float]) -> None:
             for key, value in log.items():
                 writer.add_scalar(f"train/{key}", value, trainer.trajectory)
-            progress.update(bar, completed=trainer.trajectory, description=f"RLEdit {describe(log)}")
+            progress.update(bar, completed=trainer.trajectory, description=f"{algorithm.title} {describe(log)}")
             if trainer.trajectory % args.checkpoint_every == 0:
                 partial = checkpoint.with_suffix(".partial")
                 torch.save({"identity": identity, "trainer": trainer.state()}, partial)

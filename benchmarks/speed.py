@@ -71,7 +71,7 @@ def fast_trajectory(batches: int) -> dict[str, Any]:
     trainer = _trainer(batches)
     before = peak_memory_bytes(torch.device("cpu"))
     started = time.perf_counter()
-    steps = trainer.roll_out()
+    steps = list(trainer.roll_out())
     trainer.sweep_back(steps)
     seconds = time.perf_counter() - started
     losses = [-step.terms.reward for step in steps]

@@ -163,13 +163,14 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
 
         Args:
             seed: Seeds the stream's order (and the redrawn targets).
-            options: ``{"shuffle": False}`` keeps the data set's own order.
+            options: ``{"shuffle": False}`` keeps the data set's own order. ``{"keep_encodings": True}`` keeps what the frozen
+                layers made of prompts in earlier episodes: the same stream again costs a fraction; last bits may differ.
         """
         super().reset(seed=seed)
         options = options or {}
-        unknown = set(options) - {"shuffle"}
+        unknown = set(options) - {"shuffle", "keep_encodings"}
         if unknown:
-            raise ValueError(f"reset: unknown options {sorted(unknown)}; known is 'shuffle'")
+            raise ValueError(f"reset: unknown options {sorted(unknown)}; known are 'shuffle' and 'keep_encodings'")
         if self._redraw:
             self._edits = load_edits(str(self.dataset), self.split, int(self.np_random.integers(1, 2**31)))
         shuffle = options.get("shuffle", True)
@@ -179,7 +180,8 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
             length = min(length, self.horizon * self.edits_per_step)
         self.stream = Stream(self._edits, order[:length])
         self.language_model.restore()
-        self.language_model.forget()
+        if not options.get("keep_encodings", False):
+            self.language_model.forget()
         self.batches_done, self.attempt, self._over = 0, 0, False
         self.reward = rewards.Reward(self.language_model, self.reward_config)
         self.history = rendering.History()

@@ -1,0 +1,34 @@
+"""Online RLEdit: an optimiser step after every reward, which the paper considers and rejects (Li et al. 2025, section 3.2).
+
+    python -m agents.online --output runs/online                 # trains on the embedded model
+
+The same network, rewards and streams as RLEdit. Each delta answers for its own reward alone, because the later ones are not
+known yet, and the next delta of the same trajectory comes from the policy just changed. Resumes like RLEdit.
+"""
+
+from collections.abc import Sequence
+
+from agents import rledit
+from agents.rledit import Args, Step, Trainer
+
+
+class Online(Trainer):
+    """Trajectories in which the policy changes at each step."""
+
+    title = "online RLEdit"
+
+    def learn(self) -> tuple[Sequence[Step], float]:
+        """Acts, is rewarded and takes an optimiser step, all along a trajectory; the gradients' mean norm."""
+        steps, norms = [], []
+        for step in self.roll_out():
+            self.optimizer.zero_grad()
+            self.sweep_back([step])
+            norms.append(self.ascend())
+            steps.append(step)
+        return steps, sum(norms) / len(norms)
+
+
+if __name__ == "__main__":
+    import tyro
+
+    rledit.main(tyro.cli(Args, description=__doc__), Online)
