@@ -26,6 +26,12 @@ class Agent(ABC):
     learns: bool = False
     """Whether :meth:`prepare` needs edits to learn from or to take statistics of."""
 
+    text: str | None = None
+    """Text to take statistics of, as :func:`agents.covariance.covariance_of` takes it; the training edits' by default."""
+
+    modules: tuple[str, ...] | None = None
+    """Modules the agent wants to edit, as endings of dotted names; None takes the environment's."""
+
     workspace: Path | None = None
     """Folder in which :meth:`prepare` may keep what it made, for the next suite with the same agent and seed."""
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from agents.base import Agent, Progress
-from agents.preconditioner import key_covariance, sample_text, training_edits
+from agents.covariance import key_covariance, sample_text, training_edits
 from editenv.env import Action, LifelongEditEnv, Observation
 from editenv.prompts import Prompts
 from editenv.questions import PROMPT, Questions, ask

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from agents.base import Agent
 from agents.no_edit import no_change
-from agents.preconditioner import sample_text, training_edits
+from agents.covariance import sample_text, training_edits
 from benchmarks.records import Record, versions
 from benchmarks.suites import Suite
 from editenv import metrics

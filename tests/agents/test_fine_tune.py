@@ -4,7 +4,7 @@ from plain import edited_weights, mean, nll
 
 from agents.fine_tune import FineTune, JointFineTune
 from agents.no_edit import NoEdit
-from agents.preconditioner import key_covariance, sample_text
+from agents.covariance import key_covariance, sample_text
 from editenv.data import load_edits
 from editenv.deltas import dense
 

@@ -10,7 +10,8 @@ import torch
 from plain import batch_loss, edited_weights
 
 from agents.hypernetwork import PolicyConfig, save_policy
-from agents.preconditioner import Preconditioner, key_covariance
+from agents.covariance import key_covariance
+from agents.preconditioner import Preconditioner, inverse_covariance
 from agents.rledit import RLEdit, TrainConfig, Trainer, config_from_json, sample_lags, training_environment
 from editenv.deltas import LowRank
 
@@ -35,7 +36,9 @@ def make_trainer(make_env, config=CONFIG, seed=0, modules=(LAST,), preconditione
     env = training_environment(make_env(modules=list(modules)), config)
     preconditioner = None
     if preconditioned:
-        preconditioner = Preconditioner(key_covariance(env.language_model, TEXTS), config.epsilon, config.recursive)
+        covariance = key_covariance(env.language_model, TEXTS)
+        start = {name: inverse_covariance(matrix, config.epsilon) for name, matrix in covariance.items()}
+        preconditioner = Preconditioner(start, config.recursive)
     trainer = Trainer(env, config, seed, preconditioner)
     if moved:
         torch.manual_seed(1)

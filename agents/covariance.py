@@ -1,0 +1,297 @@
+"""The key covariance of ordinary text, ``C = E[u u^T]`` of each edited module's inputs at theta_0.
+
+    python -m agents.covariance --text wiki.txt --model ./my-model --output stats
+    editenv edit --model ./my-model --edits corrections.jsonl --method memit --text stats --output out
+
+ROME (Meng et al. 2022, section 3.1), MEMIT (Meng et al. 2023, eq. 15) and AlphaEdit (Fang et al. 2025, section 3.1) take it over
+100,000 samples of Wikipedia. The text is read as a stream, sums are saved now and then, and the same command goes on where it
+was stopped.
+"""
+
+import hashlib
+import json
+import os
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load, save_file
+
+from editenv.data import Edit, load_edits
+from editenv.delta_files import fingerprint
+from editenv.dynamics import EditableLM
+from editenv.env import LifelongEditEnv
+from editenv.models import EMBEDDED, load_model
+from editenv.models.modules import default_modules
+
+RECORD = "covariance.json"
+
+
+class KeyStatistics:
+    """Sums of ``u u^T`` over the tokens seen so far, BOS left out.
+
+    Attributes:
+        sums: For each edited module ``(d_in, d_in)``, float32.
+        tokens: How many tokens they are over.
+        texts: How many texts.
+    """
+
+    def __init__(self, lm: EditableLM) -> None:
+        self.sums = {name: torch.zeros(lm.shape(name)[0], lm.shape(name)[0], device=lm.device) for name in lm.modules}
+        self.tokens = 0
+        self.texts = 0
+
+    @torch.no_grad()
+    def add(self, lm: EditableLM, texts: Sequence[str], batch_size: int = 128) -> None:
+        """Takes in texts, those of like length together; each is cut to the model's context."""
+        keys: dict[str, torch.Tensor] = {}
+
+        def tap(name: str) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], None]:
+            def hook(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+                keys[name] = args[0]
+
+            return hook
+
+        context = getattr(lm.model.config.get_text_config(), "max_position_embeddings", None)
+        handles = [module.register_forward_pre_hook(tap(name)) for name, module in lm.modules.items()]
+        try:
+            with lm.at_initial_weights():
+                encoded = sorted((row[:context] for row in lm.tokenizer(list(texts))["input_ids"]), key=len)
+                for start in range(0, len(encoded), batch_size):
+                    rows = encoded[start : start + batch_size]
+                    width = max(map(len, rows))
+                    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=lm.device)
+                    ends = torch.tensor([[len(row)] for row in rows], device=lm.device)
+                    real = torch.arange(width, device=lm.device) < ends
+                    real &= ids != (lm.tokenizer.bos_token_id if lm.tokenizer.bos_token_id is not None else -1)
+                    lm.model.get_decoder()(input_ids=ids, use_cache=False)
+                    for name, key in keys.items():
+                        picked = key[real].float()
+                        self.sums[name].addmm_(picked.T, picked)
+                    self.tokens += int(real.sum())
+        finally:
+            for handle in handles:
+                handle.remove()
+        self.texts += len(texts)
+
+    def covariance(self) -> dict[str, torch.Tensor]:
+        """The mean of ``u u^T`` over all tokens."""
+        return {name: matrix / self.tokens for name, matrix in self.sums.items()}
+
+
+def key_covariance(lm: EditableLM, texts: Sequence[str], batch_size: int = 128) -> dict[str, torch.Tensor]:
+    """Second moment of each edited module's inputs at theta_0 over every token but BOS: ``(d_in, d_in)``."""
+    statistics = KeyStatistics(lm)
+    statistics.add(lm, texts, batch_size)
+    return statistics.covariance()
+
+
+def effective_dimension(covariance: torch.Tensor) -> float:
+    """Participation ratio of the spectrum, ``tr(C)^2 / tr(C^2)``: how many directions the keys really use."""
+    return float(covariance.trace() ** 2 / covariance.square().sum())
+
+
+# -- text ---------------------------------------------------------------------------------------------------------------
+
+
+def training_edits(env: LifelongEditEnv) -> Sequence[Edit]:
+    """The training split of an environment's data set, as it is published."""
+    arguments = env.model_arguments
+    return load_edits(arguments["dataset"], "train", options=arguments.get("dataset_options"))
+
+
+def sample_text(edits: Sequence[Edit], count: int = 3000) -> list[str]:
+    """Sentences that the model is taken to believe, made from edits; the same ones at every call."""
+    texts: list[str] = []
+    for edit in edits:
+        texts += [f"{text} {edit.old_answer or ''}".rstrip() for text in (edit.prompt, *edit.rephrases)]
+        texts += [f"{item.prompt} {item.answer}" for item in edit.locality]
+    return random.Random(0).sample(texts, min(count, len(texts)))
+
+
+def read_texts(source: str) -> Iterator[str]:
+    """Texts of a file (``.txt``: one a line; ``.jsonl``: the field ``text``) or of a hub data set, one at a time.
+
+    Raises:
+        ValueError: If a line is not such a record.
+        FileNotFoundError: If ``source`` looks like a file that is not there.
+    """
+    path = Path(source)
+    if path.suffix in (".txt", ".jsonl"):
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield line.strip() if path.suffix == ".txt" else _text_of(line, path, number)
+        return
+    if path.exists():
+        raise ValueError(
+            f"{source}: text is read from .txt (a text a line) or .jsonl (a field 'text'), or from a hub data set"
+        )
+    from datasets import load_dataset
+
+    for record in load_dataset(source, split="train", streaming=True):
+        if record["text"].strip():
+            yield record["text"].strip()
+
+
+def _text_of(line: str, path: Path, number: int) -> str:
+    try:
+        text = json.loads(line)["text"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}, line {number}: is not a JSON object with a field 'text' ({error})") from None
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"{path}, line {number}, field 'text': must be text that is not blank")
+    return text.strip()
+
+
+# -- on disk ------------------------------------------------------------------------------------------------------------
+
+
+def collect(
+    lm: EditableLM,
+    source: str,
+    folder: Path,
+    samples: int,
+    progress: Callable[[int], None] = lambda texts: None,
+    portion: int = 512,
+) -> KeyStatistics:
+    """Statistics over the first so many texts of a source, kept in a folder; goes on with what is there.
+
+    Args:
+        lm: The model; its state at theta_0 is what counts.
+        source: As :func:`read_texts` takes it.
+        folder: Holds covariance.json and the sums it names.
+        samples: Texts.
+        progress: Told how many texts are done.
+        portion: Texts between two saves.
+
+    Raises:
+        ValueError: If the folder's statistics are of another model, other modules or another source.
+    """
+    statistics = KeyStatistics(lm)
+    about = {"modules": list(lm.modules), "model": theta_0(lm), "source": source}
+    if (folder / RECORD).exists():
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        for name, value in about.items():
+            if record[name] != value:
+                raise ValueError(f"{folder / RECORD}: {name} is {record[name]!r}, not {value!r}; choose another folder")
+        _load_sums(statistics, folder, record)
+    texts = islice(read_texts(source), statistics.texts, samples)
+    while batch := list(islice(texts, portion)):
+        statistics.add(lm, batch)
+        _save(statistics, folder, about)
+        progress(statistics.texts)
+    if not statistics.tokens:
+        raise ValueError(f"{source}: has no text")
+    return statistics
+
+
+def load_covariance(lm: EditableLM, folder: Path) -> dict[str, torch.Tensor]:
+    """What :func:`collect` has kept, checked against the model.
+
+    Raises:
+        ValueError: If it is of another model, or lacks a module.
+        FileNotFoundError: If there is nothing in the folder.
+    """
+    if not (folder / RECORD).exists():
+        raise FileNotFoundError(f"{folder} holds no {RECORD}; make it with python -m agents.covariance")
+    record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    if record["model"] != theta_0(lm):
+        raise ValueError(f"{folder / RECORD} was made for other weights or other edited modules than these")
+    statistics = KeyStatistics(lm)
+    _load_sums(statistics, folder, record)
+    return statistics.covariance()
+
+
+def covariance_of(env: LifelongEditEnv, text: str | None, samples: int) -> dict[str, torch.Tensor]:
+    """C for an agent.
+
+    Args:
+        env: Whose model, and whose training split if no text is named.
+        text: A folder of :func:`collect`, or what :func:`read_texts` takes, or None for sentences of the training split.
+        samples: Texts, at most.
+    """
+    lm = env.language_model
+    if text is None:
+        return key_covariance(lm, sample_text(training_edits(env), samples))
+    if Path(text).is_dir():
+        return load_covariance(lm, Path(text))
+    statistics = KeyStatistics(lm)
+    statistics.add(lm, list(islice(read_texts(text), samples)))
+    return statistics.covariance()
+
+
+def theta_0(lm: EditableLM) -> str:
+    """Fingerprint of the edited modules before any edit."""
+    with lm.at_initial_weights():
+        return fingerprint(lm)
+
+
+def _load_sums(statistics: KeyStatistics, folder: Path, record: dict[str, Any]) -> None:
+    path = folder / record["file"]
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != record["sha256"]:
+        raise ValueError(f"{path} is not the file that {RECORD} describes; remove {folder} and start again")
+    sums = load(content)
+    for name, total in statistics.sums.items():
+        total.copy_(sums[name])
+    statistics.tokens, statistics.texts = record["tokens"], record["texts"]
+
+
+def _save(statistics: KeyStatistics, folder: Path, about: dict[str, Any]) -> None:
+    """New sums get a file of their own and the record is replaced last: a kill leaves the old pair or the new one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sums = folder / f"covariance-{statistics.texts}.safetensors"
+    save_file({name: total.cpu() for name, total in statistics.sums.items()}, sums)
+    digest = hashlib.sha256(sums.read_bytes()).hexdigest()
+    counts = {"texts": statistics.texts, "tokens": statistics.tokens}
+    partial = folder / (RECORD + ".partial")
+    partial.write_text(json.dumps(about | counts | {"file": sums.name, "sha256": digest}, indent=2) + "\n", "utf-8")
+    os.replace(partial, folder / RECORD)
+    for old in set(folder.glob("covariance-*.safetensors")) - {sums}:
+        old.unlink()
+
+
+@dataclass
+class Args:
+    text: str
+    """A .txt file (a text a line), a .jsonl file (field 'text'), or a hub data set with a column 'text'."""
+    output: Path
+    """Folder for the statistics; an interrupted run's is gone on with."""
+    model: str = EMBEDDED
+    """Embedded model, Hugging Face folder or hub id."""
+    modules: tuple[str, ...] = ()
+    """Edited modules, as endings of dotted names; the model's default if none are given."""
+    samples: int = 100_000
+    """Texts; ROME, MEMIT and AlphaEdit take 100,000."""
+    device: str = "cpu"
+    """Torch device."""
+    dtype: str = "float32"
+    """Type of the weights; sums are float32."""
+
+
+def main(args: Args) -> None:
+    from rich.progress import Progress
+
+    base, tokenizer = load_model(args.model, args.device, args.dtype)
+    lm = EditableLM(base, tokenizer, args.modules or default_modules(base, args.model))
+    try:
+        with Progress(transient=True) as bars:
+            bar = bars.add_task("texts", total=args.samples)
+            found = collect(lm, args.text, args.output, args.samples, lambda n: bars.update(bar, completed=n))
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(f"covariance: {error}") from None
+    for name, matrix in found.covariance().items():
+        print(
+            f"{name}: {found.tokens:,} tokens of {found.texts:,} texts, effective dimension {effective_dimension(matrix):.1f}"
+        )
+
+
+if __name__ == "__main__":
+    import tyro
+
+    main(tyro.cli(Args, description=__doc__))

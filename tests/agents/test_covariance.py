@@ -1,0 +1,157 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from tokenizers import Tokenizer, processors
+from transformers import PreTrainedTokenizerFast
+
+from agents.covariance import collect, effective_dimension, key_covariance, load_covariance, read_texts, sample_text
+from editenv.data import load_edits
+from editenv.dynamics import EditableLM
+
+TEXTS = ["Ada is in Rome", "Tea", "So, people find the Long River in Ecuador and in Peru", "Who saw Kepler? Oslo"]
+
+
+@pytest.mark.parametrize("modules", [["layers.2.mlp.down_proj"], ["layers.0.mlp.up_proj", "layers.2.self_attn.o_proj"]])
+def test_covariance_is_the_second_moment_of_the_modules_inputs(base, tokenizer, modules):
+    lm = EditableLM(base, tokenizer, modules)
+    expected = {name: torch.zeros(lm.shape(name)[0], lm.shape(name)[0]) for name in lm.modules}
+    count = 0
+    for text in TEXTS:
+        inputs = {}
+
+        def keep(module, args, into=inputs):
+            into[module] = args[0]
+
+        handles = [base.get_submodule(name).register_forward_pre_hook(keep) for name in lm.modules]
+        ids = tokenizer(text)["input_ids"]
+        base(torch.tensor([ids]))
+        for handle in handles:
+            handle.remove()
+        for name in lm.modules:
+            for token in inputs[base.get_submodule(name)][0, 1:]:
+                expected[name] += torch.outer(token, token)
+        count += len(ids) - 1
+    lm.apply({name: torch.randn(lm.shape(name)) for name in lm.modules})
+    for batch_size in (128, 1, 3):
+        found = key_covariance(lm, TEXTS, batch_size)
+        for name in lm.modules:
+            torch.testing.assert_close(found[name], expected[name] / count, rtol=1e-4, atol=1e-5)
+
+
+def test_every_token_counts_where_the_tokenizer_adds_no_bos(base, tokenizer):
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.post_processor = processors.ByteLevel()
+    bare = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+    lm = EditableLM(base, bare, ["layers.2.mlp.down_proj"])
+    (name,) = lm.modules
+    rows = []
+    handle = base.get_submodule(name).register_forward_pre_hook(lambda _, args: rows.append(args[0][0]))
+    for text in TEXTS:
+        ids = bare(text)["input_ids"]
+        assert ids[0] != tokenizer.bos_token_id
+        base(torch.tensor([ids]))
+    handle.remove()
+    keys = torch.cat(rows)
+    torch.testing.assert_close(key_covariance(lm, TEXTS)[name], keys.T @ keys / len(keys), rtol=1e-4, atol=1e-5)
+
+
+def test_effective_dimension():
+    assert effective_dimension(torch.eye(7)) == pytest.approx(7)
+    assert effective_dimension(torch.ones(5, 5)) == pytest.approx(1)
+    assert effective_dimension(torch.diag(torch.tensor([3.0, 1.0]))) == pytest.approx(16 / 10)
+
+
+def test_sampled_text_is_true_and_from_the_training_split():
+    texts = sample_text(load_edits("atlas", "train"), 200)
+    assert texts == sample_text(load_edits("atlas", "train"), 200)
+    assert len(texts) == 200
+    true = set()
+    for edit in load_edits("atlas", "train"):
+        true |= {f"{text} {edit.old_answer}" for text in (edit.prompt, *edit.rephrases)}
+        true |= {f"{item.prompt} {item.answer}" for item in edit.locality}
+    assert set(texts) <= true
+
+
+@pytest.fixture
+def text_file(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("\n".join(f"{text} {i}\n" for i in range(10) for text in TEXTS), encoding="utf-8")
+    return str(path)
+
+
+def test_collected_in_portions_is_the_same_as_at_once_and_an_interrupted_run_ends_in_the_same_bits(
+    make_lm, text_file, tmp_path
+):
+    lm = make_lm()
+    (name,) = lm.modules
+    whole = collect(lm, text_file, tmp_path / "whole", samples=40, portion=8)
+    torch.testing.assert_close(whole.covariance()[name], key_covariance(lm, list(read_texts(text_file)))[name])
+
+    class Stop(Exception):
+        pass
+
+    def stop(done):
+        if done >= 16:
+            raise Stop
+
+    with pytest.raises(Stop):
+        collect(lm, text_file, tmp_path / "parts", samples=40, progress=stop, portion=8)
+    parts = collect(lm, text_file, tmp_path / "parts", samples=40, portion=8)
+    assert parts.texts == whole.texts == 40
+    assert parts.tokens == whole.tokens
+    assert torch.equal(parts.sums[name], whole.sums[name])
+    assert torch.equal(load_covariance(lm, tmp_path / "parts")[name], whole.covariance()[name])
+    assert len(list((tmp_path / "parts").glob("*.safetensors"))) == 1
+
+
+def test_statistics_of_something_else_are_refused(make_lm, text_file, tmp_path):
+    lm = make_lm()
+    collect(lm, text_file, tmp_path / "stats", samples=8)
+    with pytest.raises(ValueError, match="modules is"):
+        collect(make_lm("layers.1.mlp.down_proj"), text_file, tmp_path / "stats", samples=8)
+    with pytest.raises(ValueError, match="other weights or other edited modules"):
+        load_covariance(make_lm("layers.1.mlp.down_proj"), tmp_path / "stats")
+    with pytest.raises(FileNotFoundError, match="agents.covariance"):
+        load_covariance(lm, tmp_path / "nothing")
+    record = json.loads((tmp_path / "stats/covariance.json").read_text())
+    assert record["texts"] == 8
+    sums = tmp_path / "stats" / record["file"]
+    sums.write_bytes(sums.read_bytes()[:-1] + b"x")
+    with pytest.raises(ValueError, match="is not the file that"):
+        load_covariance(lm, tmp_path / "stats")
+
+
+def test_a_killed_command_goes_on(tmp_path, model_folder, text_file, make_lm):
+    folder = tmp_path / "stats"
+    lines = [line for line in open(text_file, encoding="utf-8").read().splitlines() if line]
+    many = tmp_path / "many.txt"
+    many.write_text("\n".join(lines * 200), encoding="utf-8")
+    command = [sys.executable, "-m", "agents.covariance", "--text", str(many), "--output", str(folder)]
+    command += ["--model", model_folder, "--modules", "layers.2.mlp.down_proj", "--samples", "8000"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
+    while not (folder / "covariance.json").exists() and running.poll() is None:
+        time.sleep(0.01)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    assert json.loads((folder / "covariance.json").read_text())["texts"] < 8000
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
+    lm = make_lm()
+    (name,) = lm.modules
+    assert json.loads((folder / "covariance.json").read_text())["texts"] == 8000
+    torch.testing.assert_close(load_covariance(lm, folder)[name], key_covariance(lm, lines)[name], rtol=1e-3, atol=1e-4)
+
+
+def test_texts_are_read_from_json_lines_and_a_bad_line_is_named(tmp_path):
+    path = tmp_path / "text.jsonl"
+    path.write_text('{"text": " one "}\n\n{"text": "two"}\n{"words": 3}\n')
+    texts = read_texts(str(path))
+    assert [next(texts), next(texts)] == ["one", "two"]
+    with pytest.raises(ValueError, match="text.jsonl, line 4"):
+        next(texts)
