@@ -129,6 +129,13 @@ class RLEdit(Agent):
         self.learns = self.folder is None or self.config.preconditioner
         self._preconditioner: Preconditioner | None = None
 
+    @classmethod
+    def of(cls, trainer: "Trainer") -> "RLEdit":
+        """The editor that a training has made so far; it goes on changing with it."""
+        agent = cls(trainer.config, algorithm=type(trainer))
+        agent.policy, agent._preconditioner = trainer.policy, trainer.preconditioner
+        return agent
+
     def prepare(self, env: LifelongEditEnv, seed: int, progress: Progress) -> None:
         lm = env.language_model
         lm.restore()

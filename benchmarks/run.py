@@ -1,11 +1,14 @@
-"""Runs agents on a suite and writes one record for each agent and seed.
+"""Runs agents on a suite; one record for each agent and seed.
 
+    python -m benchmarks.suites
     python -m benchmarks.run --suite smoke --agents no-edit fine-tune --seeds 0 --out runs/smoke
-    python -m benchmarks.run --suite atlas-50x20 --agents rledit my_file.py:MyPolicy --seeds 0-2 --out runs/mine
+    python -m benchmarks.run --suite atlas-50x20-v1 --agents rledit,my_file.py:MyPolicy --seeds 0-2 --out runs/mine
     python -m benchmarks.run --suite zsre-50x20 --data DIR --model runs/models/real --agents rledit-p --out runs/zsre
+    python -m benchmarks.run --suite atlas-50x20 --seeds 0-4 --runner ray --address HOST:6379 --out /shared/runs/atlas
 
-What OUT/results.jsonl already holds is not run again. Each cell runs in a process of its own, so that its peak memory is
-its own and a crash costs one cell; a failed cell is reported and makes the command fail at the end.
+The first line lists the suites. Each finished cell (agent and seed) is one file of OUT/cells, and OUT/results.jsonl is made
+from them; what is there is not run again, what has failed is. Each cell runs in a process of its own, so that its peak memory
+is its own and a crash costs one cell. A failed cell is reported and makes the command fail at the end. See docs/benchmarks.md.
 """
 
 import multiprocessing
@@ -14,29 +17,49 @@ import sys
 import threading
 import time
 import traceback
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Literal
 
-from benchmarks import records, table
+from benchmarks import cells, table
+from benchmarks.cells import Cell, Failure, Report
+from benchmarks.progress import cells_progress
 from benchmarks.records import Record
-from benchmarks.suites import SUITES, Suite
+from benchmarks.suites import find
 
 
 @dataclass
 class Args:
     suite: str
-    """Name of the suite; a wrong one lists them."""
-    agents: tuple[str, ...]
-    """Rows: names of agents.registry, or file.py:Class."""
+    """NAME for its newest version, NAME-vN for that one, NAME@BATCHES for its first batches; a wrong one lists them."""
     out: Path
-    """Folder; results go to OUT/results.jsonl."""
+    """Folder; results go to OUT/results.jsonl, a cell's record to OUT/cells."""
+    agents: tuple[str, ...] = ()
+    """Rows: names of agents.registry, or file.py:Class; those that the suite is about by default."""
     seeds: str = "0"
     """Like 0 or 0-2 or 0,3,5; each seeds training and the stream's order."""
     model: str | None = None
     """Name, folder or hub id of the language model; the suite's by default."""
     data: Path | None = None
     """Folder of the data sets, for suites that read real records."""
+    modules: tuple[str, ...] = ()
+    """Edited modules, as endings of dotted names; by default the suite's, or the model's own."""
+    device: str = "cpu"
+    """A torch device, or auto for a model larger than one of them."""
+    dtype: str = "float32"
+    """float32, bfloat16 or float16."""
+    keep_deltas: bool = False
+    """Keep what is added to the weights in OUT/deltas, for benchmarks.validate and `editenv apply`."""
+    runner: Literal["local", "ray"] = "local"
+    """Where cells run: here, one after the other, or on a Ray cluster (the extra `ray`)."""
+    address: str = "auto"
+    """Of the Ray cluster; auto finds the one on this machine."""
+    cores: int = 1
+    """With Ray: cores, and with them threads, for each cell."""
+    gpus: float = 0
+    """With Ray: GPUs for each cell."""
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -58,21 +81,43 @@ def parse_seeds(text: str) -> list[int]:
     return seeds
 
 
-def run_cell(suite: Suite, name: str, seed: int, out: Path) -> Record:
-    """One agent, one seed; runs in its own process and shows how far it is. Policies are kept in OUT/policies."""
-    from agents.registry import make_agent
-    from benchmarks.progress import console_progress
-    from benchmarks.rollout import run
-
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-    agent = make_agent(name)
-    agent.workspace = out / "policies" / f"{name.replace('/', '_')}-seed{seed}"
-    with console_progress(f"{name}, seed {seed}") as progress:
-        return run(suite, name, agent, seed, progress)
+def parse_agents(given: Iterable[str]) -> list[str]:
+    """``a,b c`` are a, b and c, each once."""
+    return list(dict.fromkeys(name for part in given for name in part.split(",") if name))
 
 
-def _end_with_parent() -> None:
+def run_here(todo: Iterable[Cell], report: Report) -> Iterator[tuple[Cell, Record | Failure]]:
+    """Each cell in a process of its own, one after the other."""
+    context = multiprocessing.get_context("spawn")
+    for cell in todo:
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=_in_process, args=(cell, sender))
+        process.start()
+        sender.close()
+        outcome: Record | Failure | None = None
+        try:
+            while outcome is None:
+                told = receiver.recv()
+                if isinstance(told, tuple):
+                    report(f"{cell.label}: {told[0]}", *told[1:])
+                else:
+                    outcome = told
+        except EOFError:  # it died without a word
+            process.join()
+            outcome = Failure(f"the cell's process died (exit code {process.exitcode})")
+        process.join()
+        yield cell, outcome
+
+
+def _in_process(cell: Cell, sender: Connection) -> None:
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    try:
+        sender.send(cell.run(lambda what, done, total: sender.send((what, done, total))))
+    except Exception as error:
+        sender.send(Failure(f"{type(error).__name__}: {error}", traceback.format_exc()))
+
+
+def end_with_parent() -> None:
     """A killed command must not leave its cell running."""
     parent = os.getppid()
     while os.getppid() == parent:
@@ -80,36 +125,52 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def main(args: Args) -> int:
-    if args.suite not in SUITES:
-        raise SystemExit(f"unknown suite {args.suite!r}; there are {', '.join(SUITES)}")
-    try:
-        suite = SUITES[args.suite].at(args.model, args.data)
-        cells = [(args.suite, agent, seed) for seed in parse_seeds(args.seeds) for agent in args.agents]
-    except ValueError as error:
-        raise SystemExit(str(error)) from None
-    results = args.out / "results.jsonl"
-    done = {(r.suite, r.agent, r.seed) for r in records.read(results)} if results.exists() else set()
+def run_cells(wanted: list[Cell], args: Args) -> list[str]:
+    """Runs what is missing, and writes each cell as it finishes.
+
+    Returns:
+        The failed ones, each with its error.
+    """
+    cells.adopt(args.out)
+    todo = [cell for cell in wanted if not cell.finished()]
+    for cell in wanted:
+        if cell not in todo:
+            print(f"{cell.label}: already there", flush=True)
     failed = []
-    context = multiprocessing.get_context("spawn")
-    for i, cell in enumerate(cells, start=1):
-        label = f"[{i}/{len(cells)}] {cell[0]}, {cell[1]}, seed {cell[2]}"
-        if cell in done:
-            print(f"{label}: already there", flush=True)
-            continue
-        try:
-            with ProcessPoolExecutor(1, mp_context=context) as pool:
-                record = pool.submit(run_cell, suite, *cell[1:], args.out).result()
-        except Exception:
-            failed.append(label)
-            traceback.print_exc()
-            continue
-        records.append(results, record)
-        print(f"{label}: {table.one_line(record)}", flush=True)
-    if results.exists():
-        table.show([r for r in records.read(results) if r.suite == args.suite])
-    for label in failed:
-        print(f"failed: {label}", file=sys.stderr)
+    with cells_progress(len(todo)) as progress:
+        if args.runner == "ray":
+            from benchmarks.ray_runner import run_on_ray
+
+            outcomes = run_on_ray(todo, args.address, args.cores, args.gpus)
+        else:
+            outcomes = run_here(todo, progress.report)
+        for number, (cell, outcome) in enumerate(outcomes, start=1):
+            cell.write(outcome)
+            cells.collect(args.out)
+            progress.finished()
+            if isinstance(outcome, Failure):
+                failed.append(f"{cell.label}: {outcome.error} (see {cell.failure_path})")
+            line = f"failed: {outcome.error}" if isinstance(outcome, Failure) else table.one_line(outcome)
+            print(f"[{number}/{len(todo)}] {cell.label}: {line}", flush=True)
+    return failed
+
+
+def main(args: Args) -> int:
+    try:
+        suite = find(args.suite).at(args.model, args.data, args.modules, args.device, args.dtype)
+        agents = parse_agents(args.agents) or suite.agents
+        if not agents:
+            raise ValueError(f"suite {suite.id} is about no agents in particular: name some with --agents")
+        seeds = parse_seeds(args.seeds)
+        prints = suite.check_fingerprints()
+        out = args.out.resolve()
+        wanted = [Cell(suite, prints, agent, seed, out, args.keep_deltas) for seed in seeds for agent in agents]
+        failed = run_cells(wanted, args)
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(str(error)) from None
+    table.show([record for record in cells.collect(args.out) if record.suite == suite.label])
+    for line in failed:
+        print(f"failed: {line}", file=sys.stderr)
     return 1 if failed else 0
 
 

@@ -1,0 +1,294 @@
+"""RLEdit's differentiable trajectory beside reinforcement learning in general, at equal steps and equal seconds.
+
+    python -m benchmarks.rl --out runs/rl --steps 300 --seconds 60 --seeds 0-4
+    python -m benchmarks.rl_report runs/rl --figure docs/results/rl.png
+    python -m benchmarks.rl --out runs/rl-choice --seconds 30 --steps 150 --seeds 100 --stream 1 --rate-factor 0.3
+
+Every run trains until *both* budgets are spent, on streams of the training split, and is judged now and then on one fixed
+stream of the validation split; OUT/rl.jsonl gets one line for each algorithm and seed. Runs that are there are not run
+again; each has a process and a thread of its own.
+
+*Steps* are actions that the environment has rewarded. *Seconds* are the thread's own CPU seconds from the making of the
+policy on, judging aside: what a clock on the wall shows if nothing else needs the core, and the same if something does. Settings
+are below; the last command, with other factors, is how learning rates were chosen.
+"""
+
+import json
+import multiprocessing
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from agents.base import Agent
+from agents.evolution import Evolution, EvolutionConfig
+from agents.hypernetwork import PolicyConfig
+from agents.online import Online
+from agents.reinforce import Reinforce, ReinforceConfig
+from agents.rledit import RLEdit, TrainConfig, Trainer, training_environment
+from benchmarks import records
+from benchmarks.run import end_with_parent, parse_seeds
+from editenv import metrics
+from editenv.env import LifelongEditEnv
+from editenv.questions import ask
+
+EDITS_PER_STEP = 10
+HORIZON = 10
+"""Batches of a training episode."""
+JUDGED_BATCHES = 20
+"""Batches of the validation stream: twice as many as an episode of training has."""
+MARKS = 6
+"""A run is judged after so many equal parts of each budget, and before it begins."""
+
+FIGURES = ("episode_return", "efficacy", "generalization", "specificity")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One algorithm, one seed: its settings, and its figures along the way.
+
+    Attributes:
+        algorithm: Name of :data:`ALGORITHMS`.
+        seed: Of the policy and the training streams.
+        steps: Budget.
+        seconds: Budget.
+        stream: Seed of the validation stream's order.
+        rate_factor: What the learning rates of :data:`ALGORITHMS` were multiplied by.
+        settings: Everything else that was chosen.
+        points: ``steps``, ``seconds`` and :data:`FIGURES` each time it was judged: the undiscounted return of the whole stream, and
+            teacher-forced percentages over all its edits after the last one.
+        versions: What it was made with.
+    """
+
+    algorithm: str
+    seed: int
+    steps: int
+    seconds: float
+    stream: int
+    rate_factor: float
+    settings: dict[str, Any]
+    points: list[dict[str, float]]
+    versions: dict[str, str]
+
+
+class Judge:
+    """Lets an agent edit the validation stream, always the same one."""
+
+    def __init__(self, stream: int) -> None:
+        self.stream = stream
+        self.env = LifelongEditEnv(split="validation", edits_per_step=EDITS_PER_STEP, horizon=JUDGED_BATCHES)
+
+    def __call__(self, agent: Agent) -> dict[str, float]:
+        """An agent's :data:`FIGURES`."""
+        env = self.env
+        observation, info = env.reset(seed=self.stream, options={"keep_encodings": True})
+        agent.begin(env)
+        total, done = 0.0, False
+        while not done:
+            observation, reward, terminated, truncated, info = env.step(agent.act(observation, info))
+            total += reward
+            done = terminated or truncated
+        scores = metrics.teacher_forced(env.language_model, ask(env.language_model, list(env.edits_done))).percentages()
+        return {"episode_return": total} | {name: float(scores[name] or 0.0) for name in metrics.METRICS}
+
+
+class Meter:
+    """Keeps the clock of one training, and judges it at the marks.
+
+    Args:
+        steps: Budget.
+        seconds: Budget.
+        judge: From an agent to its figures; not on the clock.
+        clock: Seconds.
+    """
+
+    def __init__(
+        self,
+        steps: int,
+        seconds: float,
+        judge: Callable[[Agent], dict[str, float]],
+        clock: Callable[[], float] = time.process_time,
+    ) -> None:
+        self.budget = {"steps": float(steps), "seconds": seconds}
+        self.judge, self.clock = judge, clock
+        self.points: list[dict[str, float]] = []
+        self._marks = dict.fromkeys(self.budget, 0)
+        self._spent, self._since = 0.0, clock()
+
+    def __call__(self, steps: int, agent: Agent) -> bool:
+        """To be called after every change of the agent, with the steps so far; whether training is to go on."""
+        self._spent += self.clock() - self._since
+        now = {"steps": float(steps), "seconds": self._spent}
+        going = any(now[unit] < budget for unit, budget in self.budget.items())
+        reached = {unit: int(MARKS * now[unit] / budget) for unit, budget in self.budget.items()}
+        if not self.points or not going or any(reached[unit] > self._marks[unit] for unit in reached):
+            self.points.append(now | self.judge(agent))
+        self._marks = reached
+        self._since = self.clock()
+        return going
+
+
+class Algorithm(Protocol):
+    """A way to train a policy."""
+
+    def settings(self, rate_factor: float) -> dict[str, Any]:
+        """What was chosen, for the record."""
+        ...
+
+    def train(self, seed: int, rate_factor: float, meter: Meter) -> None:
+        """Trains from a seed until the meter says that it is over."""
+        ...
+
+
+@dataclass(frozen=True)
+class OnTheNetwork:
+    """An algorithm that trains the hypernetwork."""
+
+    trainer: type[Trainer]
+    config: TrainConfig
+
+    def _config(self, rate_factor: float) -> TrainConfig:
+        rates = (self.config.learning_rate, self.config.scalar_learning_rate)
+        return replace(self.config, learning_rate=rates[0] * rate_factor, scalar_learning_rate=rates[1] * rate_factor)
+
+    def settings(self, rate_factor: float) -> dict[str, Any]:  # noqa: D102 - the protocol's
+        return json.loads(json.dumps(asdict(self._config(rate_factor))))
+
+    def train(self, seed: int, rate_factor: float, meter: Meter) -> None:  # noqa: D102
+        config = self._config(rate_factor)
+        trainer = self.trainer(training_environment(LifelongEditEnv(), config), config, seed, None)
+        agent = RLEdit.of(trainer)
+        going = meter(0, agent)
+        while going:
+            trainer.train_one()
+            going = meter(trainer.trajectory * trainer.steps_per_update, agent)
+
+
+# The paper's form: no preconditioner, one action per batch. Step size and ridge start where an action of 0 stands in
+# editenv.wrappers.StepSizeAction.
+SHARED: dict[str, Any] = {
+    "horizon": HORIZON,
+    "edits_per_step": EDITS_PER_STEP,
+    "warm_up_batches": HORIZON,
+    "policy": PolicyConfig(step_size=1.0, ridge=0.1),
+}
+RLEDIT = TrainConfig(learning_rate=3e-3, scalar_learning_rate=0.05, memory_samples=3, **SHARED)
+
+ALGORITHMS: dict[str, Algorithm] = {
+    "rledit": OnTheNetwork(Trainer, RLEDIT),
+    "rledit-step-credit": OnTheNetwork(Trainer, replace(RLEDIT, credit="step")),
+    "online-rledit": OnTheNetwork(Online, RLEDIT),
+    "reinforce": OnTheNetwork(Reinforce, ReinforceConfig(learning_rate=3e-3, scalar_learning_rate=0.05, **SHARED)),
+    "evolution": OnTheNetwork(Evolution, EvolutionConfig(learning_rate=3e-3, scalar_learning_rate=0.05, **SHARED)),
+}
+
+
+def run_one(name: str, seed: int, args: "Args") -> Run:
+    """One training; runs in its own process, on one thread."""
+    import torch
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    torch.set_num_threads(1)
+    algorithm = ALGORITHMS[name]
+    meter = Meter(args.steps, args.seconds, Judge(args.stream))
+    algorithm.train(seed, args.rate_factor, meter)
+    return Run(
+        algorithm=name,
+        seed=seed,
+        steps=args.steps,
+        seconds=args.seconds,
+        stream=args.stream,
+        rate_factor=args.rate_factor,
+        settings=algorithm.settings(args.rate_factor),
+        points=meter.points,
+        versions=records.versions(),
+    )
+
+
+def read(path: Path) -> list[Run]:
+    """All runs of an rl.jsonl.
+
+    Raises:
+        ValueError: If a line is not a run; names the file and the line.
+    """
+    runs = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            run = Run(**json.loads(line))
+            wanted = {"steps", "seconds", *FIGURES}
+            if not run.points or any(set(point) != wanted for point in run.points):
+                raise ValueError(f"points must be a list of {', '.join(sorted(wanted))}")
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}, line {number}: {error}") from error
+        runs.append(run)
+    return runs
+
+
+@dataclass
+class Args:
+    out: Path
+    """Folder; runs go to OUT/rl.jsonl."""
+    steps: int = 300
+    """Environment steps of a training."""
+    seconds: float = 60.0
+    """CPU seconds of a training."""
+    seeds: str = "0-4"
+    """Like 0 or 0-4 or 0,3; each seeds the policy and the training streams."""
+    algorithms: tuple[str, ...] = tuple(ALGORITHMS)
+    """Which ones; all of them by default."""
+    stream: int = 0
+    """Seed of the validation stream's order."""
+    rate_factor: float = 1.0
+    """Multiplies every learning rate."""
+
+
+def main(args: Args) -> int:
+    unknown = set(args.algorithms) - set(ALGORITHMS)
+    if unknown:
+        raise SystemExit(f"unknown algorithms {sorted(unknown)}; there are {', '.join(ALGORITHMS)}")
+    if args.steps < 1 or args.seconds <= 0:
+        raise SystemExit(f"steps and seconds must be positive, not {args.steps}, {args.seconds}")
+    try:
+        # Algorithm after algorithm within a seed: whatever else the machine does meets them all.
+        cells = [(name, seed) for seed in parse_seeds(args.seeds) for name in args.algorithms]
+        path = args.out / "rl.jsonl"
+        found = read(path) if path.exists() else []
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
+    mine = (args.steps, args.seconds, args.stream, args.rate_factor)
+    for run in found:
+        if (run.steps, run.seconds, run.stream, run.rate_factor) != mine:
+            raise SystemExit(f"{path} holds runs of other steps, seconds, stream or rate factor; choose another --out")
+    done = {(run.algorithm, run.seed) for run in found}
+    failed = []
+    context = multiprocessing.get_context("spawn")
+    for i, (name, seed) in enumerate(cells, start=1):
+        label = f"[{i}/{len(cells)}] {name}, seed {seed}"
+        if (name, seed) in done:
+            print(f"{label}: already there", flush=True)
+            continue
+        try:
+            with ProcessPoolExecutor(1, mp_context=context) as pool:
+                run = pool.submit(run_one, name, seed, args).result()
+        except Exception:
+            failed.append(label)
+            traceback.print_exc()
+            continue
+        records.append(path, run)
+        last = run.points[-1]
+        figures = ", ".join(f"{figure} {last[figure]:.1f}" for figure in FIGURES)
+        print(f"{label}: {last['steps']:.0f} steps, {last['seconds']:.0f} s, {figures}", flush=True)
+    for label in failed:
+        print(f"failed: {label}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    import tyro
+
+    sys.exit(main(tyro.cli(Args, description=__doc__)))
