@@ -139,6 +139,10 @@ class EditableLM:
         """The current weight, ``(d_in, d_out)`` float32, as a view: to be read; :meth:`assign` sets it."""
         return self._sums[name] if self._transposed[name] else self._sums[name].T
 
+    def initial_weight(self, name: str) -> torch.Tensor:
+        """theta_0's weight, ``(d_in, d_out)``, as a view."""
+        return self._initial[name] if self._transposed[name] else self._initial[name].T
+
     @torch.no_grad()
     def assign(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Sets weights, ``(d_in, d_out)``, of some modules."""

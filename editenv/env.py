@@ -191,7 +191,7 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         }
         if length:
             self._open_batch(self.stream[: self.edits_per_step])
-            self._gradients = self._fine_tuning_gradient()
+            self._gradients = self.fine_tuning_gradient()
         else:
             self._over = True
         info = self._place()
@@ -217,7 +217,7 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
             raise RuntimeError("step: the episode is over (or never began); call reset() first")
         deltas = self.checked(action)
         self.language_model.apply(deltas)
-        terms = self.reward.step(self._reward_batch, deltas)
+        terms = self.judge(deltas)
         scores = metrics.teacher_forced(self.language_model, self.questions).percentages()
         self.history.add(self.batches_done, self.attempt, self.questions, terms, scores)
         self._advance()
@@ -273,7 +273,7 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         self.reward.past = []
         self.attempt, self._over = 0, False
         self._open_batch(edits)
-        self._gradients = self._fine_tuning_gradient()
+        self._gradients = self.fine_tuning_gradient()
         return self._observe(), self._place()
 
     @property
@@ -285,6 +285,25 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
     def edits_done(self) -> Sequence[Edit]:
         """Every edit that the stream has moved past."""
         return self.stream[: self.batches_done * self.edits_per_step]
+
+    def fine_tuning_gradient(self) -> dict[str, Gradient]:
+        """The gradient of the sum over the batch's answer tokens of -log p at the weights as they stand; what is observed.
+
+        Without tokens once the stream is over.
+        """
+        if self._over:
+            return {name: Gradient(g.keys[:0], g.value_grads[:0]) for name, g in self._gradients.items()}
+        labels = self._edit_prompts.labels
+        _, gradients = self.language_model.gradients(
+            self._edit_prompts,
+            lambda logits: torch.nn.functional.cross_entropy(logits, labels, reduction="sum"),
+            answer_positions=True,
+        )
+        return gradients
+
+    def judge(self, deltas: Mapping[str, Delta]) -> rewards.RewardTerms:
+        """The reward terms of the batch at hand at the weights as they stand, as if ``deltas`` had led there."""
+        return self.reward.step(self._reward_batch, deltas)
 
     # -- the differentiable core, for training ----------------------------------------------------------------------
 
@@ -313,7 +332,7 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
 
     def refresh(self) -> None:
         """Takes the observation anew after the weights were changed from outside."""
-        self._gradients = self._fine_tuning_gradient()
+        self._gradients = self.fine_tuning_gradient()
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
@@ -350,19 +369,7 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
                 self._batch = []
             else:
                 self._open_batch(self.stream[start : start + self.edits_per_step])
-        self._gradients = self._fine_tuning_gradient()
-
-    def _fine_tuning_gradient(self) -> dict[str, Gradient]:
-        """Of the sum over the batch's answer tokens of -log p; without tokens once the stream is over."""
-        if self._over:
-            return {name: Gradient(g.keys[:0], g.value_grads[:0]) for name, g in self._gradients.items()}
-        labels = self._edit_prompts.labels
-        _, gradients = self.language_model.gradients(
-            self._edit_prompts,
-            lambda logits: torch.nn.functional.cross_entropy(logits, labels, reduction="sum"),
-            answer_positions=True,
-        )
-        return gradients
+        self._gradients = self.fine_tuning_gradient()
 
     def _place(self) -> dict[str, Any]:
         """Where the stream stands: what the returned observation is about."""
@@ -425,6 +432,18 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
 
     def _tensor(self, values: "np.ndarray | torch.Tensor") -> torch.Tensor:
         return torch.as_tensor(values, dtype=torch.float32, device=self.language_model.device).detach()
+
+
+def lifelong_edit(env: gym.Env[Any, Any]) -> LifelongEditEnv:
+    """The environment inside all wrappers.
+
+    Raises:
+        TypeError: If it is another.
+    """
+    inner = env.unwrapped
+    if not isinstance(inner, LifelongEditEnv):
+        raise TypeError(f"expected a LifelongEdit environment, not {type(inner).__name__}")
+    return inner
 
 
 def _unbounded(*shape: int) -> spaces.Box:

@@ -1,0 +1,131 @@
+"""A few numbers in place of the matrices."""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.utils import RecordConstructorArgs
+
+from editenv.deltas import LowRank, ridge_regression
+from editenv.dynamics import EditableLM, Gradient
+from editenv.env import lifelong_edit
+
+
+def gradient_step(lm: EditableLM, name: str, gradient: Gradient, step: "float | torch.Tensor", ridge: float) -> LowRank:
+    """The ridge regression that moves a module's outputs down the gradient.
+
+    Every token is asked to move by the same share of its output: gradients differ in length by orders of magnitude.
+
+    Args:
+        lm: The model whose outputs are moved.
+        name: The module.
+        gradient: Its factors, ``r`` tokens.
+        step: Relative to each token's output; a number, or ``(r, 1)``.
+        ridge: Relative to the mean squared length of a key.
+    """
+    outputs = (gradient.keys @ lm.weight(name)).norm(dim=1, keepdim=True)
+    lengths = gradient.value_grads.norm(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    values = -step * outputs * gradient.value_grads / lengths
+    return ridge_regression(gradient.keys, values, ridge * float(gradient.keys.square().sum(1).mean()))
+
+
+class StepSizeAction(gym.ActionWrapper[Any, np.ndarray, Any], RecordConstructorArgs):
+    """Two numbers a module instead of a matrix: how large a gradient step, and how strong a ridge.
+
+    The delta is the ridge regression of ``-step * value_grads`` on the keys. An action of 0 is a step that moves the
+    module's output at its own key by ``typical_step`` of that output's length; -1 and 1 are ``decades`` powers of ten
+    less and more, likewise for the ridge around ``typical_ridge`` of a key's squared length.
+
+    Args:
+        env: A LifelongEdit environment.
+        typical_step: Relative output change at action 0.
+        typical_ridge: Relative ridge at action 0.
+        decades: Reach of the action.
+    """
+
+    def __init__(
+        self,
+        env: gym.Env[Any, Any],
+        typical_step: float = 1.0,
+        typical_ridge: float = 0.1,
+        decades: float = 2.0,
+    ) -> None:
+        RecordConstructorArgs.__init__(self, typical_step=typical_step, typical_ridge=typical_ridge, decades=decades)
+        gym.ActionWrapper.__init__(self, env)
+        self._editing = lifelong_edit(env)
+        self.typical_step, self.typical_ridge, self.decades = typical_step, typical_ridge, decades
+        modules = len(self._editing.language_model.modules)
+        self.action_space = spaces.Box(-1.0, 1.0, (2 * modules,), np.float32)
+
+    def action(self, action: np.ndarray) -> dict[str, Any]:
+        """``(2 m,)``: step sizes of the m modules, then their ridges."""
+        _check_shape(action, self.action_space)
+        steps, ridges = np.split(10.0 ** (self.decades * np.asarray(action, np.float64)), 2)
+        return {
+            name: gradient_step(
+                self._editing.language_model,
+                name,
+                gradient,
+                self.typical_step * float(step),
+                self.typical_ridge * float(ridge),
+            )
+            for (name, gradient), step, ridge in zip(self._editing.gradients.items(), steps, ridges, strict=True)
+        }
+
+
+class SketchedAction(gym.ActionWrapper[Any, np.ndarray, Any], RecordConstructorArgs):
+    """A few numbers a module, linear in the delta: coefficients of a fixed random sketch of the batch's tokens.
+
+    A delta drawn in a random subspace of all ``(d_in, d_out)`` matrices does next to nothing at the keys that matter, so
+    the sketch lies in the span of the observation. Coefficient ``j`` of a module is how far the tokens are moved down
+    their gradients in proportion to feature ``j`` of each token. Feature 0 is 1 for every token, so that the first
+    coefficient alone is a plain gradient step; the others are fixed Gaussian projections of the token's key, centred over
+    the batch, with unit variance. All zeros is no edit, and doubling an action doubles its delta.
+
+    Args:
+        env: A LifelongEdit environment.
+        features: Coefficients a module.
+        largest_step: Output change relative to the output's length where the first coefficient is -1 or 1.
+        ridge: Relative to the mean squared length of a key.
+        seed: Of the projections.
+    """
+
+    def __init__(
+        self,
+        env: gym.Env[Any, Any],
+        features: int = 4,
+        largest_step: float = 4.0,
+        ridge: float = 0.1,
+        seed: int = 0,
+    ) -> None:
+        if features < 1:
+            raise ValueError(f"features must be at least 1, not {features}")
+        RecordConstructorArgs.__init__(self, features=features, largest_step=largest_step, ridge=ridge, seed=seed)
+        gym.ActionWrapper.__init__(self, env)
+        self._editing = lifelong_edit(env)
+        self.features, self.largest_step, self.ridge = features, largest_step, ridge
+        lm = self._editing.language_model
+        generator = torch.Generator().manual_seed(seed)
+        self._projections = {
+            name: torch.randn(lm.shape(name)[0], features - 1, generator=generator).to(lm.device) for name in lm.modules
+        }
+        self.action_space = spaces.Box(-1.0, 1.0, (len(lm.modules) * features,), np.float32)
+
+    def action(self, action: np.ndarray) -> dict[str, Any]:
+        """``(m features,)``: the coefficients of the first module, then those of the next."""
+        _check_shape(action, self.action_space)
+        lm, deltas = self._editing.language_model, {}
+        rows = torch.as_tensor(np.reshape(action, (-1, self.features)), dtype=torch.float32, device=lm.device)
+        for (name, gradient), coefficients in zip(self._editing.gradients.items(), rows, strict=True):
+            centred = torch.nn.functional.normalize(gradient.keys - gradient.keys.mean(0))
+            features = torch.cat([torch.ones_like(centred[:, :1]), centred @ self._projections[name]], 1)
+            step = self.largest_step * features @ coefficients[:, None]
+            deltas[name] = gradient_step(lm, name, gradient, step, self.ridge)
+        return deltas
+
+
+def _check_shape(action: np.ndarray, space: spaces.Space[Any]) -> None:
+    if np.shape(action) != space.shape:
+        raise ValueError(f"action expects shape {space.shape}, was given {np.shape(action)}")

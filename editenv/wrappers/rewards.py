@@ -1,0 +1,68 @@
+"""The reward in other units."""
+
+from typing import Any, SupportsFloat
+
+import gymnasium as gym
+from gymnasium.utils import RecordConstructorArgs
+
+from editenv.deltas import LowRank
+from editenv.env import lifelong_edit
+from editenv.wrappers.actions import gradient_step
+
+
+class RelativeReward(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
+    """0 for a step that does as well as no editing at all, 1 for one that does as well as a reference editor.
+
+    ``(r - r_none) / max(|r_reference - r_none|, smallest)``. Both are taken along the same stream on trajectories of their
+    own, so that they depend on nothing the agent does, and better actions stay better. ``r_none`` is the reward at theta_0.
+    The reference is a plain gradient step on every batch; it has no model of its own, but a copy of the edited weights
+    that is put in the model's place to ask for its gradient and its reward, at the cost of about one reward a step.
+
+    ``info["reward"]`` keeps the environment's reward, ``info["reference_reward"]`` and ``info["no_edit_reward"]`` the others.
+
+    Args:
+        env: A LifelongEdit environment, wrapped or not.
+        step: The reference's output change, relative to a token's output.
+        ridge: The reference's ridge, relative to the mean squared length of a key.
+        smallest: Least difference that is divided by, in units of the reward.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], step: float = 1.0, ridge: float = 0.1, smallest: float = 0.1) -> None:
+        if smallest <= 0:
+            raise ValueError(f"smallest must be positive, not {smallest}")
+        RecordConstructorArgs.__init__(self, step=step, ridge=ridge, smallest=smallest)
+        gym.Wrapper.__init__(self, env)
+        self._editing = lifelong_edit(env)
+        self.reference_step, self.reference_ridge, self.smallest = step, ridge, smallest
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        observation, info = self.env.reset(seed=seed, options=options)
+        self._reference = self._editing.language_model.snapshot()
+        return observation, info
+
+    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        """Raises what the environment raises; the reference has then not moved."""
+        none, reference, moved = self._references()
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        self._reference = moved
+        relative = (float(reward) - none) / max(abs(reference - none), self.smallest)
+        info = info | {"reward": float(reward), "no_edit_reward": none, "reference_reward": reference}
+        return observation, relative, terminated, truncated, info
+
+    def _references(self) -> tuple[float, float, dict[str, Any]]:
+        """The two rewards for the batch at hand, and the reference's weights after it."""
+        env, lm = self._editing, self._editing.language_model
+        with lm.at_initial_weights():
+            none = env.judge({}).reward
+        current = lm.snapshot()
+        try:
+            lm.restore(self._reference)
+            deltas: dict[str, LowRank] = {
+                name: gradient_step(lm, name, gradient, self.reference_step, self.reference_ridge)
+                for name, gradient in env.fine_tuning_gradient().items()
+            }
+            lm.apply(deltas)
+            reference, moved = env.judge(deltas).reward, lm.snapshot()
+        finally:
+            lm.restore(current)
+        return none, reference, moved
