@@ -9,30 +9,46 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.leaderboard import MEAN, entries
 from benchmarks.records import Record, read
+from benchmarks.statistics import Estimate, interquartile_mean
 from editenv.metrics import METRICS
 
 
-def harmonic_mean(scores: Mapping[str, float | None]) -> float:
-    """Of efficacy, generalization and specificity, those that were asked for; 0 if one of them is."""
-    values = [value for metric in METRICS if (value := scores[metric]) is not None]
-    return 0.0 if min(values) <= 0 else len(values) / sum(1 / value for value in values)
+def with_interval(found: Estimate | None, digits: int = 1) -> str:
+    """``78.1 [77.0, 79.3]``; without an interval where there is none, and a dash where there is nothing."""
+    if found is None:
+        return "-"
+    value = f"{found.value:.{digits}f}"
+    return value if found.interval is None else f"{value} [{', '.join(f'{end:.{digits}f}' for end in found.interval)}]"
 
 
-def interval(values: Sequence[float], resamples: int = 2000) -> tuple[float, float]:
-    """95% percentile bootstrap interval of the mean over seeds."""
-    from scipy.stats import bootstrap
+def markdown(headings: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """A table for a document; what a cell holds cannot end it, and is shown as it is."""
+    lines = ["| " + " | ".join(map(_escaped, row)) + " |" for row in (headings, *body)]
+    return "\n".join([lines[0], "|" + " --- |" * len(headings), *lines[1:]]) + "\n"
 
-    if len(set(values)) < 2:
-        return (float(values[0]), float(values[0]))
-    found = bootstrap((np.asarray(values),), np.mean, n_resamples=resamples, method="percentile", rng=0)
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+def _escaped(text: str) -> str:
+    entities = {
+        "&": "&amp;",
+        "<": "&lt;",
+        ">": "&gt;",
+        "|": "&#124;",
+        "`": "&#96;",
+        "](": "]&#40;",
+        "\n": " ",
+        "\r": " ",
+    }
+    for mark, entity in entities.items():
+        text = text.replace(mark, entity)
+    return text
 
 
 def triple(scores: Sequence[Mapping[str, float | None]], between: str = " / ") -> str:
-    """Efficacy, generalization and specificity, averaged; a dash where the data does not ask for one."""
+    """Efficacy, generalization and specificity, their interquartile means; a dash where the data does not ask for one."""
     columns = [[value for s in scores if (value := s[metric]) is not None] for metric in METRICS]
-    return between.join(f"{np.mean(column):.1f}" if column else "-" for column in columns)
+    return between.join(f"{interquartile_mean(column):.1f}" if column else "-" for column in columns)
 
 
 def one_line(record: Record) -> str:
@@ -44,23 +60,19 @@ def one_line(record: Record) -> str:
 
 
 def rows(records: Sequence[Record]) -> list[list[str]]:
-    """One row an agent: figures are means over seeds, with the half-width of the harmonic mean's interval."""
+    """One row an agent: interquartile means over seeds, the harmonic mean's with its interval; costs are means."""
     lines = []
-    for agent in dict.fromkeys(record.agent for record in records):
-        group = [record for record in records if record.agent == agent]
-        line = [agent, str(len(group))]
+    for entry in entries(records):
+        line = [entry.agent, str(len(entry.records))]
         for protocol in ("teacher_forced", "generation"):
-            scores = [getattr(record, protocol) for record in group]
-            line.append(triple(scores))
-            means = [harmonic_mean(s) for s in scores]
-            low, high = interval(means)
-            line.append(f"{np.mean(means):.1f} [{low:.1f}, {high:.1f}]")
-        line.append(triple([r.immediate for r in group]))
-        line.append(f"{np.mean([r.setup_seconds for r in group]):.0f}")
-        line.append(f"{1000 * np.mean([r.edit_seconds for r in group]):.2f}")
-        line.append(f"{np.mean([r.floor_ratio for r in group]):.2f}")
-        line.append(f"{np.mean([r.peak_memory_bytes for r in group]) / 1e9:.2f}")
-        line.append(str(sum(r.failures for r in group)))
+            line.append(triple([getattr(record, protocol) for record in entry.records]))
+            line.append(with_interval(entry.estimate(protocol, MEAN)))
+        line.append(triple([record.immediate for record in entry.records]))
+        line.append(f"{entry.mean('setup_seconds'):.0f}")
+        line.append(f"{1000 * entry.seconds(setup=False):.2f}")
+        line.append(f"{entry.mean('floor_ratio'):.2f}")
+        line.append(f"{entry.mean('peak_memory_bytes') / 1e9:.2f}")
+        line.append(str(entry.failures))
         lines.append(line)
     return lines
 
@@ -83,12 +95,11 @@ HEADINGS = (
 
 def as_markdown(records: Sequence[Record]) -> str:
     """The table for a document."""
-    lines = ["| " + " | ".join(HEADINGS) + " |", "|" + " --- |" * len(HEADINGS)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows(records)]) + "\n"
+    return markdown(HEADINGS, rows(records))
 
 
 def as_details(records: Sequence[Record]) -> str:
-    """A second table: the other protocol, drift, and the probes, where they were measured; means over seeds."""
+    """A second table: the other protocol, drift, and the probes, where they were measured, over seeds."""
     headings = [
         "agent",
         "probability Eff / Gen / Spe",
@@ -97,7 +108,7 @@ def as_details(records: Sequence[Record]) -> str:
         "KL",
     ]
     headings += ["not", "distractor", "one hop (before; n)", "two hops (before; n)"]
-    lines = ["| " + " | ".join(headings) + " |", "|" + " --- |" * len(headings)]
+    lines = []
     for agent in dict.fromkeys(record.agent for record in records):
         group = [record for record in records if record.agent == agent and record.drift is not None]
         if not group:
@@ -116,8 +127,8 @@ def as_details(records: Sequence[Record]) -> str:
                 for part, d in (("", 1), ("_before", 1), ("_questions", 0))
             ]
             line.append(f"{shown[0]} ({shown[1]}; {shown[2]})")
-        lines.append("| " + " | ".join(line) + " |")
-    return "\n".join(lines) + "\n"
+        lines.append(line)
+    return markdown(headings, lines)
 
 
 def _mean(values: Sequence[float | None], digits: int = 1) -> str:
@@ -152,36 +163,11 @@ def show(records: Sequence[Record]) -> None:
 
 
 def draw_retention(records: Sequence[Record], path: Path) -> None:
-    """Efficacy, generalization and specificity over all edits so far, against their number; written whole or not at all."""
-    import matplotlib
+    """What is kept along the stream of one suite, as a picture."""
+    from benchmarks import figures
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.8), sharey=True, constrained_layout=True)
-    agents = list(dict.fromkeys(record.agent for record in records))
-    styles = ["-", "--", "-.", ":"]
-    for axis, metric in zip(axes, METRICS, strict=True):
-        for i, agent in enumerate(agents):
-            group = [record for record in records if record.agent == agent]
-            edits = [point["edits"] for point in group[0].retention]
-            curves = np.array([[point[metric] for point in record.retention] for record in group], dtype=float)
-            colour = f"C{i % 10}"
-            axis.plot(
-                edits, curves.mean(0), color=colour, linestyle=styles[i % 4], marker="o", markersize=3, label=agent
-            )
-            if len(group) > 1:
-                axis.fill_between(edits, curves.min(0), curves.max(0), color=colour, alpha=0.15, linewidth=0)
-        axis.set(title=metric, xlabel="edits so far", xscale="log", ylim=(-3, 103))
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel("% of all edits so far, teacher-forced")
-    figure.legend(
-        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(agents)), frameon=False
-    )
-    partial = path.with_name(path.stem + ".partial.png")
-    figure.savefig(partial, dpi=150)
-    plt.close(figure)
-    partial.replace(path)
+    found = entries(records)
+    figures.save(figures.retention(found, figures.styles([entry.agent for entry in found])), path)
 
 
 @dataclass
@@ -189,12 +175,16 @@ class Args:
     results: Path
     """A results.jsonl."""
     figure: Path | None = None
-    """Draw the retention curves here."""
+    """Draw the retention curves of its one suite here (of several suites: benchmarks.report)."""
 
 
 def main(args: Args) -> None:
     """Prints one Markdown table for each suite."""
     found = read(args.results)
+    if args.figure is not None and len(suites := {record.suite for record in found}) > 1:
+        raise SystemExit(
+            f"--figure draws one suite, but {args.results} has {', '.join(sorted(suites))}: use benchmarks.report"
+        )
     for suite in dict.fromkeys(record.suite for record in found):
         group = [record for record in found if record.suite == suite]
         print(f"{suite}:\n\n{as_markdown(group)}")

@@ -1,42 +1,35 @@
-import itertools
 from dataclasses import replace
 
-import numpy as np
 import pytest
 from test_records import RECORD
 
-from benchmarks.table import HEADINGS, as_markdown, draw_retention, harmonic_mean, interval, one_line, rows, show
+from benchmarks.statistics import Estimate
+from benchmarks.table import HEADINGS, as_markdown, draw_retention, markdown, one_line, rows, show, with_interval
 
 
 def scores(efficacy, generalization, specificity):
     return {"efficacy": efficacy, "generalization": generalization, "specificity": specificity}
 
 
-def test_harmonic_mean_by_hand():
-    assert harmonic_mean(scores(100.0, 50.0, 25.0)) == pytest.approx(3 / (1 / 100 + 1 / 50 + 1 / 25))
-    assert harmonic_mean(scores(80.0, 80.0, 80.0)) == pytest.approx(80)
-    assert harmonic_mean(scores(100.0, 0.0, 100.0)) == 0
+def test_an_estimate_is_shown_with_what_is_known_of_it():
+    assert with_interval(Estimate(78.06, (77.0, 79.25))) == "78.1 [77.0, 79.2]"
+    assert with_interval(Estimate(0.5), 2) == "0.50"
+    assert with_interval(None) == "-"
 
 
-def test_interval_of_two_values_is_the_two():
-    """A resample's mean is an end with probability 1/4 each, far above 2.5%."""
-    assert interval([3.0, 5.0]) == (3.0, 5.0)
+def test_a_cell_cannot_leave_its_column():
+    from markdown_it import MarkdownIt
+
+    names = ["a | b", "<script>alert(1)</script>", "`code", "line\nend", "back\\|slash", "[x](javascript:alert(1))"]
+    html = MarkdownIt("commonmark").enable("table").render(markdown(["agent", "n"], [[name, "1"] for name in names]))
+    assert html.count("<td>") == 2 * len(names)
+    assert html.count("<tr>") == 1 + len(names)
+    assert "<script" not in html
+    assert "<a " not in html
+    assert "a | b" in html
 
 
-def test_interval_is_that_of_all_resamples():
-    values = [1.0, 2.0, 4.0, 8.0, 16.0]
-    means = np.sort([np.mean(resample) for resample in itertools.product(values, repeat=5)])
-    low, high = interval(values, resamples=20_000)
-    for found, share in ((low, 0.025), (high, 0.975)):
-        assert np.quantile(means, share - 0.005) <= found <= np.quantile(means, share + 0.005)
-
-
-def test_interval_of_one_value_or_equal_ones_is_a_point():
-    assert interval([7.0]) == (7.0, 7.0)
-    assert interval([7.0, 7.0, 7.0]) == (7.0, 7.0)
-
-
-def test_rows_are_means_over_seeds():
+def test_rows_are_interquartile_means_over_seeds():
     first = replace(RECORD, teacher_forced=scores(100.0, 50.0, 25.0), failures=1, edit_seconds=0.001)
     second = replace(RECORD, seed=1, teacher_forced=scores(50.0, 50.0, 75.0), failures=2, edit_seconds=0.003)
     other = replace(RECORD, agent="fine-tune", generation=scores(0.0, 10.0, 20.0))
@@ -46,9 +39,10 @@ def test_rows_are_means_over_seeds():
     assert cells["teacher-forced Eff / Gen / Spe"] == "75.0 / 50.0 / 50.0"
     low, high = 3 / (1 / 100 + 1 / 50 + 1 / 25), 3 / (1 / 50 + 1 / 50 + 1 / 75)
     assert cells["mean"] == f"{(low + high) / 2:.1f} [{low:.1f}, {high:.1f}]"
+    assert cells["immediate"] == "90.0 / 45.5 / 100.0"
     assert cells["ms/edit"] == "2.00"
     assert cells["failed"] == "3"
-    assert dict(zip(HEADINGS, table[1], strict=True))["mean "] == "0.0 [0.0, 0.0]"
+    assert dict(zip(HEADINGS, table[1], strict=True))["mean "] == "0.0", "one seed has no interval"
 
 
 def test_markdown_has_a_line_for_each_agent():
@@ -85,3 +79,24 @@ def test_the_picture_shows_each_agents_curve(tmp_path):
     assert min(alone.shape[:2]) > 200
     assert (alone != both).any(-1).sum() > 500
     assert [file.name for file in tmp_path.iterdir()] == ["retention.png"]
+
+
+def test_an_outlier_among_four_seeds_does_not_count():
+    found = [
+        replace(RECORD, seed=seed, generation=scores(value, value, value))
+        for seed, value in enumerate((0.0, 50.0, 60.0, 100.0))
+    ]
+    cells = dict(zip(HEADINGS, rows(found)[0], strict=True))
+    assert cells["generation Eff / Gen / Spe"] == "55.0 / 55.0 / 55.0"
+    assert cells["mean "].startswith("55.0 [")
+
+
+def test_a_picture_is_of_one_suite(tmp_path):
+    from benchmarks import records
+    from benchmarks.table import Args, main
+
+    for suite in ("micro", "other"):
+        records.append(tmp_path / "results.jsonl", replace(RECORD, suite=suite))
+    with pytest.raises(SystemExit, match="micro, other"):
+        main(Args(tmp_path / "results.jsonl", tmp_path / "retention.png"))
+    assert not (tmp_path / "retention.png").exists()

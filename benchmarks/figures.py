@@ -1,0 +1,234 @@
+"""The leaderboard's figures, drawn with matplotlib. What each of them shows is said in docs/statistics.md."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.leaderboard import CEILING, FLOOR, Entry, Leaderboard, Task, curve
+from editenv.metrics import METRICS
+
+# Eight hues apart in hue and lightness; the page has the same ones. Rows beyond the eighth differ in line and marker.
+COLOURS = ("#2f6db5", "#d97b1f", "#2e8f62", "#b8405e", "#7655b3", "#86691f", "#1d93ab", "#c04fa3")
+REFERENCE = "#7b818a"
+LINES = ("-", "--", ":", "-.")
+MARKERS = "osD^vPX*"
+INK, FAINT = "#22262c", "#d9dce1"
+
+STYLE = {
+    "font.size": 9.5,
+    "axes.titlesize": 10.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#8b9098",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.7,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": "#555b63",
+    "ytick.color": "#555b63",
+    "text.parse_math": False,  # a row's name may hold anything
+    "svg.hashsalt": "lifelongedit",  # the same picture is the same file
+}
+
+
+def styles(agents: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Colour, line and marker of each row: the same in all figures of one report. The two references are grey."""
+    found, place = {}, 0
+    for agent in agents:
+        if agent in (FLOOR, CEILING):
+            found[agent] = {
+                "color": REFERENCE,
+                "linestyle": LINES[(agent == CEILING) + 1],
+                "marker": "_|"[agent == FLOOR],
+            }
+            continue
+        found[agent] = {
+            "color": COLOURS[place % len(COLOURS)],
+            "linestyle": LINES[place // len(COLOURS) % len(LINES)],
+            "marker": MARKERS[(place + place // len(COLOURS)) % len(MARKERS)],
+        }
+        place += 1
+    return found
+
+
+def shown(agent: str, length: int = 30) -> str:
+    """A row's name, its beginning cut if it is long (a file's path, say), on one line."""
+    name = " ".join(agent.split())
+    return name if len(name) <= length else "…" + name[1 - length :]
+
+
+def retention(rows: Sequence[Entry], look: dict[str, dict[str, Any]]) -> Any:
+    """Efficacy, generalization and specificity (teacher-forced) over all edits so far, against their number."""
+    with _styled():
+        figure, axes = _panels(len(METRICS), 4.2, len(rows))
+        for axis, metric in zip(axes, METRICS, strict=True):
+            for row in rows:
+                points = [(point["edits"], point[metric]) for point in curve(row)]
+                edits = [edits for edits, values in points if values is not None]
+                means, lows, highs = (
+                    [values[i] for _, values in points if isinstance(values, tuple)] for i in range(3)
+                )
+                axis.plot(edits, means, markersize=3.5, linewidth=1.5, label=shown(row.agent), **look[row.agent])
+                axis.fill_between(edits, lows, highs, color=look[row.agent]["color"], alpha=0.13, linewidth=0)
+            axis.set(title=metric.capitalize(), xlabel="edits so far", xscale="log", ylim=(-3, 103))
+            _plain_ticks(axis, [point["edits"] for row in rows for point in curve(row)])
+        axes[0].set_ylabel("% over all edits so far, teacher-forced")
+        figure.suptitle(f"What is kept along the stream: {_title(rows[0].task)}; bands span the seeds")
+        _legend(figure, axes[0])
+    return figure
+
+
+def bars(rows: Sequence[Entry], protocol: str) -> Any:
+    """Efficacy, generalization and specificity of each row after the last edit, with their intervals."""
+    with _styled():
+        figure, axes = _panels(len(METRICS), 1.5 + 0.27 * len(rows))
+        places = np.arange(len(rows))[::-1]
+        for axis, metric, colour in zip(axes, METRICS, COLOURS, strict=False):
+            for place, row in zip(places, rows, strict=True):
+                found = row.estimate(protocol, metric)
+                if found is None:
+                    axis.text(1, place, "-", va="center")
+                    continue
+                reference = row.agent in (FLOOR, CEILING)
+                axis.barh(place, found.value, height=0.68, color=REFERENCE if reference else colour, alpha=0.75)
+                right = found.value
+                if found.interval is not None:
+                    right = found.interval[1]
+                    axis.plot(found.interval, [place, place], color=INK, linewidth=1.3, solid_capstyle="butt")
+                axis.text(max(right, found.value) + 1.5, place, f"{found.value:.1f}", va="center", fontsize=8)
+            axis.set(title=metric.capitalize(), xlabel="%", xlim=(0, 112), xticks=range(0, 101, 20))
+            axis.grid(False, axis="y")
+            axis.set_yticks(places, [shown(row.agent) for row in rows] if axis is axes[0] else [])
+            axis.tick_params(axis="y", length=0)
+        figure.suptitle(
+            f"After the last edit, {_name(protocol)}: {_title(rows[0].task)}; lines are 95% intervals over seeds"
+        )
+    return figure
+
+
+def pareto(board: Leaderboard, task: Task, look: dict[str, dict[str, Any]]) -> Any:
+    """Quality against time per edit, without the setup and with it spread over the edits (the paper's Figure 4)."""
+    rows = [row for row in board.rows if row.task == task]
+    with _styled():
+        figure, axes = _panels(2, 4.6, len(rows))
+        for axis, setup in zip(axes, (False, True), strict=True):
+            for row in rows:
+                style = {"color": look[row.agent]["color"], "marker": look[row.agent]["marker"]}
+                seconds, quality = 1000 * row.seconds(setup), board.quality(row)
+                axis.plot(seconds, quality.value, linestyle="", markersize=7, label=shown(row.agent), **style)
+                if quality.interval is not None:
+                    axis.plot([seconds, seconds], quality.interval, color=style["color"], linewidth=1.2)
+            ahead = [row for row in rows if row.agent in board.front(task, setup)]
+            steps = sorted((1000 * row.seconds(setup), board.quality(row).value) for row in ahead)
+            axis.step(*zip(*steps, strict=True), where="post", color=INK, linewidth=1, alpha=0.55, zorder=1)
+            axis.set(
+                title="With setup spread over the edits" if setup else "Without setup",
+                xlabel="milliseconds per edit",
+                xscale="log",
+                ylim=(-3, 103),
+            )
+            _plain_ticks(axis, [1000 * row.seconds(setup) for row in rows])
+        axes[0].set_ylabel(f"harmonic mean of the three, %, {_name(board.protocol)}")
+        figure.suptitle(f"Quality against time: {_title(task)}; the line is the Pareto front, references in grey aside")
+        _legend(figure, axes[0])
+    return figure
+
+
+def by_length(tasks: Sequence[Sequence[Entry]], protocol: str, look: dict[str, dict[str, Any]], along: str) -> Any:
+    """The three figures after the last edit, for suites that differ in one thing (the paper's Figures 3 and 8).
+
+    Args:
+        tasks: The rows of each suite.
+        protocol: One of the leaderboard's.
+        look: Of :func:`styles`.
+        along: What the suites differ in: ``edits`` or ``batch size``.
+    """
+    lines: dict[str, list[Entry]] = {}
+    for rows in sorted(tasks, key=lambda rows: size(rows[0], along)):
+        for row in rows:
+            lines.setdefault(row.agent, []).append(row)
+    lines = {agent: line for agent, line in lines.items() if len(line) > 1}
+    with _styled():
+        figure, axes = _panels(len(METRICS), 4.2, len(lines))
+        for axis, metric in zip(axes, METRICS, strict=True):
+            for agent, line in lines.items():
+                found = [(size(row, along), row.estimate(protocol, metric)) for row in line]
+                points = [(at, estimate.value) for at, estimate in found if estimate is not None]
+                axis.plot(*zip(*points, strict=True), markersize=5, linewidth=1.5, label=shown(agent), **look[agent])
+                for at, estimate in found:
+                    if estimate is not None and estimate.interval is not None:
+                        axis.plot([at, at], estimate.interval, color=look[agent]["color"], linewidth=1.2)
+            axis.set(title=metric.capitalize(), xlabel=along, xscale="log", ylim=(-3, 103))
+            _plain_ticks(axis, [size(row, along) for line in lines.values() for row in line])
+        axes[0].set_ylabel(f"% after the last edit, {_name(protocol)}")
+        record = tasks[0][0].records[0]
+        figure.suptitle(
+            f"Suites of different {along}: {record.dataset} in {record.model}; lines are 95% intervals over seeds"
+        )
+        _legend(figure, axes[0])
+    return figure
+
+
+def size(row: Entry, along: str) -> int:
+    """A suite's number of edits, or its batch size: that of the first point of the retention curve."""
+    record = row.records[0]
+    return record.edits if along == "edits" else int(record.retention[0]["edits"] or 0)
+
+
+def save(figure: Any, path: Path) -> None:
+    """Writes a figure, in the format that the path ends in; whole or not at all."""
+    partial = path.with_name(f"{path.stem}.{os.getpid()}.partial{path.suffix}")
+    try:
+        with _styled(), partial.open("wb") as file:
+            metadata = {"Date": None} if path.suffix == ".svg" else None
+            figure.savefig(file, format=path.suffix[1:], dpi=150, metadata=metadata)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _styled() -> Any:
+    import matplotlib
+
+    return matplotlib.rc_context(STYLE)
+
+
+def _panels(count: int, height: float, legend: int = 0) -> tuple[Any, Sequence[Any]]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, height + 0.21 * -(-legend // 4)), layout="constrained")
+    return figure, figure.subplots(1, count, sharey=count > 0)
+
+
+def _legend(figure: Any, axis: Any) -> None:
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, max(1, len(labels))), frameon=False)
+
+
+def _plain_ticks(axis: Any, values: Sequence[Any]) -> None:
+    """1, 2 or 5 times a power of ten, as a reader writes them, on a logarithmic axis."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    low, high = min(values), max(values)
+    steps = (1, 2, 5) if high < 300 * low else (1,)
+    decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
+    ticks = [step * 10.0**decade for decade in decades for step in steps]
+    axis.xaxis.set_major_locator(FixedLocator(ticks))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    axis.set_xlim(low / 1.25, high * 1.25)
+
+
+def _title(task: Task) -> str:
+    return f"{shown(task.suite, 40)} on {shown(task.model, 40)}"
+
+
+def _name(protocol: str) -> str:
+    return protocol.replace("_", "-")

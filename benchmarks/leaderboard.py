@@ -1,0 +1,226 @@
+"""Records as the rows of a leaderboard: one agent on one task, over its seeds."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from benchmarks import records
+from benchmarks.records import Record
+from benchmarks.statistics import (
+    Estimate,
+    Stream,
+    estimate,
+    harmonic_mean,
+    normalized,
+    pareto_front,
+    probability_of_improvement,
+)
+from editenv.metrics import METRICS
+
+PROTOCOLS = ("generation", "teacher_forced", "probability")
+MEAN = "mean"
+"""Beside efficacy, generalization and specificity: their harmonic mean."""
+
+FLOOR, CEILING = "no-edit", "joint-fine-tune"
+"""Rows that the normalised score measures by; they edit nothing, or all at once, and take no part in the Pareto front."""
+
+
+class Task(NamedTuple):
+    """What is edited: runs on it are comparable."""
+
+    suite: str
+    model: str
+
+    def __str__(self) -> str:
+        return f"{self.suite} on {self.model}"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A row.
+
+    Attributes:
+        task: What was edited.
+        agent: Name of the row.
+        records: One for each seed, in the order of seeds.
+    """
+
+    task: Task
+    agent: str
+    records: tuple[Record, ...]
+
+    def values(self, protocol: str, metric: str) -> dict[int, float]:
+        """The figure of each seed that has it, 0 to 100; ``metric`` is one of the three or :data:`MEAN`."""
+        found = {record.seed: getattr(record, protocol) for record in self.records}
+        if metric == MEAN:
+            return {seed: harmonic_mean(scores) for seed, scores in found.items() if scores is not None}
+        return {
+            seed: scores[metric] for seed, scores in found.items() if scores is not None and scores[metric] is not None
+        }
+
+    def estimate(self, protocol: str, metric: str) -> Estimate | None:
+        """Interquartile mean over seeds with its interval; None if no seed has the figure."""
+        values = list(self.values(protocol, metric).values())
+        return estimate([values]) if values else None
+
+    def seconds(self, setup: bool) -> float:
+        """Per edit, averaged over seeds; with the setup spread over the edits, or without (the paper's Figure 4)."""
+        return float(np.mean([r.edit_seconds + setup * r.setup_seconds / r.edits for r in self.records]))
+
+    def mean(self, field: str) -> float:
+        """Of one of the records' costs over seeds."""
+        return float(np.mean([getattr(record, field) for record in self.records]))
+
+    @property
+    def failures(self) -> int:
+        """Edits refused, in all seeds together."""
+        return sum(record.failures for record in self.records)
+
+
+def entries(found: Sequence[Record]) -> list[Entry]:
+    """Rows in the order in which they appear."""
+    groups: dict[tuple[Task, str], list[Record]] = {}
+    for record in found:
+        groups.setdefault((Task(record.suite, record.model), record.agent), []).append(record)
+    return [
+        Entry(task, agent, tuple(sorted(group, key=lambda record: record.seed)))
+        for (task, agent), group in groups.items()
+    ]
+
+
+def read(folders: Sequence[Path]) -> list[Record]:
+    """The records of several folders together.
+
+    Args:
+        folders: Each with a ``results.jsonl``, or such a file itself.
+
+    Raises:
+        ValueError: If one has none, if a line is not a record, or if a run is there twice; names the files.
+    """
+    found: list[Record] = []
+    origins: dict[tuple[str, str, str, int], Path] = {}
+    for folder in folders:
+        path = folder if folder.suffix == ".jsonl" else folder / "results.jsonl"
+        if not path.is_file():
+            raise ValueError(f"there is no {path}: give a folder that benchmarks.run has written, or a .jsonl file")
+        for record in records.read(path):
+            run = (record.suite, record.model, record.agent, record.seed)
+            if run in origins:
+                raise ValueError(
+                    f"{record.suite}, {record.model}, {record.agent}, seed {record.seed} is there twice: in "
+                    f"{origins[run]} and in {path}"
+                )
+            origins[run] = path
+            found.append(record)
+    if not found:
+        raise ValueError(f"there are no records in {', '.join(map(str, folders))}")
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class FailedCell:
+    """A cell that ended in an error, as ``benchmarks.run`` leaves it in ``cells/``."""
+
+    suite: str
+    agent: str
+    seed: int
+    error: str
+
+
+def read_failures(folders: Sequence[Path]) -> list[FailedCell]:
+    """The cells of the folders that have come to nothing."""
+    rows = [
+        json.loads(path.read_text(encoding="utf-8"))
+        for folder in folders
+        for path in sorted((folder / "cells").glob("*/*.failed.json"))
+    ]
+    return [FailedCell(row["suite"], row["agent"], row["seed"], row["error"]) for row in rows]
+
+
+class Leaderboard:
+    """All rows under one protocol, compared.
+
+    Args:
+        rows: Of :func:`entries`.
+        protocol: One of :data:`PROTOCOLS`.
+    """
+
+    def __init__(self, rows: Sequence[Entry], protocol: str):
+        self.rows = [row for row in rows if row.values(protocol, MEAN)]
+        self.protocol = protocol
+        self.agents = list(dict.fromkeys(row.agent for row in self.rows))
+        self.tasks = list(dict.fromkeys(row.task for row in self.rows))
+        self._floor, self._ceiling = self.scores(FLOOR), self.scores(CEILING)
+
+    def scores(self, agent: str) -> dict[Stream, float]:
+        """Harmonic means of one agent's runs."""
+        return {
+            (str(row.task), seed): score
+            for row in self.rows
+            if row.agent == agent
+            for seed, score in row.values(self.protocol, MEAN).items()
+        }
+
+    def normalized(self, row: Entry) -> Estimate | None:
+        """On the scale from no editing (0) to joint fine-tuning (1); None without both of them on this task."""
+        values = self._normalized(row)
+        return estimate([values]) if values else None
+
+    def _normalized(self, row: Entry) -> list[float]:
+        scores = row.values(self.protocol, MEAN)
+        found = (normalized(score, (str(row.task), seed), self._floor, self._ceiling) for seed, score in scores.items())
+        return [value for value in found if value is not None]
+
+    def overall(self) -> dict[str, Estimate | None]:
+        """Interquartile mean of the normalised scores of all runs; None for an agent that is missing from a task.
+
+        Only tasks with both references count, and every row is over the same ones. Empty if there are none.
+        """
+        strata = {(row.task, row.agent): values for row in self.rows if (values := self._normalized(row))}
+        tasks = list(dict.fromkeys(task for task, _ in strata))
+        if not tasks:
+            return {}
+        complete = {agent for agent in self.agents if all((task, agent) in strata for task in tasks)}
+        return {
+            agent: estimate([strata[task, agent] for task in tasks]) if agent in complete else None
+            for agent in self.agents
+        }
+
+    def improvements(self) -> dict[tuple[str, str], Estimate]:
+        """For each pair of agents with a stream in common: how often the first is better."""
+        found = {agent: self.scores(agent) for agent in self.agents}
+        pairs = ((a, b, probability_of_improvement(found[a], found[b])) for a in found for b in found if a != b)
+        return {(a, b): probability for a, b, probability in pairs if probability is not None}
+
+    def front(self, task: Task, setup: bool) -> set[str]:
+        """The agents of a task that no other one beats in both quality and time per edit; the references aside."""
+        rows = [row for row in self.rows if row.task == task and row.agent not in (FLOOR, CEILING)]
+        points = [(row.seconds(setup), self.quality(row).value) for row in rows]
+        return {row.agent for row, on_front in zip(rows, pareto_front(points), strict=True) if on_front}
+
+    def quality(self, row: Entry) -> Estimate:
+        """The interquartile mean of the harmonic mean."""
+        return estimate([list(row.values(self.protocol, MEAN).values())])
+
+
+def curve(row: Entry) -> list[dict[str, tuple[float, float, float] | float | None]]:
+    """What is kept along the stream: at each number of edits the mean, lowest and highest of the seeds, by metric.
+
+    Only numbers of edits that every seed was asked at.
+    """
+    points: list[Mapping[float, Mapping[str, float | None]]] = [
+        {point["edits"]: point for point in record.retention if point["edits"] is not None} for record in row.records
+    ]
+    found: list[dict[str, tuple[float, float, float] | float | None]] = []
+    for edits in points[0]:
+        if all(edits in seed for seed in points):
+            at: dict[str, tuple[float, float, float] | float | None] = {"edits": edits}
+            for metric in METRICS:
+                values = [value for seed in points if (value := seed[edits][metric]) is not None]
+                at[metric] = (float(np.mean(values)), min(values), max(values)) if values else None
+            found.append(at)
+    return found
