@@ -15,6 +15,7 @@ COLOURS = ("#2f6db5", "#d97b1f", "#2e8f62", "#b8405e", "#7655b3", "#86691f", "#1
 REFERENCE = "#7b818a"
 LINES = ("-", "--", ":", "-.")
 MARKERS = "osD^vPX*"
+ALONG = {"edits": "number of edits", "batch size": "edits per batch"}
 INK, FAINT = "#22262c", "#d9dce1"
 
 STYLE = {
@@ -44,7 +45,8 @@ def styles(agents: Sequence[str]) -> dict[str, dict[str, Any]]:
             found[agent] = {
                 "color": REFERENCE,
                 "linestyle": LINES[(agent == CEILING) + 1],
-                "marker": "_|"[agent == FLOOR],
+                "marker": "oD"[agent == CEILING],
+                "markerfacecolor": "white",
             }
             continue
         found[agent] = {
@@ -103,8 +105,8 @@ def bars(rows: Sequence[Entry], protocol: str) -> Any:
                 axis.text(max(right, found.value) + 1.5, place, f"{found.value:.1f}", va="center", fontsize=8)
             axis.set(title=metric.capitalize(), xlabel="%", xlim=(0, 112), xticks=range(0, 101, 20))
             axis.grid(False, axis="y")
-            axis.set_yticks(places, [shown(row.agent) for row in rows] if axis is axes[0] else [])
-            axis.tick_params(axis="y", length=0)
+            axis.set_yticks(places, [shown(row.agent) for row in rows])
+            axis.tick_params(axis="y", length=0, labelleft=axis is axes[0])
         figure.suptitle(
             f"After the last edit, {_name(protocol)}: {_title(rows[0].task)}; lines are 95% intervals over seeds"
         )
@@ -118,14 +120,18 @@ def pareto(board: Leaderboard, task: Task, look: dict[str, dict[str, Any]]) -> A
         figure, axes = _panels(2, 4.6, len(rows))
         for axis, setup in zip(axes, (False, True), strict=True):
             for row in rows:
-                style = {"color": look[row.agent]["color"], "marker": look[row.agent]["marker"]}
+                style = {**look[row.agent], "linestyle": ""}
                 seconds, quality = 1000 * row.seconds(setup), board.quality(row)
-                axis.plot(seconds, quality.value, linestyle="", markersize=7, label=shown(row.agent), **style)
+                axis.plot(seconds, quality.value, markersize=7, zorder=3, label=shown(row.agent), **style)
                 if quality.interval is not None:
                     axis.plot([seconds, seconds], quality.interval, color=style["color"], linewidth=1.2)
             ahead = [row for row in rows if row.agent in board.front(task, setup)]
             steps = sorted((1000 * row.seconds(setup), board.quality(row).value) for row in ahead)
             axis.step(*zip(*steps, strict=True), where="post", color=INK, linewidth=1, alpha=0.55, zorder=1)
+            for row in ahead:
+                at = (1000 * row.seconds(setup), board.quality(row).value)
+                # Above and left of a point on the front there is none: room for its name.
+                axis.annotate(shown(row.agent), at, (-6, 7), textcoords="offset points", ha="right", fontsize=8)
             axis.set(
                 title="With setup spread over the edits" if setup else "Without setup",
                 xlabel="milliseconds per edit",
@@ -146,7 +152,7 @@ def by_length(tasks: Sequence[Sequence[Entry]], protocol: str, look: dict[str, d
         tasks: The rows of each suite.
         protocol: One of the leaderboard's.
         look: Of :func:`styles`.
-        along: What the suites differ in: ``edits`` or ``batch size``.
+        along: What the suites differ in: a key of :data:`ALONG`.
     """
     lines: dict[str, list[Entry]] = {}
     for rows in sorted(tasks, key=lambda rows: size(rows[0], along)):
@@ -163,13 +169,12 @@ def by_length(tasks: Sequence[Sequence[Entry]], protocol: str, look: dict[str, d
                 for at, estimate in found:
                     if estimate is not None and estimate.interval is not None:
                         axis.plot([at, at], estimate.interval, color=look[agent]["color"], linewidth=1.2)
-            axis.set(title=metric.capitalize(), xlabel=along, xscale="log", ylim=(-3, 103))
+            axis.set(title=metric.capitalize(), xlabel=ALONG[along], xscale="log", ylim=(-3, 103))
             _plain_ticks(axis, [size(row, along) for line in lines.values() for row in line])
         axes[0].set_ylabel(f"% after the last edit, {_name(protocol)}")
         record = tasks[0][0].records[0]
-        figure.suptitle(
-            f"Suites of different {along}: {record.dataset} in {record.model}; lines are 95% intervals over seeds"
-        )
+        what = f"{shown(record.dataset, 40)} in {shown(record.model, 40)}"
+        figure.suptitle(f"After the last edit, by {ALONG[along]}: {what}; upright lines are 95% intervals over seeds")
         _legend(figure, axes[0])
     return figure
 

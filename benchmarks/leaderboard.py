@@ -15,6 +15,7 @@ from benchmarks.statistics import (
     Stream,
     estimate,
     harmonic_mean,
+    interquartile_mean,
     normalized,
     pareto_front,
     probability_of_improvement,
@@ -208,7 +209,7 @@ class Leaderboard:
 
 
 def curve(row: Entry) -> list[dict[str, tuple[float, float, float] | float | None]]:
-    """What is kept along the stream: at each number of edits the mean, lowest and highest of the seeds, by metric.
+    """What is kept along the stream: at each number of edits the interquartile mean, lowest and highest of the seeds, by metric.
 
     Only numbers of edits that every seed was asked at.
     """
@@ -221,6 +222,6 @@ def curve(row: Entry) -> list[dict[str, tuple[float, float, float] | float | Non
             at: dict[str, tuple[float, float, float] | float | None] = {"edits": edits}
             for metric in METRICS:
                 values = [value for seed in points if (value := seed[edits][metric]) is not None]
-                at[metric] = (float(np.mean(values)), min(values), max(values)) if values else None
+                at[metric] = (float(interquartile_mean(values)), min(values), max(values)) if values else None
             found.append(at)
     return found

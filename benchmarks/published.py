@@ -66,12 +66,12 @@ class Published:
 
 def read() -> list[Published]:
     """All of them, in the paper's order."""
-    with resources.files("benchmarks").joinpath("published.csv").open(encoding="utf-8", newline="") as file:
-        return [
-            Published(
-                **{name: row[name] for name in ("table", "dataset", "task", "model", "method", "metric")},
-                mean=float(row["mean"]),
-                std=float(row["std"]) if row["std"] else None,
-            )
-            for row in csv.DictReader(file)
-        ]
+    text = resources.files("benchmarks").joinpath("published.csv").read_text(encoding="utf-8")
+    return [
+        Published(
+            **{name: row[name] for name in ("table", "dataset", "task", "model", "method", "metric")},
+            mean=float(row["mean"]),
+            std=float(row["std"]) if row["std"] else None,
+        )
+        for row in csv.DictReader(text.splitlines())
+    ]
