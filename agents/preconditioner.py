@@ -11,6 +11,12 @@ import torch
 from editenv.dynamics import Gradient
 
 
+def regularised(covariance: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """``C + eps I``, with epsilon relative to C's mean eigenvalue."""
+    identity = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
+    return covariance + epsilon * covariance.trace() / len(covariance) * identity
+
+
 def inverse_covariance(covariance: torch.Tensor, epsilon: float) -> torch.Tensor:
     """``(C + eps I)^-1``, scaled so that a typical key of the text has ``u^T P u = 1``.
 
@@ -18,8 +24,7 @@ def inverse_covariance(covariance: torch.Tensor, epsilon: float) -> torch.Tensor
         covariance: C, ``(d_in, d_in)``.
         epsilon: Ridge on it, relative to its mean eigenvalue.
     """
-    identity = torch.eye(len(covariance), device=covariance.device)
-    inverse = torch.linalg.inv(covariance + epsilon * covariance.trace() / len(covariance) * identity)
+    inverse = torch.linalg.inv(regularised(covariance, epsilon))
     return inverse / (inverse * covariance).sum()
 
 

@@ -93,14 +93,14 @@ def test_collected_in_portions_is_the_same_as_at_once_and_an_interrupted_run_end
     whole = collect(lm, text_file, tmp_path / "whole", samples=40, portion=8)
     torch.testing.assert_close(whole.covariance()[name], key_covariance(lm, list(read_texts(text_file)))[name])
 
-    class Stop(Exception):
+    class StopError(Exception):
         pass
 
     def stop(done):
         if done >= 16:
-            raise Stop
+            raise StopError
 
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         collect(lm, text_file, tmp_path / "parts", samples=40, progress=stop, portion=8)
     parts = collect(lm, text_file, tmp_path / "parts", samples=40, portion=8)
     assert parts.texts == whole.texts == 40
@@ -117,7 +117,7 @@ def test_statistics_of_something_else_are_refused(make_lm, text_file, tmp_path):
         collect(make_lm("layers.1.mlp.down_proj"), text_file, tmp_path / "stats", samples=8)
     with pytest.raises(ValueError, match="other weights or other edited modules"):
         load_covariance(make_lm("layers.1.mlp.down_proj"), tmp_path / "stats")
-    with pytest.raises(FileNotFoundError, match="agents.covariance"):
+    with pytest.raises(FileNotFoundError, match=r"agents\.covariance"):
         load_covariance(lm, tmp_path / "nothing")
     record = json.loads((tmp_path / "stats/covariance.json").read_text())
     assert record["texts"] == 8
@@ -129,7 +129,7 @@ def test_statistics_of_something_else_are_refused(make_lm, text_file, tmp_path):
 
 def test_a_killed_command_goes_on(tmp_path, model_folder, text_file, make_lm):
     folder = tmp_path / "stats"
-    lines = [line for line in open(text_file, encoding="utf-8").read().splitlines() if line]
+    lines = list(read_texts(text_file))
     many = tmp_path / "many.txt"
     many.write_text("\n".join(lines * 200), encoding="utf-8")
     command = [sys.executable, "-m", "agents.covariance", "--text", str(many), "--output", str(folder)]
@@ -153,5 +153,5 @@ def test_texts_are_read_from_json_lines_and_a_bad_line_is_named(tmp_path):
     path.write_text('{"text": " one "}\n\n{"text": "two"}\n{"words": 3}\n')
     texts = read_texts(str(path))
     assert [next(texts), next(texts)] == ["one", "two"]
-    with pytest.raises(ValueError, match="text.jsonl, line 4"):
+    with pytest.raises(ValueError, match=r"text\.jsonl, line 4"):
         next(texts)

@@ -1,0 +1,103 @@
+"""MEMIT (Meng et al. 2023): many facts at once, written into several layers by least squares."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from agents.base import Agent, Progress
+from agents.covariance import covariance_of
+from agents.preconditioner import Preconditioner, regularised
+from agents.values import ValueConfig, look_up, mean_keys, optimise_values, read_token, sample_prefixes
+from editenv.data import Edit
+from editenv.deltas import Delta, ridge_regression
+from editenv.dynamics import Gradient
+from editenv.env import Action, LifelongEditEnv, Observation
+
+
+class MEMIT(Agent):
+    """Finds for each fact a value at the last edited layer (eq. 16), and spreads the way there over the edited layers.
+
+    From the first layer to the last: with the keys U (n, d_in) at the lookup tokens, and R (n, d_out) what is still missing at
+    the last layer divided by the number of layers left (eq. 20),
+
+        D = (weight C + U^T U)^-1 U^T R                                                                             eq. 14
+
+    where C is the text's key covariance. It is solved in token space, with ``P = (weight C)^-1``.
+
+    Needs: a subject (unless ``token="last"``), text for C. Precomputes: C and its inverse, and the prefixes.
+
+    Args:
+        value: Search for the values.
+        weight: Weight of C. The paper's lambda is 15,000 for GPT-J and 20,000 for GPT-NeoX; 15,000 in the public code for
+            Llama-3-8B.
+        samples: Texts for C; the paper takes 100,000.
+        epsilon: Ridge on C, relative to its mean eigenvalue, so that it has an inverse however few the texts.
+        cache_keys: Add the keys of earlier batches to C (MEMIT-seq of AlphaEdit's public code). MEMIT itself does not.
+        modules: Edited modules; the environment's by default (the paper: five MLP projections of early layers).
+    """
+
+    learns = True
+
+    def __init__(
+        self,
+        value: ValueConfig | None = None,
+        weight: float = 15_000.0,
+        samples: int = 100_000,
+        epsilon: float = 1e-4,
+        cache_keys: bool = False,
+        modules: Sequence[str] | None = None,
+    ) -> None:
+        self.value = value or ValueConfig()
+        self.weight, self.samples, self.epsilon, self.cache_keys = weight, samples, epsilon, cache_keys
+        self.modules = None if modules is None else tuple(modules)
+
+    def prepare(self, env: LifelongEditEnv, seed: int, progress: Progress) -> None:
+        progress("covariance of the keys", 0, 1)
+        covariance = covariance_of(env, self.text, self.samples)
+        self._preconditioner = self._precondition(covariance)
+        self._prefixes = sample_prefixes(env.language_model, self.value, seed)
+
+    def _precondition(self, covariance: dict[str, torch.Tensor]) -> Preconditioner:
+        start = {n: torch.linalg.inv(self.weight * regularised(C, self.epsilon)) for n, C in covariance.items()}
+        return Preconditioner(start, self.cache_keys)
+
+    def begin(self, env: LifelongEditEnv) -> None:
+        self._env = env
+        self._preconditioner.reset()
+        self._written: dict[str, torch.Tensor] = {}
+
+    def act(self, observation: Observation, info: dict[str, Any]) -> Action:
+        return self._write(self._env.batch)
+
+    @torch.no_grad()
+    def _write(self, edits: Sequence[Edit]) -> dict[str, Delta]:
+        """The update for a batch; the model is as it was afterwards."""
+        lm = self._env.language_model
+        before = lm.snapshot()
+        names = list(lm.modules)
+        lookup = look_up(lm, edits, self.value.token, self._prefixes)
+        change = optimise_values(lm, names[-1], edits, lookup, self.value)
+        wanted = read_token(lm, names[-1], lookup)[1][lookup.plain] + change
+        deltas: dict[str, Delta] = {}
+        for i, name in enumerate(names):
+            missing = wanted - read_token(lm, names[-1], lookup)[1][lookup.plain]
+            keys = mean_keys(read_token(lm, name, lookup)[0], lookup)
+            projected = self._preconditioner.project(name, keys)
+            deltas[name] = ridge_regression(keys, missing / (len(names) - i), 1.0, projected)
+            lm.apply({name: deltas[name]})
+        self._written = {name: mean_keys(read_token(lm, name, lookup)[0], lookup) for name in names}
+        lm.restore(before)
+        self._absorb(self._written)
+        return deltas
+
+    def _absorb(self, keys: dict[str, torch.Tensor]) -> None:
+        gradients = {name: Gradient(key, key[:, :0]) for name, key in keys.items()}
+        self._preconditioner.absorb(gradients, dict.fromkeys(keys, 1.0))
+
+    def remember(self) -> dict[str, torch.Tensor]:
+        memory, self._written = self._written, {}
+        return memory
+
+    def recall(self, memory: dict[str, torch.Tensor]) -> None:
+        self._absorb(memory)

@@ -1,0 +1,306 @@
+"""ROME, MEMIT, PRUNE, RECT and AlphaEdit: closed forms against brute force, and the search for values."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from agents.alphaedit import AlphaEdit
+from agents.covariance import key_covariance, sample_text
+from agents.memit import MEMIT
+from agents.preconditioner import null_space
+from agents.prune import PRUNE, condense
+from agents.rect import RECT, keep_largest_relative
+from agents.rome import ROME, rank_one_update
+from agents.values import ValueConfig, look_up, mean_keys, optimise_values, read_token, sample_prefixes
+from editenv.deltas import dense, ridge_regression
+from editenv.dynamics import EditableLM, Gradient
+
+LAST = "layers.2.mlp.down_proj"
+MIDDLE = "layers.1.mlp.down_proj"
+VALUE = ValueConfig(learning_rate=0.3, steps=30, weight_decay=0.01)
+
+
+def matrix(rows, columns, seed):
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def nothing(*_):
+    pass
+
+
+# -- closed forms -------------------------------------------------------------------------------------------------------
+
+
+def test_rank_one_update_is_the_constrained_least_squares_solution():
+    root, key, missing = matrix(7, 20, 0), matrix(7, 1, 1)[:, 0], matrix(4, 1, 2)[:, 0]
+    C = root @ root.T
+    found = rank_one_update(key, missing, torch.linalg.inv(C)).dense()
+    torch.testing.assert_close(key @ found, missing)
+    # Brute force: the optimality conditions of min tr(D^T C D) under k^T D = missing, one linear system with multipliers.
+    system = torch.zeros(8, 8, dtype=torch.float64)
+    system[:7, :7], system[:7, 7], system[7, :7] = 2 * C, key, key
+    right = torch.zeros(8, 4, dtype=torch.float64)
+    right[7] = missing
+    torch.testing.assert_close(found, torch.linalg.solve(system, right)[:7])
+
+
+@pytest.fixture
+def memit_case():
+    """Keys, what is missing, and C."""
+    root = matrix(9, 30, 3)
+    return matrix(4, 9, 4), matrix(4, 5, 5), root @ root.T / 30
+
+
+def test_memit_solves_its_normal_equations(memit_case):
+    U, R, C = memit_case
+    agent = MEMIT(weight=50.0, epsilon=0.0)
+    preconditioner = agent._precondition({"m": C})
+    found = ridge_regression(U, R, 1.0, preconditioner.project("m", U)).dense()
+    torch.testing.assert_close(found, torch.linalg.solve(50.0 * C + U.T @ U, U.T @ R))
+
+
+def test_alphaedit_solves_its_equation_with_earlier_keys_and_leaves_the_texts_keys_alone(memit_case):
+    U, R, C = memit_case
+    values, vectors = torch.linalg.eigh(C)
+    threshold = float(values[4:6].mean())
+    agent = AlphaEdit(threshold=threshold, ridge=0.7)
+    preconditioner = agent._precondition({"m": C})
+    Q = null_space(C, threshold)
+    earlier = [matrix(3, 9, 6), matrix(2, 9, 7)]
+    for keys in earlier:
+        preconditioner.absorb({"m": Gradient(keys, keys)}, {"m": 1.0})
+    found = ridge_regression(U, R, 1.0, preconditioner.project("m", U)).dense()
+    K_p = torch.cat(earlier)
+    # The published form: (Q (U^T U + K_p^T K_p) + L2 I) D = Q U^T R.
+    system = Q @ (U.T @ U + K_p.T @ K_p) + 0.7 * torch.eye(9).double()
+    torch.testing.assert_close(found, torch.linalg.solve(system, Q @ U.T @ R))
+    preserved = vectors[:, values > threshold].T
+    assert (preserved @ found).abs().max() < 1e-5
+    preconditioner.reset()
+    fresh = ridge_regression(U, R, 1.0, preconditioner.project("m", U)).dense()
+    torch.testing.assert_close(fresh, torch.linalg.solve(Q @ U.T @ U + 0.7 * torch.eye(9).double(), Q @ U.T @ R))
+
+
+def test_condensing_against_numpy():
+    delta, weight = 3 * matrix(8, 5, 8), matrix(8, 5, 9)
+    u, s, vh = np.linalg.svd(delta.numpy(), full_matrices=False)
+    largest = np.linalg.svd(weight.numpy(), compute_uv=False)[0]
+    assert (s > largest).any()
+    assert (s < largest).any()
+    held = [np.log(x) / np.log(1.2) - np.log(largest) / np.log(1.2) + largest if x > largest else x for x in s]
+    np.testing.assert_allclose(condense(delta, weight, 1.2).numpy(), u @ np.diag(held) @ vh)
+    torch.testing.assert_close(condense(delta, 100 * weight, 1.2), delta)
+
+
+def test_the_largest_relative_changes_are_kept_against_numpy():
+    delta, weight = matrix(6, 5, 10), matrix(6, 5, 11)
+    weight[2, 3] = 0
+    with np.errstate(divide="ignore"):
+        ratio = np.abs(delta.numpy() / weight.numpy()).ravel()
+    kept = np.argsort(-ratio)[:12]
+    expected = np.zeros(30)
+    expected[kept] = delta.numpy().ravel()[kept]
+    np.testing.assert_array_equal(keep_largest_relative(delta, weight, 0.4).numpy().ravel(), expected)
+    assert keep_largest_relative(delta, weight, 1.0).equal(delta)
+
+
+# -- where a fact is looked up ------------------------------------------------------------------------------------------
+
+
+def test_the_subjects_last_token_is_found(make_lm, edits):
+    lm = make_lm(MIDDLE)
+    lookup = look_up(lm, edits, "subject_last", ["Once upon a time."])
+    for i, edit in enumerate(edits):
+        for j, text in enumerate([edit.prompt, f"Once upon a time. {edit.prompt}"]):
+            ids = lm.tokenizer(text)["input_ids"]
+            column = int(lookup.columns[2 * i + j])
+            told = lm.tokenizer.decode(ids[1 : column + 1])
+            assert told.rstrip().endswith(edit.subject), told
+            assert not lm.tokenizer.decode(ids[1:column]).endswith(edit.subject)
+
+
+def test_inputs_and_outputs_at_the_token_are_the_whole_models(base, make_lm, edits):
+    lm = make_lm(MIDDLE)
+    for token in ("subject_last", "last"):
+        lookup = look_up(lm, edits, token)
+        keys, outputs = read_token(lm, f"model.{MIDDLE}", lookup)
+        for i, edit in enumerate(edits):
+            seen = []
+            module = base.get_submodule(f"model.{MIDDLE}")
+            handle = module.register_forward_hook(lambda _, args, out, seen=seen: seen.append((args[0], out)))
+            ids = lm.tokenizer(edit.prompt)["input_ids"]
+            base(torch.tensor([ids]))
+            handle.remove()
+            place = len(ids) - 1 if token == "last" else int(lookup.columns[i])
+            torch.testing.assert_close(keys[i], seen[0][0][0, place], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(outputs[i], seen[0][1][0, place], rtol=1e-4, atol=1e-5)
+
+
+def test_what_cannot_be_looked_up_is_refused(make_lm, edits):
+    with pytest.raises(ValueError, match="behind which no token sees another"):
+        look_up(make_lm(LAST), edits, "subject_last")
+    with pytest.raises(ValueError, match="small/0 has no subject"):
+        look_up(make_lm(MIDDLE), [replace(edits[0], subject=None)], "subject_last")
+    with pytest.raises(ValueError, match="'Nobody' does not stand in the prompt"):
+        look_up(make_lm(MIDDLE), [replace(edits[0], subject="Nobody")], "subject_last")
+
+
+# In a model of random weights one token has little to say about answers of several tokens.
+PLACES = [(MIDDLE, "subject_last", 0.97), (MIDDLE, "last", 0.9), (LAST, "last", 0.9)]
+
+
+@pytest.mark.parametrize(("module", "token", "share"), PLACES)
+def test_the_value_makes_the_target_likely_and_edits_do_not_disturb_each_other(make_lm, edits, module, token, share):
+    lm = make_lm(module)
+    name = f"model.{module}"
+    config = replace(VALUE, token=token, prefixes=1)
+    prefixes = sample_prefixes(lm, config, seed=1)
+    assert prefixes == sample_prefixes(lm, config, seed=1)
+    lookup = look_up(lm, edits, token, prefixes)
+    change = optimise_values(lm, name, edits, lookup, config)
+
+    def nll(values):
+        place = (lookup.rows, lookup.columns)
+        handle = lm.modules[name].register_forward_hook(
+            lambda _, args, out: out.index_put(place, values[lookup.owner], accumulate=True)
+        )
+        logits = lm.logits(lookup.prompts)
+        handle.remove()
+        return torch.nn.functional.cross_entropy(logits, lookup.prompts.labels)
+
+    assert nll(change) < share * nll(torch.zeros_like(change))
+    _, outputs = read_token(lm, name, lookup)
+    assert (change.norm(dim=1) <= config.clamp * outputs[lookup.plain].norm(dim=1) * (1 + 1e-5)).all()
+    alone = optimise_values(lm, name, edits[3:4], look_up(lm, edits[3:4], token, prefixes), config)
+    torch.testing.assert_close(change[3:4], alone, rtol=2e-2, atol=2e-2)
+
+
+# -- the agents ---------------------------------------------------------------------------------------------------------
+
+
+def started(make_env, agent, module=MIDDLE, **arguments):
+    env = make_env(modules=[module], edits_per_step=4, horizon=2, **arguments)
+    agent.prepare(env, 0, nothing)
+    observation, info = env.reset(seed=0)
+    agent.begin(env)
+    return env, observation, info
+
+
+@pytest.mark.parametrize("kind", [ROME, MEMIT, RECT, PRUNE, AlphaEdit])
+def test_an_update_leaves_the_model_as_it_was_and_brings_the_targets_nearer(make_env, small_world, kind):
+    options = {"threshold": 100.0} if kind is AlphaEdit else {}
+    if kind in (MEMIT, RECT, PRUNE):
+        options["weight"] = 1.0
+    agent = kind(replace(VALUE, token="last"), samples=30, **options)
+    env, observation, info = started(make_env, agent)
+    before = env.language_model.snapshot()
+    action = agent.act(observation, info)
+    assert all(torch.equal(before[name], weight) for name, weight in env.language_model.snapshot().items())
+    prompts = env.questions.prompts.select(env.questions.kind == 0)
+    loss = torch.nn.functional.cross_entropy(env.language_model.logits(prompts), prompts.labels)
+    env.language_model.apply(env.checked(action))
+    assert torch.nn.functional.cross_entropy(env.language_model.logits(prompts), prompts.labels) < 0.8 * loss
+
+
+def test_rome_puts_each_value_where_it_was_looked_up(make_env, small_world):
+    agent = ROME(replace(VALUE, prefixes=2), samples=30)
+    env, _, _ = started(make_env, agent)
+    lm, name = env.language_model, f"model.{MIDDLE}"
+    edit = env.batch[0]
+    lookup = look_up(lm, [edit], VALUE.token, agent._prefixes)
+    change = optimise_values(lm, name, [edit], lookup, agent.value)
+    keys, outputs = read_token(lm, name, lookup)
+    delta = agent._write(edit)
+    after = mean_keys(keys, lookup) @ (lm.weight(name) + delta.dense())
+    torch.testing.assert_close(after, outputs[:1] + change, rtol=1e-3, atol=1e-4)
+    agent.keys = "public"
+    torch.testing.assert_close(keys[:1] @ agent._write(edit).dense(), change, rtol=1e-3, atol=1e-4)
+
+
+def test_memit_spreads_what_is_missing_over_the_layers(base, tokenizer, make_env, small_world):
+    """Written out by hand with the plain model: keys, what is missing, normal equations, layer by layer."""
+    env = make_env(modules=[MIDDLE, LAST], edits_per_step=4, horizon=2)
+    agent = MEMIT(VALUE, weight=2.0, samples=30, epsilon=0.01)
+    agent.prepare(env, 0, nothing)
+    observation, info = env.reset(seed=0)
+    agent.begin(env)
+    found = agent.act(observation, info)
+    lm = EditableLM(base, tokenizer, [MIDDLE, LAST])
+    C = key_covariance(lm, sample_text(list(small_world), 30))
+    names = list(lm.modules)
+    lookup = look_up(lm, env.batch, "subject_last")
+    change = optimise_values(lm, names[-1], env.batch, lookup, VALUE)
+    wanted = read_token(lm, names[-1], lookup)[1] + change
+    for i, name in enumerate(names):
+        missing = (wanted - read_token(lm, names[-1], lookup)[1]) / (2 - i)
+        U = read_token(lm, name, lookup)[0]
+        size = len(C[name])
+        system = 2.0 * (C[name] + 0.01 * C[name].trace() / size * torch.eye(size)) + U.T @ U
+        D = torch.linalg.solve(system, U.T @ missing)
+        torch.testing.assert_close(dense(found[name]), D, rtol=2e-3, atol=2e-3)
+        lm.apply({name: D})
+
+
+def test_prune_ends_in_the_condensed_sum_of_all_updates(make_env, small_world):
+    agent, plain = PRUNE(VALUE, weight=0.01, samples=30), MEMIT(VALUE, weight=0.01, samples=30)
+    ends = {}
+    for which in (agent, plain):
+        env, observation, info = started(make_env, which)
+        lm, name = env.language_model, f"model.{MIDDLE}"
+        start, done = lm.weight(name).clone(), False
+        while not done:
+            observation, _, terminated, truncated, info = env.step(which.act(observation, info))
+            done = terminated or truncated
+        ends[which] = lm.weight(name).clone()
+    largest = torch.linalg.matrix_norm(start, 2)
+    total = ends[plain] - start
+    assert torch.linalg.matrix_norm(total, 2) > largest
+    torch.testing.assert_close(ends[agent], start + condense(total, start, 1.2), rtol=1e-3, atol=1e-3)
+
+
+def test_prune_without_an_end_says_so(make_env):
+    agent = PRUNE(VALUE, samples=30)
+    agent.prepare(make_env(modules=[MIDDLE]), 0, nothing)
+    with pytest.raises(ValueError, match="set every_batch"):
+        agent.begin(make_env(modules=[MIDDLE], dataset=None))
+
+
+@pytest.mark.parametrize("kind", [AlphaEdit, PRUNE])
+def test_an_interrupted_run_goes_on_from_what_was_remembered(make_env, small_world, kind):
+    options = {"threshold": 100.0} if kind is AlphaEdit else {"every_batch": True, "weight": 1.0}
+
+    agent = kind(VALUE, samples=30, **options)
+    env, observation, info = started(make_env, agent)
+    action = agent.act(observation, info)
+    memory = agent.remember()
+    observation, _, _, _, info = env.step(action)
+    second = agent.act(observation, info)
+
+    other = kind(VALUE, samples=30, **options)
+    with env.language_model.at_initial_weights():
+        other.prepare(env, 0, nothing)
+    now = env.language_model.snapshot()
+    env.language_model.restore()
+    other.begin(env)
+    env.language_model.restore(now)
+    other.recall(memory)
+    again = other.act(observation, info)
+    for name in second:
+        torch.testing.assert_close(dense(again[name]), dense(second[name]), rtol=1e-4, atol=1e-5)
+
+
+def test_the_cache_of_keys_does_not_leak_between_runs(make_env, small_world):
+    agent = AlphaEdit(VALUE, threshold=100.0, samples=30)
+    env, observation, info = started(make_env, agent)
+    first = agent.act(observation, info)
+    agent.begin(env)
+    again = agent.act(observation, info)
+    for name in first:
+        assert torch.equal(dense(first[name]), dense(again[name]))
+
+
+def test_rome_wants_one_module(make_env):
+    with pytest.raises(ValueError, match="ROME edits one module"):
+        ROME(VALUE, samples=30).prepare(make_env(modules=[MIDDLE, LAST]), 0, nothing)
