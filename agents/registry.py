@@ -46,6 +46,9 @@ CLOSED_LOOP = replace(
     policy=PolicyConfig(step_size=1.1, ridge=0.1),
 )
 
+# For streams of thousands: a delta answers for all that comes after it, so the trajectory has to be long.
+LONG = replace(PRECONDITIONED, trajectories=8, horizon=150, locality=1.5)
+
 DEMO = replace(PRECONDITIONED, trajectories=5)
 
 
@@ -77,6 +80,7 @@ AGENTS: dict[str, tuple[str, Callable[[], Agent]]] = {
         "the same, trained on the fixed initial model",
         lambda: RLEdit(replace(PRECONDITIONED, environment="fixed")),
     ),
+    "rledit-p-long": ("RLEdit with P, trained over trajectories of 3,000 edits", lambda: RLEdit(LONG)),
     "untrained-p-k4": ("the untrained network with P, four actions", lambda: RLEdit(CLOSED_LOOP, train=False)),
     "rledit-p-k4": ("RLEdit with P, four actions", lambda: RLEdit(CLOSED_LOOP)),
     # The demo trains for about a minute.
