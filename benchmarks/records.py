@@ -4,6 +4,8 @@ import json
 import math
 import os
 import platform
+import shutil
+import subprocess
 from dataclasses import MISSING, asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -50,8 +52,16 @@ class Record:
         probability: CounterFact's comparison of target and old answer, where old answers are known.
         drift: ``perplexity_before``, ``perplexity`` and ``kl`` on text that no edit is about; see editenv/metrics.py.
         probes: Negation, distractors and consequences, of the embedded world; see editenv/probes.py.
+        mean_reward: Mean over actions of the environment's reward without its memory term; None if one is not finite.
+        actions_per_batch: K, how often the agent saw each batch.
+        configuration: ``suite`` (its file, with the model and modules used), ``fingerprints`` of model and edits, and the
+            agent's ``settings``.
+        commit: Of git, ending in ``-dirty`` if files differed from it; None outside a repository.
+        hardware: Processor, cores, threads, memory, accelerator.
+        deltas: SHA-256 of the file of deltas, if they were kept.
 
-    A percentage is None where the data has no such prompt. The last three may be None: not measured.
+    A percentage is None where the data has no such prompt. What has a default may be None: not measured, or not known
+    in older records.
     """
 
     suite: str
@@ -73,6 +83,12 @@ class Record:
     probability: dict[str, float | None] | None = None
     drift: dict[str, float] | None = None
     probes: dict[str, float | None] | None = None
+    mean_reward: float | None = None
+    actions_per_batch: int | None = None
+    configuration: dict[str, Any] | None = None
+    commit: str | None = None
+    hardware: dict[str, Any] | None = None
+    deltas: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("teacher_forced", "generation", "immediate"):
@@ -93,6 +109,13 @@ class Record:
             value = getattr(self, name)
             if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
                 raise ValueError(f"{name} must be a number that is not negative, not {value!r}")
+        if self.mean_reward is not None and not (
+            isinstance(self.mean_reward, int | float) and math.isfinite(self.mean_reward)
+        ):
+            raise ValueError(f"mean_reward must be a finite number or null, not {self.mean_reward!r}")
+        for name in ("configuration", "hardware"):
+            if not isinstance(getattr(self, name), dict | None):
+                raise ValueError(f"{name} must be an object or null, not {getattr(self, name)!r}")
 
 
 def _check_percentages(name: str, values: Any) -> None:
@@ -109,6 +132,40 @@ def versions() -> dict[str, str]:
 
     found = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
     return found | {"machine": f"{platform.machine()}, {torch.get_num_threads()} threads on {os.cpu_count()} cores"}
+
+
+def hardware() -> dict[str, Any]:
+    """What the figures were made on."""
+    import torch
+
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def _processor() -> str:
+    """Linux tells its name in a file only."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()
+
+
+def commit() -> str | None:
+    """The commit of this package's repository, ``-dirty`` if tracked files differ from it; None if it is in none."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    if shutil.which("git") is None:
+        return None
+    # A package installed inside someone else's repository is not part of it.
+    tracked = subprocess.run([*git, "ls-files", "--error-unmatch", Path(__file__).name], capture_output=True)
+    if tracked.returncode != 0:
+        return None
+    told = subprocess.run([*git, "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"], capture_output=True)
+    return told.stdout.decode().strip() or None
 
 
 def read(path: Path) -> list[Record]:
@@ -135,13 +192,21 @@ def read(path: Path) -> list[Record]:
 
 def append(path: Path, record: Any) -> None:
     """Adds a record (a dataclass); the file is replaced whole, so that a kill leaves the old one or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     old = path.read_text(encoding="utf-8") if path.exists() else ""
     if old and not old.endswith("\n"):
         old += "\n"
-    partial = path.with_suffix(".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(old + json.dumps(asdict(record)) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    write_whole(path, old + json.dumps(asdict(record)) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """A file with this text, whole or not at all, also if several processes write it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

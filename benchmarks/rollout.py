@@ -13,8 +13,9 @@ import torch
 from torch.nn import functional as F
 
 from agents.base import Agent
-from agents.no_edit import no_change
 from agents.covariance import sample_text, training_edits
+from agents.no_edit import no_change
+from benchmarks.recording import Recording, mean_reward
 from benchmarks.records import Record, versions
 from benchmarks.suites import Suite
 from editenv import metrics
@@ -40,6 +41,7 @@ def run(
     seed: int,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
     beyond: bool = True,
+    recording: Recording | None = None,
 ) -> Record:
     """Prepares an agent, edits the suite's stream with it, and judges the result.
 
@@ -49,8 +51,15 @@ def run(
         agent: The agent.
         seed: Seeds the agent's training and the stream's order.
         progress: Called with what is going on, and how far it is.
-        beyond: Ask the probes of editenv/probes.py too; they take longer than all other judging.
+        beyond: Ask the probes of editenv/probes.py too, if the suite does; they take longer than all other judging.
+        recording: Is given every action.
+
+    Raises:
+        ValueError: If the agent wants to see a batch more often than the suite allows.
     """
+    budget = suite.max_actions_per_batch
+    if budget is not None and agent.actions_per_batch > budget:
+        raise ValueError(f"{name} takes {agent.actions_per_batch} actions per batch; suite {suite.id} allows {budget}")
     training = LifelongEditEnv(**suite.environment(training=True), edits_per_step=suite.edits_per_step)
     progress("preparing", 0, suite.batches)
     started = time.perf_counter()
@@ -67,14 +76,17 @@ def run(
         memory_batches=0,  # nothing here reads the reward's memory term
     )
     lm = env.language_model
-    observation, info = env.reset(seed=seed)
+    observation, info = env.reset(seed=seed, options={"shuffle": suite.order == "shuffled"})
     agent.begin(env)
+    if recording is not None:
+        recording.start(lm)
     checkpoints = {1 << i for i in range(suite.batches.bit_length())} | {suite.batches}
     probed = set(np.linspace(0, suite.batches - 1, PROBES).astype(int).tolist())
     act_seconds, observe_seconds, floor_seconds = 0.0, [], []
     immediate: list[dict[str, float | None]] = []
     retention: list[dict[str, float | None]] = []
     asked: list[Questions] = []
+    rewards: list[float] = []
     failures = 0
     failed = False
     done = False
@@ -86,16 +98,19 @@ def run(
         started = time.perf_counter()
         action = agent.act(observation, info)
         act_seconds += time.perf_counter() - started
+        if recording is not None:
+            recording.add(action)
         if probe:
             observe_seconds.append(time_observation_and_update(env, action))
             floor_seconds.append(time_floor(env))
         try:
-            observation, _, terminated, truncated, info = env.step(action)
+            observation, reward, terminated, truncated, info = env.step(action)
         except ValueError as error:
             if "NaN or infinity" not in str(error):
                 raise
             failed = True
-            observation, _, terminated, truncated, info = env.step(no_change(lm))
+            observation, reward, terminated, truncated, info = env.step(no_change(lm))
+        rewards.append(reward)
         done = terminated or truncated
         failed = failed or not all(map(math.isfinite, info["reward_terms"].values()))
         if info["attempt"] == 0:
@@ -111,8 +126,9 @@ def run(
     everything = ask(lm, edits)
     # K actions, each with its own observation and update.
     per_step = act_seconds / len(immediate) + agent.actions_per_batch * float(np.median(observe_seconds))
+    measured = set(suite.protocols)
     return Record(
-        suite=suite.name,
+        suite=suite.label,
         agent=name,
         seed=seed,
         model=Path(str(suite.model)).name,
@@ -128,9 +144,19 @@ def run(
         peak_memory_bytes=peak_memory_bytes(lm.device),
         versions=versions(),
         failures=failures,
-        probability=metrics.probability(lm, edits).percentages() if any(e.old_answer for e in edits) else None,
-        drift=metrics.drift(lm, bystanders),
-        probes=ask_beyond(lm, edits[:PROBED_EDITS]) if beyond and suite.dataset == "atlas" else None,
+        probability=(
+            metrics.probability(lm, edits).percentages()
+            if "probability" in measured and any(e.old_answer for e in edits)
+            else None
+        ),
+        drift=metrics.drift(lm, bystanders) if "drift" in measured else None,
+        probes=(
+            ask_beyond(lm, edits[:PROBED_EDITS])
+            if beyond and "probes" in measured and suite.dataset == "atlas"
+            else None
+        ),
+        mean_reward=mean_reward(rewards),
+        actions_per_batch=agent.actions_per_batch,
     )
 
 

@@ -102,7 +102,7 @@ def run_here(todo: Iterable[Cell], report: Report) -> Iterator[tuple[Cell, Recor
                     report(f"{cell.label}: {told[0]}", *told[1:])
                 else:
                     outcome = told
-        except EOFError:  # it died without a word
+        except (EOFError, ConnectionResetError):  # it died without a word
             process.join()
             outcome = Failure(f"the cell's process died (exit code {process.exitcode})")
         process.join()

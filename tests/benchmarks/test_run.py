@@ -1,11 +1,22 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from test_records import RECORD
 
-from benchmarks.records import append
-from benchmarks.run import Args, main, parse_seeds
-from benchmarks.suites import SUITES
+from benchmarks import run as command
+from benchmarks.cells import Cell, Failure, cell_files, cell_path, collect
+from benchmarks.records import append, read
+from benchmarks.run import Args, main, parse_agents, parse_seeds
+from benchmarks.suites import find
+
+PRINTS = {"model": None, "edits": None}
 
 
 @pytest.mark.parametrize(
@@ -21,34 +32,143 @@ def test_what_is_no_seeds_is_refused(text):
         parse_seeds(text)
 
 
-def test_what_is_there_is_not_run_again(tmp_path, capsys):
-    results = tmp_path / "results.jsonl"
-    for seed in (0, 1):
-        append(results, replace(RECORD, suite="smoke", agent="no-edit", seed=seed))
-    append(results, replace(RECORD, suite="atlas-50x20", agent="someone-else", seed=0))
-    before = results.read_bytes()
+@pytest.mark.parametrize("given", [("a,b", "c"), ("a", "b", "c"), ("a,b,c",), ("a,b", "b,c")])
+def test_agents_with_commas_or_spaces(given):
+    assert parse_agents(given) == ["a", "b", "c"]
+
+
+@pytest.fixture
+def instead(monkeypatch):
+    """Cells are not run but become what the test says; returns those that were asked for."""
+    outcomes, asked = {}, []
+
+    def run_here(todo, report):
+        for cell in todo:
+            asked.append((cell.agent, cell.seed))
+            outcome = outcomes.get((cell.agent, cell.seed), RECORD)
+            if not isinstance(outcome, Failure):
+                configuration = cell.configuration() | {"settings": {}}
+                outcome = replace(
+                    outcome, suite=cell.suite.label, agent=cell.agent, seed=cell.seed, configuration=configuration
+                )
+            yield cell, outcome
+
+    monkeypatch.setattr(command, "run_here", run_here)
+    return outcomes, asked
+
+
+def test_only_what_is_missing_is_run(tmp_path, capsys, instead):
+    _, asked = instead
     assert main(Args(suite="smoke", agents=("no-edit",), out=tmp_path, seeds="0-1")) == 0
-    assert results.read_bytes() == before
-    shown = capsys.readouterr().out
-    assert shown.count("already there") == 2
-    assert "someone-else" not in shown
+    before = (tmp_path / "results.jsonl").read_bytes()
+    assert main(Args(suite="smoke", agents=("no-edit", "fine-tune"), out=tmp_path, seeds="0-2")) == 0
+    assert asked == [
+        ("no-edit", 0),
+        ("no-edit", 1),
+        ("fine-tune", 0),
+        ("fine-tune", 1),
+        ("no-edit", 2),
+        ("fine-tune", 2),
+    ]
+    assert capsys.readouterr().out.count("already there") == 2
+    assert (tmp_path / "results.jsonl").read_bytes().startswith(before)
+    cell_path(tmp_path, "smoke-v1", "no-edit", 1).unlink()
+    asked.clear()
+    assert main(Args(suite="smoke", agents=("no-edit",), out=tmp_path, seeds="0-2")) == 0
+    assert asked == [("no-edit", 1)]
+    assert len(read(tmp_path / "results.jsonl")) == 6
 
 
-def test_a_cell_that_fails_is_reported_and_the_rest_still_runs(tmp_path, capsys):
+def test_results_are_the_cells_in_one_order_whatever_order_they_finish_in(tmp_path, instead):
+    for name, agents in (("a", ("fine-tune,no-edit",)), ("b", ("no-edit", "fine-tune")), ("c", ("no-edit",))):
+        main(Args(suite="smoke", agents=agents, out=tmp_path / name, seeds="0-1"))
+    main(Args(suite="smoke", agents=("fine-tune",), out=tmp_path / "c", seeds="1,0"))
+    results = [(tmp_path / name / "results.jsonl").read_bytes() for name in "abc"]
+    assert results[0] == results[1] == results[2]
+    assert [(r.agent, r.seed) for r in read(tmp_path / "a" / "results.jsonl")] == [
+        ("no-edit", 0),
+        ("no-edit", 1),
+        ("fine-tune", 0),
+        ("fine-tune", 1),
+    ]
+
+
+def test_the_suites_own_agents_are_the_default(tmp_path, instead):
+    main(Args(suite="smoke", out=tmp_path))
+    assert instead[1] == [("no-edit", 0), ("fine-tune", 0)]
+
+
+def test_a_failed_cell_is_written_down_tried_again_and_forgotten_once_it_works(tmp_path, capsys, instead):
+    outcomes, asked = instead
+    outcomes["no-edit", 0] = Failure("ValueError: of its own", "Traceback ...")
+    arguments = Args(suite="smoke", agents=("no-edit", "fine-tune"), out=tmp_path)
+    assert main(arguments) == 1
+    assert "failed: smoke, no-edit, seed 0: ValueError: of its own" in capsys.readouterr().err
+    failure = cell_path(tmp_path, "smoke-v1", "no-edit", 0).with_suffix(".failed.json")
+    told = json.loads(failure.read_text())
+    assert (told["agent"], told["seed"], told["traceback"]) == ("no-edit", 0, "Traceback ...")
+    assert [r.agent for r in read(tmp_path / "results.jsonl")] == ["fine-tune"]
+    outcomes.clear()
+    assert main(arguments) == 0
+    assert asked == [("no-edit", 0), ("fine-tune", 0), ("no-edit", 0)]
+    assert not failure.exists()
+    assert [r.agent for r in read(tmp_path / "results.jsonl")] == ["no-edit", "fine-tune"]
+
+
+def test_results_from_before_there_were_cells_are_taken_over(tmp_path, instead):
+    results = tmp_path / "results.jsonl"
+    for record in (replace(RECORD, suite="smoke", agent="no-edit"), replace(RECORD, suite="own-v2", agent="x/y:z")):
+        append(results, record)
+    old = read(results)
+    assert main(Args(suite="smoke", agents=("no-edit",), out=tmp_path)) == 0
+    assert not instead[1]
+    assert sorted(read(results), key=repr) == sorted(old, key=repr)
+    assert {path.parent.name for path in cell_files(tmp_path)} == {"smoke-v1", "own-v2"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cells", "results.jsonl"]
+
+
+def test_cells_of_another_model_are_not_mixed_in(tmp_path, instead, monkeypatch):
+    arguments = Args(suite="smoke", agents=("no-edit",), out=tmp_path)
+    assert main(arguments) == 0
+    with pytest.raises(SystemExit, match="made with another suite"):
+        main(replace(arguments, modules=("layers.2.mlp.down_proj",)))
+    monkeypatch.setattr(type(find("smoke")), "check_fingerprints", lambda suite: {"model": "other", "edits": None})
+    with pytest.raises(SystemExit, match="made with another fingerprints"):
+        main(arguments)
+    assert len(instead[1]) == 1
+
+
+def test_deltas_asked_for_later_are_not_silently_missing(tmp_path, instead):
+    arguments = Args(suite="smoke", agents=("no-edit",), out=tmp_path)
+    assert main(arguments) == 0
+    with pytest.raises(SystemExit, match="without keeping its deltas"):
+        main(replace(arguments, keep_deltas=True))
+
+
+def test_names_that_differ_only_in_what_files_cannot_hold_have_files_of_their_own(tmp_path):
+    names = ["a/b.py:C", "a_b.py:C", "a_b.py_C", "../C", "C", "C" * 300, "C" * 299 + "/"]
+    paths = {cell_path(tmp_path, "smoke-v1", name, 0) for name in names[:5] + names[6:]}
+    assert len(paths) == 6
+    assert all(path.parent == tmp_path / "cells" / "smoke-v1" for path in paths)
+
+
+def test_a_broken_cell_file_is_named(tmp_path):
+    path = cell_path(tmp_path, "smoke-v1", "no-edit", 0)
+    path.parent.mkdir(parents=True)
+    path.write_text("{}\n")
+    with pytest.raises(ValueError, match=str(path)):
+        collect(tmp_path)
+
+
+def test_a_cell_that_raises_or_dies_costs_only_itself(tmp_path):
     """Also if it dies without a word, like a process that the system kills."""
     fatal = tmp_path / "fatal.py"
     fatal.write_text("import os\ndef Fatal():\n    os._exit(9)\n")
-    results = tmp_path / "results.jsonl"
-    append(results, replace(RECORD, suite="smoke", agent="no-edit", seed=0))
-    before = results.read_bytes()
-    arguments = Args(suite="smoke", agents=("no-such-agent", f"{fatal}:Fatal", "no-edit"), out=tmp_path)
-    assert main(arguments) == 1
-    captured = capsys.readouterr()
-    assert "unknown agent 'no-such-agent'" in captured.err
-    assert "failed: [1/3] smoke, no-such-agent, seed 0" in captured.err
-    assert "failed: [2/3] smoke" in captured.err
-    assert "[3/3] smoke, no-edit, seed 0: already there" in captured.out
-    assert results.read_bytes() == before
+    cells = [Cell(find("smoke"), PRINTS, name, 0, tmp_path) for name in ("no-such-agent", f"{fatal}:Fatal")]
+    outcomes = [outcome for _, outcome in command.run_here(cells, lambda *_: None)]
+    assert outcomes[0].error.startswith("ValueError: unknown agent 'no-such-agent'")
+    assert "Traceback" in outcomes[0].traceback
+    assert outcomes[1] == Failure("the cell's process died (exit code 9)")
 
 
 @pytest.mark.parametrize(("change", "named"), [({"suite": "smok"}, "smoke"), ({"seeds": "x"}, "'x'")])
@@ -59,21 +179,59 @@ def test_wrong_arguments_end_the_command(tmp_path, change, named):
     assert not list(tmp_path.iterdir())
 
 
-def test_suites_fit_their_splits():
-    sizes = {"test": 8000, "validation": 1000}
-    for name, suite in SUITES.items():
-        assert suite.name == name
-        if suite.dataset == "atlas":
-            assert suite.batches * suite.edits_per_step <= sizes[suite.split]
+SLOW = """
+import os, time
+from pathlib import Path
+from agents.no_edit import NoEdit
+class Slow(NoEdit):
+    def begin(self, env):
+        super().begin(env)
+        Path({folder!r}, "child").write_text(str(os.getpid()))
+        while not Path({folder!r}, "go-on").exists():
+            time.sleep(0.05)
+"""
 
 
-def test_suites_on_real_data_say_what_they_need(tmp_path):
-    suite = SUITES["counterfact-100x20"]
-    with pytest.raises(ValueError, match="--data"):
-        suite.at("some/model", None)
-    with pytest.raises(ValueError, match="--model"):
-        suite.at(None, tmp_path)
-    told = suite.at("some/model", tmp_path)
-    assert told.environment()["dataset"] == f"counterfact:{tmp_path}/counterfact"
-    assert told.environment(training=True)["split"] == "train"
-    assert SUITES["zsre-50x20"].at("some/model", tmp_path).environment(training=True)["dataset"] == "atlas"
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def until(reached, seconds=120):
+    end = time.monotonic() + seconds
+    while not reached():
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.05)
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="looks at processes through /proc")
+def test_kill_9_costs_the_running_cell_and_nothing_else(tmp_path):
+    slow, out = tmp_path / "slow.py", tmp_path / "out"
+    slow.write_text(SLOW.format(folder=str(tmp_path)))
+    arguments = ["--suite", "smoke@1", "--agents", "no-edit", f"{slow}:Slow", "--out", str(out)]
+    words = [sys.executable, "-m", "benchmarks.run", *arguments]
+    root = Path(__file__).parents[2]
+    process = subprocess.Popen(words, cwd=root, stdout=subprocess.DEVNULL)
+    try:
+        until((tmp_path / "child").exists)
+        until((tmp_path / "child").read_text)
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    until(lambda: not alive(int((tmp_path / "child").read_text())))
+    (first,) = read(out / "results.jsonl")
+    (cell,) = cell_files(out)
+    kept = cell.read_bytes()
+    assert (first.agent, first.edits) == ("no-edit", 20)
+    (tmp_path / "go-on").touch()
+    done = subprocess.run(words, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "smoke@1, no-edit, seed 0: already there" in done.stdout
+    assert cell.read_bytes() == kept
+    slow_record = read(out / "results.jsonl")[1]
+    assert slow_record.teacher_forced == first.teacher_forced
+    assert not list(out.rglob("*.partial"))
+    assert first.configuration["suite"]["name"] == "smoke@1"
+    assert first.hardware["cores"] == os.cpu_count()

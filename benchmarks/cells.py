@@ -1,0 +1,219 @@
+"""Cells of a table: one agent, one suite, one seed, one file.
+
+    OUT/cells/SUITE-vN/AGENT-seedS.json             the record, once the cell has finished
+    OUT/cells/SUITE-vN/AGENT-seedS.failed.json      the error, until it does
+    OUT/deltas/SUITE-vN/AGENT-seedS.safetensors     what was added to the weights, if it is kept
+    OUT/policies/...                                what agents keep of their training
+    OUT/results.jsonl                               all records, made from the cells
+
+Files are written whole or not at all: whatever is killed, what has finished stays.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.records import Record, commit, hardware, read, versions, write_whole
+from benchmarks.suites import Suite, id_of
+
+Report = Callable[[str, int, int], None]
+"""Called with what is going on, how much of it is done, and of how much."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One agent, one suite, one seed.
+
+    Attributes:
+        suite: With its model and data.
+        fingerprints: Of that model and those edits.
+        agent: Name of the row.
+        seed: Seeds training and the stream's order.
+        out: Folder of the table.
+        keep_deltas: Whether the actions are kept.
+    """
+
+    suite: Suite
+    fingerprints: dict[str, str | None]
+    agent: str
+    seed: int
+    out: Path
+    keep_deltas: bool = False
+
+    @property
+    def label(self) -> str:
+        return f"{self.suite.label}, {self.agent}, seed {self.seed}"
+
+    @property
+    def path(self) -> Path:
+        return cell_path(self.out, self.suite.id, self.agent, self.seed)
+
+    @property
+    def failure_path(self) -> Path:
+        return self.path.with_suffix(".failed.json")
+
+    @property
+    def deltas_path(self) -> Path:
+        return deltas_path(self.out, self.suite.id, self.agent, self.seed)
+
+    def finished(self) -> bool:
+        """Whether there is a record already.
+
+        Raises:
+            ValueError: If it was made with another model or other edits, or lacks the deltas that are to be kept.
+        """
+        if not self.path.exists():
+            return False
+        (record,) = read(self.path)
+        if record.configuration is not None:
+            made, wanted = record.configuration, self.configuration()
+            differing = [key for key in wanted if made[key] != wanted[key]]
+            if differing:
+                raise ValueError(
+                    f"{self.path} was made with another {' and '.join(differing)} than {self.suite.id} has now: remove it "
+                    "or choose another --out"
+                )
+        if self.keep_deltas and record.deltas is None:
+            raise ValueError(f"{self.path} was made without keeping its deltas: remove it or choose another --out")
+        return True
+
+    def configuration(self) -> dict[str, Any]:
+        """What makes this cell's figures comparable with another's."""
+        return {"suite": self.suite.setting(), "fingerprints": self.fingerprints}
+
+    def run(self, report: Report) -> Record:
+        """Prepares the agent, edits, judges; a file of deltas is all that is written, and what the agent keeps."""
+        from agents.registry import make_agent
+        from benchmarks.recording import Recording
+        from benchmarks.rollout import run
+
+        agent = make_agent(self.agent)
+        shown = {name: _plain(value) for name, value in vars(agent).items() if not name.startswith("_")}
+        settings = {name: plain for name, plain in shown.items() if plain is not None}
+        modules = "-".join(self.suite.modules or ())
+        agent.workspace = (
+            self.out / "policies" / (_file_name(f"{self.agent}-{modules}".rstrip("-")) + f"-seed{self.seed}")
+        )
+        recording = Recording() if self.keep_deltas else None
+        record = run(self.suite, self.agent, agent, self.seed, report, recording=recording)
+        deltas = None
+        if recording is not None:
+            recording.write(self.deltas_path)
+            deltas = sha256(self.deltas_path)
+        return replace(
+            record,
+            configuration=self.configuration() | {"settings": settings},
+            commit=commit(),
+            hardware=hardware(),
+            deltas=deltas,
+        )
+
+    def write(self, outcome: "Record | Failure") -> None:
+        """Makes what became of the cell durable; a record takes the place of an earlier failure."""
+        if isinstance(outcome, Failure):
+            row = {
+                "suite": self.suite.id,
+                "agent": self.agent,
+                "seed": self.seed,
+                **asdict(outcome),
+                "commit": commit(),
+            }
+            write_whole(self.failure_path, json.dumps(row | {"versions": versions()}, indent=2) + "\n")
+            return
+        write_whole(self.path, json.dumps(asdict(outcome)) + "\n")
+        self.failure_path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A cell that has come to nothing.
+
+    Attributes:
+        error: In a line.
+        traceback: Where it happened, if the cell could still say so.
+    """
+
+    error: str
+    traceback: str = ""
+
+
+def cell_path(out: Path, suite: str, agent: str, seed: int) -> Path:
+    """Where the record of a suite's NAME-vN lies."""
+    return out / "cells" / suite / f"{_file_name(agent)}-seed{seed}.json"
+
+
+def deltas_path(out: Path, suite: str, agent: str, seed: int) -> Path:
+    """Where its deltas lie."""
+    return out / "deltas" / suite / f"{_file_name(agent)}-seed{seed}.safetensors"
+
+
+def _file_name(name: str) -> str:
+    """Any name as a file's: what was changed is told apart by a digest."""
+    plain = re.sub(r"[^\w.-]", "_", name)
+    return plain if plain == name else f"{plain[-60:]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def sha256(path: Path) -> str:
+    """Of a file's bytes."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def collect(out: Path) -> list[Record]:
+    """All finished cells; writes OUT/results.jsonl."""
+    found = records_of(out)
+    path = out / "results.jsonl"
+    if found and not (path.exists() and path.read_text(encoding="utf-8") == as_lines(found)):
+        write_whole(path, as_lines(found))
+    return found
+
+
+def records_of(out: Path) -> list[Record]:
+    """All finished cells, in the order of agents.registry, whatever order they finished in.
+
+    Raises:
+        ValueError: If a cell's file is not a record; names it.
+    """
+    from agents.registry import AGENTS
+
+    rows = {name: place for place, name in enumerate(AGENTS)}
+    found = [record for path in cell_files(out) for record in read(path)]
+    return sorted(found, key=lambda r: (r.suite, rows.get(r.agent, len(rows)), r.agent, r.seed))
+
+
+def as_lines(records: list[Record]) -> str:
+    """The content of results.jsonl."""
+    return "".join(json.dumps(asdict(record)) + "\n" for record in records)
+
+
+def cell_files(out: Path) -> list[Path]:
+    """The records' files."""
+    return sorted(path for path in (out / "cells").glob("*/*.json") if not path.name.endswith(".failed.json"))
+
+
+def adopt(out: Path) -> None:
+    """Cells out of a results.jsonl that was written before there were any."""
+    results = out / "results.jsonl"
+    if results.exists() and not (out / "cells").exists():
+        partial = out / "adopted.partial"
+        for record in read(results):
+            write_whole(
+                cell_path(partial, id_of(record.suite), record.agent, record.seed), json.dumps(asdict(record)) + "\n"
+            )
+        if partial.exists():
+            os.replace(partial / "cells", out / "cells")
+            partial.rmdir()
+
+
+def _plain(value: Any) -> Any:
+    """A setting as JSON has it; None for what is none (a network, a tensor)."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    try:
+        return json.loads(json.dumps(value))
+    except (TypeError, ValueError):
+        return None

@@ -1,0 +1,75 @@
+"""The actions of a rollout, kept as a file of deltas, and played again from it."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from agents.base import Agent
+from editenv.delta_files import fingerprint, read_delta_file, write_delta_file
+from editenv.deltas import Delta, LowRank
+from editenv.dynamics import EditableLM
+from editenv.env import Action, LifelongEditEnv, Observation
+
+
+class Recording:
+    """What an agent did, action by action; all of it is held in memory until it is written."""
+
+    def start(self, lm: EditableLM) -> None:
+        """Before the first action."""
+        self._lm, self._before = lm, fingerprint(lm)
+        self.actions: list[dict[str, Delta]] = []
+
+    def add(self, action: Action) -> None:
+        """An action as it was given: low-rank where it is, and also if it was refused."""
+        self.actions.append({name: _copy(delta) for name, delta in action.items()})
+
+    def write(self, path: Path) -> None:
+        """After the last action, for ``editenv apply`` and :class:`Replay`."""
+        write_delta_file(path, self.actions, self._before, fingerprint(self._lm))
+
+
+def _copy(delta: Any) -> Delta:
+    if isinstance(delta, LowRank):
+        return LowRank(_tensor(delta.left), _tensor(delta.right))
+    return _tensor(delta)
+
+
+def _tensor(values: Any) -> torch.Tensor:
+    """In float32, the precision in which the environment adds deltas up."""
+    return torch.as_tensor(values, dtype=torch.float32).detach().cpu().clone()
+
+
+class Replay(Agent):
+    """Does what a file of deltas says.
+
+    Args:
+        path: The file.
+        actions_per_batch: K of the agent that made it.
+
+    Raises:
+        ValueError: If the file does not hold deltas.
+    """
+
+    def __init__(self, path: Path, actions_per_batch: int) -> None:
+        self.path, self.actions_per_batch = path, actions_per_batch
+        self.actions, self._metadata = read_delta_file(path)
+
+    def begin(self, env: LifelongEditEnv) -> None:
+        if fingerprint(env.language_model) != self._metadata["before"]:
+            raise ValueError(
+                f"{self.path} was made for another base model: the fingerprints of the edited modules differ"
+            )
+        needed = math.ceil(len(env.stream) / env.edits_per_step) * self.actions_per_batch
+        if len(self.actions) != needed:
+            raise ValueError(f"{self.path} holds {len(self.actions)} actions; this stream takes {needed}")
+
+    def act(self, observation: Observation, info: dict[str, Any]) -> Action:
+        return self.actions[info["batch"] * self.actions_per_batch + info["attempt"]]
+
+
+def mean_reward(rewards: Sequence[float]) -> float | None:
+    """None if a reward is not finite: a model broke."""
+    return sum(rewards) / len(rewards) if all(map(math.isfinite, rewards)) else None

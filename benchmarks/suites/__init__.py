@@ -1,0 +1,303 @@
+"""Suites: what is edited, in which portions, how it is judged; a versioned file each.
+
+    python -m benchmarks.suites
+
+lists them. NAME-vN.json never changes its meaning once results were made with it; a changed one is NAME-v(N+1).json.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from editenv.models.modules import PRESETS
+
+PROTOCOLS = ("teacher_forced", "generation", "probability", "drift", "probes")
+"""What a run can be judged by; the first two always are. See editenv/metrics.py and editenv/probes.py."""
+
+ORDERS = ("shuffled", "as-is")
+
+
+@dataclass(frozen=True, slots=True)
+class Paper:
+    """What a suite repeats of RLEdit (Li et al. 2025, arXiv 2502.05759).
+
+    Attributes:
+        where: Table or figure.
+        task: The paper's own sizes and data.
+        presets: The paper's configuration of its models, in :data:`editenv.models.modules.PRESETS`.
+        differs: Where the suite is not the paper's task, and why.
+    """
+
+    where: str
+    task: str
+    presets: tuple[str, ...]
+    differs: str
+
+    def __post_init__(self) -> None:
+        for name in ("where", "task", "differs"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"paper.{name} must be a text, not {getattr(self, name)!r}")
+        unknown = [name for name in self.presets if name not in PRESETS]
+        if unknown:
+            raise ValueError(f"paper.presets: there is no {unknown[0]!r}; there are {', '.join(PRESETS)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """One stream: ``batches`` batches of ``edits_per_step`` edits of a split.
+
+    Attributes:
+        name: Without the version.
+        batches: Batches in the stream.
+        edits_per_step: Edits in a batch.
+        model: Name, folder or hub id; None if the suite needs to be told.
+        dataset: As :func:`editenv.data.load_edits` takes it; ``{data}`` stands for the folder of the data sets.
+        split: What is edited.
+        training: Data set whose training split agents learn from; the same by default.
+        options: How files are read.
+        data: The folder that ``{data}`` stands for.
+        version: Counted from 1.
+        about: What it is for, in a sentence.
+        modules: Edited modules, as endings of dotted names; None takes the model's own.
+        order: ``"shuffled"`` draws the stream's order from the seed, ``"as-is"`` keeps the data set's.
+        protocols: What is measured, of :data:`PROTOCOLS`.
+        max_actions_per_batch: The budget: how often an agent may see a batch; None sets no bound.
+        agents: Whom it is about: the default of ``--agents``.
+        model_fingerprint: :func:`model_fingerprint` of the model; None leaves it open.
+        edits_fingerprint: :func:`agents.editor.edits_digest` of the whole split, as it is read; None leaves it open.
+        paper: What it repeats of the paper.
+        command: The command that makes the rest of the paper's figure, if there is more than the records.
+        device, dtype: Where and in which precision the model runs; not part of the file.
+    """
+
+    name: str
+    batches: int
+    edits_per_step: int
+    model: str | None = "atlas"
+    dataset: str = "atlas"
+    split: str = "test"
+    training: str | None = None
+    options: tuple[tuple[str, str | int], ...] = ()
+    data: Path | None = None
+    version: int = 1
+    about: str = ""
+    modules: tuple[str, ...] | None = None
+    order: str = "shuffled"
+    protocols: tuple[str, ...] = PROTOCOLS
+    max_actions_per_batch: int | None = None
+    agents: tuple[str, ...] = ()
+    model_fingerprint: str | None = None
+    edits_fingerprint: str | None = None
+    paper: Paper | None = None
+    command: str | None = None
+    device: str = "cpu"
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        for name in ("name", "dataset", "split", "about", "order"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"{name} must be a text, not {getattr(self, name)!r}")
+        for name in ("model", "training", "model_fingerprint", "edits_fingerprint", "command"):
+            if not isinstance(getattr(self, name), str | None):
+                raise ValueError(f"{name} must be a text or null, not {getattr(self, name)!r}")
+        for name in ("batches", "edits_per_step", "version", "max_actions_per_batch"):
+            value = getattr(self, name)
+            if name == "max_actions_per_batch" and value is None:
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} must be a whole number from 1 on, not {value!r}")
+        for name in ("agents", "protocols", "modules"):
+            values = getattr(self, name)
+            if values is not None and not (isinstance(values, tuple) and all(isinstance(v, str) for v in values)):
+                raise ValueError(f"{name} must be a list of texts, not {values!r}")
+        if self.order not in ORDERS:
+            raise ValueError(f"order must be one of {', '.join(ORDERS)}, not {self.order!r}")
+        if not set(PROTOCOLS[:2]) <= set(self.protocols) <= set(PROTOCOLS):
+            raise ValueError(f"protocols must be {', '.join(PROTOCOLS[:2])} and any of {', '.join(PROTOCOLS[2:])}")
+        for name in ("model_fingerprint", "edits_fingerprint"):
+            value = getattr(self, name)
+            if value is not None and not re.fullmatch(r"[0-9a-f]{64}", value):
+                raise ValueError(f"{name} must be 64 hexadecimal digits (SHA-256) or null, not {value!r}")
+
+    @property
+    def id(self) -> str:
+        """Name and version."""
+        return f"{self.name}-v{self.version}"
+
+    @property
+    def label(self) -> str:
+        """What records call it: the bare name for version 1, as before there were versions; see :func:`id_of`."""
+        return self.name if self.version == 1 else self.id
+
+    def first(self, batches: int) -> "Suite":
+        """The stream's first so many batches, as a suite NAME@BATCHES."""
+        if not 1 <= batches <= self.batches:
+            raise ValueError(f"suite {self.id} has 1 to {self.batches} batches, not {batches}")
+        return replace(self, name=f"{self.name}@{batches}", batches=batches)
+
+    def environment(self, training: bool = False) -> dict[str, Any]:
+        """Arguments of the environment that is edited, or of the one that agents are prepared on."""
+        dataset = (self.training or self.dataset) if training else self.dataset
+        split = "train" if training else self.split
+        found: dict[str, Any] = {"model": self.model, "dataset": dataset.format(data=self.data), "split": split}
+        found |= {"modules": self.modules, "device": self.device, "dtype": self.dtype}
+        return found if dataset == "atlas" else found | {"dataset_options": dict(self.options)}
+
+    def at(
+        self,
+        model: str | None,
+        data: Path | None,
+        modules: tuple[str, ...] | None = None,
+        device: str = "cpu",
+        dtype: str = "float32",
+    ) -> "Suite":
+        """With the model and the data folder of this machine.
+
+        Raises:
+            ValueError: If the suite needs one that is not given.
+        """
+        if "{data}" in self.dataset and data is None:
+            raise ValueError(f"suite {self.name} reads real data: give its folder with --data (see docs/data.md)")
+        if self.model is None and model is None:
+            raise ValueError(
+                f"suite {self.name} needs a model that knows its data: give one with --model (see docs/data.md)"
+            )
+        modules = modules or self.modules
+        return replace(self, model=model or self.model, data=data, modules=modules, device=device, dtype=dtype)
+
+    def check_fingerprints(self) -> dict[str, str | None]:
+        """Of the model and the edits that are there.
+
+        Raises:
+            ValueError: If they are not the suite's.
+        """
+        from agents.editor import edits_digest
+        from editenv.data import load_edits
+
+        told = self.environment()
+        edits = load_edits(told["dataset"], told["split"], None, told.get("dataset_options"))
+        found = {"model": model_fingerprint(told["model"]), "edits": edits_digest(edits)}
+        for what, wanted, place in (
+            ("model", self.model_fingerprint, told["model"]),
+            ("edits", self.edits_fingerprint, f"{told['dataset']}, split {told['split']}"),
+        ):
+            there = found[what]
+            if wanted is not None and there != wanted:
+                raise ValueError(
+                    f"suite {self.id} is about {what} with fingerprint {wanted[:12]}..., but that of {place} is "
+                    f"{there[:12] + '...' if there else 'not known'}"
+                )
+        if self.batches * self.edits_per_step > len(edits):
+            raise ValueError(
+                f"suite {self.id} makes {self.batches * self.edits_per_step} edits, but {told['dataset']}, split "
+                f"{told['split']}, has {len(edits)}"
+            )
+        return found
+
+    def setting(self) -> dict[str, Any]:
+        """What must be alike in records that are compared, as JSON has it."""
+        told = ("about", "agents", "paper", "command", "data", "device")
+        row = {name: value for name, value in asdict(self).items() if name not in told}
+        row |= {"options": dict(self.options), "model": Path(str(self.model)).name}
+        found: dict[str, Any] = json.loads(json.dumps(row))
+        return found
+
+
+def model_fingerprint(model: str) -> str | None:
+    """SHA-256 over the names and bytes of a model folder's weight files; None for a hub id, whose files lie elsewhere.
+
+    Raises:
+        ValueError: If the folder holds no weights.
+    """
+    from editenv.models import model_path
+
+    folder = Path(model_path(model))
+    if not folder.is_dir():
+        return None
+    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+    if not files:
+        raise ValueError(f"{folder} holds no *.safetensors or *.bin: it is not a Hugging Face model folder")
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+        with path.open("rb") as file:
+            while piece := file.read(1 << 24):
+                digest.update(piece)
+    return digest.hexdigest()
+
+
+def read_suite(path: Path) -> Suite:
+    """A suite file, checked.
+
+    Raises:
+        ValueError: If it is not one; names the file and the field.
+    """
+    allowed = {field.name for field in fields(Suite)} - {"data", "device", "dtype"}
+    try:
+        row = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(row, dict):
+            raise ValueError("must be an object")
+        if row.keys() != allowed:
+            missing, unknown = sorted(allowed - row.keys()), sorted(row.keys() - allowed)
+            raise ValueError(f"missing fields {missing}, unknown fields {unknown}")
+        suite = from_json(row)
+        if path.name != f"{suite.id}.json":
+            raise ValueError(f"name and version are those of {suite.id}.json")
+        if "probes" in suite.protocols and suite.dataset != "atlas":
+            raise ValueError("protocols: probes are only known for the data set atlas")
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return suite
+
+
+def from_json(row: Mapping[str, Any]) -> Suite:
+    """A suite from its file's fields.
+
+    Raises:
+        ValueError: If a field is wrong; names it.
+    """
+    made: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
+    if not isinstance(made["options"], dict):
+        raise ValueError(f"options must be an object, not {made['options']!r}")
+    made["options"] = tuple(made["options"].items())
+    if made["paper"] is not None:
+        names = {field.name for field in fields(Paper)}
+        if not isinstance(made["paper"], dict) or made["paper"].keys() != names:
+            raise ValueError(f"paper must be null or have exactly {', '.join(sorted(names))}")
+        made["paper"] = Paper(**made["paper"] | {"presets": tuple(made["paper"]["presets"])})
+    return Suite(**made)
+
+
+def all_suites() -> list[Suite]:
+    """Every version of every suite, by name and version."""
+    folder = Path(str(resources.files(__package__)))
+    return sorted((read_suite(path) for path in folder.glob("*.json")), key=lambda suite: (suite.name, suite.version))
+
+
+SUITES = {suite.name: suite for suite in all_suites()}
+"""The newest version of each."""
+
+
+def id_of(label: str) -> str:
+    """The ``NAME-vN`` that records call by this label."""
+    return label if re.search(r"-v\d+$", label) else f"{label}-v1"
+
+
+def find(text: str) -> Suite:
+    """A suite by ``NAME``, ``NAME-vN`` for an old version, ``NAME@BATCHES`` for the first batches of it.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    parts = re.fullmatch(r"(?P<name>[^@]+?)(?:@(?P<batches>\d+))?(?:-v(?P<version>\d+))?", text)
+    found = [suite for suite in all_suites() if parts and suite.name == parts["name"]]
+    if parts and parts["version"]:
+        found = [suite for suite in found if suite.version == int(parts["version"])]
+    if not parts or not found:
+        raise ValueError(f"unknown suite {text!r}; there are {', '.join(suite.id for suite in all_suites())}")
+    return found[-1].first(int(parts["batches"])) if parts["batches"] else found[-1]

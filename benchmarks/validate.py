@@ -1,0 +1,181 @@
+"""Checks a submission: replays its deltas on the base model and computes every figure again.
+
+    python -m benchmarks.run --suite smoke --agents fine-tune --keep-deltas --out runs/mine
+    python -m benchmarks.validate runs/mine
+
+A submission is the folder that benchmarks.run wrote with --keep-deltas. Each cell must be of a suite that this version
+knows, on its very model and edits (fingerprints), and its deltas, replayed on the stream of its seed, must give its figures again:
+percentages within --tolerance points, everything else (mean reward, perplexity, KL) within --relative of its size. Seconds and
+memory cannot be checked, nor whether an agent saw the test edits while it was prepared. Exit status 0 if every cell holds.
+"""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tyro.conf import Positional
+
+from benchmarks import cells
+from benchmarks.progress import cells_progress
+from benchmarks.records import Record, read
+from benchmarks.suites import Suite, find, id_of
+
+RECOMPUTED = (
+    "model",
+    "dataset",
+    "edits",
+    "teacher_forced",
+    "generation",
+    "immediate",
+    "retention",
+    "failures",
+    "probability",
+    "drift",
+    "probes",
+    "mean_reward",
+    "actions_per_batch",
+)
+"""Fields of a record that a replay gives again."""
+
+PERCENTAGES = ("teacher_forced", "generation", "immediate", "retention", "probability", "probes")
+
+NOT_PERCENTAGES = ("edits", "one_hop_questions", "two_hop_questions")
+
+
+@dataclass
+class Args:
+    submission: Positional[Path]
+    """The folder that benchmarks.run wrote."""
+    model: str | None = None
+    """Name or folder of the base model, for suites that leave it open."""
+    data: Path | None = None
+    """Folder of the data sets, for suites that read real records."""
+    modules: tuple[str, ...] = ()
+    """Edited modules, if they were named to benchmarks.run."""
+    device: str = "cpu"
+    """A torch device."""
+    dtype: str = "float32"
+    """As it was given to benchmarks.run."""
+    tolerance: float = 0.5
+    """Largest difference of a percentage, in points. On the same machine with as many threads there is none; elsewhere
+    rounding may turn a near tie, and in a stream of n edits one edit is 100/n points."""
+    relative: float = 0.01
+    """Largest relative difference of any other figure; below 0.01 in size, a hundredth of it is allowed."""
+
+    def __post_init__(self) -> None:
+        if self.tolerance < 0 or self.relative < 0:
+            raise ValueError("tolerance and relative must not be negative")
+
+
+def check_file(path: Path, args: Args, report: cells.Report) -> list[str]:
+    """What is wrong with a cell; nothing if it holds.
+
+    Args:
+        path: Its record.
+        args: Where model and data are, and how much figures may differ.
+        report: Told how far the replay is.
+    """
+    try:
+        (record,) = read(path)
+        again = replay(record, path, args, report)
+    except ValueError as error:
+        return [str(error)]
+    return [
+        f"{place} is {claimed!r} in the record and {found!r} in the replay"
+        for name in RECOMPUTED
+        for place, claimed, found in differences(name, getattr(record, name), getattr(again, name), args)
+    ]
+
+
+def replay(record: Record, path: Path, args: Args, report: cells.Report) -> Record:
+    """The record that the stored deltas give.
+
+    Raises:
+        ValueError: If they cannot be replayed as what the record says they are.
+    """
+    from benchmarks.recording import Replay
+    from benchmarks.rollout import run
+
+    if record.configuration is None or record.deltas is None or record.actions_per_batch is None:
+        raise ValueError("it was made without --keep-deltas: there is nothing to replay")
+    suite = _suite(record, args)
+    if path != cells.cell_path(args.submission, suite.id, record.agent, record.seed):
+        raise ValueError(f"the record in it is of another cell: {suite.id}, {record.agent}, seed {record.seed}")
+    deltas = cells.deltas_path(args.submission, suite.id, record.agent, record.seed)
+    if not deltas.exists():
+        raise ValueError(f"its deltas are missing: {deltas}")
+    if cells.sha256(deltas) != record.deltas:
+        raise ValueError(f"{deltas} is not the file that the record names (SHA-256)")
+    return run(suite, record.agent, Replay(deltas, record.actions_per_batch), record.seed, report)
+
+
+def _suite(record: Record, args: Args) -> Suite:
+    """The suite of a record as this version knows it, with the model and the edits that are here."""
+    assert record.configuration is not None
+    suite = find(id_of(record.suite)).at(args.model, args.data, args.modules, args.device, args.dtype)
+    found: dict[str, dict[str, Any]] = {"suite": suite.setting(), "fingerprints": suite.check_fingerprints()}
+    for what, wanted in found.items():
+        claimed = record.configuration.get(what, {})
+        differing = [
+            f"{key} is {claimed.get(key)!r} in the record and {wanted.get(key)!r} here"
+            for key in sorted({*claimed, *wanted})
+            if claimed.get(key) != wanted.get(key)
+        ]
+        if differing:
+            raise ValueError(f"{what}: {'; '.join(differing)}")
+    return suite
+
+
+def differences(place: str, claimed: Any, found: Any, args: Args) -> Iterator[tuple[str, Any, Any]]:
+    """Where two values differ by more than is allowed: a dotted name, and both."""
+    if isinstance(claimed, dict) and isinstance(found, dict) and claimed.keys() == found.keys():
+        for key in claimed:
+            yield from differences(f"{place}.{key}", claimed[key], found[key], args)
+    elif isinstance(claimed, list) and isinstance(found, list) and len(claimed) == len(found):
+        for i, pair in enumerate(zip(claimed, found, strict=True)):
+            yield from differences(f"{place}[{i}]", *pair, args)
+    elif isinstance(claimed, float) or isinstance(found, float):
+        if claimed is None or found is None or not abs(claimed - found) <= _allowed(place, found, args):
+            yield place, claimed, found
+    elif claimed != found:
+        yield place, claimed, found
+
+
+def _allowed(place: str, found: float, args: Args) -> float:
+    first, last = place.partition(".")[0].partition("[")[0], place.rpartition(".")[2]
+    if first in PERCENTAGES and last not in NOT_PERCENTAGES:
+        return args.tolerance
+    return args.relative * max(abs(found), 0.01)
+
+
+def main(args: Args) -> int:
+    args.submission = args.submission.resolve()
+    files = cells.cell_files(args.submission)
+    if not files:
+        raise SystemExit(
+            f"{args.submission} holds no finished cell: a submission is a folder that benchmarks.run wrote"
+        )
+    wrong = 0
+    with cells_progress(len(files)) as progress:
+        for path in files:
+            label = f"{path.parent.name}/{path.stem}"
+            found = check_file(path, args, progress.report)
+            progress.finished()
+            wrong += bool(found)
+            print(f"{label}: {'does not hold' if found else 'holds'}", flush=True)
+            for line in found:
+                print(f"    {line}", flush=True)
+    results = args.submission / "results.jsonl"
+    if not wrong and results.read_text(encoding="utf-8") != cells.as_lines(cells.records_of(args.submission)):
+        wrong += 1
+        print(f"{results} is not what the cells say")
+    print(f"{len(files)} cells, {'all hold' if not wrong else f'{wrong} wrong'}")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    import tyro
+
+    sys.exit(main(tyro.cli(Args, description=__doc__)))

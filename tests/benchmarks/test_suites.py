@@ -1,0 +1,180 @@
+import json
+import shlex
+import shutil
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+
+import pytest
+import tyro
+
+from agents.editor import edits_digest
+from agents.registry import AGENTS
+from benchmarks import capability, suites
+from benchmarks.suites import SUITES, Suite, all_suites, find, id_of, model_fingerprint, read_suite
+from editenv.data import load_edits
+
+FOLDER = Path(str(resources.files("benchmarks.suites")))
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Two versions of smoke, the second with other batches."""
+    row = json.loads((FOLDER / "smoke-v1.json").read_text())
+    (tmp_path / "smoke-v1.json").write_text(json.dumps(row))
+    (tmp_path / "smoke-v2.json").write_text(json.dumps(row | {"version": 2, "batches": 7}))
+    monkeypatch.setattr(suites.resources, "files", lambda _: tmp_path)
+    return tmp_path
+
+
+def test_suites_fit_their_splits():
+    sizes = {"test": 8000, "validation": 1000}
+    for name, suite in SUITES.items():
+        assert suite.name == name
+        if suite.dataset == "atlas":
+            assert suite.batches * suite.edits_per_step <= sizes[suite.split]
+
+
+def test_every_size_of_the_papers_tables_and_figures_is_there_or_said_to_be_cut():
+    sizes = {(s.batches, s.edits_per_step) for s in all_suites() if s.dataset == "atlas" and s.paper}
+    table_5 = {(20, 100), (50, 100), (80, 100)}
+    figure_8 = {(10, 500), (25, 200), (50, 100), (100, 50), (200, 25), (500, 10), (1000, 5)}
+    assert {(400, 20), (30, 100), *table_5, *figure_8} <= sizes
+    assert "150x100 and 200x100 have no counterpart" in SUITES["atlas-80x100"].paper.differs
+    repeated = " ".join(s.paper.where for s in all_suites() if s.paper)
+    assert all(
+        f"{kind} {n}" in repeated.replace("Figures 5 and 7", "Figure 5 Figure 7")
+        for kind, numbers in (("Table", (2, 4, 5)), ("Figure", (3, 4, 5, 6, 7, 8)))
+        for n in numbers
+    )
+
+
+def test_the_agents_that_suites_are_about_exist():
+    missing = {agent for suite in all_suites() for agent in suite.agents} - set(AGENTS)
+    assert not missing
+
+
+def test_commands_of_suites_are_accepted():
+    commands = [suite.command for suite in all_suites() if suite.command]
+    assert commands
+    for command in commands:
+        assert command.startswith("python -m benchmarks.capability ")
+        tyro.cli(capability.Args, args=shlex.split(command)[3:])
+
+
+def test_fingerprints_of_the_embedded_model_and_world_are_right():
+    """And so, for all suites on them, is what the files say."""
+    model = model_fingerprint("atlas")
+    for suite in all_suites():
+        if suite.dataset == "atlas":
+            assert suite.model_fingerprint == model
+            assert suite.edits_fingerprint == edits_digest(load_edits("atlas", suite.split))
+
+
+def test_versions_and_cuts(folder):
+    assert (find("smoke").version, find("smoke").batches) == (2, 7)
+    assert (find("smoke-v1").version, find("smoke-v1").batches) == (1, 5)
+    assert (find("smoke-v1").label, find("smoke").label) == ("smoke", "smoke-v2")
+    cut = find("smoke@3-v1")
+    assert (cut.batches, cut.id, cut.label, cut.version) == (3, "smoke@3-v1", "smoke@3", 1)
+    for suite in (find("smoke-v1"), find("smoke"), cut, find("smoke@3")):
+        assert find(id_of(suite.label)) == find(suite.id) == suite
+
+
+@pytest.mark.parametrize("text", ["smok", "smoke-v3", "smoke@6-v1", "smoke@0", "", "@2", "smoke-v1@2"])
+def test_what_is_no_suite_is_refused(folder, text):
+    with pytest.raises(ValueError, match="suite"):
+        find(text)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"batches": 0}, "batches"),
+        ({"batches": True}, "batches"),
+        ({"edits_per_step": "20"}, "edits_per_step"),
+        ({"order": "random"}, "order"),
+        ({"protocols": ["generation"]}, "protocols"),
+        ({"protocols": ["teacher_forced", "generation", "taste"]}, "protocols"),
+        ({"dataset": "counterfact:x", "options": {}}, "probes"),
+        ({"options": []}, "options"),
+        ({"agents": "rledit"}, "agents"),
+        ({"agents": [1]}, "agents"),
+        ({"model_fingerprint": "abc"}, "model_fingerprint"),
+        ({"edits_fingerprint": 5}, "edits_fingerprint"),
+        ({"max_actions_per_batch": 0}, "max_actions_per_batch"),
+        ({"paper": {"where": "Table 9"}}, "paper"),
+        (
+            {"paper": {"where": "Table 2", "task": "", "presets": ["gpt-5/zsre"], "differs": ""}},
+            "paper.presets: there is no 'gpt-5/zsre'",
+        ),
+        ({"colour": "red"}, "unknown fields ['colour']"),
+        ({"version": 2}, "smoke-v2.json"),
+    ],
+)
+def test_a_wrong_file_is_named_with_its_field(tmp_path, change, named):
+    path = tmp_path / "smoke-v1.json"
+    path.write_text(json.dumps(json.loads((FOLDER / "smoke-v1.json").read_text()) | change))
+    with pytest.raises(ValueError) as refusal:
+        read_suite(path)
+    assert str(path) in str(refusal.value)
+    assert named in str(refusal.value)
+
+
+def test_a_missing_field_and_what_is_no_json_are_named(tmp_path):
+    path = tmp_path / "smoke-v1.json"
+    row = json.loads((FOLDER / "smoke-v1.json").read_text())
+    del row["order"]
+    for text, named in ((json.dumps(row), "missing fields ['order']"), ("{", "smoke-v1.json"), ("[]", "an object")):
+        path.write_text(text)
+        with pytest.raises(ValueError) as refusal:
+            read_suite(path)
+        assert named in str(refusal.value)
+
+
+def test_another_model_is_refused_and_any_bit_counts(model_folder, tmp_path):
+    copied = tmp_path / "copy"
+    shutil.copytree(model_folder, copied)
+    suite = Suite(
+        "micro", 3, 2, model=str(copied), split="validation", model_fingerprint=model_fingerprint(model_folder)
+    )
+    assert suite.check_fingerprints()["model"] == suite.model_fingerprint
+    weights = copied / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(ValueError, match="suite micro-v1 is about model with fingerprint"):
+        suite.check_fingerprints()
+    weights.unlink()
+    with pytest.raises(ValueError, match="safetensors"):
+        suite.check_fingerprints()
+
+
+def test_other_edits_are_refused_and_so_are_too_few(model_folder, tmp_path):
+    path = tmp_path / "edits.jsonl"
+    rows = [{"prompt": f"The home of {name} is", "target": "Oslo"} for name in ("Ada", "Nils", "Vega", "Omar")]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    suite = Suite(
+        "own", 2, 2, model=model_folder, dataset="own:{data}/edits.jsonl", split="all", protocols=suites.PROTOCOLS[:2]
+    )
+    there = suite.at(None, tmp_path)
+    pinned = replace(there, edits_fingerprint=there.check_fingerprints()["edits"])
+    pinned.check_fingerprints()
+    with pytest.raises(ValueError, match="suite own-v1 makes 6 edits"):
+        replace(there, batches=3).check_fingerprints()
+    rows[2]["target"] = "Rome"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match="is about edits with fingerprint"):
+        pinned.check_fingerprints()
+
+
+def test_suites_on_real_data_say_what_they_need(tmp_path):
+    suite = SUITES["counterfact-100x20"]
+    with pytest.raises(ValueError, match="--data"):
+        suite.at("some/model", None)
+    with pytest.raises(ValueError, match="--model"):
+        suite.at(None, tmp_path)
+    told = suite.at("some/model", tmp_path)
+    assert told.environment()["dataset"] == f"counterfact:{tmp_path}/counterfact"
+    assert told.environment(training=True)["split"] == "train"
+    assert SUITES["zsre-50x20"].at("some/model", tmp_path).environment(training=True)["dataset"] == "atlas"
