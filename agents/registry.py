@@ -11,11 +11,17 @@ from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
+from agents.alphaedit import AlphaEdit
 from agents.base import Agent
 from agents.fine_tune import FineTune, JointFineTune
 from agents.hypernetwork import PolicyConfig
+from agents.memit import MEMIT
 from agents.no_edit import NoEdit
+from agents.prune import PRUNE
+from agents.rect import RECT
 from agents.rledit import RLEdit, TrainConfig
+from agents.rome import ROME
+from agents.settings import build, read_settings
 from agents.ultraedit import UltraEdit
 
 # Chosen on the validation split; docs/results/atlas.md says how. One budget for every trained row with one action per batch.
@@ -52,6 +58,21 @@ LONG = replace(PRECONDITIONED, trajectories=8, horizon=150, locality=1.5)
 DEMO = replace(PRECONDITIONED, trajectories=5)
 
 
+METHODS: dict[str, Callable[..., Agent]] = {
+    "rome": ROME,
+    "memit": MEMIT,
+    "prune": PRUNE,
+    "rect": RECT,
+    "alphaedit": AlphaEdit,
+}
+"""Methods whose settings for the embedded model are files of agents/settings."""
+
+
+def tuned(method: str) -> Callable[[], Agent]:
+    """Makes the method with the settings chosen for the embedded model."""
+    return lambda: build(METHODS[method], read_settings(method))
+
+
 def packaged_policy(name: str) -> Path:
     """Folder of a policy that ships with the package."""
     return Path(str(resources.files("agents"))) / "policies" / name
@@ -62,6 +83,11 @@ AGENTS: dict[str, tuple[str, Callable[[], Agent]]] = {
     "fine-tune": ("Adam on the edited modules, batch after batch", FineTune),
     "joint-fine-tune": ("the ceiling: all edits at once, to convergence", JointFineTune),
     "ultraedit": ("RLEdit's regression with running normalisation in place of the network", UltraEdit),
+    "rome": ("ROME: one rank-one update a fact", tuned("rome")),
+    "memit": ("MEMIT: least squares over a batch of facts", tuned("memit")),
+    "prune": ("PRUNE: MEMIT, with the singular values of all updates held down at the end", tuned("prune")),
+    "rect": ("RECT: MEMIT, keeping the largest relative changes of each update", tuned("rect")),
+    "alphaedit": ("AlphaEdit: MEMIT in the null space of the text's keys", tuned("alphaedit")),
     # The paper's form, one action per batch.
     "untrained": ("RLEdit's network as it is initialised", lambda: RLEdit(PAPER, train=False)),
     "rledit": ("RLEdit as the paper has it", lambda: RLEdit(PAPER)),
@@ -73,6 +99,8 @@ AGENTS: dict[str, tuple[str, Callable[[], Agent]]] = {
         "RLEdit with each delta answering for its own reward only",
         lambda: RLEdit(replace(PAPER, credit="step")),
     ),
+    "rledit-no-memory": ("RLEdit without memory backtracking", lambda: RLEdit(replace(PAPER, memory_batches=0))),
+    "rledit-no-regularization": ("RLEdit without its regularizer", lambda: RLEdit(replace(PAPER, regularization=0.0))),
     # Beyond the paper: the recursive key-covariance preconditioner (P), and up to four actions per batch (K4).
     "untrained-p": ("the untrained network with P", lambda: RLEdit(PRECONDITIONED, train=False)),
     "rledit-p": ("RLEdit with P", lambda: RLEdit(PRECONDITIONED)),
