@@ -139,6 +139,7 @@ def pareto(board: Leaderboard, task: Task, look: dict[str, dict[str, Any]]) -> A
                 ylim=(-3, 103),
             )
             _plain_ticks(axis, [1000 * row.seconds(setup) for row in rows])
+            axis.set_xlim(left=axis.get_xlim()[0] / 1.5)
         axes[0].set_ylabel(f"harmonic mean of the three, %, {_name(board.protocol)}")
         figure.suptitle(f"Quality against time: {_title(task)}; the line is the Pareto front, references in grey aside")
         _legend(figure, axes[0])

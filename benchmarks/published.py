@@ -1,4 +1,4 @@
-"""The numbers that the paper reports, and which of our rows they go with.
+"""The numbers that the paper reports, beside ours.
 
 ``published.csv`` holds Tables 2, 4 and 5 of "Reinforced Lifelong Editing for Language Models" (Li et al. 2025,
 arXiv 2502.05759), one value a row: percentages with the standard deviation the paper gives, and seconds per edit including
@@ -6,8 +6,12 @@ setup, averaged over the three models, on one A100 80 GB in half precision. They
 """
 
 import csv
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
+
+from benchmarks.leaderboard import Entry
+from benchmarks.table import triple
 
 SOURCE = "Li et al. 2025, arXiv 2502.05759"
 METRICS = ("efficacy", "generalization", "specificity", "seconds_per_edit")
@@ -75,3 +79,116 @@ def read() -> list[Published]:
         )
         for row in csv.DictReader(text.splitlines())
     ]
+
+
+TITLES = {
+    "table2": "Table 2: 8,000 edits in batches of 20",
+    "table4": "Table 4: what RLEdit's parts are worth, 2,000 edits in batches of 100",
+    "table5": "Table 5: by number of edits, in batches of 100",
+}
+OURS, THEIRS = "ours", "theirs"
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a comparison.
+
+    Attributes:
+        owner: :data:`OURS` or :data:`THEIRS`.
+        task: What was edited.
+        model: The language model, and for ours the protocol; for seconds what they are.
+    """
+
+    owner: str
+    task: str
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A table of the paper's form, with our columns before the paper's.
+
+    Attributes:
+        title: Which table it is.
+        columns: Ours, then theirs.
+        rows: Our row's name, the paper's, and a text for each column; a dash where there is nothing.
+    """
+
+    title: str
+    columns: list[Column]
+    rows: list[tuple[str, str, list[str]]]
+
+
+def comparisons(entries: Sequence[Entry]) -> list[Comparison]:
+    """Tables 2, 4 and 5 with ours beside: all suites that have a row of the table.
+
+    Percentages are efficacy / generalization / specificity under the paper's protocol for the data: teacher-forced, and the
+    probability comparison on CounterFact. Numbers of different models and data stand side by side, they are no race.
+    """
+    return [_comparison(entries, table) for table in TITLES]
+
+
+def _comparison(entries: Sequence[Entry], table: str) -> Comparison:
+    published = [number for number in read() if number.table == table]
+    methods = list(dict.fromkeys(number.method for number in published))
+    agents = list(dict.fromkeys(entry.agent for entry in entries))
+    named = [(agent, method) for method in methods for agent in agents if METHODS.get(agent) == method]
+    named += [("-", method) for method in methods if method not in {method for _, method in named}]
+    named.sort(key=lambda pair: methods.index(pair[1]))
+    if table != "table4":
+        named += [(agent, "-") for agent in agents if METHODS.get(agent) not in methods]
+
+    columns: list[Column] = []
+    texts: list[dict[str, str]] = []
+    wanted = {entry.task for entry in entries if METHODS.get(entry.agent) in methods}
+    ours = [[entry for entry in entries if entry.task == task] for task in dict.fromkeys(e.task for e in entries)]
+    for rows in sorted((rows for rows in ours if rows[0].task in wanted), key=lambda rows: rows[0].records[0].edits):
+        task = rows[0].task
+        protocol = protocol_of(rows[0])
+        columns.append(Column(OURS, task.suite, f"{task.model}, {protocol.replace('_', '-')}"))
+        texts.append({row.agent: _scores(row, protocol) for row in rows})
+        if table == "table2":
+            columns.append(Column(OURS, task.suite, "s per edit, with setup"))
+            texts.append({row.agent: f"{row.seconds(setup=True):.4f}" for row in rows})
+    groups = dict.fromkeys((number.dataset, number.task, number.model) for number in published)
+    for dataset, task, model in sorted(groups, key=lambda group: group[0]):
+        found = [n for n in published if (n.dataset, n.task, n.model) == (dataset, task, model)]
+        columns.append(Column(THEIRS, f"{dataset} {task}", model or "s per edit, with setup"))
+        texts.append({method: _numbers([n for n in found if n.method == method]) for method in methods})
+    return Comparison(
+        TITLES[table],
+        columns,
+        [
+            (
+                agent,
+                method,
+                [
+                    text.get(agent if column.owner == OURS else method, "-")
+                    for column, text in zip(columns, texts, strict=True)
+                ],
+            )
+            for agent, method in named
+        ],
+    )
+
+
+def protocol_of(entry: Entry) -> str:
+    """Which of our protocols is the paper's for this data."""
+    return "probability" if entry.records[0].dataset.startswith("counterfact") else "teacher_forced"
+
+
+def _scores(entry: Entry, protocol: str) -> str:
+    found = [scores for record in entry.records if (scores := getattr(record, protocol)) is not None]
+    return triple(found) if found else "-"
+
+
+def _numbers(found: Sequence[Published]) -> str:
+    """As the paper prints them."""
+    by_metric = {number.metric: number.mean for number in found}
+    if "seconds_per_edit" in by_metric:
+        return f"{by_metric['seconds_per_edit']:.4f}"
+    return (
+        " / ".join(f"{by_metric[metric]:.2f}" if metric in by_metric else "-" for metric in METRICS[:3])
+        if found
+        else "-"
+    )

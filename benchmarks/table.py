@@ -25,11 +25,12 @@ def with_interval(found: Estimate | None, digits: int = 1) -> str:
 
 def markdown(headings: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     """A table for a document; what a cell holds cannot end it, and is shown as it is."""
-    lines = ["| " + " | ".join(map(_escaped, row)) + " |" for row in (headings, *body)]
+    lines = ["| " + " | ".join(map(escaped, row)) + " |" for row in (headings, *body)]
     return "\n".join([lines[0], "|" + " --- |" * len(headings), *lines[1:]]) + "\n"
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
+    """Text that is no Markdown."""
     entities = {
         "&": "&amp;",
         "<": "&lt;",

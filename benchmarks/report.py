@@ -1,0 +1,226 @@
+"""The leaderboard of one or more result folders: LEADERBOARD.md, figures (PNG and SVG), and index.html.
+
+    python -m benchmarks.run --suite smoke --agents no-edit fine-tune joint-fine-tune --seeds 0-2 --out runs/smoke
+    python -m benchmarks.report runs/smoke
+    python -m benchmarks.report runs/atlas runs/real --out runs/report
+
+index.html is one file without any network: open it in a browser, send it, or put it on a server as it is. Rows are
+interquartile means over seeds with 95% intervals; two rows are measures for the others if they were run: no-edit, and
+joint-fine-tune, the ceiling. docs/statistics.md says what each number means and what is not shown. The same records give the
+same files.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from benchmarks import figures, leaderboard, published, table
+from benchmarks.leaderboard import PROTOCOLS, Entry, FailedCell, Leaderboard, Task
+from benchmarks.page import page
+from benchmarks.records import write_whole
+
+
+@dataclass
+class Args:
+    results: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="DIR [DIR ...]")]
+    """Folders with a results.jsonl, as benchmarks.run writes it, or such files themselves; together they make one leaderboard."""
+    out: Path | None = None
+    """Where the report goes; the first folder by default."""
+
+
+def main(args: Args) -> None:
+    from rich.console import Console
+
+    if not args.results:
+        raise SystemExit("name at least one folder with a results.jsonl (or such a file)")
+    try:
+        found = leaderboard.entries(leaderboard.read(args.results))
+        failed = leaderboard.read_failures(args.results)
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
+    out = args.out or (args.results[0].parent if args.results[0].suffix == ".jsonl" else args.results[0])
+    out.mkdir(parents=True, exist_ok=True)
+    console = Console()
+    with console.status("comparing runs ...") as status:
+        boards = {protocol: Leaderboard(found, protocol) for protocol in PROTOCOLS}
+        write_whole(out / "index.html", page(found, boards, failed))
+        drawn = draw(found, boards["generation"], out, lambda name: status.update(f"drawing {name} ..."))
+        write_whole(out / "LEADERBOARD.md", as_markdown(found, boards["generation"], failed, drawn))
+    rows, runs = len(found), sum(len(entry.records) for entry in found)
+    print(
+        f"{rows} rows from {runs} runs: {out / 'index.html'}, {out / 'LEADERBOARD.md'} and {len(drawn)} figures (PNG, SVG)"
+    )
+    for cell in failed:
+        print(f"failed: {cell.suite}, {cell.agent}, seed {cell.seed}: {cell.error}")
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A figure that has been written.
+
+    Attributes:
+        name: Of its files, without the ending.
+        title: What it shows.
+        task: What it belongs to; None if to several.
+    """
+
+    name: str
+    title: str
+    task: Task | None = None
+
+
+def draw(
+    found: Sequence[Entry], board: Leaderboard, out: Path, progress: Callable[[str], None] = lambda name: None
+) -> list[Drawn]:
+    """All figures, as PNG and SVG.
+
+    Args:
+        found: All rows.
+        board: The rows under the protocol that quality is shown by.
+        out: Folder.
+        progress: Called with the name of each figure.
+    """
+    look = figures.styles(list(dict.fromkeys(entry.agent for entry in found)))
+    drawn: list[Drawn] = []
+
+    def write(figure: object, drawing: Drawn) -> None:
+        progress(drawing.name)
+        for ending in ("png", "svg"):
+            figures.save(figure, out / f"{drawing.name}.{ending}")
+        drawn.append(drawing)
+
+    tasks = by_task(found)
+    for task, name in zip(tasks, file_names(list(tasks)), strict=True):
+        rows = tasks[task]
+        write(figures.retention(rows, look), Drawn(f"retention-{name}", "What is kept along the stream", task))
+        write(figures.pareto(board, task, look), Drawn(f"pareto-{name}", "Quality against time per edit", task))
+        write(figures.bars(rows, board.protocol), Drawn(f"bars-{name}", "After the last edit", task))
+    for along in figures.ALONG:
+        for number, group in enumerate(differing(list(tasks.values()), along), start=1):
+            name = f"by-{along.replace(' ', '-')}-{number}"
+            title = f"By {figures.ALONG[along]}: {group[0][0].records[0].dataset} in {group[0][0].task.model}"
+            write(figures.by_length(group, board.protocol, look, along), Drawn(name, title))
+    return drawn
+
+
+def by_task(found: Sequence[Entry]) -> dict[Task, list[Entry]]:
+    """Rows of each task."""
+    return {task: [row for row in found if row.task == task] for task in dict.fromkeys(row.task for row in found)}
+
+
+def file_names(tasks: Sequence[Task]) -> list[str]:
+    """A name for the files of each task: its suite, with the model or a number where that is not enough."""
+    names: list[str] = []
+    for task in tasks:
+        alone = sum(other.suite == task.suite for other in tasks) == 1
+        name = re.sub(r"[^\w.-]+", "-", task.suite if alone else f"{task.suite}-{task.model}").strip("-.")
+        names.append(f"{name}-{names.count(name) + 1}" if name in names else name)
+    return names
+
+
+def differing(tasks: Sequence[list[Entry]], along: str) -> list[list[list[Entry]]]:
+    """Groups of suites that differ in one thing alone: data, model, modules, and the other size are the same.
+
+    Only groups in which some row is in more than one suite.
+    """
+    (other,) = set(figures.ALONG) - {along}
+    groups: dict[str, list[list[Entry]]] = {}
+    for rows in tasks:
+        record = rows[0].records[0]
+        modules = ((record.configuration or {}).get("suite") or {}).get("modules")
+        key = repr((record.dataset, record.model, modules, figures.size(rows[0], other)))
+        groups.setdefault(key, []).append(rows)
+    return [
+        group
+        for group in groups.values()
+        if len({figures.size(rows[0], along) for rows in group}) > 1
+        and len(agents := [row.agent for rows in group for row in rows]) > len(set(agents))
+    ]
+
+
+def as_markdown(
+    found: Sequence[Entry], board: Leaderboard, failed: Sequence[FailedCell], drawn: Sequence[Drawn]
+) -> str:
+    """LEADERBOARD.md."""
+    parts = [
+        "# Leaderboard\n",
+        "Interquartile means over seeds with 95% stratified bootstrap intervals, where there are two seeds or more; `mean` is the "
+        "harmonic mean of the three. docs/statistics.md of LifelongEdit says how each number is made.\n",
+    ]
+    for task, rows in by_task(found).items():
+        records = [record for row in rows for record in row.records]
+        parts.append(f"## {table.escaped(task.suite)}\n")
+        parts.append(
+            f"{records[0].edits:,} edits of {table.escaped(records[0].dataset)} in {table.escaped(task.model)}.\n"
+        )
+        parts.append(table.as_markdown(records))
+        if any(record.drift for record in records):
+            parts.append(table.as_details(records))
+        parts += [f"![{drawing.title}]({drawing.name}.png)\n" for drawing in drawn if drawing.task == task]
+    parts += [
+        f"## {table.escaped(d.title)}\n\n![{table.escaped(d.title)}]({d.name}.png)\n" for d in drawn if d.task is None
+    ]
+    parts += _normalized(found, board) + _improvements(board) + _failures(failed) + _paper(found)
+    return "\n".join(parts)
+
+
+def _normalized(found: Sequence[Entry], board: Leaderboard) -> list[str]:
+    overall = board.overall()
+    if not overall:
+        return []
+    tasks = by_task(found)
+    body = []
+    for agent in board.agents:
+        rows = [next((row for row in tasks[task] if row.agent == agent), None) for task in tasks]
+        each = [table.with_interval(board.normalized(row), 2) if row is not None else "-" for row in rows]
+        body.append([agent, *each, table.with_interval(overall[agent], 2)])
+    return [
+        "## Normalised score\n",
+        f"Harmonic mean of the {board.protocol} figures, 0 for `no-edit` and 1 for `joint-fine-tune` on the same suite. "
+        "A dash: a suite without both of them, or a row that was not run on it. `overall` is the interquartile mean over the runs "
+        "on all suites that have both.\n",
+        table.markdown(["agent", *(str(task) for task in tasks), "overall"], body),
+    ]
+
+
+def _improvements(board: Leaderboard) -> list[str]:
+    found = board.improvements()
+    if not found:
+        return []
+    body = [
+        [a, *("" if a == b else table.with_interval(found.get((a, b)), 2) for b in board.agents)] for a in board.agents
+    ]
+    return [
+        "## Probability of improvement\n",
+        f"How often the row is better than the column on the same stream, by the harmonic mean of the {board.protocol} figures; "
+        "a tie counts half.\n",
+        table.markdown(["row better than", *board.agents], body),
+    ]
+
+
+def _failures(failed: Sequence[FailedCell]) -> list[str]:
+    if not failed:
+        return []
+    body = [[cell.suite, cell.agent, str(cell.seed), cell.error] for cell in failed]
+    return ["## Failed\n", "Runs that ended in an error.\n", table.markdown(["suite", "agent", "seed", "error"], body)]
+
+
+def _paper(found: Sequence[Entry]) -> list[str]:
+    parts = [
+        "## The paper's numbers\n",
+        f"Theirs are from {published.SOURCE}: their models, data and hardware. They stand beside ours to be read, not to be raced. "
+        "Efficacy / generalization / specificity in percent.\n",
+    ]
+    for comparison in published.comparisons(found):
+        headings = [f"{c.owner}: {c.task}, {c.model}" for c in comparison.columns]
+        body = [[ours, theirs, *texts] for ours, theirs, texts in comparison.rows]
+        parts += [f"### {comparison.title}\n", table.markdown(["ours", "theirs", *headings], body)]
+    return parts
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))
