@@ -20,6 +20,7 @@ from agents.no_edit import NoEdit
 from agents.prune import PRUNE
 from agents.rect import RECT
 from agents.rledit import RLEdit, TrainConfig
+from agents.sb3 import SB3Agent
 from agents.rome import ROME
 from agents.settings import build, read_settings
 from agents.ultraedit import UltraEdit
@@ -111,6 +112,13 @@ AGENTS: dict[str, tuple[str, Callable[[], Agent]]] = {
     "rledit-p-long": ("RLEdit with P, trained over trajectories of 3,000 edits", lambda: RLEdit(LONG)),
     "untrained-p-k4": ("the untrained network with P, four actions", lambda: RLEdit(CLOSED_LOOP, train=False)),
     "rledit-p-k4": ("RLEdit with P, four actions", lambda: RLEdit(CLOSED_LOOP)),
+    # Reinforcement learning in general, on two numbers a module (Stable-Baselines3).
+    "sb3-ppo": ("PPO chooses step size and ridge", lambda: SB3Agent("ppo")),
+    "sb3-a2c": ("A2C, likewise", lambda: SB3Agent("a2c")),
+    "sb3-sac": ("SAC, likewise", lambda: SB3Agent("sac")),
+    "sb3-td3": ("TD3, likewise", lambda: SB3Agent("td3")),
+    "sb3-ddpg": ("DDPG, likewise", lambda: SB3Agent("ddpg")),
+    "sb3-tqc": ("TQC, likewise", lambda: SB3Agent("tqc")),
     # The demo trains for about a minute.
     "demo-rledit": ("RLEdit with P, trained briefly", lambda: RLEdit(DEMO)),
     "demo-untrained": ("the same network before that", lambda: RLEdit(DEMO, train=False)),

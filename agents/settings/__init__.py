@@ -1,0 +1,51 @@
+"""Hyperparameters as files: one for each method and model, as `python -m benchmarks.tune` chose them on the validation split.
+
+A file ``MODEL/METHOD.json`` is an object with ``settings`` (constructor arguments; dataclasses as objects) and ``chosen`` (how).
+"""
+
+import json
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import is_dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
+
+
+def settings_path(method: str, model: str = "atlas") -> Path:
+    """Where a method's settings for a model are, or would be."""
+    return Path(str(resources.files(__package__))) / model / f"{method}.json"
+
+
+def read_settings(method: str, model: str = "atlas") -> dict[str, Any]:
+    """The constructor arguments chosen for a method.
+
+    Raises:
+        FileNotFoundError: If there are none for this model.
+    """
+    found: dict[str, Any] = json.loads(settings_path(method, model).read_text(encoding="utf-8"))["settings"]
+    return found
+
+
+def build(kind: Callable[..., T], settings: Mapping[str, Any]) -> T:
+    """``kind(**settings)``, with an object made of each dictionary that stands for a dataclass.
+
+    Raises:
+        ValueError: If an argument is unknown, naming it and the known ones.
+    """
+    hints = get_type_hints(kind.__init__ if isinstance(kind, type) else kind)
+    known = [name for name in hints if name != "return"]
+    for name in settings:
+        if name not in known:
+            raise ValueError(f"{getattr(kind, '__name__', kind)} has no setting {name!r}; known are {', '.join(known)}")
+    return kind(**{name: _as_hinted(hints[name], value) for name, value in settings.items()})
+
+
+def _as_hinted(hint: Any, value: Any) -> Any:
+    options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    dataclasses = [option for option in options if is_dataclass(option)]
+    if dataclasses and isinstance(value, Mapping):
+        return build(dataclasses[0], value)
+    return value
