@@ -20,8 +20,8 @@ from agents.no_edit import NoEdit
 from agents.prune import PRUNE
 from agents.rect import RECT
 from agents.rledit import RLEdit, TrainConfig
-from agents.sb3 import SB3Agent
 from agents.rome import ROME
+from agents.sb3 import SB3Agent
 from agents.settings import build, read_settings
 from agents.ultraedit import UltraEdit
 
