@@ -1,7 +1,5 @@
 """AlphaEdit (Fang et al. 2025, ICLR): edits where the text's keys are not."""
 
-from collections.abc import Sequence
-
 import torch
 
 from agents.memit import MEMIT
@@ -27,7 +25,6 @@ class AlphaEdit(MEMIT):
             of C, so it has to fit the model.
         ridge: Weight of |D|^2: 1 in the paper, 10 in the public code for Llama-3-8B.
         samples: Texts for C.
-        modules: Edited modules; the environment's by default.
     """
 
     def __init__(
@@ -36,9 +33,8 @@ class AlphaEdit(MEMIT):
         threshold: float = 1e-2,
         ridge: float = 1.0,
         samples: int = 100_000,
-        modules: Sequence[str] | None = None,
     ) -> None:
-        super().__init__(value, samples=samples, cache_keys=True, modules=modules)
+        super().__init__(value, samples=samples, cache_keys=True)
         self.threshold, self.ridge = threshold, ridge
 
     def _precondition(self, covariance: dict[str, torch.Tensor]) -> Preconditioner:

@@ -24,13 +24,13 @@ class Agent(ABC):
     """How often the agent wants to see each batch (K)."""
 
     learns: bool = False
-    """Whether :meth:`prepare` needs edits to learn from or to take statistics of."""
+    """Whether :meth:`prepare` needs edits to learn from."""
+
+    reads_text: bool = False
+    """Whether :meth:`prepare` takes statistics of text: of :attr:`text`, or else of the training edits."""
 
     text: str | None = None
-    """Text to take statistics of, as :func:`agents.covariance.covariance_of` takes it; the training edits' by default."""
-
-    modules: tuple[str, ...] | None = None
-    """Modules the agent wants to edit, as endings of dotted names; None takes the environment's."""
+    """A text file, a hub data set or a folder of statistics, as :func:`agents.covariance.covariance_of` takes it."""
 
     workspace: Path | None = None
     """Folder in which :meth:`prepare` may keep what it made, for the next suite with the same agent and seed."""

@@ -44,6 +44,9 @@ class Edit:
     """Folder of a policy from `editenv train`."""
     training: str | None = None
     """Data set that the method may learn from, for methods that need one."""
+    text: str | None = None
+    """Text that the method may take statistics of (ROME, MEMIT and their kin): a .txt or .jsonl file, a hub data set, or a folder
+    made by python -m agents.covariance."""
     edits_per_step: int = 20
     """Edits in a batch; the last may be smaller."""
     modules: tuple[str, ...] = ()
@@ -177,6 +180,7 @@ def edit(args: Edit) -> None:
             output=args.output,
             modules=args.modules or (preset(args.preset).modules if args.preset else None),
             training=args.training,
+            text=args.text,
             edits=f"{edits_digest(edits)}/{args.edits_per_step}",
             guard=args.guard,
             device=args.device,

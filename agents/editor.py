@@ -101,6 +101,8 @@ class LifelongEditor:
         training: A data set that the method may learn from or take statistics of, as docs/data.md names one; the embedded
             world for the embedded model.
         training_options: How its files are read.
+        text: Text to take statistics of, for methods that do: a .txt or .jsonl file, a hub data set, or a folder made by
+            ``python -m agents.covariance``; sentences of the training data by default.
         edits: What a run is about, for the journal's header: the same folder refuses to go on with other edits.
         guard: Bounds.
         device, dtype: Where and in which precision the model runs.
@@ -121,6 +123,7 @@ class LifelongEditor:
         modules: Sequence[str] | None = None,
         training: str | None = None,
         training_options: Mapping[str, Any] | None = None,
+        text: str | None = None,
         edits: str = "",
         guard: Guard | None = None,
         device: str = "cpu",
@@ -134,10 +137,16 @@ class LifelongEditor:
         if training is None and model == EMBEDDED:
             training = "atlas"
         options = dict(training_options) if training_options and training != "atlas" else None
+        self.agent.text = text
         if training is None and self.agent.learns:
             raise ValueError(
-                f"method {method!r} needs edits to learn from or to take statistics of: name a data set (docs/data.md) as "
-                "training, or choose a method that needs none, such as fine-tune"
+                f"method {method!r} needs edits to learn from: name a data set (docs/data.md) as training, or choose a method "
+                "that needs none, such as fine-tune"
+            )
+        if training is None and text is None and self.agent.reads_text:
+            raise ValueError(
+                f"method {method!r} takes statistics of ordinary text: name a file, a hub data set or a folder made by python "
+                "-m agents.covariance as text (or a data set of edits as training), or choose another method, such as fine-tune"
             )
         learning = LifelongEditEnv(**common, dataset=training, split="train", dataset_options=options)
         self.agent.prepare(learning, seed, progress)
@@ -162,6 +171,7 @@ class LifelongEditor:
                 "method": method,
                 "policy": _policy_digest(self.agent),
                 "edits": edits,
+                "text": text,
                 "guard": asdict(self.guard),
                 "dtype": dtype,
                 "seed": seed,

@@ -82,7 +82,7 @@ class JointFineTune(Agent):
         tolerance: Smallest change of the objective that is worth another iteration.
     """
 
-    learns = True
+    reads_text = True
 
     def __init__(self, ridge: float = 3e-6, steps: int = 150, tolerance: float = 1e-5) -> None:
         self.ridge, self.steps, self.tolerance = ridge, steps, tolerance

@@ -25,6 +25,8 @@ class MEMIT(Agent):
 
     where C is the text's key covariance. It is solved in token space, with ``P = (weight C)^-1``.
 
+    The edited modules are the environment's; the paper takes the MLP projections of five early layers.
+
     Needs: a subject (unless ``token="last"``), text for C. Precomputes: C and its inverse, and the prefixes.
 
     Args:
@@ -34,10 +36,9 @@ class MEMIT(Agent):
         samples: Texts for C; the paper takes 100,000.
         epsilon: Ridge on C, relative to its mean eigenvalue, so that it has an inverse however few the texts.
         cache_keys: Add the keys of earlier batches to C (MEMIT-seq of AlphaEdit's public code). MEMIT itself does not.
-        modules: Edited modules; the environment's by default (the paper: five MLP projections of early layers).
     """
 
-    learns = True
+    reads_text = True
 
     def __init__(
         self,
@@ -46,11 +47,9 @@ class MEMIT(Agent):
         samples: int = 100_000,
         epsilon: float = 1e-4,
         cache_keys: bool = False,
-        modules: Sequence[str] | None = None,
     ) -> None:
         self.value = value or ValueConfig()
         self.weight, self.samples, self.epsilon, self.cache_keys = weight, samples, epsilon, cache_keys
-        self.modules = None if modules is None else tuple(modules)
 
     def prepare(self, env: LifelongEditEnv, seed: int, progress: Progress) -> None:
         progress("covariance of the keys", 0, 1)

@@ -9,6 +9,7 @@ import torch
 from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
 
+from agents.hypernetwork import Policy
 from agents.rledit import RLEdit
 from editenv.deltas import LowRank
 from editenv.env import LifelongEditEnv, lifelong_edit
@@ -29,7 +30,7 @@ class HypernetworkNoise(gym.ActionWrapper[Any, np.ndarray, Any], RecordConstruct
 
     Raises:
         FileNotFoundError: If the folder holds no policy.
-        ValueError: If the policy edits other modules.
+        ValueError: If the policy edits other modules, or is of a form without the paper's ridge regression.
     """
 
     def __init__(self, env: gym.Env[Any, Any], policy: str, noise: float = 0.1) -> None:
@@ -38,8 +39,11 @@ class HypernetworkNoise(gym.ActionWrapper[Any, np.ndarray, Any], RecordConstruct
         self._editing = lifelong_edit(env)
         self.noise = noise
         self._agent = RLEdit(policy=Path(policy))
+        if not isinstance(self._agent.policy, Policy):
+            raise ValueError(f"policy: {policy} holds no network with a ridge regression, whose V the noise is added to")
+        self._policy = self._agent.policy
         # The preconditioner's statistics come from text of the training split.
-        training = LifelongEditEnv(**self._editing.model_arguments, split="train") if self._agent.learns else None
+        training = LifelongEditEnv(**self._editing.model_arguments, split="train") if self._agent.reads_text else None
         self._agent.prepare(training or self._editing, 0, lambda what, done, total: None)
         widths = [d_out for _, d_out in self._agent.policy.shapes.values()]
         self.action_space = spaces.Box(-1.0, 1.0, (self._editing.max_tokens * sum(widths),), np.float32)
@@ -56,7 +60,7 @@ class HypernetworkNoise(gym.ActionWrapper[Any, np.ndarray, Any], RecordConstruct
             raise ValueError(f"action expects shape {self.action_space.shape}, was given {np.shape(action)}")
         if not np.isfinite(action).all():
             raise ValueError("action: expects finite numbers, was given NaN or infinity")
-        policy, gradients = self._agent.policy, self._editing.gradients
+        policy, gradients = self._policy, self._editing.gradients
         deltas, start = {}, 0
         for name, delta in self._agent.act({}, {"attempt": self._editing.attempt}).items():
             assert isinstance(delta, LowRank)

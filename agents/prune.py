@@ -1,7 +1,6 @@
 """PRUNE (Ma et al. 2025, ICLR): the singular values of all updates together are held down."""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -32,7 +31,7 @@ class PRUNE(MEMIT):
     Needs and precomputes what MEMIT does.
 
     Args:
-        value, weight, samples, epsilon, modules: As MEMIT has them.
+        value, weight, samples, epsilon: As MEMIT has them.
         base: Of the logarithm: 1.2 in the paper; the public code offers e, 2, 1.5 and 1.2.
         every_batch: Hold the condensed sum in the model after each batch, too: for a stream without an end. The paper condenses
             once, after all edits. (The public AlphaEdit repository adds a condensed sum to weights that hold the edits already;
@@ -47,11 +46,10 @@ class PRUNE(MEMIT):
         epsilon: float = 1e-4,
         base: float = 1.2,
         every_batch: bool = False,
-        modules: Sequence[str] | None = None,
     ) -> None:
         if base <= 1:
             raise ValueError(f"base must be above 1, not {base}")
-        super().__init__(value, weight, samples, epsilon, modules=modules)
+        super().__init__(value, weight, samples, epsilon)
         self.base, self.every_batch = base, every_batch
 
     def begin(self, env: LifelongEditEnv) -> None:

@@ -1,6 +1,5 @@
 """RECT (Gu et al. 2024, EMNLP): of each update only the entries that change a weight most, relative to it."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -32,7 +31,7 @@ class RECT(MEMIT):
     Needs and precomputes what MEMIT does.
 
     Args:
-        value, weight, samples, epsilon, modules: As MEMIT has them.
+        value, weight, samples, epsilon: As MEMIT has them.
         keep: Share of an update's entries that stay: 40 per cent in AlphaEdit's public code; 20 is used as well.
     """
 
@@ -43,11 +42,10 @@ class RECT(MEMIT):
         samples: int = 100_000,
         epsilon: float = 1e-4,
         keep: float = 0.4,
-        modules: Sequence[str] | None = None,
     ) -> None:
         if not 0 < keep <= 1:
             raise ValueError(f"keep must be in (0, 1], not {keep}")
-        super().__init__(value, weight, samples, epsilon, modules=modules)
+        super().__init__(value, weight, samples, epsilon)
         self.keep = keep
 
     def act(self, observation: Observation, info: dict[str, Any]) -> Action:

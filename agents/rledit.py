@@ -23,7 +23,7 @@ import torch
 
 from agents.base import Agent, Progress
 from agents.covariance import covariance_of
-from agents.hypernetwork import Policy, PolicyConfig, load_policy, save_policy
+from agents.hypernetwork import PolicyConfig, load_policy, make_policy, save_policy
 from agents.preconditioner import Preconditioner, inverse_covariance
 from editenv.data.files import FileOptions
 from editenv.deltas import LowRank, inner, squared_norm
@@ -80,7 +80,13 @@ class TrainConfig:
     warm_up_batches: int = 50
     """Batches on theta_0 that the normalizer sees before training."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
-    """The network."""
+    """The network; the training is a plug-in to any of them (section 3.3)."""
+
+    def __post_init__(self) -> None:
+        if self.preconditioner and self.policy.network != "malmen":
+            raise ValueError(
+                f"preconditioner: it goes into a ridge regression, which the network {self.policy.network!r} does not have"
+            )
 
 
 @dataclass(slots=True)
@@ -126,7 +132,8 @@ class RLEdit(Agent):
             self.policy, record = load_policy(self.folder)
             self.config = config_from_json(record["train"])
         self.actions_per_batch = actions_per_batch or self.config.actions_per_batch
-        self.learns = self.folder is None or self.config.preconditioner
+        self.learns = self.folder is None
+        self.reads_text = self.config.preconditioner
         self._preconditioner: Preconditioner | None = None
 
     @classmethod
@@ -241,8 +248,9 @@ class Trainer:
         self.env, self.config, self.seed, self.preconditioner = env, config, seed, preconditioner
         self.lm = env.language_model
         torch.manual_seed(seed)
-        self.policy = Policy({name: self.lm.shape(name) for name in self.lm.modules}, config.policy).to(self.lm.device)
-        scalars = [self.policy.log_step_size, self.policy.log_ridge]
+        shapes = {name: self.lm.shape(name) for name in self.lm.modules}
+        self.policy = make_policy(shapes, config.policy).to(self.lm.device)
+        scalars = self.policy.scalars()
         network = list(self.policy.networks.parameters())
         self.optimizer = torch.optim.Adam(
             [{"params": network, "lr": config.learning_rate}, {"params": scalars, "lr": config.scalar_learning_rate}]

@@ -1,6 +1,5 @@
 """ROME (Meng et al. 2022): one fact after the other, each a rank-one update."""
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -33,6 +32,8 @@ def rank_one_update(
 class ROME(Agent):
     """Finds a value for the fact (eq. 4) and the least update that puts it there (eq. 2); a batch is done one edit at a time.
 
+    The environment has to edit one module; the paper takes the MLP projection of a layer in the middle of the model.
+
     Needs: a subject (unless ``token="last"``), text for C. Precomputes: C and its inverse, and the prefixes.
 
     Args:
@@ -42,10 +43,9 @@ class ROME(Agent):
             which lets single edits break a model.
         samples: Texts for C; the paper takes 100,000.
         epsilon: Ridge on C, relative to its mean eigenvalue, so that it has an inverse however few the texts.
-        modules: The one edited module; the environment's by default (the paper: an MLP projection in the middle of the model).
     """
 
-    learns = True
+    reads_text = True
 
     def __init__(
         self,
@@ -53,11 +53,9 @@ class ROME(Agent):
         keys: Literal["consistent", "public"] = "consistent",
         samples: int = 100_000,
         epsilon: float = 1e-4,
-        modules: Sequence[str] | None = None,
     ) -> None:
         self.value = value or ValueConfig()
         self.keys, self.samples, self.epsilon = keys, samples, epsilon
-        self.modules = None if modules is None else tuple(modules)
 
     def prepare(self, env: LifelongEditEnv, seed: int, progress: Progress) -> None:
         names = list(env.language_model.modules)

@@ -136,10 +136,21 @@ def test_a_bad_batch_can_stop_the_run(make_editor):
 def test_a_method_that_learns_needs_something_to_learn_from(model_folder, make_editor, policy_folder):
     with pytest.raises(ValueError, match="needs edits to learn from"):
         make_editor(method="untrained")
-    with pytest.raises(ValueError, match="needs edits to learn from"):
-        make_editor(policy=policy_folder)
+    for method in ({"policy": policy_folder}, {"method": "memit"}):
+        with pytest.raises(ValueError, match="takes statistics of ordinary text"):
+            make_editor(**method)
     with pytest.raises(ValueError, match="editenv train --model"):
         make_editor(method="rledit")
+
+
+def test_text_is_enough_for_a_method_that_takes_statistics(make_editor, policy_folder, tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("Ada is in Rome.\nPeople find the Long River in Ecuador and in Peru.\n", encoding="utf-8")
+    for i, method in enumerate(({"policy": policy_folder}, {"method": "memit"})):
+        editor = make_editor(**method, text=str(path), output=tmp_path / str(i))
+        result = editor.edit(edits(["Rome", "Oslo"]))
+        assert result.applied, result.reason
+        assert any(weight.any() for weight in editor.journal.tensors(1).values())
 
 
 def test_the_saved_model_is_the_edited_one_for_plain_transformers(make_editor, tmp_path):

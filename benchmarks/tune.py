@@ -1,0 +1,172 @@
+"""Chooses a method's hyperparameters on the validation split, with the same budget for every method.
+
+    python -m benchmarks.tune --methods memit alphaedit --trials 8 --out runs/tune
+    python -m benchmarks.tune --methods memit --trials 8 --out runs/tune --write
+
+Trial 0 is the settings as they stand; the others are drawn from the method's ranges (benchmarks/search_spaces.json) by a
+scrambled Sobol sequence, log-uniformly. A trial is one pass over the validation suite and counts by the harmonic mean
+of its teacher-forced figures. Trials that OUT already holds are not run again. --write puts the best into
+agents/settings, with how it was found.
+"""
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from agents.registry import METHODS
+from agents.settings import build, read_settings, settings_path
+from benchmarks.progress import console_progress
+from benchmarks.rollout import run
+from benchmarks.suites import find
+from benchmarks.table import harmonic_mean
+
+Ranges = Mapping[str, tuple[float, float]]
+
+
+@dataclass
+class Args:
+    methods: tuple[str, ...]
+    """Methods with a settings file and a search space."""
+    out: Path
+    """Folder; the trials of a method go to OUT/METHOD.jsonl."""
+    trials: int = 8
+    """Trials of each method, the present settings among them."""
+    suite: str = "atlas-50x20-validation@25"
+    """What is edited; must be of a validation split."""
+    write: bool = False
+    """Put the best settings into agents/settings."""
+    seed: int = 0
+    """Seeds the search, the training and the stream's order."""
+
+
+@dataclass
+class Trial:
+    """One line of OUT/METHOD.jsonl."""
+
+    number: int
+    settings: dict[str, Any]
+    score: float
+    teacher_forced: dict[str, float | None]
+    seconds: float
+    about: dict[str, Any] = field(default_factory=dict)
+
+
+def search_space(method: str) -> dict[str, tuple[float, float]]:
+    """Lower and upper bound of each number that is searched, by its dotted name.
+
+    Raises:
+        ValueError: If the method has none.
+    """
+    spaces = json.loads(resources.files(__package__).joinpath("search_spaces.json").read_text(encoding="utf-8"))
+    if method not in spaces:
+        raise ValueError(f"{method!r} has no search space; there are {', '.join(spaces)}")
+    return {name: (low, high) for name, (low, high) in spaces[method].items()}
+
+
+def draw(start: Mapping[str, Any], ranges: Ranges, count: int, seed: int) -> list[dict[str, Any]]:
+    """``start``, and ``count - 1`` variations of it, log-uniform within the ranges; whole numbers where the bounds are."""
+    from scipy.stats import qmc
+
+    points = qmc.Sobol(len(ranges), seed=seed).random_base2(max(1, math.ceil(math.log2(max(2, count)))))
+    found = [json.loads(json.dumps(start))]
+    for point in points[: count - 1]:
+        settings = json.loads(json.dumps(start))
+        for (name, (low, high)), share in zip(ranges.items(), point, strict=True):
+            value = low * (high / low) ** float(share)
+            *path, last = name.split(".")
+            place = settings
+            for part in path:
+                place = place.setdefault(part, {})
+            place[last] = round(value) if isinstance(low, int) and isinstance(high, int) else float(f"{value:.3g}")
+        found.append(settings)
+    return found
+
+
+def read_trials(path: Path, about: Mapping[str, Any]) -> dict[int, Trial]:
+    """The trials there are.
+
+    Raises:
+        ValueError: If they were made with another suite or another seed.
+    """
+    if not path.exists():
+        return {}
+    trials = [Trial(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    for trial in trials:
+        if trial.about != about:
+            raise ValueError(
+                f"{path}: trial {trial.number} was made with {trial.about}, not {dict(about)}; choose another --out"
+            )
+    return {trial.number: trial for trial in trials}
+
+
+def tune(method: str, args: Args) -> Trial:
+    """Runs the trials that are missing; the best of all."""
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}; there are {', '.join(METHODS)}")
+    suite = find(args.suite)
+    path = args.out / f"{method}.jsonl"
+    about = {"suite": args.suite, "seed": args.seed}
+    trials = read_trials(path, about)
+    for number, settings in enumerate(draw(read_settings(method), search_space(method), args.trials, args.seed)):
+        if number in trials:
+            continue
+        started = time.perf_counter()
+        with console_progress(f"{method}, trial {number}") as progress:
+            record = run(suite, method, build(METHODS[method], settings), args.seed, progress, beyond=False)
+        trial = Trial(
+            number,
+            settings,
+            harmonic_mean(record.teacher_forced),
+            record.teacher_forced,
+            time.perf_counter() - started,
+            about,
+        )
+        trials[number] = trial
+        _append(path, trial)
+        print(f"{method} {number}: {trial.score:.1f} {record.teacher_forced} {settings}", flush=True)
+    return max(trials.values(), key=lambda trial: trial.score)
+
+
+def _append(path: Path, trial: Trial) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    old = path.read_text(encoding="utf-8") if path.exists() else ""
+    partial = path.with_suffix(".partial")
+    partial.write_text(old + json.dumps(trial.__dict__) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def main(args: Args) -> None:
+    if "validation" not in args.suite:
+        raise SystemExit(f"{args.suite} is not a validation suite: choices are never made on the test split")
+    for method in args.methods:
+        try:
+            best = tune(method, args)
+        except ValueError as error:
+            raise SystemExit(str(error)) from None
+        print(f"{method}: best is trial {best.number} with {best.score:.1f}: {best.settings}")
+        if args.write:
+            scores = best.teacher_forced
+            chosen = (
+                f"best of {args.trials} trials of {args.suite}, seed {args.seed}, by the harmonic mean of teacher-forced "
+                f"Eff/Gen/Spe: {scores['efficacy']:.1f}/{scores['generalization']:.1f}/{scores['specificity']:.1f} "
+                "(python -m benchmarks.tune)"
+            )
+            path = settings_path(method)
+            partial = path.with_suffix(".partial")
+            partial.write_text(
+                json.dumps({"settings": best.settings, "chosen": chosen}, indent=2) + "\n", encoding="utf-8"
+            )
+            os.replace(partial, path)
+
+
+if __name__ == "__main__":
+    import tyro
+
+    sys.exit(main(tyro.cli(Args, description=__doc__)))
