@@ -1,0 +1,299 @@
+"""A submission that holds, and each way in which one does not."""
+
+import json
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from benchmarks import cells, suites, validate
+from benchmarks.cells import Cell, cell_path, collect, deltas_path, sha256
+from benchmarks.recording import Replay
+from benchmarks.records import read
+from benchmarks.suites import Suite
+from benchmarks.validate import Args, differences, main
+
+AGENT = """
+import torch
+from agents.base import Agent
+from editenv.deltas import LowRank
+class Pusher(Agent):
+    actions_per_batch = 2
+    scale = 0.3
+    def begin(self, env):
+        self.random = torch.Generator().manual_seed(1)
+    def act(self, observation, info):
+        left = self.scale * torch.randn(64, 2, generator=self.random)
+        if (info["batch"], info["attempt"]) == (1, 0):
+            return {"model.layers.2.mlp.down_proj": torch.full((64, 32), float("nan"))}
+        if info["batch"] == 2:
+            return {"model.layers.2.mlp.down_proj": (left @ torch.randn(2, 32, generator=self.random)).numpy()}
+        return {"model.layers.2.mlp.down_proj": LowRank(left, torch.randn(2, 32, generator=self.random))}
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Thirty edits, of which twelve are the test split."""
+    folder = tmp_path_factory.mktemp("data")
+    places = ("Rome", "Oslo", "Peru", "Bonn", "Lima", "Quito")
+    rows = [
+        {
+            "prompt": f"The home of number {i} is",
+            "target": places[i % 6],
+            "subject": f"number {i}",
+            "rephrases": [f"People find number {i} in"],
+            "locality": [{"prompt": f"Who saw item {i}?", "answer": places[(i + 1) % 6]}],
+        }
+        for i in range(30)
+    ]
+    (folder / "edits.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def suite(model_folder, data):
+    """Three batches of two edits, on the tiny model and on no other."""
+    told = Suite("micro", 3, 2, model=model_folder, dataset="own:{data}/edits.jsonl", data=data)
+    told = replace(told, modules=("layers.2.mlp.down_proj",), protocols=("teacher_forced", "generation", "drift"))
+    return replace(told, model_fingerprint=suites.model_fingerprint(model_folder))
+
+
+@pytest.fixture(scope="module")
+def made(suite, tmp_path_factory):
+    """Two cells with their deltas."""
+    out = tmp_path_factory.mktemp("made")
+    (out / "agent.py").write_text(AGENT)
+    for seed in (0, 1):
+        cell = Cell(suite, suite.check_fingerprints(), f"{out / 'agent.py'}:Pusher", seed, out, keep_deltas=True)
+        cell.write(cell.run(lambda *_: None))
+    collect(out)
+    return out
+
+
+@pytest.fixture
+def submission(made, suite, tmp_path, monkeypatch):
+    """A copy to spoil, and the suite as the packaged ones are found."""
+    monkeypatch.setattr(suites, "all_suites", lambda: [replace(suite, model=None)])
+    shutil.copytree(made, tmp_path / "submission")
+    return tmp_path / "submission"
+
+
+@pytest.fixture
+def check(data):
+    return lambda submission, model, **arguments: main(Args(submission, model=model, data=data, **arguments))
+
+
+def place(submission, seed=0):
+    agent = read(submission / "results.jsonl")[0].agent
+    return cell_path(submission, "micro-v1", agent, seed), deltas_path(submission, "micro-v1", agent, seed)
+
+
+def rewrite(submission, seed=0, **change):
+    """A record changed by someone who leaves no other trace."""
+    path, _ = place(submission, seed)
+    (record,) = read(path)
+    path.write_text(json.dumps(asdict(replace(record, **change))) + "\n")
+    collect(submission)
+    return record
+
+
+def test_an_honest_submission_holds_to_the_bit(check, submission, model_folder, capsys):
+    assert check(submission, model_folder, tolerance=0, relative=0) == 0
+    assert "2 cells, all hold" in capsys.readouterr().out
+    record = read(place(submission)[0])[0]
+    assert record.failures == 2  # the refused action's batch
+    assert record.actions_per_batch == 2
+    assert record.mean_reward < 0
+    assert record.configuration["settings"] == {}
+
+
+def test_low_rank_deltas_are_kept_low_rank_and_give_the_edited_model(submission, model_folder):
+    replay = Replay(place(submission)[1], 2)
+    shapes = [type(delta).__name__ for action in replay.actions for delta in action.values()]
+    assert shapes == ["LowRank", "LowRank", "Tensor", "LowRank", "Tensor", "Tensor"]
+
+
+@pytest.mark.parametrize(
+    "field", ["teacher_forced", "generation", "immediate", "drift", "mean_reward", "retention", "edits"]
+)
+def test_a_tampered_result_is_found(check, submission, model_folder, capsys, field):
+    (record,) = read(place(submission)[0])
+    value = getattr(record, field)
+    if field == "retention":
+        value = [*value[:-1], value[-1] | {"specificity": 100 - value[-1]["specificity"]}]
+    elif field == "edits":
+        value += 1
+    elif field == "mean_reward":
+        value *= 0.98
+    elif field == "drift":
+        value = value | {"kl": value["kl"] * 0.9}
+    else:
+        value = value | {"efficacy": 99.0}
+    rewrite(submission, **{field: value})
+    assert check(submission, model_folder) == 1
+    told = capsys.readouterr().out
+    assert f"    {field}" in told
+    assert "in the replay" in told
+    assert "2 cells, 1 wrong" in told
+
+
+def tamper(path):
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    tensors["0/model.layers.2.mlp.down_proj/left"] *= 3
+    save_file(tensors, path, metadata)
+
+
+def test_tampered_deltas_are_found(check, submission, model_folder, capsys):
+    tamper(place(submission)[1])
+    assert check(submission, model_folder) == 1
+    assert "not the file that the record names" in capsys.readouterr().out
+
+
+def test_tampered_deltas_are_found_even_if_the_record_names_them(check, submission, model_folder, capsys):
+    deltas = place(submission)[1]
+    tamper(deltas)
+    rewrite(submission, deltas=sha256(deltas))
+    assert check(submission, model_folder) == 1
+    assert "in the replay" in capsys.readouterr().out
+
+
+def test_missing_deltas_are_found(check, submission, model_folder, capsys):
+    place(submission)[1].unlink()
+    rewrite(submission, seed=1, deltas=None)
+    assert check(submission, model_folder) == 1
+    told = capsys.readouterr().out
+    assert "its deltas are missing" in told
+    assert "without --keep-deltas" in told
+
+
+@pytest.fixture
+def other_model(model_folder, tmp_path):
+    """The same model with one edited weight moved."""
+    from safetensors.torch import load_file
+
+    shutil.copytree(model_folder, tmp_path / "other")
+    path = tmp_path / "other" / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.layers.2.mlp.down_proj.weight"][0, 0] += 0.01
+    save_file(tensors, path, {"format": "pt"})
+    return str(tmp_path / "other")
+
+
+def test_another_base_model_is_found(check, submission, other_model, capsys):
+    assert check(submission, other_model) == 1
+    assert "is about model with fingerprint" in capsys.readouterr().out
+
+
+def test_another_base_model_is_found_where_the_suite_leaves_it_open(
+    submission, other_model, suite, capsys, monkeypatch
+):
+    """By the record's own fingerprint; and if that was changed as well, by that of the edited modules."""
+    monkeypatch.setattr(suites, "all_suites", lambda: [replace(suite, model=None, model_fingerprint=None)])
+    for seed in (0, 1):
+        (record,) = read(place(submission, seed)[0])
+        told = record.configuration["suite"] | {"model_fingerprint": None, "model": Path(other_model).name}
+        rewrite(submission, seed, model=Path(other_model).name, configuration=record.configuration | {"suite": told})
+    assert check(submission, other_model) == 1
+    assert "fingerprints: model is" in capsys.readouterr().out
+    for seed in (0, 1):
+        (record,) = read(place(submission, seed)[0])
+        prints = record.configuration["fingerprints"] | {"model": suites.model_fingerprint(other_model)}
+        rewrite(submission, seed, configuration=record.configuration | {"fingerprints": prints})
+    assert check(submission, other_model) == 1
+    assert "another base model" in capsys.readouterr().out
+
+
+def test_another_stream_is_found(check, submission, model_folder, capsys):
+    """The results of one seed cannot be passed off as those of another."""
+    (first, deltas), (second, others) = place(submission, 0), place(submission, 1)
+    shutil.copy(deltas, others)
+    (record,) = read(first)
+    second.write_text(json.dumps(asdict(replace(record, seed=1))) + "\n")
+    collect(submission)
+    assert check(submission, model_folder) == 1
+    told = capsys.readouterr().out
+    assert "2 cells, 1 wrong" in told
+    assert "in the replay" in told
+
+
+def test_other_edits_and_another_length_are_found(check, submission, model_folder, suite, capsys, monkeypatch):
+    (record,) = read(place(submission)[0])
+    changed = record.configuration["suite"] | {"order": "as-is"}
+    rewrite(submission, configuration=record.configuration | {"suite": changed})
+    assert check(submission, model_folder) == 1
+    assert "order is 'as-is' in the record and 'shuffled' here" in capsys.readouterr().out
+    monkeypatch.setattr(suites, "all_suites", lambda: [replace(suite, model=None, split="all")])
+    assert check(submission, model_folder) == 1
+    assert "split is 'test' in the record" in capsys.readouterr().out
+
+
+def test_a_record_in_another_cells_place_is_found(check, submission, model_folder, capsys):
+    (first, _), (second, _) = place(submission, 0), place(submission, 1)
+    shutil.copy(first, second)
+    collect(submission)
+    assert check(submission, model_folder) == 1
+    assert "is of another cell" in capsys.readouterr().out
+
+
+def test_results_that_are_not_the_cells_are_found(check, submission, model_folder, capsys):
+    results = submission / "results.jsonl"
+    results.write_text(results.read_text().splitlines()[0] + "\n")
+    assert check(submission, model_folder) == 1
+    assert "is not what the cells say" in capsys.readouterr().out
+
+
+def test_a_folder_without_cells_is_refused(tmp_path):
+    with pytest.raises(SystemExit, match="no finished cell"):
+        main(Args(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "claimed", "found", "differs"),
+    [
+        ("teacher_forced", {"efficacy": 50.4}, {"efficacy": 50.0}, []),
+        ("teacher_forced", {"efficacy": 50.6}, {"efficacy": 50.0}, ["teacher_forced.efficacy"]),
+        ("teacher_forced", {"efficacy": None}, {"efficacy": 0.0}, ["teacher_forced.efficacy"]),
+        (
+            "retention",
+            [{"efficacy": 1.0}, {"efficacy": 9.0}],
+            [{"efficacy": 1.0}, {"efficacy": 1.0}],
+            ["retention[1].efficacy"],
+        ),
+        ("retention", [{"efficacy": 1.0}], [], ["retention"]),
+        ("retention", [{"edits": 20}], [{"edits": 21}], ["retention[0].edits"]),
+        ("probes", {"one_hop_questions": 30.0}, {"one_hop_questions": 31.0}, ["probes.one_hop_questions"]),
+        ("drift", {"perplexity": 10.09}, {"perplexity": 10.0}, []),
+        ("drift", {"perplexity": 10.2}, {"perplexity": 10.0}, ["drift.perplexity"]),
+        ("drift", {"kl": 0.00005}, {"kl": 0.0}, []),
+        ("drift", {"kl": 0.0002}, {"kl": 0.0}, ["drift.kl"]),
+        ("drift", {"kl": float("nan")}, {"kl": 0.1}, ["drift.kl"]),
+        ("mean_reward", -2.0, -2.03, ["mean_reward"]),
+        ("mean_reward", None, None, []),
+        ("failures", 0, 20, ["failures"]),
+        ("probability", None, {"efficacy": 1.0}, ["probability"]),
+    ],
+)
+def test_what_counts_as_a_difference(tmp_path, name, claimed, found, differs):
+    assert [at for at, _, _ in differences(name, claimed, found, Args(tmp_path))] == differs
+
+
+def test_every_figure_is_recomputed_or_cannot_be():
+    unchecked = {
+        "suite",
+        "agent",
+        "seed",
+        "setup_seconds",
+        "edit_seconds",
+        "floor_ratio",
+        "peak_memory_bytes",
+        "versions",
+    }
+    unchecked |= {"configuration", "commit", "hardware", "deltas"}
+    assert set(validate.RECOMPUTED) | unchecked == set(cells.Record.__dataclass_fields__)
+    assert not set(validate.RECOMPUTED) & unchecked
