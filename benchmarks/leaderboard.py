@@ -176,20 +176,23 @@ class Leaderboard:
         found = (normalized(score, (str(row.task), seed), self._floor, self._ceiling) for seed, score in scores.items())
         return [value for value in found if value is not None]
 
+    def referenced(self) -> list[Task]:
+        """The tasks that have both references, and so a normalised score."""
+        return [task for task in self.tasks if any(row.task == task and self._normalized(row) for row in self.rows)]
+
     def overall(self) -> dict[str, Estimate | None]:
         """Interquartile mean of the normalised scores of all runs; None for an agent that is missing from a task.
 
-        Only tasks with both references count, and every row is over the same ones. Empty if there are none.
+        Every row is over the same tasks, those with both references. Empty if there are fewer than two.
         """
-        strata = {(row.task, row.agent): values for row in self.rows if (values := self._normalized(row))}
-        tasks = list(dict.fromkeys(task for task, _ in strata))
-        if not tasks:
+        tasks = self.referenced()
+        if len(tasks) < 2:
             return {}
-        complete = {agent for agent in self.agents if all((task, agent) in strata for task in tasks)}
-        return {
-            agent: estimate([strata[task, agent] for task in tasks]) if agent in complete else None
-            for agent in self.agents
-        }
+        found: dict[str, Estimate | None] = {}
+        for agent in self.agents:
+            rows = [row for task in tasks for row in self.rows if (row.task, row.agent) == (task, agent)]
+            found[agent] = estimate([self._normalized(row) for row in rows]) if len(rows) == len(tasks) else None
+        return found
 
     def improvements(self) -> dict[tuple[str, str], Estimate]:
         """For each pair of agents with a stream in common: how often the first is better."""

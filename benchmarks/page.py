@@ -114,6 +114,7 @@ def _run(record: Record) -> dict[str, Any]:
 def _board(board: Leaderboard) -> dict[str, Any]:
     improvements = board.improvements()
     return {
+        "referenced": [str(task) for task in board.referenced()],
         "overall": {agent: _estimate(found) for agent, found in board.overall().items()},
         "improvements": [[a, b, _estimate(found)] for (a, b), found in improvements.items()],
     }

@@ -96,7 +96,7 @@ class Column:
     Attributes:
         owner: :data:`OURS` or :data:`THEIRS`.
         task: What was edited.
-        model: The language model, and for ours the protocol; for seconds what they are.
+        model: The language model, and for ours the protocol; what the paper's seconds are.
     """
 
     owner: str
@@ -123,7 +123,8 @@ def comparisons(entries: Sequence[Entry]) -> list[Comparison]:
     """Tables 2, 4 and 5 with ours beside: all suites that have a row of the table.
 
     Percentages are efficacy / generalization / specificity under the paper's protocol for the data: teacher-forced, and the
-    probability comparison on CounterFact. Numbers of different models and data stand side by side, they are no race.
+    probability comparison on CounterFact; in Table 2 with the seconds per edit, setup included. Numbers of different models
+    and data stand side by side: they are no race.
     """
     return [_comparison(entries, table) for table in TITLES]
 
@@ -146,14 +147,11 @@ def _comparison(entries: Sequence[Entry], table: str) -> Comparison:
         task = rows[0].task
         protocol = protocol_of(rows[0])
         columns.append(Column(OURS, task.suite, f"{task.model}, {protocol.replace('_', '-')}"))
-        texts.append({row.agent: _scores(row, protocol) for row in rows})
-        if table == "table2":
-            columns.append(Column(OURS, task.suite, "s per edit, with setup"))
-            texts.append({row.agent: f"{row.seconds(setup=True):.4f}" for row in rows})
+        texts.append({row.agent: _scores(row, protocol, seconds=table == "table2") for row in rows})
     groups = dict.fromkeys((number.dataset, number.task, number.model) for number in published)
-    for dataset, task, model in sorted(groups, key=lambda group: group[0]):
-        found = [n for n in published if (n.dataset, n.task, n.model) == (dataset, task, model)]
-        columns.append(Column(THEIRS, f"{dataset} {task}", model or "s per edit, with setup"))
+    for dataset, size, model in sorted(groups, key=lambda group: group[0]):
+        found = [n for n in published if (n.dataset, n.task, n.model) == (dataset, size, model)]
+        columns.append(Column(THEIRS, f"{dataset} {size}", model or "s per edit, with setup"))
         texts.append({method: _numbers([n for n in found if n.method == method]) for method in methods})
     return Comparison(
         TITLES[table],
@@ -177,9 +175,10 @@ def protocol_of(entry: Entry) -> str:
     return "probability" if entry.records[0].dataset.startswith("counterfact") else "teacher_forced"
 
 
-def _scores(entry: Entry, protocol: str) -> str:
+def _scores(entry: Entry, protocol: str, seconds: bool) -> str:
     found = [scores for record in entry.records if (scores := getattr(record, protocol)) is not None]
-    return triple(found) if found else "-"
+    text = triple(found) if found else "-"
+    return f"{text}, {entry.seconds(setup=True):.4f} s" if seconds else text
 
 
 def _numbers(found: Sequence[Published]) -> str:

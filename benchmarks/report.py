@@ -164,26 +164,23 @@ def as_markdown(
     parts += [
         f"## {table.escaped(d.title)}\n\n![{table.escaped(d.title)}]({d.name}.png)\n" for d in drawn if d.task is None
     ]
-    parts += _normalized(found, board) + _improvements(board) + _failures(failed) + _paper(found)
+    parts += _normalized(board) + _improvements(board) + _failures(failed) + _paper(found)
     return "\n".join(parts)
 
 
-def _normalized(found: Sequence[Entry], board: Leaderboard) -> list[str]:
-    overall = board.overall()
-    if not overall:
+def _normalized(board: Leaderboard) -> list[str]:
+    tasks, overall = board.referenced(), board.overall()
+    if not tasks:
         return []
-    tasks = by_task(found)
-    body = []
-    for agent in board.agents:
-        rows = [next((row for row in tasks[task] if row.agent == agent), None) for task in tasks]
-        each = [table.with_interval(board.normalized(row), 2) if row is not None else "-" for row in rows]
-        body.append([agent, *each, table.with_interval(overall[agent], 2)])
+    rows = {(row.task, row.agent): table.with_interval(board.normalized(row), 2) for row in board.rows}
+    body = [[agent, *(rows.get((task, agent), "-") for task in tasks)] for agent in board.agents]
+    if overall:
+        body = [[*line, table.with_interval(overall[line[0]], 2)] for line in body]
     return [
         "## Normalised score\n",
-        f"Harmonic mean of the {board.protocol} figures, 0 for `no-edit` and 1 for `joint-fine-tune` on the same suite. "
-        "A dash: a suite without both of them, or a row that was not run on it. `overall` is the interquartile mean over the runs "
-        "on all suites that have both.\n",
-        table.markdown(["agent", *(str(task) for task in tasks), "overall"], body),
+        f"Harmonic mean of the {board.protocol} figures, 0 for `no-edit` and 1 for `joint-fine-tune` on the same suite; only suites "
+        "with both of them have it. `overall` is the interquartile mean over the runs on all of these; a dash: not run on all.\n",
+        table.markdown(["agent", *map(str, tasks), *(["overall"] if overall else [])], body),
     ]
 
 
