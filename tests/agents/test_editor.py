@@ -143,14 +143,14 @@ def test_a_method_that_learns_needs_something_to_learn_from(model_folder, make_e
         make_editor(method="rledit")
 
 
-def test_text_is_enough_for_a_method_that_takes_statistics(make_editor, policy_folder, tmp_path):
+def test_text_is_enough_for_a_method_that_takes_statistics(make_editor, tmp_path):
     path = tmp_path / "text.txt"
     path.write_text("Ada is in Rome.\nPeople find the Long River in Ecuador and in Peru.\n", encoding="utf-8")
-    for i, method in enumerate(({"policy": policy_folder}, {"method": "memit"})):
-        editor = make_editor(**method, text=str(path), output=tmp_path / str(i))
-        result = editor.edit(edits(["Rome", "Oslo"]))
-        assert result.applied, result.reason
-        assert any(weight.any() for weight in editor.journal.tensors(1).values())
+    editor = make_editor(method="memit", text=str(path), guard=Guard(max_perplexity=1e9, max_weight_norm=1e9))
+    before = editor.lm.snapshot()
+    result = editor.edit(edits(["Rome", "Oslo"]))
+    assert result.applied, result.reason
+    assert all((weight != before[name]).any() for name, weight in editor.lm.snapshot().items())
 
 
 def test_the_saved_model_is_the_edited_one_for_plain_transformers(make_editor, tmp_path):
