@@ -191,7 +191,7 @@ def test_another_base_model_is_found(check, submission, other_model, capsys):
 
 
 def test_another_base_model_is_found_where_the_suite_leaves_it_open(
-    submission, other_model, suite, capsys, monkeypatch
+    check, submission, other_model, suite, capsys, monkeypatch
 ):
     """By the record's own fingerprint; and if that was changed as well, by that of the edited modules."""
     monkeypatch.setattr(suites, "all_suites", lambda: [replace(suite, model=None, model_fingerprint=None)])
