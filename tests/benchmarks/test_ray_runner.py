@@ -1,0 +1,84 @@
+"""How cells are distributed, with a cluster of plain Python; the real one is in test_ray_cluster.py."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from test_records import RECORD
+
+from benchmarks.cells import Cell, Failure
+from benchmarks.ray_runner import ATTEMPTS, LostWorkerError, distribute, run_in_worker
+from benchmarks.suites import find
+
+
+class Machines:
+    """Runs what was submitted last first; loses a cell's worker as often as it is told to."""
+
+    def __init__(self, losses=None, failing=()):
+        self.losses, self.failing = dict(losses or {}), failing
+        self.submitted, self.waiting = [], []
+
+    def submit(self, cell):
+        self.submitted.append(cell.seed)
+        self.waiting.append((len(self.submitted), cell))
+        return self.waiting[-1][0]
+
+    def wait(self, handles):
+        assert sorted(handles) == [handle for handle, _ in self.waiting]
+        return self.waiting[-1][0]
+
+    def outcome(self, handle):
+        (cell,) = [cell for number, cell in self.waiting if number == handle]
+        self.waiting = [(number, cell) for number, cell in self.waiting if number != handle]
+        if self.losses.get(cell.seed, 0) > 0:
+            self.losses[cell.seed] -= 1
+            raise LostWorkerError("gone")
+        return Failure("of its own") if cell.seed in self.failing else replace(RECORD, seed=cell.seed)
+
+
+@pytest.fixture
+def cells(tmp_path):
+    return [Cell(find("smoke"), {"model": None, "edits": None}, "no-edit", seed, tmp_path) for seed in range(4)]
+
+
+def test_each_cell_comes_back_once_in_the_order_it_finished(cells):
+    machines = Machines()
+    found = list(distribute(cells, machines))
+    assert [cell.seed for cell, _ in found] == [record.seed for _, record in found] == [3, 2, 1, 0]
+    assert machines.submitted == [0, 1, 2, 3]
+
+
+def test_a_lost_worker_is_made_up_for_and_no_result_comes_twice(cells):
+    machines = Machines({1: 1, 3: 2})
+    found = list(distribute(cells, machines))
+    assert sorted(cell.seed for cell, _ in found) == [0, 1, 2, 3]
+    assert all(cell.seed == record.seed for cell, record in found)
+    assert sorted(machines.submitted) == [0, 1, 1, 2, 3, 3, 3]
+
+
+def test_a_cell_that_always_loses_its_worker_ends_as_failed(cells):
+    machines = Machines({2: 10**6})
+    found = {cell.seed: outcome for cell, outcome in distribute(cells, machines)}
+    assert found[2] == Failure(f"its worker was lost {ATTEMPTS} times: gone")
+    assert machines.submitted.count(2) == ATTEMPTS
+    assert len(found) == 4
+
+
+def test_a_cell_that_fails_by_itself_is_not_tried_again(cells):
+    machines = Machines(failing=(0,))
+    found = {cell.seed: outcome for cell, outcome in distribute(cells, machines)}
+    assert found[0] == Failure("of its own")
+    assert machines.submitted == [0, 1, 2, 3]
+
+
+def test_nothing_to_do_is_done(cells):
+    assert list(distribute([], Machines())) == []
+
+
+def test_what_a_cell_raises_on_a_worker_is_its_failure(cells, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    outcome = run_in_worker(replace(cells[0], agent="nobody"), str(Path.cwd()))
+    assert outcome.error.startswith("ValueError: unknown agent 'nobody'")
+    assert "Traceback" in outcome.traceback
+    missing = run_in_worker(cells[0], str(tmp_path / "elsewhere"))
+    assert missing.error.startswith("FileNotFoundError")
