@@ -36,6 +36,7 @@ class EvolutionConfig(TrainConfig):
     """The same for the logarithms of step size and ridge."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_config(self)
         if self.credit != "trajectory":
             raise ValueError("credit must be 'trajectory': an evolution strategy sees whole returns only")
@@ -58,7 +59,7 @@ class Evolution(Trainer):
     def learn(self) -> tuple[Sequence[Step], float]:
         config = self.config
         parameters = list(self.policy.parameters())
-        scalars = {id(self.policy.log_step_size), id(self.policy.log_ridge)}
+        scalars = {id(parameter) for parameter in self.policy.scalars()}
         deviations = [config.scalar_noise if id(p) in scalars else config.noise for p in parameters]
         steps: list[Step] = []
         returns = np.zeros((config.pairs, 2))

@@ -1,14 +1,18 @@
-"""The policy of RLEdit: from a batch's gradient factors to low-rank parameter deltas.
+"""Hypernetworks: from a batch's gradient factors to low-rank parameter deltas.
 
-The form is MALMEN's (Tan et al. 2024, section 4), which RLEdit (Li et al. 2025, section 3.3 and appendix A.5) takes over.
+:class:`Policy` is RLEdit's (Li et al. 2025, section 3.3 and appendix A.5), in the form of MALMEN (Tan et al. 2024, section
+4); :class:`MendPolicy` is MEND's (Mitchell et al. 2022, section 3). Both normalise ``[u; delta]`` of each token and pass it
+through low-rank residual blocks that all modules of a shape share, up to a scale and a shift of their own.
 """
 
 import json
 import math
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -22,6 +26,8 @@ from editenv.dynamics import Gradient
 class PolicyConfig:
     """Shape and starting point of a policy."""
 
+    network: Literal["malmen", "mend"] = "malmen"
+    """The hypernetwork's form: malmen's, which RLEdit has, or mend's, which has no ridge regression."""
     blocks: int = 4
     """Residual blocks."""
     rank: int = 64
@@ -77,15 +83,22 @@ class Block(nn.Module):
         return x + self.scale[module] * (x @ self.down @ self.up + self.bias).clamp(min=0) + self.shift[module]
 
 
+class MendBlock(Block):
+    """``x + relu(scale_m * (x A B + b) + shift_m)`` (MEND, eq. 3): scale and shift come before the relu, not after it."""
+
+    def forward(self, x: torch.Tensor, module: int) -> torch.Tensor:
+        return x + (self.scale[module] * (x @ self.down @ self.up + self.bias) + self.shift[module]).clamp(min=0)
+
+
 class HyperNetwork(nn.Module):
     """One network for all modules of a shape: ``(u, delta) -> (pseudo-key, pseudo-gradient)``."""
 
-    def __init__(self, shape: tuple[int, int], modules: int, config: PolicyConfig) -> None:
+    def __init__(self, shape: tuple[int, int], modules: int, config: PolicyConfig, block: type[Block] = Block) -> None:
         super().__init__()
         size = sum(shape)
         self.split = shape
         self.normalizer = Normalizer(size)
-        self.blocks = nn.ModuleList(Block(size, config.rank, modules) for _ in range(config.blocks))
+        self.blocks = nn.ModuleList(block(size, config.rank, modules) for _ in range(config.blocks))
 
     def forward(self, gradient: Gradient, module: int) -> tuple[torch.Tensor, torch.Tensor]:
         x = self.normalizer(torch.cat([gradient.keys, gradient.value_grads], 1))
@@ -95,14 +108,15 @@ class HyperNetwork(nn.Module):
         return key, value
 
 
-class Policy(nn.Module):
-    """Gradients to deltas: a hypernetwork per weight shape, then ridge regression over the batch's tokens.
+class GradientPolicy(nn.Module, ABC):
+    """Gradients to deltas: a hypernetwork per weight shape; what is made of its output is left to subclasses.
 
     Args:
         shapes: ``(d_in, d_out)`` of each edited module.
         config: Size and starting point.
     """
 
+    block: type[Block]
     key_scale: torch.Tensor
     value_scale: torch.Tensor
 
@@ -115,9 +129,10 @@ class Policy(nn.Module):
         for name, shape in self.shapes.items():
             members.setdefault(shape, []).append(name)
         self._place = {name: (_key(s), group.index(name)) for s, group in members.items() for name in group}
-        self.networks = nn.ModuleDict({_key(s): HyperNetwork(s, len(group), config) for s, group in members.items()})
+        self.networks = nn.ModuleDict(
+            {_key(s): HyperNetwork(s, len(group), config, self.block) for s, group in members.items()}
+        )
         self.log_step_size = nn.Parameter(torch.full((len(self.names),), math.log(config.step_size)))
-        self.log_ridge = nn.Parameter(torch.full((len(self.names),), math.log(config.ridge)))
         self.register_buffer("key_scale", torch.ones(len(self.names)))
         self.register_buffer("value_scale", torch.ones(len(self.names)))
 
@@ -133,6 +148,53 @@ class Policy(nn.Module):
         self.key_scale.copy_(torch.tensor([key_scale[name] for name in self.names]))
         self.value_scale.copy_(torch.tensor([value_scale[name] for name in self.names]))
 
+    def pseudo(self, name: str, gradient: Gradient) -> tuple[torch.Tensor, torch.Tensor]:
+        """``u~`` (r, d_in) and ``d~`` (r, d_out): what the network makes of each token."""
+        network_key, place = self._place[name]
+        return self.networks[network_key](gradient, place)
+
+    def unit(self, name: str) -> torch.Tensor:
+        """What ``(u . u~) d~`` is multiplied by for a typical gradient to ask for the step size, in typical outputs.
+
+        Normalised keys and gradients have entries near 1: in typical key lengths, ``u . u~`` is a gate near 1.
+        """
+        i = self.names.index(name)
+        d_in, d_out = self.shapes[name]
+        return self.log_step_size[i].exp() * (self.value_scale[i] / d_out / (self.key_scale[i] * d_in)).sqrt()
+
+    def scalars(self) -> list[nn.Parameter]:
+        """The logarithms of step sizes and the like, which learn at a rate of their own."""
+        return [self.log_step_size]
+
+    @abstractmethod
+    def forward(
+        self, gradients: Mapping[str, Gradient], projected: Mapping[str, torch.Tensor] | None = None
+    ) -> dict[str, LowRank]:
+        """The delta of each module.
+
+        Args:
+            gradients: ``keys`` (r, d_in) and ``value_grads`` (r, d_out) of the batch's r tokens.
+            projected: ``P U^T`` (d_in, r) where there is a preconditioner.
+        """
+
+    def _network(self, name: str) -> HyperNetwork:
+        network = self.networks[self._place[name][0]]
+        assert isinstance(network, HyperNetwork)
+        return network
+
+
+class Policy(GradientPolicy):
+    """MALMEN's: ridge regression over the batch's tokens turns the changes asked of their outputs into one delta."""
+
+    block = Block
+
+    def __init__(self, shapes: Mapping[str, tuple[int, int]], config: PolicyConfig) -> None:
+        super().__init__(shapes, config)
+        self.log_ridge = nn.Parameter(torch.full((len(self.names),), math.log(config.ridge)))
+
+    def scalars(self) -> list[nn.Parameter]:
+        return [self.log_step_size, self.log_ridge]
+
     def ridge(self, name: str, preconditioned: bool) -> torch.Tensor:
         """lambda_m; keys are already in unit scale once a preconditioner has been applied."""
         i = self.names.index(name)
@@ -142,16 +204,9 @@ class Policy(nn.Module):
     def forward(
         self, gradients: Mapping[str, Gradient], projected: Mapping[str, torch.Tensor] | None = None
     ) -> dict[str, LowRank]:
-        """The delta of each module.
-
-        Args:
-            gradients: ``keys`` (r, d_in) and ``value_grads`` (r, d_out) of the batch's r tokens.
-            projected: ``P U^T`` (d_in, r) where there is a preconditioner.
-
-        Returns:
-            For each module ``U^T (U U^T + lambda I)^-1 V``, solved in token space (r x r) and left in factors; row i of
-            V is ``-lr (u_i . u~_i) d~_i``, with lr in units of a typical output's length and u_i . u~_i in units of a typical
-            key's.
+        """For each module ``U^T (U U^T + lambda I)^-1 V``, solved in token space (r x r) and left in factors; row i of
+        V is ``-lr (u_i . u~_i) d~_i``, with lr in units of a typical output's length and u_i . u~_i in units of a typical
+        key's.
         """
         deltas = {}
         for name in self.names:
@@ -162,26 +217,40 @@ class Policy(nn.Module):
 
     def values(self, name: str, gradient: Gradient) -> torch.Tensor:
         """V, ``(r, d_out)``: the change asked of a module's output at each token."""
-        i = self.names.index(name)
-        network_key, place = self._place[name]
-        pseudo_keys, pseudo_grads = self.networks[network_key](gradient, place)
-        d_in, d_out = self.shapes[name]
-        # Normalised keys have entries near 1: measured in typical key lengths, the product is a gate near 1.
-        gate = (gradient.keys * pseudo_keys).sum(1, keepdim=True) / (self.key_scale[i] * d_in).sqrt()
-        length = (self.value_scale[i] / d_out).sqrt()
-        return -self.log_step_size[i].exp() * length * gate * pseudo_grads
+        pseudo_keys, pseudo_grads = self.pseudo(name, gradient)
+        return -self.unit(name) * (gradient.keys * pseudo_keys).sum(1, keepdim=True) * pseudo_grads
 
-    def _network(self, name: str) -> HyperNetwork:
-        network = self.networks[self._place[name][0]]
-        assert isinstance(network, HyperNetwork)
-        return network
+
+class MendPolicy(GradientPolicy):
+    """MEND's: the sum over tokens of a rank-one update each (eq. 3 and the text below it), ``-lr_m u~^T d~``; no ridge.
+
+    lr is in the units of :meth:`GradientPolicy.unit`, so that a step size means the same as with :class:`Policy`.
+    """
+
+    block = MendBlock
+
+    def forward(
+        self, gradients: Mapping[str, Gradient], projected: Mapping[str, torch.Tensor] | None = None
+    ) -> dict[str, LowRank]:
+        if projected is not None:
+            raise ValueError("MEND's network has no ridge regression that a preconditioner could go into")
+        deltas = {}
+        for name in self.names:
+            pseudo_keys, pseudo_grads = self.pseudo(name, gradients[name])
+            deltas[name] = LowRank(pseudo_keys.T, -self.unit(name) * pseudo_grads)
+        return deltas
+
+
+def make_policy(shapes: Mapping[str, tuple[int, int]], config: PolicyConfig) -> GradientPolicy:
+    """An untrained policy of the form that the config names."""
+    return {"malmen": Policy, "mend": MendPolicy}[config.network](shapes, config)
 
 
 def _key(shape: tuple[int, int]) -> str:
     return f"{shape[0]}x{shape[1]}"
 
 
-def save_policy(policy: Policy, folder: Path, extra: Mapping[str, object]) -> None:
+def save_policy(policy: GradientPolicy, folder: Path, extra: Mapping[str, object]) -> None:
     """Writes ``policy.safetensors`` and ``policy.json``, each whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / "policy.safetensors.partial"
@@ -193,7 +262,7 @@ def save_policy(policy: Policy, folder: Path, extra: Mapping[str, object]) -> No
     os.replace(partial, folder / "policy.json")
 
 
-def load_policy(folder: Path) -> tuple[Policy, dict[str, object]]:
+def load_policy(folder: Path) -> tuple[GradientPolicy, dict[str, object]]:
     """A policy as it was saved, and the rest of its ``policy.json``.
 
     Raises:
@@ -206,6 +275,6 @@ def load_policy(folder: Path) -> tuple[Policy, dict[str, object]]:
             )
     record = json.loads((folder / "policy.json").read_text(encoding="utf-8"))
     shapes = {name: (int(shape[0]), int(shape[1])) for name, shape in record.pop("shapes").items()}
-    policy = Policy(shapes, PolicyConfig(**record.pop("policy")))
+    policy = make_policy(shapes, PolicyConfig(**record.pop("policy")))
     policy.load_state_dict(load_file(folder / "policy.safetensors"))
     return policy.eval(), record

@@ -3,7 +3,8 @@
     python -m agents.online --output runs/online                 # trains on the embedded model
 
 The same network, rewards and streams as RLEdit. Each delta answers for its own reward alone, because the later ones are not
-known yet, and the next delta of the same trajectory comes from the policy just changed. Resumes like RLEdit.
+known yet, and the next delta of the same trajectory comes from the policy just changed. With ``environment="fixed"`` it is the
+usual meta-learning on single batches of one model (see :mod:`agents.fixed`). Resumes like RLEdit.
 """
 
 from collections.abc import Sequence

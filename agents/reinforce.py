@@ -29,6 +29,7 @@ import torch
 
 from agents import rledit
 from agents.episodes import check_config, play, rewards_to_go
+from agents.hypernetwork import Policy
 from agents.rledit import Step, TrainConfig, Trainer
 from editenv.deltas import LowRank
 from editenv.dynamics import Gradient
@@ -44,7 +45,12 @@ class ReinforceConfig(TrainConfig):
     """Standard deviation of the noise on V, in units of a typical entry of the module's output."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_config(self)
+        if self.policy.network != "malmen":
+            raise ValueError(
+                f"policy.network must be 'malmen', whose V the noise is added to, not {self.policy.network!r}"
+            )
         if self.rollouts < 2 or self.noise <= 0:
             raise ValueError(
                 f"rollouts must be at least 2 (each is the others' baseline) and noise positive, not {self.rollouts}, {self.noise}"
@@ -56,6 +62,7 @@ class Reinforce(Trainer):
 
     title = "REINFORCE"
     config: ReinforceConfig
+    policy: Policy
 
     @property
     def steps_per_update(self) -> int:

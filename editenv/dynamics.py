@@ -168,6 +168,11 @@ class EditableLM:
             total.copy_(source[name])
             self._round(name)
 
+    def rebase(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Makes a :meth:`snapshot` the theta_0 that everything starts from and is compared with; the model goes there."""
+        self._initial = {name: weights[name].to(initial, copy=True) for name, initial in self._initial.items()}
+        self.restore()
+
     def snapshot(self) -> dict[str, torch.Tensor]:
         """A copy of the edited weights, in float32 and the module's own layout."""
         return {name: total.clone() for name, total in self._sums.items()}

@@ -3,7 +3,18 @@ import json
 import pytest
 import torch
 
-from agents.hypernetwork import Block, HyperNetwork, Normalizer, Policy, PolicyConfig, load_policy, save_policy
+from agents.hypernetwork import (
+    Block,
+    HyperNetwork,
+    MendBlock,
+    MendPolicy,
+    Normalizer,
+    Policy,
+    PolicyConfig,
+    load_policy,
+    make_policy,
+    save_policy,
+)
 from editenv.dynamics import Gradient
 
 SHAPES = {"a.down": (12, 8), "b.down": (12, 8), "c.up": (8, 12)}
@@ -23,8 +34,11 @@ def random_gradients(tokens=5, seed=0):
 @pytest.fixture
 def policy():
     """With statistics, and with every parameter moved away from its start."""
+    return moved(Policy(SHAPES, CONFIG))
+
+
+def moved(policy):
     torch.manual_seed(0)
-    policy = Policy(SHAPES, CONFIG)
     for seed in range(3):
         policy.observe(random_gradients(seed=seed))
     policy.set_scales(*({name: start + i for i, name in enumerate(SHAPES)} for start in (10.0, 3.0)))
@@ -172,6 +186,59 @@ def test_a_saved_policy_acts_alike(policy, tmp_path):
         assert torch.equal(expected[name].dense(), found[name].dense())
     assert sorted(path.name for path in folder.iterdir()) == ["policy.json", "policy.safetensors"]
     assert json.loads((folder / "policy.json").read_text())["shapes"]["c.up"] == [8, 12]
+
+
+# -- MEND's form ------------------------------------------------------------------------------------------------------
+
+MEND = PolicyConfig(network="mend", blocks=2, rank=3, step_size=0.7)
+
+
+def test_a_fresh_mend_block_is_the_identity_and_scales_and_shifts_inside_the_relu():
+    torch.manual_seed(0)
+    block, x = MendBlock(6, 3, modules=2), torch.randn(7, 6)
+    assert torch.equal(block(x, 1), x)
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter += torch.randn_like(parameter)
+    bent = torch.relu(block.scale[1] * (x @ block.down @ block.up + block.bias) + block.shift[1])
+    torch.testing.assert_close(block(x, 1), x + bent)
+    assert not torch.allclose(block(x, 1), Block.forward(block, x, 1))
+
+
+def test_mend_adds_up_a_rank_one_update_for_each_token():
+    policy = make_policy(SHAPES, MEND)
+    assert isinstance(policy, MendPolicy)
+    policy = moved(policy).double()
+    gradients = {n: Gradient(g.keys.double(), g.value_grads.double()) for n, g in random_gradients(seed=9).items()}
+    deltas = policy(gradients)
+    for i, (name, (d_in, d_out)) in enumerate(SHAPES.items()):
+        place = [n for n, shape in SHAPES.items() if shape == (d_in, d_out)].index(name)
+        pseudo_keys, pseudo_grads = policy.networks[f"{d_in}x{d_out}"](gradients[name], place)
+        output_length, key_length = (3.0 + i) ** 0.5, (10.0 + i) ** 0.5
+        step = policy.log_step_size[i].exp() * output_length / (d_out**0.5 * key_length * d_in**0.5)
+        expected = sum(-step * torch.outer(key, grad) for key, grad in zip(pseudo_keys, pseudo_grads, strict=True))
+        torch.testing.assert_close(deltas[name].dense(), expected)
+        assert deltas[name].left.shape == (d_in, 5)
+    with pytest.raises(ValueError, match="ridge"):
+        policy(gradients, {n: g.keys.T for n, g in gradients.items()})
+
+
+def test_a_saved_mend_policy_is_one_again(tmp_path):
+    policy = moved(make_policy(SHAPES, MEND))
+    save_policy(policy, tmp_path, {})
+    loaded, _ = load_policy(tmp_path)
+    assert isinstance(loaded, MendPolicy)
+    assert loaded.config == MEND
+    gradients = random_gradients(seed=5)
+    assert all(torch.equal(loaded(gradients)[name].dense(), policy(gradients)[name].dense()) for name in SHAPES)
+
+
+def test_a_policy_saved_before_there_were_two_forms_is_malmens(policy, tmp_path):
+    save_policy(policy, tmp_path, {})
+    record = json.loads((tmp_path / "policy.json").read_text())
+    del record["policy"]["network"]
+    (tmp_path / "policy.json").write_text(json.dumps(record))
+    assert isinstance(load_policy(tmp_path)[0], Policy)
 
 
 def test_a_folder_without_a_policy_says_what_is_missing(policy, tmp_path):

@@ -9,8 +9,8 @@ import pytest
 import torch
 from plain import batch_loss, edited_weights
 
-from agents.hypernetwork import PolicyConfig, save_policy
 from agents.covariance import key_covariance
+from agents.hypernetwork import PolicyConfig, save_policy
 from agents.preconditioner import Preconditioner, inverse_covariance
 from agents.rledit import RLEdit, TrainConfig, Trainer, config_from_json, sample_lags, training_environment
 from editenv.deltas import LowRank
@@ -29,6 +29,7 @@ CONFIG = TrainConfig(
     warm_up_batches=2,
     policy=PolicyConfig(blocks=2, rank=3, step_size=1.0),
 )
+MEND = PolicyConfig(network="mend", blocks=2, rank=3, step_size=0.3)
 TEXTS = ["Ada is in Rome", "So, people find the Long River in Ecuador and in Peru", "Who saw Kepler? Oslo"]
 
 
@@ -118,6 +119,8 @@ CASES = {
     "preconditioned": {"preconditioner": True},
     "preconditioned, closed loop": {"preconditioner": True, "actions_per_batch": 2, "horizon": 2},
     "preconditioned, not recursive": {"preconditioner": True, "recursive": False},
+    "MEND's network": {"policy": MEND, "modules": ("layers.1.mlp.down_proj", LAST)},
+    "MEND's network, own reward only": {"policy": MEND, "credit": "step"},
 }  # fmt: skip
 
 
@@ -246,7 +249,8 @@ def test_the_seed_decides_everything(make_env, small_world):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"memory_samples": 1, "preconditioner": True, "actions_per_batch": 2, "horizon": 2}]
+    "options",
+    [{}, {"memory_samples": 1, "preconditioner": True, "actions_per_batch": 2, "horizon": 2}, {"policy": MEND}],
 )
 @pytest.mark.parametrize("world", ["small", "atlas"])
 def test_a_resumed_training_is_the_uninterrupted_one(make_env, request, options, world):
@@ -362,6 +366,21 @@ def test_a_saved_policy_brings_its_configuration(make_env, small_world, tmp_path
         agent.prepare(make_env(), 0, lambda what, done, total: None)
 
 
+def test_a_saved_policy_of_another_form_is_that_form_again(make_env, small_world, tmp_path):
+    trained = make_trainer(make_env, replace(CONFIG, policy=MEND), moved=0.1)
+    save_policy(trained.policy, tmp_path, {"train": asdict(trained.config)})
+    agent = RLEdit(policy=tmp_path)
+    assert type(agent.policy).__name__ == "MendPolicy"
+    env = make_env(modules=[LAST])
+    observation, info = started(env, agent)
+    assert torch.equal(agent.act(observation, info)[LAST].dense(), trained.policy(env.gradients)[LAST].dense())
+
+
+def test_a_preconditioner_needs_a_ridge_regression():
+    with pytest.raises(ValueError, match=r"preconditioner.*'mend'"):
+        replace(CONFIG, policy=MEND, preconditioner=True)
+
+
 def test_a_configuration_survives_json(make_env):
-    config = replace(CONFIG, memory_samples=2, credit="step")
+    config = replace(CONFIG, memory_samples=2, credit="step", policy=MEND)
     assert config_from_json(json.loads(json.dumps(asdict(config)))) == config

@@ -155,6 +155,27 @@ def test_a_snapshot_is_a_copy(make_lm):
     assert not any(torch.equal(lm.modules[name].weight, kept[name]) for name in kept)
 
 
+def test_a_rebased_model_starts_from_the_snapshot(make_lm, base):
+    lm = make_lm()
+    (name,) = lm.modules
+    lm.apply(random_deltas(lm))
+    edited = lm.snapshot()
+    prompts = lm.encode(*zip(*QUESTIONS, strict=True))
+    expected = lm.logits(prompts)
+    lm.apply(random_deltas(lm, seed=1))
+    lm.rebase(edited)
+    assert torch.equal(lm.logits(prompts), expected)
+    lm.apply(random_deltas(lm, seed=2))
+    with lm.at_initial_weights():
+        assert torch.equal(lm.logits(prompts), expected)
+    lm.restore()
+    assert torch.equal(lm.snapshot()[name], edited[name])
+    edited[name].zero_()
+    lm.restore()
+    assert torch.equal(lm.logits(prompts), expected)
+    assert not torch.equal(lm.weight(name), base.get_submodule(name).weight.T)
+
+
 def test_at_initial_weights_is_theta_0_inside_and_nothing_afterwards(make_lm):
     lm = make_lm("layers.1.mlp.down_proj")
     prompts = encode(lm)
