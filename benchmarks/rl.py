@@ -2,7 +2,7 @@
 
     python -m benchmarks.rl --out runs/rl --steps 300 --seconds 60 --seeds 0-4
     python -m benchmarks.rl_report runs/rl --figure docs/results/rl.png
-    python -m benchmarks.rl --out runs/rl-choice --seconds 30 --steps 150 --seeds 100 --stream 1 --rate-factor 0.3
+    python -m benchmarks.rl --out runs/rl-choice --steps 100 --seconds 20 --judgements 1 --seeds 100 --stream 1 --rate-factor 0.3
 
 Every run trains until *both* budgets are spent, on streams of the training split, and is judged now and then on one fixed
 stream of the validation split; OUT/rl.jsonl gets one line for each algorithm and seed. Runs that are there are not run
@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from agents import sb3
 from agents.base import Agent
 from agents.evolution import Evolution, EvolutionConfig
 from agents.hypernetwork import PolicyConfig
@@ -42,9 +43,6 @@ HORIZON = 10
 """Batches of a training episode."""
 JUDGED_BATCHES = 20
 """Batches of the validation stream: twice as many as an episode of training has."""
-MARKS = 6
-"""A run is judged after so many equal parts of each budget, and before it begins."""
-
 FIGURES = ("episode_return", "efficacy", "generalization", "specificity")
 
 
@@ -103,6 +101,7 @@ class Meter:
     Args:
         steps: Budget.
         seconds: Budget.
+        judgements: How often, over each budget, at equal distances; and once before anything is learned.
         judge: From an agent to its figures; not on the clock.
         clock: Seconds.
     """
@@ -111,11 +110,12 @@ class Meter:
         self,
         steps: int,
         seconds: float,
+        judgements: int,
         judge: Callable[[Agent], dict[str, float]],
         clock: Callable[[], float] = time.process_time,
     ) -> None:
         self.budget = {"steps": float(steps), "seconds": seconds}
-        self.judge, self.clock = judge, clock
+        self.judgements, self.judge, self.clock = judgements, judge, clock
         self.points: list[dict[str, float]] = []
         self._marks = dict.fromkeys(self.budget, 0)
         self._spent, self._since = 0.0, clock()
@@ -125,7 +125,7 @@ class Meter:
         self._spent += self.clock() - self._since
         now = {"steps": float(steps), "seconds": self._spent}
         going = any(now[unit] < budget for unit, budget in self.budget.items())
-        reached = {unit: int(MARKS * now[unit] / budget) for unit, budget in self.budget.items()}
+        reached = {unit: int(self.judgements * now[unit] / budget) for unit, budget in self.budget.items()}
         if not self.points or not going or any(reached[unit] > self._marks[unit] for unit in reached):
             self.points.append(now | self.judge(agent))
         self._marks = reached
@@ -156,10 +156,10 @@ class OnTheNetwork:
         rates = (self.config.learning_rate, self.config.scalar_learning_rate)
         return replace(self.config, learning_rate=rates[0] * rate_factor, scalar_learning_rate=rates[1] * rate_factor)
 
-    def settings(self, rate_factor: float) -> dict[str, Any]:  # noqa: D102 - the protocol's
+    def settings(self, rate_factor: float) -> dict[str, Any]:
         return json.loads(json.dumps(asdict(self._config(rate_factor))))
 
-    def train(self, seed: int, rate_factor: float, meter: Meter) -> None:  # noqa: D102
+    def train(self, seed: int, rate_factor: float, meter: Meter) -> None:
         config = self._config(rate_factor)
         trainer = self.trainer(training_environment(LifelongEditEnv(), config), config, seed, None)
         agent = RLEdit.of(trainer)
@@ -167,6 +167,33 @@ class OnTheNetwork:
         while going:
             trainer.train_one()
             going = meter(trainer.trajectory * trainer.steps_per_update, agent)
+
+
+@dataclass(frozen=True)
+class OnTheWrapped:
+    """An algorithm of Stable-Baselines3, which sees the environment through agents.sb3.wrapped; settings in agents/settings/sb3."""
+
+    name: str
+
+    def settings(self, rate_factor: float) -> dict[str, Any]:
+        found = dict(sb3.settings_of(self.name))
+        rate = found["algorithm"]["learning_rate"] * rate_factor
+        return found | {"algorithm": found["algorithm"] | {"learning_rate": rate}}
+
+    def train(self, seed: int, rate_factor: float, meter: Meter) -> None:
+        from stable_baselines3.common.callbacks import BaseCallback
+
+        config = TrainConfig(horizon=HORIZON, edits_per_step=EDITS_PER_STEP)
+        env = training_environment(LifelongEditEnv(), config)
+        model = sb3.make_model(self.name, env, seed, self.settings(rate_factor))
+        agent = sb3.SB3Agent.of(self.name, model)
+
+        class Metered(BaseCallback):
+            def _on_step(self) -> bool:
+                return meter(self.num_timesteps, agent)
+
+        if meter(0, agent):
+            sb3.train(model, sys.maxsize, callbacks=[Metered()])
 
 
 # The paper's form: no preconditioner, one action per batch. Step size and ridge start where an action of 0 stands in
@@ -185,6 +212,7 @@ ALGORITHMS: dict[str, Algorithm] = {
     "online-rledit": OnTheNetwork(Online, RLEDIT),
     "reinforce": OnTheNetwork(Reinforce, ReinforceConfig(learning_rate=3e-3, scalar_learning_rate=0.05, **SHARED)),
     "evolution": OnTheNetwork(Evolution, EvolutionConfig(learning_rate=3e-3, scalar_learning_rate=0.05, **SHARED)),
+    **{name: OnTheWrapped(name) for name in ("ppo", "a2c", "sac", "td3", "ddpg")},
 }
 
 
@@ -195,7 +223,7 @@ def run_one(name: str, seed: int, args: "Args") -> Run:
     threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     algorithm = ALGORITHMS[name]
-    meter = Meter(args.steps, args.seconds, Judge(args.stream))
+    meter = Meter(args.steps, args.seconds, args.judgements, Judge(args.stream))
     algorithm.train(seed, args.rate_factor, meter)
     return Run(
         algorithm=name,
@@ -245,14 +273,18 @@ class Args:
     """Seed of the validation stream's order."""
     rate_factor: float = 1.0
     """Multiplies every learning rate."""
+    judgements: int = 4
+    """How often a training is judged over each of the two budgets."""
 
 
 def main(args: Args) -> int:
     unknown = set(args.algorithms) - set(ALGORITHMS)
     if unknown:
         raise SystemExit(f"unknown algorithms {sorted(unknown)}; there are {', '.join(ALGORITHMS)}")
-    if args.steps < 1 or args.seconds <= 0:
-        raise SystemExit(f"steps and seconds must be positive, not {args.steps}, {args.seconds}")
+    if args.steps < 1 or args.seconds <= 0 or args.judgements < 1:
+        raise SystemExit(
+            f"steps, seconds and judgements must be positive, not {args.steps}, {args.seconds}, {args.judgements}"
+        )
     try:
         # Algorithm after algorithm within a seed: whatever else the machine does meets them all.
         cells = [(name, seed) for seed in parse_seeds(args.seeds) for name in args.algorithms]
