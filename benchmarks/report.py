@@ -178,8 +178,8 @@ def _normalized(board: Leaderboard) -> list[str]:
         body = [[*line, table.with_interval(overall[line[0]], 2)] for line in body]
     return [
         "## Normalised score\n",
-        f"Harmonic mean of the {board.protocol} figures, 0 for `no-edit` and 1 for `joint-fine-tune` on the same suite; only suites "
-        "with both of them have it. `overall` is the interquartile mean over the runs on all of these; a dash: not run on all.\n",
+        f"Harmonic mean of the {board.protocol} figures, 0 for `no-edit` and 1 for `joint-fine-tune` on the same suite; only "
+        "suites with both have it. `overall` is the interquartile mean over the runs on all of these; a dash: not run on all.\n",
         table.markdown(["agent", *map(str, tasks), *(["overall"] if overall else [])], body),
     ]
 

@@ -1,0 +1,239 @@
+import contextlib
+import io
+import json
+from dataclasses import replace
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from test_records import RECORD
+
+from benchmarks import figures
+from benchmarks.leaderboard import PROTOCOLS, Leaderboard, Task, entries
+from benchmarks.page import embedded, page
+from benchmarks.records import append
+from benchmarks.report import Args, differing, file_names, main
+
+EVIL = "</script><script>alert('x')</script> $x_{ | `\"&<!--"
+
+
+def scores(value):
+    return {"efficacy": value, "generalization": value, "specificity": value}
+
+
+def run(agent, seed=0, value=50.0, **changes):
+    points = [{"edits": 20.0, **scores(value)}, {"edits": 40.0, **scores(value / 2)}]
+    return replace(RECORD, agent=agent, seed=seed, generation=scores(value), retention=points, **changes)
+
+
+RUNS = [
+    run("no-edit", value=1.0, edit_seconds=0.0005),
+    run("joint-fine-tune", value=90.0, setup_seconds=20.0),
+    run("rledit", 0, 60.0, edit_seconds=0.004, setup_seconds=30.0),
+    run("rledit", 1, 70.0, edit_seconds=0.004, setup_seconds=30.0),
+    run(EVIL, 0, 40.0, failures=2),
+    run("rledit", 0, 50.0, suite="longer", edits=80, edit_seconds=0.004),
+]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder of results with its report, and what the command said."""
+    folder = tmp_path_factory.mktemp("run")
+    for record in RUNS:
+        append(folder / "results.jsonl", record)
+    failed = folder / "cells" / "micro-v1" / "b-seed0.failed.json"
+    failed.parent.mkdir(parents=True)
+    failed.write_text(json.dumps({"suite": "micro-v1", "agent": "b", "seed": 0, "error": "ValueError: <b>boom</b>"}))
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        main(Args((folder,)))
+    return folder, said.getvalue()
+
+
+@pytest.fixture
+def folder(made):
+    return made[0]
+
+
+class Scripts(HTMLParser):
+    """The script elements of a page, as a browser would cut them."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.found, self._inside = [], False
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self._inside = tag == "script"
+        if self._inside:
+            self.found.append("")
+
+    def handle_endtag(self, tag):
+        self._inside = False
+
+    def handle_data(self, data):
+        if self._inside:
+            self.found[-1] += data
+
+
+def test_one_command_writes_everything(made):
+    folder, said = made
+    names = {path.name for path in folder.iterdir()}
+    drawn = {f"{kind}-{suite}" for kind in ("retention", "pareto", "bars") for suite in ("micro", "longer")}
+    drawn |= {"by-edits-1"}
+    assert names == {"results.jsonl", "cells", "LEADERBOARD.md", "index.html"} | {
+        f"{name}.{ending}" for name in drawn for ending in ("png", "svg")
+    }
+    assert "5 rows from 6 runs" in said
+    assert "failed: micro-v1, b, seed 0: ValueError" in said
+
+
+def test_the_same_records_give_the_same_files(folder, tmp_path):
+    main(Args((folder,), tmp_path / "again"))
+    for path in (tmp_path / "again").iterdir():
+        assert path.read_bytes() == (folder / path.name).read_bytes(), path.name
+
+
+def test_the_markdown_holds_figures_images_and_nothing_live(folder):
+    from markdown_it import MarkdownIt
+
+    text = (folder / "LEADERBOARD.md").read_text()
+    html = MarkdownIt("commonmark").enable("table").render(text)
+    assert "<script" not in html
+    assert "<b>boom" not in html
+    assert "65.0 [60.0, 70.0]" in html, "interquartile mean and interval of two seeds"
+    assert "0.72 [0.66, 0.78]" in html, "normalised: (60 - 1) / 89 and (70 - 1) / 89"
+    assert "91.75 / 62.40 / 52.38" in html, "the paper's"
+    for line in html.split('src="')[1:]:
+        assert (folder / line.split('"')[0]).stat().st_size > 1000
+
+
+def test_figures_are_whole_pictures(folder):
+    from matplotlib import image
+
+    for path in folder.glob("*.png"):
+        pixels = image.imread(path)
+        assert min(pixels.shape[:2]) > 200, path
+        assert pixels.std() > 0.02, path
+    for path in folder.glob("*.svg"):
+        assert ElementTree.parse(path).getroot().tag.endswith("svg")
+        assert not [e for e in ElementTree.parse(path).iter() if e.tag.endswith("script")]
+
+
+def test_a_failed_write_leaves_the_old_figure(tmp_path, monkeypatch):
+    (row,) = entries([run("a")])
+    path = tmp_path / "retention.png"
+    figures.save(figures.retention([row], figures.styles(["a"])), path)
+    before = path.read_bytes()
+
+    def full(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("benchmarks.figures.os.fsync", full)
+    with pytest.raises(OSError, match="disk full"):
+        figures.save(figures.retention([row], figures.styles(["a"])), path)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["retention.png"]
+
+
+def test_a_name_cannot_leave_the_page_data():
+    found = entries(RUNS)
+    text = page(found, {protocol: Leaderboard(found, protocol) for protocol in PROTOCOLS}, [])
+    data, program = Scripts(text).found
+    assert EVIL in json.loads(data)["agents"]
+    assert "{{data}}" not in text
+    assert EVIL not in program
+
+
+def test_embedded_json_is_the_same_data_without_markup():
+    data = {"a": ["</script>", "<!--", "&amp;", "\u2028", "é", None, 1.5]}
+    text = embedded(data)
+    assert json.loads(text) == data
+    assert not set("<>&\u2028") & set(text)
+
+
+def test_the_page_names_no_address():
+    found = entries(RUNS)
+    text = page(found, {protocol: Leaderboard(found, protocol) for protocol in PROTOCOLS}, [])
+    assert [word for word in text.split('"') if word.startswith(("http", "//"))] == ["http://www.w3.org/2000/svg"]
+
+
+def test_bad_input_is_named(tmp_path):
+    with pytest.raises(SystemExit, match=r"results\.jsonl"):
+        main(Args((tmp_path / "nothing",)))
+    with pytest.raises(SystemExit, match="at least one folder"):
+        main(Args(()))
+    (tmp_path / "results.jsonl").write_text("{}\n")
+    with pytest.raises(SystemExit, match="line 1: missing fields"):
+        main(Args((tmp_path,)))
+    assert [path.name for path in tmp_path.iterdir()] == ["results.jsonl"]
+
+
+def test_each_suite_has_files_of_its_own():
+    tasks = [Task("a", "m"), Task("b/..", "m"), Task("a", "../n"), Task("b -..", "m")]
+    names = file_names(tasks)
+    assert len(set(names)) == 4
+    assert names[0] == "a-m"
+    assert not [name for name in names if "/" in name or name.startswith(".")]
+
+
+def test_suites_are_compared_if_they_differ_in_one_thing():
+    def suite(name, edits, size, agent="a", **changes):
+        return (
+            entries([run(agent, suite=name, edits=edits, **changes)])
+            if size == 20
+            else entries(
+                [
+                    replace(
+                        run(agent, suite=name, edits=edits, **changes),
+                        retention=[{"edits": float(size), **scores(1.0)}],
+                    )
+                ]
+            )
+        )
+
+    short, long, coarse = suite("s", 40, 20), suite("l", 80, 20), suite("c", 40, 40)
+    other, alone = suite("o", 160, 20, dataset="else"), suite("b", 320, 20, agent="b")
+    wide = suite("w", 640, 20, configuration={"suite": {"modules": ["x"]}})
+    tasks = [short, long, coarse, other, wide]
+    assert differing(tasks, "edits") == [[short, long]]
+    assert differing(tasks, "batch size") == [[short, coarse]]
+    assert differing([short, alone], "edits") == [], "no row is in both"
+
+
+def test_styles_are_told_apart_and_references_are_grey():
+    agents = ["no-edit", *(f"agent {i}" for i in range(30)), "joint-fine-tune"]
+    look = figures.styles(agents)
+    assert len({(s["color"], s["linestyle"]) for s in look.values()}) == len(agents)
+    assert look["no-edit"]["color"] == look["joint-fine-tune"]["color"] == figures.REFERENCE
+
+
+def test_a_long_name_keeps_its_end():
+    assert figures.shown("short") == "short"
+    assert figures.shown("x" * 40 + "file.py:Mine") == "…" + "x" * 17 + "file.py:Mine"
+    assert figures.shown("two\nlines") == "two lines"
+
+
+def test_the_retention_picture_shows_the_curve():
+    """The drawn line goes through the figures."""
+    (row,) = entries([run("a", 0, 60.0), run("a", 1, 80.0)])
+    figure = figures.retention([row], figures.styles(["a"]))
+    for axis in figure.axes:
+        np.testing.assert_allclose(axis.lines[0].get_xydata(), [[20, 70], [40, 35]])
+
+
+def test_the_pareto_picture_has_a_point_for_each_row_and_the_front():
+    found = Leaderboard(entries(RUNS[:4]), "generation")
+    task = found.tasks[0]
+    figure = figures.pareto(found, task, figures.styles(found.agents))
+    for axis, seconds in zip(figure.axes, ((0.0005, 0.001, 0.004), (0.0005, 0.501, 0.754)), strict=True):
+        points = {
+            (round(x, 6), round(y, 6))
+            for line in axis.lines
+            if len(line.get_xdata()) == 1
+            for x, y in line.get_xydata()
+        }
+        assert points >= set(zip([round(1000 * s, 6) for s in seconds], (1.0, 90.0, 65.0), strict=True))
+        assert [text.get_text() for text in axis.texts] == ["rledit"], "the references are not on the front"
