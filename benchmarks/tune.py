@@ -24,8 +24,8 @@ from agents.registry import METHODS
 from agents.settings import build, read_settings, settings_path
 from benchmarks.progress import console_progress
 from benchmarks.rollout import run
+from benchmarks.statistics import harmonic_mean
 from benchmarks.suites import find
-from benchmarks.table import harmonic_mean
 
 Ranges = Mapping[str, tuple[float, float]]
 

@@ -1,0 +1,97 @@
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from agents.fine_tune import FineTune
+from agents.memit import MEMIT
+from agents.registry import METHODS
+from agents.rledit import RLEdit
+from agents.settings import build, read_settings, settings_path
+from benchmarks import tune
+from benchmarks.tune import Args, draw, search_space
+
+
+def test_draws_stay_within_their_ranges_and_fill_them_by_orders_of_magnitude():
+    start = {"weight": 5.0, "value": {"token": "last", "clamp": 4.0}, "steps": 7}
+    ranges = {"weight": (1.0, 10_000.0), "value.clamp": (0.5, 8.0), "steps": (5, 40)}
+    found = draw(start, ranges, 65, seed=1)
+    assert found[0] == start
+    assert found == draw(start, ranges, 65, seed=1)
+    assert found != draw(start, ranges, 65, seed=2)
+    for settings in found[1:]:
+        assert settings["value"]["token"] == "last"
+        assert isinstance(settings["steps"], int)
+        assert 5 <= settings["steps"] <= 40
+        assert 0.5 <= settings["value"]["clamp"] <= 8
+    decades = np.floor(np.log10([settings["weight"] for settings in found[1:]]))
+    assert [int((decades == decade).sum()) for decade in range(4)] == [16, 16, 16, 16]
+    assert start == {"weight": 5.0, "value": {"token": "last", "clamp": 4.0}, "steps": 7}
+
+
+def test_every_search_space_is_of_settings_that_the_method_has():
+    spaces = json.loads(tune.resources.files("benchmarks").joinpath("search_spaces.json").read_text())
+    for method in spaces:
+        if method in METHODS:
+            for settings in draw(read_settings(method), search_space(method), 2, seed=0):
+                build(METHODS[method], settings)
+
+
+@pytest.fixture
+def world(monkeypatch, tmp_path):
+    """Runs that cost nothing: the nearer the weight is to 100, the better."""
+    calls = []
+
+    def run(suite, name, agent, seed, progress, beyond):
+        calls.append(agent.weight)
+        score = 100 / (1 + abs(np.log(agent.weight / 100)))
+        return SimpleNamespace(teacher_forced=dict.fromkeys(("efficacy", "generalization", "specificity"), score))
+
+    monkeypatch.setattr(tune, "run", run)
+    monkeypatch.setattr(tune, "settings_path", lambda method: tmp_path / f"{method}.json")
+    return SimpleNamespace(calls=calls, args=Args(methods=("memit",), out=tmp_path / "out", trials=8, write=True))
+
+
+def test_the_best_trial_is_written_and_nothing_is_run_twice(world, tmp_path, capsys):
+    tune.main(world.args)
+    assert len(world.calls) == 8
+    best = min(world.calls, key=lambda weight: abs(np.log(weight / 100)))
+    written = json.loads((tmp_path / "memit.json").read_text())
+    assert written["settings"]["weight"] == best
+    assert "8 trials" in written["chosen"]
+    lines = (tmp_path / "out/memit.jsonl").read_text().splitlines()
+    (tmp_path / "out/memit.jsonl").write_text("\n".join(lines[:5]) + "\n")
+    tune.main(world.args)
+    assert len(world.calls) == 11
+    assert sorted(world.calls[8:]) == sorted(world.calls[5:8])
+
+
+def test_other_trials_and_the_test_split_are_refused(world):
+    tune.main(world.args)
+    world.args.seed = 1
+    with pytest.raises(SystemExit, match="choose another --out"):
+        tune.main(world.args)
+    world.args.suite = "atlas-50x20"
+    with pytest.raises(SystemExit, match="never made on the test split"):
+        tune.main(world.args)
+    world.args.suite, world.args.methods = "atlas-50x20-validation@25", ("nothing",)
+    with pytest.raises(SystemExit, match="unknown method 'nothing'"):
+        tune.main(world.args)
+
+
+def test_settings_become_objects_and_unknown_ones_are_named():
+    agent = build(MEMIT, {"weight": 3.0, "value": {"token": "last"}})
+    assert agent.weight == 3.0
+    assert agent.value.token == "last"
+    nested = build(RLEdit, {"config": {"horizon": 7, "policy": {"rank": 5}}, "train": False})
+    assert (nested.config.horizon, nested.config.policy.rank, nested.train) == (7, 5, False)
+    assert build(FineTune, {"steps": 3}).steps == 3
+    with pytest.raises(ValueError, match="ValueConfig has no setting 'tokens'; known are token, steps"):
+        build(MEMIT, {"value": {"tokens": "last"}})
+
+
+def test_every_method_has_its_settings():
+    for method, kind in METHODS.items():
+        assert settings_path(method).exists()
+        build(kind, read_settings(method))
