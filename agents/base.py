@@ -32,6 +32,15 @@ class Agent(ABC):
     text: str | None = None
     """A text file, a hub data set or a folder of statistics, as :func:`agents.covariance.covariance_of` takes it."""
 
+    looks_at_model: bool = False
+    """Whether it looks at the language model and the texts of the edits, and not only at the observation."""
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What it must have besides the observation: ``model``, ``edits`` to learn from, ``text``, ``subjects``."""
+        found = {"model": self.looks_at_model, "edits": self.learns, "text": self.reads_text}
+        return tuple(name for name, needed in found.items() if needed)
+
     workspace: Path | None = None
     """Folder in which :meth:`prepare` may keep what it made, for the next suite with the same agent and seed."""
 

@@ -42,6 +42,9 @@ class Edit:
     """A row of `editenv methods`, or file.py:Class. rledit needs a trained policy; the embedded model has one."""
     policy: Path | None = None
     """Folder of a policy from `editenv train`."""
+    settings: Path | None = None
+    """JSON file with the method's constructor arguments, such as {"steps": 10}, or one that `python -m benchmarks.tune` wrote.
+    By default those chosen for the embedded model, and the method's own for any other."""
     training: str | None = None
     """Data set that the method may learn from, for methods that need one."""
     text: str | None = None
@@ -151,7 +154,11 @@ class Inspect:
 
 @dataclass
 class Methods:
-    """Lists the methods that `--method` and benchmarks take."""
+    """Lists the methods that `--method` and benchmarks take.
+
+    With --json also what each needs besides the gradient: the model and the edits' texts, edits to learn from, text to take
+    statistics of, the edits' subjects.
+    """
 
     json: bool = False
 
@@ -179,6 +186,7 @@ def edit(args: Edit) -> None:
             policy=args.policy,
             output=args.output,
             modules=args.modules or (preset(args.preset).modules if args.preset else None),
+            settings=None if args.settings is None else _read_settings(args.settings),
             training=args.training,
             text=args.text,
             edits=f"{edits_digest(edits)}/{args.edits_per_step}",
@@ -219,6 +227,17 @@ def edit(args: Edit) -> None:
     print(
         f"Saved in {args.output}: {'model, ' if args.save_model else ''}deltas.safetensors, report.json, journal.jsonl"
     )
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    found = found.get("settings", found) if isinstance(found, dict) else found
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} must hold an object of arguments, not {found!r}")
+    return found
 
 
 def evaluate(args: Evaluate) -> None:
@@ -312,7 +331,7 @@ def inspect(args: Inspect) -> None:
 
 def methods(args: Methods) -> None:
     if args.json:
-        print(json.dumps({name: what for name, (what, _) in AGENTS.items()}))
+        print(json.dumps({name: {"about": what, "needs": make().needs} for name, (what, make) in AGENTS.items()}))
         return
     width = max(map(len, AGENTS))
     for name, (what, _) in AGENTS.items():

@@ -19,8 +19,9 @@ from typing import Any, Literal
 import torch
 
 from agents.base import Agent
-from agents.registry import make_agent, packaged_policy
+from agents.registry import METHODS, make_agent, packaged_policy
 from agents.rledit import RLEdit
+from agents.settings import build
 from editenv import metrics
 from editenv.data import Edit
 from editenv.data.formats import FORMATS, Fields, to_edit
@@ -96,6 +97,8 @@ class LifelongEditor:
         model: ``"atlas"``, a Hugging Face model folder, or a hub id.
         method: A row of agents.registry, or ``file.py:Class``. ``"rledit"`` needs a policy; the embedded model has one.
         policy: Folder of a trained policy.
+        settings: Constructor arguments of the method (``editenv methods`` says which take some); by default those chosen for the
+            embedded model, and the method's own for any other.
         output: Folder of the journal; an interrupted run is gone on with from there. None keeps nothing.
         modules: Edited modules, as endings of dotted names; the model's default if None.
         training: A data set that the method may learn from or take statistics of, as docs/data.md names one; the embedded
@@ -120,6 +123,7 @@ class LifelongEditor:
         method: str = "rledit",
         policy: str | Path | None = None,
         output: str | Path | None = None,
+        settings: Mapping[str, Any] | None = None,
         modules: Sequence[str] | None = None,
         training: str | None = None,
         training_options: Mapping[str, Any] | None = None,
@@ -132,7 +136,7 @@ class LifelongEditor:
         progress: Any = lambda what, done, total: None,
     ) -> None:
         self.guard = guard or Guard()
-        self.agent = _agent(method, policy, model)
+        self.agent = _agent(method, policy, model, settings)
         common: dict[str, Any] = {"model": model, "modules": modules, "device": device, "dtype": dtype}
         if training is None and model == EMBEDDED:
             training = "atlas"
@@ -169,6 +173,7 @@ class LifelongEditor:
                 "model": self.base_fingerprint,
                 "modules": list(self.lm.modules),
                 "method": method,
+                "settings": dict(settings) if settings is not None else None,
                 "policy": _policy_digest(self.agent),
                 "edits": edits,
                 "text": text,
@@ -323,7 +328,7 @@ class LifelongEditor:
         return None
 
 
-def _agent(method: str, policy: str | Path | None, model: str) -> Agent:
+def _agent(method: str, policy: str | Path | None, model: str, settings: Mapping[str, Any] | None) -> Agent:
     if policy is not None:
         return RLEdit(policy=policy)
     if method == "rledit":
@@ -333,6 +338,10 @@ def _agent(method: str, policy: str | Path | None, model: str) -> Agent:
                 "give its folder, or choose a method that needs none, such as fine-tune"
             )
         return RLEdit(policy=packaged_policy(EMBEDDED))
+    if settings is not None and method not in METHODS:
+        raise ValueError(f"method {method!r} takes no settings; those that do are {', '.join(METHODS)}")
+    if method in METHODS and (settings is not None or model != EMBEDDED):
+        return build(METHODS[method], settings or {})
     return make_agent(method)
 
 

@@ -12,7 +12,7 @@ from editenv.prompts import Prompts
 from editenv.questions import PROMPT, Questions, ask
 
 
-def _negative_log_likelihood(prompts: Prompts, edits: int) -> Callable[[torch.Tensor], torch.Tensor]:
+def negative_log_likelihood(prompts: Prompts, edits: int) -> Callable[[torch.Tensor], torch.Tensor]:
     """Mean over edits of the token mean of -log p(target | prompt), as a function of the logits."""
     weights = 1 / (edits * prompts.lengths[prompts.prompt_index])
 
@@ -22,7 +22,7 @@ def _negative_log_likelihood(prompts: Prompts, edits: int) -> Callable[[torch.Te
     return loss
 
 
-def _edit_prompts(questions: Questions) -> Prompts:
+def edit_prompts(questions: Questions) -> Prompts:
     return questions.prompts.select(questions.kind == PROMPT)
 
 
@@ -35,6 +35,8 @@ class FineTune(Agent):
         norm_constraint: FT-L's delta: after every step no weight may be farther than this from where it stood before the
             batch (infinity norm); None does without.
     """
+
+    looks_at_model = True
 
     def __init__(
         self,
@@ -53,8 +55,8 @@ class FineTune(Agent):
         env, lm = self._env, self._env.language_model
         before = lm.snapshot()
         start = {name: lm.weight(name).clone() for name in lm.modules}
-        prompts = _edit_prompts(env.questions)
-        loss = _negative_log_likelihood(prompts, len(env.batch))
+        prompts = edit_prompts(env.questions)
+        loss = negative_log_likelihood(prompts, len(env.batch))
         weights = {name: weight.clone() for name, weight in start.items()}
         optimizer = torch.optim.Adam(weights.values(), lr=self.learning_rate)
         for _ in range(self.steps):
@@ -83,6 +85,7 @@ class JointFineTune(Agent):
     """
 
     reads_text = True
+    looks_at_model = True
 
     def __init__(self, ridge: float = 3e-6, steps: int = 150, tolerance: float = 1e-5) -> None:
         self.ridge, self.steps, self.tolerance = ridge, steps, tolerance
@@ -99,8 +102,8 @@ class JointFineTune(Agent):
             return {name: torch.zeros(lm.shape(name)) for name in lm.modules}
         before = lm.snapshot()
         start = {name: lm.weight(name).clone() for name in lm.modules}
-        prompts = _edit_prompts(ask(lm, env.stream))
-        loss = _negative_log_likelihood(prompts, len(env.stream))
+        prompts = edit_prompts(ask(lm, env.stream))
+        loss = negative_log_likelihood(prompts, len(env.stream))
         weights = {name: weight.clone() for name, weight in start.items()}
         optimizer = torch.optim.LBFGS(
             list(weights.values()),

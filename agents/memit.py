@@ -39,6 +39,7 @@ class MEMIT(Agent):
     """
 
     reads_text = True
+    looks_at_model = True
 
     def __init__(
         self,
@@ -50,6 +51,10 @@ class MEMIT(Agent):
     ) -> None:
         self.value = value or ValueConfig()
         self.weight, self.samples, self.epsilon, self.cache_keys = weight, samples, epsilon, cache_keys
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return (*super().needs, "subjects") if self.value.token == "subject_last" else super().needs
 
     def prepare(self, env: LifelongEditEnv, seed: int, progress: Progress) -> None:
         progress("covariance of the keys", 0, 1)

@@ -60,13 +60,16 @@ DEMO = replace(PRECONDITIONED, trajectories=5)
 
 
 METHODS: dict[str, Callable[..., Agent]] = {
+    "fine-tune": FineTune,
+    "ultraedit": UltraEdit,
     "rome": ROME,
     "memit": MEMIT,
+    "memit-seq": MEMIT,
     "prune": PRUNE,
     "rect": RECT,
     "alphaedit": AlphaEdit,
 }
-"""Methods whose settings for the embedded model are files of agents/settings."""
+"""Methods that take settings; those for the embedded model are files of agents/settings."""
 
 
 def tuned(method: str) -> Callable[[], Agent]:
@@ -81,11 +84,12 @@ def packaged_policy(name: str) -> Path:
 
 AGENTS: dict[str, tuple[str, Callable[[], Agent]]] = {
     "no-edit": ("nothing is done", NoEdit),
-    "fine-tune": ("Adam on the edited modules, batch after batch", FineTune),
+    "fine-tune": ("Adam on the edited modules, batch after batch", tuned("fine-tune")),
     "joint-fine-tune": ("the ceiling: all edits at once, to convergence", JointFineTune),
-    "ultraedit": ("RLEdit's regression with running normalisation in place of the network", UltraEdit),
+    "ultraedit": ("RLEdit's regression with running normalisation in place of the network", tuned("ultraedit")),
     "rome": ("ROME: one rank-one update a fact", tuned("rome")),
     "memit": ("MEMIT: least squares over a batch of facts", tuned("memit")),
+    "memit-seq": ("MEMIT with earlier batches' keys added to the covariance", tuned("memit-seq")),
     "prune": ("PRUNE: MEMIT, with the singular values of all updates held down at the end", tuned("prune")),
     "rect": ("RECT: MEMIT, keeping the largest relative changes of each update", tuned("rect")),
     "alphaedit": ("AlphaEdit: MEMIT in the null space of the text's keys", tuned("alphaedit")),

@@ -46,6 +46,7 @@ class ROME(Agent):
     """
 
     reads_text = True
+    looks_at_model = True
 
     def __init__(
         self,
@@ -56,6 +57,10 @@ class ROME(Agent):
     ) -> None:
         self.value = value or ValueConfig()
         self.keys, self.samples, self.epsilon = keys, samples, epsilon
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return (*super().needs, "subjects") if self.value.token == "subject_last" else super().needs
 
     def prepare(self, env: LifelongEditEnv, seed: int, progress: Progress) -> None:
         names = list(env.language_model.modules)

@@ -143,10 +143,20 @@ def test_a_method_that_learns_needs_something_to_learn_from(model_folder, make_e
         make_editor(method="rledit")
 
 
+def test_settings_reach_the_method_and_wrong_ones_are_named(make_editor):
+    assert make_editor(method="fine-tune", settings={"steps": 3}).agent.steps == 3
+    assert make_editor(method="fine-tune").agent.steps == 20
+    with pytest.raises(ValueError, match="FineTune has no setting 'step'"):
+        make_editor(method="fine-tune", settings={"step": 3})
+    with pytest.raises(ValueError, match="method 'no-edit' takes no settings"):
+        make_editor(method="no-edit", settings={"steps": 3})
+
+
 def test_text_is_enough_for_a_method_that_takes_statistics(make_editor, tmp_path):
     path = tmp_path / "text.txt"
     path.write_text("Ada is in Rome.\nPeople find the Long River in Ecuador and in Peru.\n", encoding="utf-8")
-    editor = make_editor(method="memit", text=str(path), guard=Guard(max_perplexity=1e9, max_weight_norm=1e9))
+    last = {"value": {"token": "last"}}
+    editor = make_editor(method="memit", settings=last, text=str(path), guard=Guard(max_perplexity=1e9, max_weight_norm=1e9))
     before = editor.lm.snapshot()
     result = editor.edit(edits(["Rome", "Oslo"]))
     assert result.applied, result.reason
