@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -28,6 +28,9 @@ from benchmarks.cells import Cell, Failure, Report
 from benchmarks.progress import cells_progress
 from benchmarks.records import Record
 from benchmarks.suites import find
+
+Runner = Callable[[list[Cell], Report], Iterator[tuple[Cell, Record | Failure]]]
+"""Runs cells, and yields each with what became of it, in any order."""
 
 
 @dataclass
@@ -86,7 +89,7 @@ def parse_agents(given: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(name for part in given for name in part.split(",") if name))
 
 
-def run_here(todo: Iterable[Cell], report: Report) -> Iterator[tuple[Cell, Record | Failure]]:
+def run_here(todo: list[Cell], report: Report) -> Iterator[tuple[Cell, Record | Failure]]:
     """Each cell in a process of its own, one after the other."""
     context = multiprocessing.get_context("spawn")
     for cell in todo:
@@ -125,34 +128,37 @@ def end_with_parent() -> None:
     os._exit(1)
 
 
-def run_cells(wanted: list[Cell], args: Args) -> list[str]:
+def run_cells(wanted: list[Cell], out: Path, runner: Runner) -> list[str]:
     """Runs what is missing, and writes each cell as it finishes.
 
     Returns:
         The failed ones, each with its error.
     """
-    cells.adopt(args.out)
+    cells.adopt(out)
     todo = [cell for cell in wanted if not cell.finished()]
     for cell in wanted:
         if cell not in todo:
             print(f"{cell.label}: already there", flush=True)
     failed = []
     with cells_progress(len(todo)) as progress:
-        if args.runner == "ray":
-            from benchmarks.ray_runner import run_on_ray
-
-            outcomes = run_on_ray(todo, args.address, args.cores, args.gpus)
-        else:
-            outcomes = run_here(todo, progress.report)
-        for number, (cell, outcome) in enumerate(outcomes, start=1):
+        for number, (cell, outcome) in enumerate(runner(todo, progress.report), start=1):
             cell.write(outcome)
-            cells.collect(args.out)
+            cells.collect(out)
             progress.finished()
             if isinstance(outcome, Failure):
                 failed.append(f"{cell.label}: {outcome.error} (see {cell.failure_path})")
             line = f"failed: {outcome.error}" if isinstance(outcome, Failure) else table.one_line(outcome)
             print(f"[{number}/{len(todo)}] {cell.label}: {line}", flush=True)
     return failed
+
+
+def make_runner(args: Args) -> Runner:
+    """Where cells run."""
+    if args.runner == "local":
+        return run_here
+    from benchmarks.ray_runner import run_on_ray
+
+    return lambda todo, report: run_on_ray(todo, args.address, args.cores, args.gpus)
 
 
 def main(args: Args) -> int:
@@ -165,7 +171,7 @@ def main(args: Args) -> int:
         prints = suite.check_fingerprints()
         out = args.out.resolve()
         wanted = [Cell(suite, prints, agent, seed, out, args.keep_deltas) for seed in seeds for agent in agents]
-        failed = run_cells(wanted, args)
+        failed = run_cells(wanted, args.out, make_runner(args))
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(str(error)) from None
     table.show([record for record in cells.collect(args.out) if record.suite == suite.label])

@@ -1,0 +1,219 @@
+"""How many edits a model holds: quality against their number, for more or fewer edited weights, until it breaks.
+
+    python -m benchmarks.capacity --out runs/capacity
+    python -m benchmarks.capacity --suites capacity-1-layer@10 --agents untrained-p --ceiling 20 200 --out runs/try
+
+One run of a lifelong method gives its whole curve: a stream's first edits are the stream of a shorter run. The ceiling, joint
+fine-tuning, sees all its edits at once and is run anew for each number of them. Quality is the harmonic mean of teacher-forced
+efficacy, generalization and specificity over all edits so far. A method breaks where its curve first falls below 90% of its
+start, the first batch; between two points the curve is taken as straight over the logarithm of the number of edits.
+
+Cells are those of benchmarks.run, in OUT/cells: what is there is not run again, and --suites may be added to later. Writes
+OUT/capacity.md, OUT/capacity.json and OUT/capacity.png from all capacity suites in OUT.
+"""
+
+import itertools
+import json
+import math
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import cells, figures
+from benchmarks.cells import Cell
+from benchmarks.records import Record, write_whole
+from benchmarks.run import parse_agents, parse_seeds, run_cells, run_here
+from benchmarks.statistics import harmonic_mean, interquartile_mean
+from benchmarks.suites import Suite, find, id_of
+from benchmarks.table import markdown
+
+CEILING = "joint-fine-tune"
+BROKEN = 0.9
+"""Share of its start below which a method has broken."""
+
+
+@dataclass
+class Args:
+    out: Path
+    """Folder for cells, table and figure."""
+    suites: tuple[str, ...] = ("capacity-narrow", "capacity-1-layer", "capacity-2-layers", "capacity-4-layers")
+    """Suites that differ in their edited modules; NAME@BATCHES for shorter streams."""
+    agents: tuple[str, ...] = ()
+    """Methods besides the ceiling; each suite's own by default."""
+    ceiling: tuple[int, ...] = (20, 100, 500, 1000, 2000, 4000, 8000)
+    """Numbers of edits at which joint fine-tuning is run, as far as the stream goes; 0 leaves it out."""
+    seeds: str = "0"
+    """Like 0 or 0-2; each seeds training and the stream's order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Quality of one method on one set of modules.
+
+    Attributes:
+        suite: Its name, without batches.
+        modules: That are edited.
+        inputs: d_in summed over them: the rows of the linear memories that edits are written to.
+        agent: Name of the row.
+        seeds: Runs of which the points are interquartile means.
+        points: Number of edits, and quality over all of them, 0 to 100.
+        breaks_at: Edits at which the curve falls below 90% of its start; None if it does not.
+    """
+
+    suite: str
+    modules: tuple[str, ...]
+    inputs: int
+    agent: str
+    seeds: int
+    points: tuple[tuple[int, float], ...]
+    breaks_at: float | None
+
+
+def cells_of(suite: Suite, args: Args, seeds: Sequence[int]) -> list[Cell]:
+    """The runs that a suite's curves are made of.
+
+    Raises:
+        ValueError: If the suite's model or edits are not those it is about.
+    """
+    prints, out = suite.check_fingerprints(), args.out.resolve()
+    methods = [name for name in parse_agents(args.agents) or suite.agents if name != CEILING]
+    found = [Cell(suite, prints, agent, seed, out) for seed in seeds for agent in methods]
+    whole = find(f"{suite.name.partition('@')[0]}-v{suite.version}")
+    for batches in sorted({edits // suite.edits_per_step for edits in args.ceiling}):
+        if 1 <= batches <= suite.batches:
+            found += [Cell(whole.first(batches), prints, CEILING, seed, out) for seed in seeds]
+    return found
+
+
+def breaking_point(points: Sequence[tuple[int, float]]) -> float | None:
+    """Where a curve of (edits, quality) first falls below :data:`BROKEN` of its first point; None if it does not."""
+    floor = BROKEN * points[0][1]
+    for (before, high), (after, low) in itertools.pairwise(points):
+        if low < floor:
+            share = (high - floor) / (high - low)
+            return math.exp(math.log(before) + share * (math.log(after) - math.log(before)))
+    return None
+
+
+def curves(records: Sequence[Record]) -> list[Curve]:
+    """Of every capacity suite and method among the records, the widest edited part last."""
+    runs: dict[tuple[str, str], dict[int, dict[int, float]]] = {}
+    for record in records:
+        name = re.split(r"@|-v\d+$", record.suite)[0]
+        if not name.startswith("capacity-"):
+            continue
+        points = runs.setdefault((name, record.agent), {}).setdefault(record.seed, {})
+        if record.agent == CEILING:
+            points[record.edits] = harmonic_mean(record.teacher_forced)
+        else:  # a longer run's points are a shorter one's, and more
+            points |= {int(point["edits"] or 0): harmonic_mean(point) for point in record.retention}
+    edited = {name: (modules, _inputs(modules)) for name, modules in _modules(records).items()}
+    found = []
+    for (name, agent), by_seed in runs.items():
+        common = sorted(set.intersection(*(set(points) for points in by_seed.values())))
+        if common:
+            mean = tuple((n, float(interquartile_mean([seed[n] for seed in by_seed.values()]))) for n in common)
+            found.append(Curve(name, *edited[name], agent, len(by_seed), mean, breaking_point(mean)))
+    return sorted(found, key=lambda curve: (curve.inputs, curve.suite))
+
+
+def _modules(records: Sequence[Record]) -> dict[str, tuple[str, ...]]:
+    """Edited modules of each capacity suite."""
+    names = {re.split(r"@|-v\d+$", r.suite)[0]: id_of(r.suite) for r in records if r.suite.startswith("capacity-")}
+    return {name: find(suite).modules or () for name, suite in names.items()}
+
+
+def _inputs(patterns: Sequence[str]) -> int:
+    """d_in summed over the embedded model's modules."""
+    from editenv.dynamics import EditableLM
+    from editenv.models import EMBEDDED, load_model
+
+    lm = EditableLM(*load_model(EMBEDDED), patterns)
+    return sum(lm.shape(name)[0] for name in lm.modules)
+
+
+def as_markdown(found: Sequence[Curve]) -> str:
+    """A row for each method and set of modules."""
+    headings = (
+        "edited",
+        "inputs",
+        "method",
+        "seeds",
+        "quality at the start",
+        "at the end (edits)",
+        "below 90% at",
+        "edits per input",
+    )
+    body = []
+    for curve in found:
+        last = curve.points[-1]
+        end = f"{curve.breaks_at:,.0f} edits" if curve.breaks_at else f"not up to {last[0]:,}"
+        each = f"{curve.breaks_at / curve.inputs:.2f}" if curve.breaks_at else f"> {last[0] / curve.inputs:.2f}"
+        start, then = f"{curve.points[0][1]:.1f} ({curve.points[0][0]:,})", f"{last[1]:.1f} ({last[0]:,})"
+        layers = ", ".join(name.removeprefix("layers.") for name in curve.modules)
+        body.append([layers, f"{curve.inputs:,}", curve.agent, str(curve.seeds), start, then, end, each])
+    return markdown(headings, body)
+
+
+def draw(found: Sequence[Curve], path: Path) -> None:
+    """A panel for each set of modules; a cross where a method falls below 90% of its start."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    suites = list(dict.fromkeys(curve.suite for curve in found))
+    look = figures.styles(list(dict.fromkeys(curve.agent for curve in found)))
+    with matplotlib.rc_context(figures.STYLE):
+        figure = Figure(figsize=(4 * len(suites) + 1, 4.4), layout="constrained")
+        axes = figure.subplots(1, len(suites), sharey=True, squeeze=False)[0]
+        for axis, suite in zip(axes, suites, strict=True):
+            for curve in (curve for curve in found if curve.suite == suite):
+                edits, quality = zip(*curve.points, strict=True)
+                axis.plot(
+                    edits, quality, markersize=3.5, linewidth=1.5, label=figures.shown(curve.agent), **look[curve.agent]
+                )
+                if curve.breaks_at:
+                    height = BROKEN * curve.points[0][1]
+                    axis.plot(
+                        curve.breaks_at, height, "x", color=look[curve.agent]["color"], markersize=9, markeredgewidth=2
+                    )
+            inputs = next(curve.inputs for curve in found if curve.suite == suite)
+            axis.set(
+                title=f"{suite.removeprefix('capacity-')}: {inputs:,} inputs",
+                xlabel="edits",
+                xscale="log",
+                ylim=(-3, 103),
+            )
+        axes[0].set_ylabel("harmonic mean, % (teacher-forced)")
+        figure.suptitle("Quality over all edits so far; a cross where it falls below 90% of the start")
+        labels: dict[str, Any] = {}
+        for axis in axes:
+            labels |= {label: handle for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+        figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=5, frameon=False)
+    figures.save(figure, path)
+
+
+def main(args: Args) -> int:
+    try:
+        seeds = parse_seeds(args.seeds)
+        wanted = [cell for name in args.suites for cell in cells_of(find(name), args, seeds)]
+        failed = run_cells(wanted, args.out, run_here)
+        found = curves(cells.collect(args.out))
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
+    if found:
+        write_whole(args.out / "capacity.json", json.dumps([asdict(curve) for curve in found], indent=2) + "\n")
+        write_whole(args.out / "capacity.md", as_markdown(found))
+        draw(found, args.out / "capacity.png")
+        print(f"\n{as_markdown(found)}\nSaved {args.out}/capacity.md, capacity.json and capacity.png.")
+    for line in failed:
+        print(f"failed: {line}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    import tyro
+
+    sys.exit(main(tyro.cli(Args, description=__doc__)))
