@@ -21,5 +21,5 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	$(VENV)/bin/python -m pip install --quiet --upgrade pip
 	@echo "Installing (a few minutes the first time) ..."
 	$(if $(TORCH),$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt $(TORCH))
-	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[sb3,capability,dev]"
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[lora,sb3,capability,dev]"
 	touch $@

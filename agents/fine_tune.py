@@ -23,6 +23,7 @@ def negative_log_likelihood(prompts: Prompts, edits: int) -> Callable[[torch.Ten
 
 
 def edit_prompts(questions: Questions) -> Prompts:
+    """The edits' own prompts, without rephrases and locality prompts."""
     return questions.prompts.select(questions.kind == PROMPT)
 
 

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -241,6 +241,15 @@ class MendPolicy(GradientPolicy):
         return deltas
 
 
+class Saved(Protocol):
+    """A network with the configuration that makes it again."""
+
+    config: Any
+    shapes: dict[str, tuple[int, int]]
+
+    def state_dict(self) -> Mapping[str, torch.Tensor]: ...
+
+
 def make_policy(shapes: Mapping[str, tuple[int, int]], config: PolicyConfig) -> GradientPolicy:
     """An untrained policy of the form that the config names."""
     return {"malmen": Policy, "mend": MendPolicy}[config.network](shapes, config)
@@ -250,7 +259,7 @@ def _key(shape: tuple[int, int]) -> str:
     return f"{shape[0]}x{shape[1]}"
 
 
-def save_policy(policy: GradientPolicy, folder: Path, extra: Mapping[str, object]) -> None:
+def save_policy(policy: Saved, folder: Path, extra: Mapping[str, object]) -> None:
     """Writes ``policy.safetensors`` and ``policy.json``, each whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / "policy.safetensors.partial"
