@@ -1,0 +1,164 @@
+"""How noisy two estimates of one policy gradient are: RLEdit's, through the model, and REINFORCE's, from rewards alone.
+
+    python -m benchmarks.gradient_variance --out runs/rl/gradient_variance.json --streams 12 --trajectories 0 15
+
+Both estimate how the mean reward changes with the hypernetwork's parameters, at one policy that stays as it is, once for each
+of several streams; REINFORCE from several noisy rollouts of the stream, with their leave-one-out baseline. What is reported:
+
+``variance``
+    ``tr Cov(g) / |E g|^2`` over streams: how many estimates must be averaged until the noise is as long as the gradient.
+    ``|E g|^2`` is the differentiable one's, as the mean inner product of different streams' estimates, which has no bias
+    from noise; REINFORCE's own is buried in its noise.
+``projection``
+    ``<g, e> / |E g|`` with its standard error, and its standard deviation over streams: what an estimate says about the
+    differentiable gradient's direction e. The first half of the streams gives e, the second half is projected. With REINFORCE it
+    need not be 1: it knows that later observations depend on earlier actions, which RLEdit holds constant, and it sees
+    the return averaged over its noise.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+
+from agents.reinforce import Reinforce, ReinforceConfig
+from agents.rledit import TrainConfig, Trainer, training_environment
+from benchmarks.records import versions, write_whole
+from benchmarks.rl import RLEDIT, SHARED
+from editenv.env import LifelongEditEnv
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What :func:`compare` finds for one estimator and one group of parameters.
+
+    Attributes:
+        estimator: ``differentiable`` or ``REINFORCE``.
+        parameters: ``all``, or ``scalars``: the logarithms of step size and ridge.
+        trajectories: Of RLEdit's training, that the policy has behind it.
+        steps: Environment steps an estimate takes.
+        streams: Estimates.
+        variance: See above, like the rest.
+        projection: Mean.
+        projection_error: Its standard error.
+        projection_deviation: Standard deviation over streams.
+    """
+
+    estimator: str
+    parameters: str
+    trajectories: int
+    steps: int
+    streams: int
+    variance: float
+    projection: float
+    projection_error: float
+    projection_deviation: float
+
+
+def gradients(trainer: Trainer, streams: Sequence[int]) -> torch.Tensor:
+    """``(streams, parameters)``: the gradient that the trainer estimates on each stream; the policy does not change.
+
+    Raises:
+        ValueError: If the trainer would take steps or clip.
+    """
+    config = trainer.config
+    if config.learning_rate or config.scalar_learning_rate or config.gradient_clip != float("inf"):
+        raise ValueError("gradients are measured with learning rates of 0 and without clipping")
+    found = []
+    for trainer.trajectory in streams:
+        trainer.learn()
+        found.append(torch.cat([p.grad.flatten() for p in trainer.policy.parameters() if p.grad is not None]))
+    return torch.stack(found)
+
+
+def standing_still(config: TrainConfig) -> TrainConfig:
+    """A training whose gradients are left as they are, and its policy too."""
+    return replace(config, learning_rate=0.0, scalar_learning_rate=0.0, gradient_clip=float("inf"))
+
+
+def compare(differentiable: torch.Tensor, other: torch.Tensor) -> tuple[float, float, float, float]:
+    """Variance of ``other`` and its projection: mean, standard error, deviation. Both ``(streams, parameters)``, float64."""
+    count = len(differentiable)
+    total = differentiable.sum(0)
+    squared = float((total @ total - differentiable.square().sum()) / (count * (count - 1)))
+    if squared <= 0:
+        raise ValueError("the differentiable gradient is not told from 0 by so few streams; give more")
+    variance = float(other.var(0).sum()) / squared
+    half = count // 2
+    direction = differentiable[:half].mean(0)
+    along = other[half:] @ (direction / direction.norm()) / squared**0.5
+    deviation = float(along.std())
+    return variance, float(along.mean()), deviation / len(along) ** 0.5, deviation
+
+
+def measure(args: "Args", trajectories: int) -> list[Noise]:
+    """Both estimators at the policy that so many trajectories of RLEdit's training make."""
+    trained = Trainer(training_environment(LifelongEditEnv(), RLEDIT), RLEDIT, args.seed, None)
+    trained.run(trajectories)
+    reinforce = ReinforceConfig(rollouts=args.rollouts, noise=args.noise, **SHARED)
+    trainers: dict[str, tuple[type[Trainer], TrainConfig]] = {
+        "differentiable": (Trainer, standing_still(RLEDIT)),
+        "REINFORCE": (Reinforce, standing_still(reinforce)),
+    }
+    streams = range(trajectories, trajectories + args.streams)
+    estimates: dict[str, torch.Tensor] = {}
+    steps: dict[str, int] = {}
+    for name, (algorithm, config) in trainers.items():
+        trainer = algorithm(trained.env, config, args.seed, None)
+        trainer.policy.load_state_dict(trained.policy.state_dict())
+        estimates[name], steps[name] = gradients(trainer, streams), trainer.steps_per_update
+    scalar = torch.cat(
+        [torch.full((p.numel(),), p.numel() == len(trained.policy.names)) for p in trained.policy.parameters()]
+    )
+    found = []
+    for group, chosen in (("all", torch.ones_like(scalar)), ("scalars", scalar)):
+        exact = estimates["differentiable"][:, chosen].double()
+        for name, values in estimates.items():
+            figures = compare(exact, values[:, chosen].double())
+            found.append(Noise(name, group, trajectories, steps[name], args.streams, *figures))
+    return found
+
+
+def as_markdown(found: Sequence[Noise]) -> str:
+    headings = ("policy after", "parameters", "estimator", "steps each", "variance", "projection", "its deviation")
+    lines = ["| " + " | ".join(headings) + " |", "|" + " --- |" * len(headings)]
+    for noise in found:
+        lines.append(
+            f"| {noise.trajectories} trajectories | {noise.parameters} | {noise.estimator} | {noise.steps} | {noise.variance:.3g} "
+            f"| {noise.projection:.2f} ± {noise.projection_error:.2f} | {noise.projection_deviation:.2f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+@dataclass
+class Args:
+    out: Path
+    """JSON file for the figures."""
+    streams: int = 12
+    """Estimates by each estimator; four or more."""
+    trajectories: tuple[int, ...] = (0, 15)
+    """Policies: how many trajectories RLEdit has trained them for."""
+    rollouts: int = 8
+    """Of each stream, for REINFORCE."""
+    noise: float = 0.1
+    """REINFORCE's, as in agents/reinforce.py."""
+    seed: int = 0
+    """Of the policy and the streams."""
+
+
+def main(args: Args) -> None:
+    if args.streams < 4:
+        raise SystemExit(f"streams must be at least 4, not {args.streams}")
+    torch.set_num_threads(1)
+    found = [noise for trajectories in args.trajectories for noise in measure(args, trajectories)]
+    content = {"figures": [asdict(noise) for noise in found], "seed": args.seed, "versions": versions()}
+    write_whole(args.out, json.dumps(content, indent=2) + "\n")
+    print(as_markdown(found))
+
+
+if __name__ == "__main__":
+    import tyro
+
+    main(tyro.cli(Args, description=__doc__))
