@@ -14,4 +14,8 @@ __version__ = "0.1.0"
 
 if "LifelongEdit-v0" not in registry:
     # A string entry point keeps the spec serialisable and this import light.
-    register(id="LifelongEdit-v0", entry_point="editenv.env:LifelongEditEnv")
+    register(
+        id="LifelongEdit-v0",
+        entry_point="editenv.env:LifelongEditEnv",
+        vector_entry_point="editenv.vector:LifelongEditVectorEnv",
+    )

@@ -68,6 +68,35 @@ def _hooked(handle: Any) -> Iterator[None]:
         handle.remove()
 
 
+class FrozenOutputs:
+    """What the frozen layers made of prompts met before, the oldest dropped first; models may share one.
+
+    Args:
+        limit: Bytes.
+    """
+
+    def __init__(self, limit: int = 256 * 2**20) -> None:
+        self.limit = limit
+        self._bytes = 0
+        self._kept: dict[tuple[int, tuple[int, ...]], torch.Tensor] = {}
+
+    def __contains__(self, text: tuple[int, tuple[int, ...]]) -> bool:
+        return text in self._kept
+
+    def __getitem__(self, text: tuple[int, tuple[int, ...]]) -> torch.Tensor:
+        return self._kept[text]
+
+    def keep(self, found: Mapping[tuple[int, tuple[int, ...]], torch.Tensor]) -> None:
+        self._kept.update(found)
+        self._bytes += sum(piece.nbytes for piece in found.values())
+        while self._bytes > self.limit:
+            self._bytes -= self._kept.pop(next(iter(self._kept))).nbytes
+
+    def clear(self) -> None:
+        self._kept.clear()
+        self._bytes = 0
+
+
 class EditableLM:
     """A causal language model with edited modules.
 
@@ -78,6 +107,7 @@ class EditableLM:
         tokenizer: Its tokenizer; its BOS is used if it adds one.
         modules: Patterns: a linear module is edited if its dotted name ends with one of them.
         cache_bytes: Room for the frozen layers' outputs of prompts met before.
+        frozen_outputs: Shared with another model of the same frozen layers, in place of room of its own.
 
     Raises:
         ValueError: If a pattern matches nothing, or a module that is not linear, not in memory or not inside the stack of
@@ -90,6 +120,7 @@ class EditableLM:
         tokenizer: "PreTrainedTokenizerBase",
         modules: Sequence[str],
         cache_bytes: int = 256 * 2**20,
+        frozen_outputs: FrozenOutputs | None = None,
     ) -> None:
         shared: dict[int, Any] = {id(p): p for p in model.parameters()} | {id(b): b for b in model.buffers()}
         self.model = copy.deepcopy(model, shared).eval()
@@ -100,9 +131,7 @@ class EditableLM:
         self._initial: dict[str, torch.Tensor] = {}
         # Edits add up in float32, whatever the model computes in: thousands of small ones would vanish in bfloat16.
         self._sums: dict[str, torch.Tensor] = {}
-        self.cache_bytes = cache_bytes
-        self._cached_bytes = 0
-        self._cache: dict[tuple[int, tuple[int, ...]], torch.Tensor] = {}
+        self.frozen_outputs = frozen_outputs or FrozenOutputs(cache_bytes)
         for name, module in self.modules.items():
             self._initial[name] = module.get_parameter("weight").detach()
             if self._initial[name].is_meta:
@@ -220,7 +249,9 @@ class EditableLM:
         pairs = self.tokenize(prompts, answers)
         # The last answer token is predicted, never read.
         texts = [(len(head), tuple(head + tail[:-1])) for head, tail in pairs]
-        fresh = sorted({text for text in texts if not (reuse and text in self._cache)}, key=lambda text: len(text[1]))
+        fresh = sorted(
+            {text for text in texts if not (reuse and text in self.frozen_outputs)}, key=lambda text: len(text[1])
+        )
         found: dict[tuple[int, tuple[int, ...]], torch.Tensor] = {}
         for start in range(0, len(fresh), batch_size):
             chunk = fresh[start : start + batch_size]
@@ -229,9 +260,9 @@ class EditableLM:
             hidden = self._frozen_output(ids.to(self.device))
             for j, (head, row) in enumerate(chunk):
                 found[head, row] = hidden[j, head - 1 if self.answer_positions_only else 0 : len(row)].clone()
-        pieces = [found[text] if text in found else self._cache[text] for text in texts]
+        pieces = [found[text] if text in found else self.frozen_outputs[text] for text in texts]
         if reuse:
-            self._keep(found)
+            self.frozen_outputs.keep(found)
         lengths = torch.tensor([len(tail) for _, tail in pairs], device=self.device)
         prompt_index = torch.repeat_interleave(torch.arange(len(pairs), device=self.device), lengths)
         labels = torch.tensor([token for _, tail in pairs for token in tail], device=self.device)
@@ -249,14 +280,7 @@ class EditableLM:
 
     def forget(self) -> None:
         """Drops the kept outputs: their last bits depend on which prompts they were run with."""
-        self._cache.clear()
-        self._cached_bytes = 0
-
-    def _keep(self, found: Mapping[tuple[int, tuple[int, ...]], torch.Tensor]) -> None:
-        self._cache.update(found)
-        self._cached_bytes += sum(piece.nbytes for piece in found.values())
-        while self._cached_bytes > self.cache_bytes:
-            self._cached_bytes -= self._cache.pop(next(iter(self._cache))).nbytes
+        self.frozen_outputs.clear()
 
     def _frozen_output(self, ids: torch.Tensor) -> torch.Tensor:
         """``(B, T, d)``: the input of the first edited layer, or of its MLP half if its attention is frozen."""

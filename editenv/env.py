@@ -166,8 +166,12 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
             options: ``{"shuffle": False}`` keeps the data set's own order. ``{"keep_encodings": True}`` keeps what the frozen
                 layers made of prompts in earlier episodes: the same stream again costs a fraction; last bits may differ.
         """
+        self._draw_stream(seed, options or {})
+        return self._open_stream()
+
+    def _draw_stream(self, seed: int | None, options: Mapping[str, Any]) -> None:
+        """The first half of :meth:`reset`: the order of the edits, and theta_0."""
         super().reset(seed=seed)
-        options = options or {}
         unknown = set(options) - {"shuffle", "keep_encodings"}
         if unknown:
             raise ValueError(f"reset: unknown options {sorted(unknown)}; known are 'shuffle' and 'keep_encodings'")
@@ -182,18 +186,19 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         self.language_model.restore()
         if not options.get("keep_encodings", False):
             self.language_model.forget()
-        self.batches_done, self.attempt, self._over = 0, 0, False
+        self.batches_done, self.attempt, self._over = 0, 0, length == 0
         self.reward = rewards.Reward(self.language_model, self.reward_config)
         self.history = rendering.History()
         self._gradients = {
             name: Gradient(*(torch.zeros(0, size, device=self.language_model.device) for size in shape))
             for name, shape in ((name, self.language_model.shape(name)) for name in self.language_model.modules)
         }
-        if length:
+
+    def _open_stream(self) -> tuple[Observation, dict[str, Any]]:
+        """The second half: the first batch."""
+        if not self._over:
             self._open_batch(self.stream[: self.edits_per_step])
             self._gradients = self.fine_tuning_gradient()
-        else:
-            self._over = True
         info = self._place()
         if self.render_mode == "human":
             self.render()
@@ -215,17 +220,26 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         """
         if self._over:
             raise RuntimeError("step: the episode is over (or never began); call reset() first")
-        deltas = self.checked(action)
+        return self._move_on(*self._edit(self.checked(action)))
+
+    def _edit(self, deltas: Mapping[str, Delta]) -> tuple[rewards.RewardTerms, dict[str, float | None]]:
+        """The first half of :meth:`step`: the weights are changed and judged."""
         self.language_model.apply(deltas)
         terms = self.judge(deltas)
         scores = metrics.teacher_forced(self.language_model, self.questions).percentages()
         self.history.add(self.batches_done, self.attempt, self.questions, terms, scores)
+        return terms, scores
+
+    def _move_on(
+        self, terms: rewards.RewardTerms, scores: Mapping[str, float | None]
+    ) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """The second half: the next batch is opened."""
         self._advance()
         terminated = (self.batches_done + 1) * self.edits_per_step > len(self._edits)
         truncated = not terminated and self.batches_done == self.horizon
         if self.render_mode == "human":
             self.render()
-        info = self._place() | {"reward_terms": terms.as_dict()} | scores
+        info = self._place() | {"reward_terms": terms.as_dict()} | dict(scores)
         return self._observe(), terms.reward, terminated, truncated, info
 
     def render(self) -> Any:
@@ -355,6 +369,11 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         self.questions = ask(self.language_model, self._batch)
         self._edit_prompts = self.questions.prompts.select(self.questions.kind == PROMPT)
         self._reward_batch = rewards.prepare(self.language_model, self.questions)
+
+    def _upcoming(self) -> Sequence[Edit]:
+        """The edits that :meth:`_advance` would open; none if it would not."""
+        start = (self.batches_done + 1) * self.edits_per_step
+        return self.stream[start : start + self.edits_per_step] if self.attempt + 1 == self.actions_per_batch else ()
 
     def _advance(self) -> None:
         """After an action: the next attempt, the next batch, or the end."""

@@ -39,15 +39,27 @@ class Questions:
 @torch.no_grad()
 def ask(lm: EditableLM, edits: Sequence[Edit]) -> Questions:
     """Encodes the questions about some edits, and asks theta_0 what the edits must not change."""
-    rows = [(i, PROMPT, edit.prompt, edit.target) for i, edit in enumerate(edits)]
-    rows += [(i, REPHRASE, text, edit.target) for i, edit in enumerate(edits) for text in edit.rephrases]
-    rows += [(i, LOCALITY, item.prompt, item.answer) for i, edit in enumerate(edits) for item in edit.locality]
+    rows = _rows(edits)
     prompts = lm.encode([text for _, _, text, _ in rows], [answer for _, _, _, answer in rows])
     owner = torch.tensor([row[0] for row in rows], device=lm.device)
     kind = torch.tensor([row[1] for row in rows], device=lm.device)
     with lm.at_initial_weights():
         before = first_choices(lm, prompts.select(kind == LOCALITY))
     return Questions(edits, [(row[2], row[3]) for row in rows], prompts, owner, kind, before)
+
+
+def encode_ahead(lm: EditableLM, edits: Sequence[Edit]) -> None:
+    """Runs the frozen layers over everything that :func:`ask` will ask about these edits, so that it finds them done."""
+    rows = _rows(edits)
+    if rows:
+        lm.encode([text for _, _, text, _ in rows], [answer for _, _, _, answer in rows])
+
+
+def _rows(edits: Sequence[Edit]) -> list[tuple[int, int, str, str]]:
+    """Edit, kind, text and answer of each question, kind by kind."""
+    rows = [(i, PROMPT, edit.prompt, edit.target) for i, edit in enumerate(edits)]
+    rows += [(i, REPHRASE, text, edit.target) for i, edit in enumerate(edits) for text in edit.rephrases]
+    return rows + [(i, LOCALITY, item.prompt, item.answer) for i, edit in enumerate(edits) for item in edit.locality]
 
 
 @torch.no_grad()

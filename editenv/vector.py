@@ -1,0 +1,189 @@
+"""Many streams on one model: the vector form of LifelongEdit-v0.
+
+    envs = gym.make_vec("LifelongEdit-v0", num_envs=8, horizon=25)
+    small = gym.make_vec("LifelongEdit-v0", num_envs=8, stream_wrappers=[StepSizeAction, GradientStatistics])
+
+Each stream has edited weights of its own and shares everything else with the others: the frozen layers, the data set, and
+what the frozen layers made of prompts. At each step the prompts of all streams' next batches that no stream has met before
+go through the frozen layers together; a prompt met before, by any stream in any episode, costs nothing. From there on, where
+the weights differ, the streams are run one after another: each is already a few large products.
+"""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space, concatenate, create_empty_array, iterate
+
+from editenv.dynamics import EditableLM
+from editenv.env import LifelongEditEnv
+from editenv.models import load_model
+from editenv.questions import encode_ahead
+from editenv.wrappers.chain import inner_action, outer_observation
+
+Results = tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]
+
+
+class LifelongEditVectorEnv(VectorEnv[Any, Any, np.ndarray]):
+    """``num_envs`` streams of :class:`editenv.env.LifelongEditEnv`, as Gymnasium's vector environments are.
+
+    Every stream does what an environment of its own would do with the same seed and actions, to float tolerance: prompts
+    are padded together with other prompts, which changes last bits.
+
+    Args:
+        num_envs: N.
+        autoreset_mode: ``"NextStep"`` (a stream that is over is reset by the next step, whose action it ignores),
+            ``"SameStep"`` (it is reset within the step that ended it; ``infos["final_obs"]`` and ``infos["final_info"]`` have
+            what that step led to) or ``"Disabled"`` (by ``reset`` with ``options["reset_mask"]``).
+        stream_wrappers: Action and observation wrappers of single environments, the first one innermost; they are put around
+            each stream. (Those of :mod:`editenv.wrappers` look at the environment inside, which Gymnasium's vector wrappers
+            do not have.)
+        **arguments: As for a single environment; ``render_mode`` must be None.
+
+    Raises:
+        ValueError: As a single environment does, and for an unknown mode.
+        TypeError: For a wrapper that does more than change actions or observations.
+    """
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
+        stream_wrappers: Sequence[Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]] = (),
+        **arguments: Any,
+    ) -> None:
+        if num_envs < 1:
+            raise ValueError(f"num_envs must be at least 1, not {num_envs}")
+        if arguments.get("render_mode") is not None:
+            raise ValueError("render_mode must be None: what a vector of streams looks like is not defined")
+        self.num_envs = num_envs
+        self.metadata = {"render_modes": [], "autoreset_mode": AutoresetMode(autoreset_mode)}
+        first = LifelongEditEnv(**arguments)
+        self.streams = [first, *(_sibling(first) for _ in range(num_envs - 1))]
+        self.wrapped = [_wrap(stream, stream_wrappers) for stream in self.streams]
+        self.single_observation_space = self.wrapped[0].observation_space
+        self.single_action_space = self.wrapped[0].action_space
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._ended = np.zeros(num_envs, dtype=bool)
+        self._observed: list[Any] = [None] * num_envs
+
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Begins a stream in every environment, or in those of ``options["reset_mask"]``.
+
+        Args:
+            seed: One for each environment, or a first one from which they count up.
+            options: ``shuffle`` as for a single environment; ``keep_encodings=False`` forgets what is shared;
+                ``reset_mask`` ``(N,)`` bools.
+        """
+        options = dict(options or {})
+        mask = options.pop("reset_mask", np.ones(self.num_envs, dtype=bool))
+        if not isinstance(mask, np.ndarray) or mask.shape != (self.num_envs,) or mask.dtype != bool or not mask.any():
+            raise ValueError(f"reset_mask must be an array of {self.num_envs} bools, at least one of them true")
+        if seed is None or isinstance(seed, int | np.integer):
+            seeds: list[int | None] = [None if seed is None else int(seed) + i for i in range(self.num_envs)]
+        else:
+            seeds = list(seed)
+        if len(seeds) != self.num_envs:
+            raise ValueError(f"seed must be a number or {self.num_envs} of them, not {len(seeds)}")
+        if not options.pop("keep_encodings", True):
+            self.streams[0].language_model.forget()
+        infos: dict[str, Any] = {}
+        for i, info in self._begin(np.flatnonzero(mask).tolist(), seeds, options).items():
+            infos = self._add_info(infos, info, i)
+        self._ended &= ~mask
+        return self._batched(), infos
+
+    def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """One action for each stream: a batch of the action space, or a list of what a single environment takes.
+
+        A wrong action for any stream leaves all of them as they were.
+
+        Raises:
+            ValueError: For a wrong action.
+            RuntimeError: If a stream is over and not to be reset by this step.
+        """
+        given = list(actions) if isinstance(actions, list | tuple) else list(iterate(self.action_space, actions))
+        if len(given) != self.num_envs:
+            raise ValueError(f"step: expected actions for {self.num_envs} environments, was given {len(given)}")
+        mode = self.metadata["autoreset_mode"]
+        waiting = np.flatnonzero(self._ended).tolist() if mode == AutoresetMode.NEXT_STEP else []
+        acting = [i for i in range(self.num_envs) if i not in waiting]
+        over = [i for i in acting if self.streams[i]._over]
+        if over:
+            raise RuntimeError(
+                f"step: the episodes of environments {over} are over (or never began); call reset() first"
+            )
+        deltas = {i: self.streams[i].checked(inner_action(self.wrapped[i], given[i])) for i in acting}
+        judged = {i: self.streams[i]._edit(deltas[i]) for i in acting}
+        rewards = np.zeros(self.num_envs)
+        terminations, truncations = np.zeros((2, self.num_envs), dtype=bool)
+        found = self._begin(waiting, ahead=acting)
+        for i in acting:
+            observation, rewards[i], terminations[i], truncations[i], found[i] = self.streams[i]._move_on(*judged[i])
+            self._observed[i] = outer_observation(self.wrapped[i], observation)
+        self._ended = terminations | truncations
+        infos: dict[str, Any] = {}
+        if mode == AutoresetMode.SAME_STEP:
+            ended = np.flatnonzero(self._ended).tolist()
+            for i in ended:
+                infos = self._add_info(infos, {"final_obs": self._observed[i], "final_info": found[i]}, i)
+            found |= self._begin(ended)
+        for i in range(self.num_envs):
+            infos = self._add_info(infos, found[i], i)
+        return self._batched(), rewards, terminations, truncations, infos
+
+    def _begin(
+        self,
+        places: Sequence[int],
+        seeds: Sequence[int | None] | None = None,
+        options: Mapping[str, Any] | None = None,
+        ahead: Sequence[int] = (),
+    ) -> dict[int, dict[str, Any]]:
+        """Resets some streams: their infos. The next batches of those ``ahead`` are encoded with the first ones of these."""
+        for i in places:
+            self.streams[i]._draw_stream(
+                None if seeds is None else seeds[i], {**(options or {}), "keep_encodings": True}
+            )
+        n = self.streams[0].edits_per_step
+        edits = [edit for i in places for edit in self.streams[i].stream[:n]]
+        edits += [edit for i in ahead for edit in self.streams[i]._upcoming()]
+        encode_ahead(self.streams[0].language_model, edits)
+        infos = {}
+        for i in places:
+            observation, infos[i] = self.streams[i]._open_stream()
+            self._observed[i] = outer_observation(self.wrapped[i], observation)
+        return infos
+
+    def _batched(self) -> Any:
+        empty: Any = create_empty_array(self.single_observation_space, self.num_envs)
+        return concatenate(self.single_observation_space, self._observed, empty)
+
+    def close_extras(self, **_: Any) -> None:
+        for stream in self.streams:
+            stream.close()
+
+
+def _sibling(env: LifelongEditEnv) -> LifelongEditEnv:
+    """Another environment with the same arguments; they share the data set, the frozen layers and their outputs."""
+    other = copy.copy(env)
+    lm, arguments = env.language_model, env.model_arguments
+    base, tokenizer = load_model(arguments["model"], arguments["device"], arguments["dtype"])
+    other.language_model = EditableLM(base, tokenizer, list(lm.modules), frozen_outputs=lm.frozen_outputs)
+    return other
+
+
+def _wrap(stream: LifelongEditEnv, wrappers: Sequence[Callable[..., gym.Env[Any, Any]]]) -> gym.Env[Any, Any]:
+    env: gym.Env[Any, Any] = stream
+    for wrapper in wrappers:
+        env = wrapper(env)
+        plain = [gym.Wrapper.reset, gym.ObservationWrapper.reset, gym.Wrapper.step]
+        plain += [gym.ActionWrapper.step, gym.ObservationWrapper.step]
+        if type(env).reset not in plain or type(env).step not in plain:
+            raise TypeError(f"stream_wrappers: {type(env).__name__} does more than change actions or observations")
+    return env
