@@ -1,0 +1,91 @@
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from test_records import RECORD
+
+from benchmarks import capacity
+from benchmarks.capacity import CEILING, Args, as_markdown, breaking_point, cells_of, curves, main
+from benchmarks.suites import find
+from editenv.models import load_model
+
+LEVEL = {"efficacy": 80.0, "generalization": 80.0, "specificity": 80.0}
+
+
+def level(value):
+    return dict.fromkeys(LEVEL, value)
+
+
+@pytest.mark.parametrize(
+    ("points", "edits"),
+    [
+        ([(10, 80.0), (100, 80.0), (1000, 64.0)], 10 ** (2 + 8 / 16)),  # 72 lies half way down, on the logarithm
+        ([(10, 80.0), (100, 72.0), (1000, 72.0)], None),  # at 90%, not below
+        ([(10, 80.0), (100, 64.0), (1000, 80.0)], 10 ** (1 + 8 / 16)),  # the first time counts
+        ([(10, 80.0), (20, 100.0), (40, 40.0)], 20 * 2 ** (28 / 60)),
+        ([(10, 80.0)], None),
+        ([(10, 0.0), (100, 0.0)], None),
+    ],
+)
+def test_where_a_curve_falls_below_nine_tenths_of_its_start(points, edits):
+    found = breaking_point(points)
+    assert found == edits if edits is None else math.isclose(found, edits)
+
+
+def test_runs_are_one_stream_for_a_method_and_one_each_for_the_ceiling(tmp_path):
+    arguments = Args(tmp_path, agents=("untrained", CEILING), ceiling=(20, 50, 200, 8000))
+    cells = cells_of(find("capacity-1-layer@10"), arguments, [0, 1])
+    wanted = [(name, agent, seed) for seed in (0, 1) for name, agent in [("capacity-1-layer@10", "untrained")]]
+    wanted += [(f"capacity-1-layer@{n}", CEILING, seed) for n in (1, 2, 10) for seed in (0, 1)]
+    assert [(cell.suite.name, cell.agent, cell.seed) for cell in cells] == wanted
+    assert all(find(cell.suite.id) == cell.suite for cell in cells)
+
+
+def records():
+    """Two seeds of a method that breaks, one of them longer, the ceiling at two lengths, and what is no part of it."""
+    suite = "capacity-1-layer"
+    short = [{"edits": n, **level(v)} for n, v in ((20, 80.0), (40, 80.0), (80, 40.0))]
+    long = [{"edits": n, **level(v)} for n, v in ((20, 60.0), (40, 60.0), (80, 60.0), (160, 1.0))]
+    return [
+        replace(RECORD, suite=f"{suite}@4", agent="untrained", seed=0, retention=short),
+        replace(RECORD, suite=suite, agent="untrained", seed=1, retention=long),
+        replace(RECORD, suite=f"{suite}@1", agent=CEILING, edits=20, teacher_forced=level(90.0)),
+        replace(RECORD, suite=f"{suite}@8", agent=CEILING, edits=160, teacher_forced=level(85.0)),
+        replace(RECORD, suite="capacity-narrow@8", agent=CEILING, edits=160, teacher_forced=level(5.0)),
+        replace(RECORD, suite="smoke", agent="untrained"),
+    ]
+
+
+def test_curves_are_over_what_all_seeds_have_and_know_the_width():
+    narrow, method, ceiling = curves(records())
+    config = load_model("atlas")[0].config
+    assert narrow.inputs == config.num_attention_heads * config.head_dim
+    assert method.inputs == ceiling.inputs == config.intermediate_size
+    assert (method.agent, method.seeds) == ("untrained", 2)
+    assert dict(method.points) == pytest.approx({20: 70.0, 40: 70.0, 80: 50.0})
+    assert method.breaks_at == pytest.approx(40 * 2 ** (7 / 20))
+    assert dict(ceiling.points) == pytest.approx({20: 90.0, 160: 85.0})
+    assert ceiling.breaks_at is None
+    table = as_markdown([method, ceiling])
+    assert "51 edits" in table
+    assert "not up to 160" in table
+
+
+def test_table_and_figure_are_written_from_the_cells_and_failures_end_the_command(tmp_path, monkeypatch, capsys):
+    def run_cells(wanted, out, runner):
+        for record in records():
+            path = capacity.cells.cell_path(out, f"{record.suite}-v1", record.agent, record.seed)
+            capacity.cells.write_whole(path, json.dumps(capacity.asdict(record)) + "\n")
+        return ["one of them"]
+
+    monkeypatch.setattr(capacity, "run_cells", run_cells)
+    assert main(Args(tmp_path, suites=("capacity-narrow@8",))) == 1
+    assert "failed: one of them" in capsys.readouterr().err
+    told = json.loads((tmp_path / "capacity.json").read_text())
+    assert [curve["suite"] for curve in told] == ["capacity-narrow", "capacity-1-layer", "capacity-1-layer"]
+    assert (tmp_path / "capacity.png").read_bytes().startswith(b"\x89PNG")
+    assert not list(Path(tmp_path).glob("*.partial*"))
+    with pytest.raises(SystemExit, match="unknown suite"):
+        main(Args(tmp_path, suites=("capacity-none",)))
