@@ -125,7 +125,7 @@ class Meter:
         self._spent += self.clock() - self._since
         now = {"steps": float(steps), "seconds": self._spent}
         going = any(now[unit] < budget for unit, budget in self.budget.items())
-        reached = {unit: int(self.judgements * now[unit] / budget) for unit, budget in self.budget.items()}
+        reached = {unit: int(self.judgements * min(1, now[unit] / budget)) for unit, budget in self.budget.items()}
         if not self.points or not going or any(reached[unit] > self._marks[unit] for unit in reached):
             self.points.append(now | self.judge(agent))
         self._marks = reached

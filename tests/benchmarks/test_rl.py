@@ -9,6 +9,7 @@ from benchmarks import rl
 from benchmarks.records import append
 from benchmarks.rl import ALGORITHMS, FIGURES, Args, Judge, Meter, Run, main, read
 from editenv import metrics
+from editenv.data import load_edits
 from editenv.env import LifelongEditEnv
 from editenv.questions import ask
 
@@ -68,6 +69,11 @@ def test_judging_is_not_on_the_clock_and_comes_at_the_marks():
     assert [seconds for _, seconds in points] == [1.0, 1.5, 1.625, 2.0]
 
 
+def test_what_comes_after_a_budget_is_no_mark_of_it():
+    points, _ = metered([(0, 0)] + [(10 * i, 1.0 * i) for i in range(1, 9)], 80, 1.0, 1)
+    assert [steps for steps, _ in points] == [0, 10, 80]
+
+
 def test_an_update_that_passes_several_marks_is_judged_once():
     assert [steps for steps, _ in metered([(0, 0), (80, 9), (160, 20)], 100, 10.0, 5)[0]] == [0, 80, 160]
 
@@ -87,6 +93,8 @@ def test_an_algorithm_trains_on_the_clock_from_the_policy_as_it_is_made(monkeypa
     small(monkeypatch, model_folder)
     monkeypatch.setattr(rl, "JUDGED_BATCHES", 2)
     monkeypatch.setattr(rl, "EDITS_PER_STEP", 2)
+    some = load_edits("atlas", "train")[:200]  # drawing all of them anew takes longer than editing them
+    monkeypatch.setattr("editenv.env.load_edits", lambda dataset, split, seed=None, options=None: some)
     points = {}
     for seed in (0, 0, 1):
         meter = Meter(steps, 0.01, 1, Judge(3))
