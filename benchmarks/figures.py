@@ -13,6 +13,9 @@ from editenv.metrics import METRICS
 # Eight hues apart in hue and lightness; the page has the same ones. Rows beyond the eighth differ in line and marker.
 COLOURS = ("#2f6db5", "#d97b1f", "#2e8f62", "#b8405e", "#7655b3", "#86691f", "#1d93ab", "#c04fa3")
 REFERENCE = "#7b818a"
+MOST_BANDS = 12
+"""Above as many rows their bands would hide each other."""
+
 LINES = ("-", "--", ":", "-.")
 MARKERS = "osD^vPX*"
 ALONG = {"edits": "number of edits", "batch size": "edits per batch"}
@@ -66,6 +69,7 @@ def shown(agent: str, length: int = 30) -> str:
 
 def retention(rows: Sequence[Entry], look: dict[str, dict[str, Any]]) -> Any:
     """Efficacy, generalization and specificity (teacher-forced) over all edits so far, against their number."""
+    banded = len(rows) <= MOST_BANDS and any(len(row.records) > 1 for row in rows)
     with _styled():
         figure, axes = _panels(len(METRICS), 4.2, len(rows))
         for axis, metric in zip(axes, METRICS, strict=True):
@@ -76,11 +80,13 @@ def retention(rows: Sequence[Entry], look: dict[str, dict[str, Any]]) -> Any:
                     [values[i] for _, values in points if isinstance(values, tuple)] for i in range(3)
                 )
                 axis.plot(edits, means, markersize=3.5, linewidth=1.5, label=shown(row.agent), **look[row.agent])
-                axis.fill_between(edits, lows, highs, color=look[row.agent]["color"], alpha=0.13, linewidth=0)
+                if banded:
+                    axis.fill_between(edits, lows, highs, color=look[row.agent]["color"], alpha=0.13, linewidth=0)
             axis.set(title=metric.capitalize(), xlabel="edits so far", xscale="log", ylim=(-3, 103))
             _plain_ticks(axis, [point["edits"] for row in rows for point in curve(row)])
         axes[0].set_ylabel("% over all edits so far, teacher-forced")
-        figure.suptitle(f"What is kept along the stream: {_title(rows[0].task)}; bands span the seeds")
+        bands = "; bands span the seeds" if banded else ""
+        figure.suptitle(f"What is kept along the stream: {_title(rows[0].task)}{bands}")
         _legend(figure, axes[0])
     return figure
 
@@ -104,6 +110,7 @@ def bars(rows: Sequence[Entry], protocol: str) -> Any:
                     axis.plot(found.interval, [place, place], color=INK, linewidth=1.3, solid_capstyle="butt")
                 axis.text(max(right, found.value) + 1.5, place, f"{found.value:.1f}", va="center", fontsize=8)
             axis.set(title=metric.capitalize(), xlabel="%", xlim=(0, 112), xticks=range(0, 101, 20))
+            axis.set_ylim(-0.7, len(rows) - 0.3)
             axis.grid(False, axis="y")
             axis.set_yticks(places, [shown(row.agent) for row in rows])
             axis.tick_params(axis="y", length=0, labelleft=axis is axes[0])
@@ -125,13 +132,10 @@ def pareto(board: Leaderboard, task: Task, look: dict[str, dict[str, Any]]) -> A
                 axis.plot(seconds, quality.value, markersize=7, zorder=3, label=shown(row.agent), **style)
                 if quality.interval is not None:
                     axis.plot([seconds, seconds], quality.interval, color=style["color"], linewidth=1.2)
-            ahead = [row for row in rows if row.agent in board.front(task, setup)]
-            steps = sorted((1000 * row.seconds(setup), board.quality(row).value) for row in ahead)
+            front = board.front(task, setup)
+            ahead = sorted((row for row in rows if row.agent in front), key=lambda row: row.seconds(setup))
+            steps = [(1000 * row.seconds(setup), board.quality(row).value) for row in ahead]
             axis.step(*zip(*steps, strict=True), where="post", color=INK, linewidth=1, alpha=0.55, zorder=1)
-            for row in ahead:
-                at = (1000 * row.seconds(setup), board.quality(row).value)
-                # Above and left of a point on the front there is none: room for its name.
-                axis.annotate(shown(row.agent), at, (-6, 7), textcoords="offset points", ha="right", fontsize=8)
             axis.set(
                 title="With setup spread over the edits" if setup else "Without setup",
                 xlabel="milliseconds per edit",
@@ -140,10 +144,23 @@ def pareto(board: Leaderboard, task: Task, look: dict[str, dict[str, Any]]) -> A
             )
             _plain_ticks(axis, [1000 * row.seconds(setup) for row in rows])
             axis.set_xlim(left=axis.get_xlim()[0] / 1.5)
+            _names_ahead(axis, [(shown(row.agent), *step) for row, step in zip(ahead, steps, strict=True)])
         axes[0].set_ylabel(f"harmonic mean of the three, %, {_name(board.protocol)}")
         figure.suptitle(f"Quality against time: {_title(task)}; the line is the Pareto front, references in grey aside")
         _legend(figure, axes[0])
     return figure
+
+
+def _names_ahead(axis: Any, points: Sequence[tuple[str, float, float]]) -> None:
+    """Names the points of the front where there is room: above and left of them is no point, but there may be a name."""
+    left, right = np.log(axis.get_xlim())
+    taken: list[tuple[float, float, float]] = []
+    for name, x, y in reversed(points):
+        end = (np.log(x) - left) / (right - left)
+        start = end - 0.011 * len(name) - 0.02  # a letter's share of the panel
+        if start >= 0 and not any(start < other[1] and other[0] < end and abs(y - other[2]) < 5 for other in taken):
+            axis.annotate(name, (x, y), (-6, 7), textcoords="offset points", ha="right", fontsize=8)
+            taken.append((start, end, y))
 
 
 def by_length(tasks: Sequence[Sequence[Entry]], protocol: str, look: dict[str, dict[str, Any]], along: str) -> Any:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
@@ -196,14 +197,20 @@ class Leaderboard:
 
     def improvements(self) -> dict[tuple[str, str], Estimate]:
         """For each pair of agents with a stream in common: how often the first is better."""
-        found = {agent: self.scores(agent) for agent in self.agents}
-        pairs = ((a, b, probability_of_improvement(found[a], found[b])) for a in found for b in found if a != b)
-        return {(a, b): probability for a, b, probability in pairs if probability is not None}
+        scores = {agent: self.scores(agent) for agent in self.agents}
+        found: dict[tuple[str, str], Estimate] = {}
+        for a, b in combinations(self.agents, 2):
+            better = probability_of_improvement(scores[a], scores[b])
+            if better is not None:
+                interval = better.interval and (1 - better.interval[1], 1 - better.interval[0])
+                found[a, b], found[b, a] = better, Estimate(1 - better.value, interval)
+        return found
 
     def front(self, task: Task, setup: bool) -> set[str]:
         """The agents of a task that no other one beats in both quality and time per edit; the references aside."""
         rows = [row for row in self.rows if row.task == task and row.agent not in (FLOOR, CEILING)]
-        points = [(row.seconds(setup), self.quality(row).value) for row in rows]
+        scores = [list(row.values(self.protocol, MEAN).values()) for row in rows]
+        points = [(row.seconds(setup), interquartile_mean(s)) for row, s in zip(rows, scores, strict=True)]
         return {row.agent for row, on_front in zip(rows, pareto_front(points), strict=True) if on_front}
 
     def quality(self, row: Entry) -> Estimate:

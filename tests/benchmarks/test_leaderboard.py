@@ -6,7 +6,7 @@ from test_records import RECORD
 
 from benchmarks.leaderboard import MEAN, FailedCell, Leaderboard, Task, curve, entries, read, read_failures
 from benchmarks.records import append
-from benchmarks.statistics import Estimate
+from benchmarks.statistics import Estimate, probability_of_improvement
 
 
 def scores(value, specificity=None):
@@ -90,6 +90,16 @@ def test_improvements_pair_streams_of_the_same_suite_and_seed():
     assert found["a", "b"].value == found["b", "a"].value == 0.5
     assert ("a", "c") not in found
     assert ("a", "a") not in found
+
+
+def test_both_directions_of_an_improvement_are_the_bootstrap_of_their_own_pairs():
+    first = [run("a", seed, value) for seed, value in enumerate((60.0, 10.0, 30.0, 80.0))]
+    second = [run("b", seed, value) for seed, value in enumerate((50.0, 20.0, 20.0, 70.0))]
+    found = board(*first, *second)
+    for a, b in (("a", "b"), ("b", "a")):
+        alone = probability_of_improvement(found.scores(a), found.scores(b))
+        assert found.improvements()[a, b].value == pytest.approx(alone.value)
+        assert found.improvements()[a, b].interval == pytest.approx(alone.interval)
 
 
 def test_the_front_by_hand():
