@@ -10,19 +10,28 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from agents.alphaedit import AlphaEdit
 from agents.base import Agent
+from agents.dafnet import DAFNet
+from agents.evolution import Evolution, EvolutionConfig
 from agents.fine_tune import FineTune, JointFineTune
 from agents.hypernetwork import PolicyConfig
+from agents.lora import LoRA
+from agents.malmen import MALMEN
 from agents.memit import MEMIT
+from agents.mend import MEND
 from agents.no_edit import NoEdit
+from agents.online import Online
 from agents.prune import PRUNE
 from agents.rect import RECT
+from agents.reinforce import Reinforce, ReinforceConfig
 from agents.rledit import RLEdit, TrainConfig
 from agents.rome import ROME
 from agents.sb3 import SB3Agent
 from agents.settings import build, read_settings
+from agents.stableedit import StableEdit
 from agents.ultraedit import UltraEdit
 
 # Chosen on the validation split; docs/results/atlas.md says how. One budget for every trained row with one action per batch.
@@ -56,12 +65,32 @@ CLOSED_LOOP = replace(
 # For streams of thousands: a delta answers for all that comes after it, so the trajectory has to be long.
 LONG = replace(PRECONDITIONED, trajectories=8, horizon=150, locality=1.5)
 
+# The paper's network without the paper's gradient; a trajectory is one optimiser step, as above, but on several episodes.
+EPISODES: dict[str, Any] = {
+    "trajectories": PAPER.trajectories,
+    "horizon": PAPER.horizon,
+    "warm_up_batches": PAPER.warm_up_batches,
+    "learning_rate": PAPER.learning_rate,
+    "scalar_learning_rate": PAPER.scalar_learning_rate,
+    "policy": PAPER.policy,
+}
+
 DEMO = replace(PRECONDITIONED, trajectories=5)
 
 
 METHODS: dict[str, Callable[..., Agent]] = {
     "fine-tune": FineTune,
+    "ft-l": FineTune,
+    "lora": LoRA,
+    "mend": MEND,
+    "mend-retrained": MEND,
+    "mend-rledit": RLEdit,
+    "malmen": MALMEN,
+    "malmen-retrained": MALMEN,
+    "malmen-rledit": RLEdit,
+    "dafnet": DAFNet,
     "ultraedit": UltraEdit,
+    "stableedit": StableEdit,
     "rome": ROME,
     "memit": MEMIT,
     "memit-seq": MEMIT,
@@ -87,6 +116,16 @@ AGENTS: dict[str, tuple[str, Callable[[], Agent]]] = {
     "fine-tune": ("Adam on the edited modules, batch after batch", tuned("fine-tune")),
     "joint-fine-tune": ("the ceiling: all edits at once, to convergence", JointFineTune),
     "ultraedit": ("RLEdit's regression with running normalisation in place of the network", tuned("ultraedit")),
+    "stableedit": ("UltraEdit with warmed-up statistics and whitened gradients", tuned("stableedit")),
+    "ft-l": ("fine-tuning that moves no weight by more than a bound (FT-L)", tuned("ft-l")),
+    "lora": ("a low-rank adapter fine-tuned on each batch, and merged", tuned("lora")),
+    "mend": ("MEND: a network turns gradients into rank-one updates", tuned("mend")),
+    "mend-retrained": ("MEND*: trained again on the edited model every 3 batches", tuned("mend-retrained")),
+    "mend-rledit": ("MEND's network, RLEdit's training", tuned("mend-rledit")),
+    "malmen": ("MALMEN: a network and least squares over a batch", tuned("malmen")),
+    "malmen-retrained": ("MALMEN*: trained again on the edited model every 3 batches", tuned("malmen-retrained")),
+    "malmen-rledit": ("MALMEN's network, RLEdit's training", tuned("malmen-rledit")),
+    "dafnet": ("DAFNet: a network over the whole sequence of edits", tuned("dafnet")),
     "rome": ("ROME: one rank-one update a fact", tuned("rome")),
     "memit": ("MEMIT: least squares over a batch of facts", tuned("memit")),
     "memit-seq": ("MEMIT with earlier batches' keys added to the covariance", tuned("memit-seq")),
@@ -106,6 +145,19 @@ AGENTS: dict[str, tuple[str, Callable[[], Agent]]] = {
     ),
     "rledit-no-memory": ("RLEdit without memory backtracking", lambda: RLEdit(replace(PAPER, memory_batches=0))),
     "rledit-no-regularization": ("RLEdit without its regularizer", lambda: RLEdit(replace(PAPER, regularization=0.0))),
+    # The same network, trained in other ways.
+    "online-rledit": (
+        "RLEdit with an optimiser step after every reward (the paper, section 3.2, rejects it)",
+        lambda: RLEdit(PAPER, algorithm=Online),
+    ),
+    "reinforce": (
+        "RLEdit's network trained by REINFORCE, from rewards alone",
+        lambda: RLEdit(ReinforceConfig(**EPISODES, rollouts=4), algorithm=Reinforce),
+    ),
+    "evolution": (
+        "RLEdit's network trained by an evolution strategy",
+        lambda: RLEdit(EvolutionConfig(**EPISODES, pairs=4), algorithm=Evolution),
+    ),
     # Beyond the paper: the recursive key-covariance preconditioner (P), and up to four actions per batch (K4).
     "untrained-p": ("the untrained network with P", lambda: RLEdit(PRECONDITIONED, train=False)),
     "rledit-p": ("RLEdit with P", lambda: RLEdit(PRECONDITIONED)),
