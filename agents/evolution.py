@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from scipy.stats import rankdata
 
 from agents import rledit
 from agents.episodes import check_config, play, rewards_to_go
@@ -94,6 +93,8 @@ def pair_weights(returns: np.ndarray) -> np.ndarray:
 
     Ranks lie evenly in [-1/2, 1/2]; equal returns share theirs.
     """
+    from scipy.stats import rankdata
+
     ranks = (rankdata(returns).reshape(returns.shape) - 1) / (returns.size - 1) - 0.5
     return (ranks[:, 0] - ranks[:, 1]) / (2 * len(returns))
 
