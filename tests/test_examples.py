@@ -1,0 +1,62 @@
+"""The example of docs/custom_policy.md, as a benchmark runs it, on a tiny model."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from agents.registry import make_agent
+from benchmarks.rollout import run
+from benchmarks.suites import Suite
+
+EXAMPLE = Path(__file__).parent.parent / "examples" / "my_policy.py"
+
+
+@pytest.fixture
+def agent():
+    agent = make_agent(f"{EXAMPLE}:MyPolicy")
+    agent.training = replace(agent.training, horizon=2, edits_per_step=3)
+    return agent
+
+
+def test_it_is_trained_and_judged_as_a_row(agent, model_folder, monkeypatch):
+    # The tiny model has no edited modules of its own to name.
+    monkeypatch.setattr("editenv.env.default_modules", lambda model, name: ["layers.2.mlp.down_proj"])
+    suite = Suite("tiny", batches=2, edits_per_step=3, model=model_folder, split="validation")
+    reports = []
+    record = run(suite, "my_policy.py:MyPolicy", agent, 0, lambda *report: reports.append(report), beyond=False)
+    assert (record.edits, record.failures) == (6, 0)
+    assert ("random search", 6, 6) in reports
+    assert all(0 <= value <= 100 for value in record.teacher_forced.values() if value is not None)
+
+
+def test_it_keeps_the_best_of_what_it_tried(agent, make_env):
+    agent.prepare(make_env(split="train"), 3, lambda *_: None)
+    chosen = agent.step, agent.ridge
+    practice = make_env(split="train", redraw=True, horizon=2)
+    returns = {}
+    for step, ridge in 10.0 ** np.random.default_rng(3).uniform([-0.5, -2.0], [1.0, 0.0], (6, 2)):
+        agent.step, agent.ridge = step, ridge
+        observation, info = practice.reset(seed=3)
+        agent.begin(practice)
+        rewards, done = [], False
+        while not done:
+            observation, reward, terminated, truncated, info = practice.step(agent.act(observation, info))
+            rewards.append(reward)
+            done = terminated or truncated
+        returns[step, ridge] = sum(rewards)
+    assert len(returns) == 6
+    assert returns[chosen] == pytest.approx(max(returns.values()), rel=1e-4)
+
+
+def test_it_edits(agent, make_env):
+    """The batch's loss is lower after the action than without one."""
+    env, plain = make_env(), make_env()
+    agent.step, agent.ridge = 0.5, 0.01
+    observation, info = env.reset(seed=0)
+    plain.reset(seed=0)
+    agent.begin(env)
+    nothing = {name: np.zeros(space.shape, np.float32) for name, space in env.action_space.items()}
+    edited = env.step(agent.act(observation, info))[4]["reward_terms"]["edit"]
+    assert edited < plain.step(nothing)[4]["reward_terms"]["edit"]
