@@ -2,9 +2,10 @@
 
 Where MEND looks at one token at a time, DAFNet's layers let the tokens of an edit speak to each other (intra-editing attention),
 and each edit to all earlier ones (inter-editing attention). How much an edit attends to itself decides what it counts for, and by
-how much everything before it is scaled down: the total delta is a weighted mean of all edits' updates. What the paper's
-text leaves open is as in its public code (qizhou000/DAFNet), but for one thing: there the weights carry no gradient, so that
-the attention behind them never learns; here they do.
+how much everything before it is scaled down: the total delta is a weighted mean of all edits' updates. What the
+abstract of the paper leaves open is as in its public code (qizhou000/DAFNet), but for two things. There the weights carry no
+gradient, so that the attention behind them never learns; here they do. And there every layer starts at random; here its
+branches start at zero, so that a fresh network passes normalised gradients on, as MEND's does, and needs less training.
 """
 
 import json
@@ -93,6 +94,10 @@ class FusionLayer(nn.Module):
             nn.Linear(size, config.feed_forward), nn.ReLU(), nn.Linear(config.feed_forward, size)
         )
         self.norms = nn.ModuleList(nn.LayerNorm(size) for _ in range(3))
+        for branch in (self.value[-1], self.output, self.feed_forward[-1]):
+            assert isinstance(branch, nn.Linear)
+            nn.init.zeros_(branch.weight)
+            nn.init.zeros_(branch.bias)
         self.scale = nn.Parameter(torch.ones(modules, size))
         self.shift = nn.Parameter(torch.zeros(modules, size))
 
@@ -246,6 +251,7 @@ class DAFNet(Agent):
     """
 
     learns = True
+    looks_at_model = True
 
     def __init__(self, config: DAFNetConfig | None = None) -> None:
         self.config = config or DAFNetConfig()

@@ -53,6 +53,7 @@ class TrainedOnFixedModel(RLEdit):
             )
         self.retrain_every, self.retrain_trajectories = retrain_every, retrain_trajectories
         self.learns = self.learns or retrain_every is not None
+        self.looks_at_model = retrain_every is not None
 
     def prepare(self, env: LifelongEditEnv, seed: int, progress: Progress) -> None:
         super().prepare(env, seed, progress)

@@ -29,6 +29,8 @@ class LoRA(Agent):
         ImportError: From :meth:`prepare`, if PEFT is not installed: ``pip install lifelongedit[lora]``.
     """
 
+    looks_at_model = True
+
     def __init__(
         self,
         rank: int = 8,
