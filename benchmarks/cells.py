@@ -89,7 +89,7 @@ class Cell:
     def run(self, report: Report) -> Record:
         """Prepares the agent, edits, judges; a file of deltas is all that is written, and what the agent keeps."""
         from agents.registry import make_agent
-        from benchmarks.recording import Recording
+        from benchmarks.recording import Recording, digest
         from benchmarks.rollout import run
 
         agent = make_agent(self.agent)
@@ -104,7 +104,7 @@ class Cell:
         deltas = None
         if recording is not None:
             recording.write(self.deltas_path)
-            deltas = sha256(self.deltas_path)
+            deltas = digest(self.deltas_path)
         return replace(
             record,
             configuration=self.configuration() | {"settings": settings},
@@ -156,11 +156,6 @@ def _file_name(name: str) -> str:
     """Any name as a file's: what was changed is told apart by a digest."""
     plain = re.sub(r"[^\w.-]", "_", name)
     return plain if plain == name else f"{plain[-60:]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-
-
-def sha256(path: Path) -> str:
-    """Of a file's bytes."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def collect(out: Path) -> list[Record]:

@@ -1,5 +1,7 @@
 """The actions of a rollout, kept as a file of deltas, and played again from it."""
 
+import hashlib
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +10,7 @@ from typing import Any
 import torch
 
 from agents.base import Agent
-from editenv.delta_files import fingerprint, read_delta_file, write_delta_file
+from editenv.delta_files import fingerprint, read_delta_file, tensors_of, write_delta_file
 from editenv.deltas import Delta, LowRank
 from editenv.dynamics import EditableLM
 from editenv.env import Action, LifelongEditEnv, Observation
@@ -29,6 +31,16 @@ class Recording:
     def write(self, path: Path) -> None:
         """After the last action, for ``editenv apply`` and :class:`Replay`."""
         write_delta_file(path, self.actions, self._before, fingerprint(self._lm))
+
+
+def digest(path: Path) -> str:
+    """SHA-256 over what a file of deltas holds; the file itself may be written in another order the next time."""
+    actions, metadata = read_delta_file(path)
+    found = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name, tensor in sorted(tensors_of(actions).items()):
+        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        found.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 def _copy(delta: Any) -> Delta:

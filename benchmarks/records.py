@@ -58,7 +58,7 @@ class Record:
             agent's ``settings``.
         commit: Of git, ending in ``-dirty`` if files differed from it; None outside a repository.
         hardware: Processor, cores, threads, memory, accelerator.
-        deltas: SHA-256 of the file of deltas, if they were kept.
+        deltas: SHA-256 of the kept deltas (:func:`benchmarks.recording.digest`), if they were kept.
 
     A percentage is None where the data has no such prompt. What has a default may be None: not measured, or not known
     in older records.

@@ -95,7 +95,7 @@ def replay(record: Record, path: Path, args: Args, report: cells.Report) -> Reco
     Raises:
         ValueError: If they cannot be replayed as what the record says they are.
     """
-    from benchmarks.recording import Replay
+    from benchmarks.recording import Replay, digest
     from benchmarks.rollout import run
 
     if record.configuration is None or record.deltas is None or record.actions_per_batch is None:
@@ -106,8 +106,8 @@ def replay(record: Record, path: Path, args: Args, report: cells.Report) -> Reco
     deltas = cells.deltas_path(args.submission, suite.id, record.agent, record.seed)
     if not deltas.exists():
         raise ValueError(f"its deltas are missing: {deltas}")
-    if cells.sha256(deltas) != record.deltas:
-        raise ValueError(f"{deltas} is not the file that the record names (SHA-256)")
+    if digest(deltas) != record.deltas:
+        raise ValueError(f"{deltas} does not hold the deltas that the record names (SHA-256)")
     return run(suite, record.agent, Replay(deltas, record.actions_per_batch), record.seed, report)
 
 

@@ -10,8 +10,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from benchmarks import cells, suites, validate
-from benchmarks.cells import Cell, cell_path, collect, deltas_path, sha256
-from benchmarks.recording import Replay
+from benchmarks.cells import Cell, cell_path, collect, deltas_path
+from benchmarks.recording import Replay, digest
 from benchmarks.records import read
 from benchmarks.suites import Suite
 from benchmarks.validate import Args, differences, main
@@ -152,13 +152,13 @@ def tamper(path):
 def test_tampered_deltas_are_found(check, submission, model_folder, capsys):
     tamper(place(submission)[1])
     assert check(submission, model_folder) == 1
-    assert "not the file that the record names" in capsys.readouterr().out
+    assert "does not hold the deltas that the record names" in capsys.readouterr().out
 
 
 def test_tampered_deltas_are_found_even_if_the_record_names_them(check, submission, model_folder, capsys):
     deltas = place(submission)[1]
     tamper(deltas)
-    rewrite(submission, deltas=sha256(deltas))
+    rewrite(submission, deltas=digest(deltas))
     assert check(submission, model_folder) == 1
     assert "in the replay" in capsys.readouterr().out
 
