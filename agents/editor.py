@@ -330,8 +330,10 @@ class LifelongEditor:
 
 def _agent(method: str, policy: str | Path | None, model: str, settings: Mapping[str, Any] | None) -> Agent:
     if policy is not None:
+        if settings is not None:
+            raise ValueError("settings: a trained policy brings its own; give one or the other")
         return RLEdit(policy=policy)
-    if method == "rledit":
+    if method == "rledit" and settings is None:
         if model != EMBEDDED:
             raise ValueError(
                 f"method 'rledit' needs a policy trained for {model}: train one with `editenv train --model {model} ...` and "

@@ -17,7 +17,6 @@ from agents.base import Agent
 from agents.dafnet import DAFNet
 from agents.evolution import Evolution, EvolutionConfig
 from agents.fine_tune import FineTune, JointFineTune
-from agents.hypernetwork import PolicyConfig
 from agents.lora import LoRA
 from agents.malmen import MALMEN
 from agents.memit import MEMIT
@@ -34,36 +33,13 @@ from agents.settings import build, read_settings
 from agents.stableedit import StableEdit
 from agents.ultraedit import UltraEdit
 
-# Chosen on the validation split; docs/results/atlas.md says how. One budget for every trained row with one action per batch.
-PAPER = TrainConfig(
-    trajectories=12,
-    horizon=25,
-    warm_up_batches=25,
-    memory_samples=3,
-    learning_rate=3e-3,
-    scalar_learning_rate=0.05,
-    policy=PolicyConfig(step_size=3.0, ridge=0.03),
-)
-PRECONDITIONED = replace(
-    PAPER,
-    preconditioner=True,
-    epsilon=1e-4,
-    learning_rate=1e-3,
-    locality=2.0,
-    regularization=1e-6,  # deltas are long in directions that text does not use; eta must not be what stops them
-    policy=PolicyConfig(step_size=2.5, ridge=0.1),
-)
-CLOSED_LOOP = replace(
-    PRECONDITIONED,
-    actions_per_batch=4,
-    trajectories=8,
-    locality=4.0,
-    covariance_texts=12_000,
-    policy=PolicyConfig(step_size=1.1, ridge=0.1),
-)
 
-# For streams of thousands: a delta answers for all that comes after it, so the trajectory has to be long.
-LONG = replace(PRECONDITIONED, trajectories=8, horizon=150, locality=1.5)
+def _config(method: str) -> TrainConfig:
+    return build(TrainConfig, read_settings(method)["config"])
+
+
+# One budget for every trained row with one action per batch.
+PAPER, PRECONDITIONED, CLOSED_LOOP = _config("rledit"), _config("rledit-p"), _config("rledit-p-k4")
 
 # The paper's network without the paper's gradient; a trajectory is one optimiser step, as above, but on several episodes.
 EPISODES: dict[str, Any] = {
@@ -91,6 +67,10 @@ METHODS: dict[str, Callable[..., Agent]] = {
     "dafnet": DAFNet,
     "ultraedit": UltraEdit,
     "stableedit": StableEdit,
+    "rledit": RLEdit,
+    "rledit-p": RLEdit,
+    "rledit-p-long": RLEdit,
+    "rledit-p-k4": RLEdit,
     "rome": ROME,
     "memit": MEMIT,
     "memit-seq": MEMIT,
@@ -134,7 +114,7 @@ AGENTS: dict[str, tuple[str, Callable[[], Agent]]] = {
     "alphaedit": ("AlphaEdit: MEMIT in the null space of the text's keys", tuned("alphaedit")),
     # The paper's form, one action per batch.
     "untrained": ("RLEdit's network as it is initialised", lambda: RLEdit(PAPER, train=False)),
-    "rledit": ("RLEdit as the paper has it", lambda: RLEdit(PAPER)),
+    "rledit": ("RLEdit as the paper has it", tuned("rledit")),
     "rledit-fixed": (
         "the same network and budget, trained on the fixed initial model",
         lambda: RLEdit(replace(PAPER, environment="fixed")),
@@ -160,14 +140,14 @@ AGENTS: dict[str, tuple[str, Callable[[], Agent]]] = {
     ),
     # Beyond the paper: the recursive key-covariance preconditioner (P), and up to four actions per batch (K4).
     "untrained-p": ("the untrained network with P", lambda: RLEdit(PRECONDITIONED, train=False)),
-    "rledit-p": ("RLEdit with P", lambda: RLEdit(PRECONDITIONED)),
+    "rledit-p": ("RLEdit with P", tuned("rledit-p")),
     "rledit-p-fixed": (
         "the same, trained on the fixed initial model",
         lambda: RLEdit(replace(PRECONDITIONED, environment="fixed")),
     ),
-    "rledit-p-long": ("RLEdit with P, trained over trajectories of 3,000 edits", lambda: RLEdit(LONG)),
+    "rledit-p-long": ("RLEdit with P, trained over trajectories of 3,000 edits", tuned("rledit-p-long")),
     "untrained-p-k4": ("the untrained network with P, four actions", lambda: RLEdit(CLOSED_LOOP, train=False)),
-    "rledit-p-k4": ("RLEdit with P, four actions", lambda: RLEdit(CLOSED_LOOP)),
+    "rledit-p-k4": ("RLEdit with P, four actions", tuned("rledit-p-k4")),
     # Reinforcement learning in general, on two numbers a module (Stable-Baselines3).
     "sb3-ppo": ("PPO chooses step size and ridge", lambda: SB3Agent("ppo")),
     "sb3-a2c": ("A2C, likewise", lambda: SB3Agent("a2c")),
