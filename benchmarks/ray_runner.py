@@ -6,6 +6,7 @@ it. Every machine needs this package in the same version, and OUT and the workin
 
 import logging
 import os
+import socket
 import traceback
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -106,9 +107,12 @@ def run_on_ray(todo: list[Cell], address: str, cores: int, gpus: float) -> Itera
         import ray
     except ModuleNotFoundError:
         raise ValueError('the runner ray needs the extra: pip install "lifelongedit[ray]"') from None
+    host, _, port = address.rpartition(":")
     try:
+        if port.isdecimal():  # Ray itself tries for minutes
+            socket.create_connection((host, int(port)), timeout=10).close()
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except ConnectionError as error:
+    except OSError as error:  # ConnectionError among them
         raise ValueError(f"address: no Ray cluster was found at {address!r} ({error})") from error
     try:
         yield from distribute(todo, RayCluster(cores, gpus))
