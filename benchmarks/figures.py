@@ -135,7 +135,8 @@ def pareto(board: Leaderboard, task: Task, look: dict[str, dict[str, Any]]) -> A
             front = board.front(task, setup)
             ahead = sorted((row for row in rows if row.agent in front), key=lambda row: row.seconds(setup))
             steps = [(1000 * row.seconds(setup), board.quality(row).value) for row in ahead]
-            axis.step(*zip(*steps, strict=True), where="post", color=INK, linewidth=1, alpha=0.55, zorder=1)
+            times, best = [time for time, _ in steps], [quality for _, quality in steps]
+            axis.step(times, best, where="post", color=INK, linewidth=1, alpha=0.55, zorder=1)
             axis.set(
                 title="With setup spread over the edits" if setup else "Without setup",
                 xlabel="milliseconds per edit",
@@ -200,7 +201,9 @@ def by_length(tasks: Sequence[Sequence[Entry]], protocol: str, look: dict[str, d
 def size(row: Entry, along: str) -> int:
     """A suite's number of edits, or its batch size: that of the first point of the retention curve."""
     record = row.records[0]
-    return record.edits if along == "edits" else int(record.retention[0]["edits"] or 0)
+    if along == "edits":
+        return record.edits
+    return int(record.retention[0]["edits"] or 0) if record.retention else 0
 
 
 def save(figure: Any, path: Path) -> None:

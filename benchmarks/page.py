@@ -132,7 +132,9 @@ def _made(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     """What the runs were made with, and how many of them."""
     counts: dict[str, int] = {}
     for record in (record for entry in entries for record in entry.records):
-        text = ", ".join(f"{name} {version}" for name, version in record.versions.items())
+        parts = [f"{name} {version}" for name, version in record.versions.items()]
+        parts += [str(part) for key in ("processor", "accelerator") if (part := (record.hardware or {}).get(key))]
+        text = ", ".join([*parts, f"commit {record.commit}"] if record.commit else parts)
         counts[text] = counts.get(text, 0) + 1
     return [{"with": text, "runs": count} for text, count in counts.items()]
 

@@ -96,7 +96,8 @@ def draw(
     tasks = by_task(found)
     for task, name in zip(tasks, file_names(list(tasks)), strict=True):
         rows = tasks[task]
-        write(figures.retention(rows, look), Drawn(f"retention-{name}", "What is kept along the stream", task))
+        if any(leaderboard.curve(row) for row in rows):
+            write(figures.retention(rows, look), Drawn(f"retention-{name}", "What is kept along the stream", task))
         write(figures.pareto(board, task, look), Drawn(f"pareto-{name}", "Quality against time per edit", task))
         write(figures.bars(rows, board.protocol), Drawn(f"bars-{name}", "After the last edit", task))
     for along in figures.ALONG:

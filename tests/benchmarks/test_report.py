@@ -171,6 +171,16 @@ def test_bad_input_is_named(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["results.jsonl"]
 
 
+def test_a_record_without_a_curve_has_all_but_the_curve(tmp_path):
+    """And what newer records say of their making is shown."""
+    made_with = {"hardware": {"processor": "A processor", "accelerator": None}, "commit": "c0ffee"}
+    append(tmp_path / "results.jsonl", replace(RECORD, retention=[], **made_with))
+    main(Args((tmp_path,)))
+    assert {path.stem for path in tmp_path.glob("*.png")} == {"pareto-micro", "bars-micro"}
+    data = json.loads(Scripts((tmp_path / "index.html").read_text()).found[0])
+    assert data["made"] == [{"with": "python 3, A processor, commit c0ffee", "runs": 1}]
+
+
 def test_each_suite_has_files_of_its_own():
     tasks = [Task("a", "m"), Task("b/..", "m"), Task("a", "../n"), Task("b -..", "m")]
     names = file_names(tasks)
