@@ -15,7 +15,10 @@ import tyro
 
 from agents.base import Agent, Progress
 from agents.registry import make_agent
+from benchmarks.progress import console_progress
+from benchmarks.rollout import mean
 from editenv.env import LifelongEditEnv
+from editenv.metrics import METRICS
 
 
 @dataclass
@@ -36,19 +39,23 @@ class Args:
     """Seeds training and the choice of the batches."""
 
 
-def one_batch(agent: Agent, args: Args, progress: Progress) -> dict[str, float]:
-    """Efficacy, generalization and specificity of batches right after their edit, averaged over batches."""
-    common = {"model": args.model, "dataset": args.dataset, "modules": agent.modules}
-    agent.prepare(LifelongEditEnv(**common, split="train", edits_per_step=args.edits), args.seed, progress)
+def one_batch(agent: Agent, args: Args, progress: Progress) -> dict[str, float | None]:
+    """Efficacy, generalization and specificity of batches right after their edit, averaged over batches.
+
+    None where the data set has no such prompts.
+    """
+    training = LifelongEditEnv(args.model, args.dataset, "train", edits_per_step=args.edits)
+    agent.prepare(training, args.seed, progress)
     env = LifelongEditEnv(
-        **common,
+        args.model,
+        args.dataset,
         split="validation",
         edits_per_step=args.edits,
         actions_per_batch=agent.actions_per_batch,
         horizon=1,
         memory_batches=0,
     )
-    found: list[dict[str, float]] = []
+    found: list[dict[str, float | None]] = []
     for batch in range(args.batches):
         progress("editing", batch, args.batches)
         observation, info = env.reset(seed=args.seed * args.batches + batch)
@@ -57,19 +64,23 @@ def one_batch(agent: Agent, args: Args, progress: Progress) -> dict[str, float]:
         while not done:
             observation, _, terminated, truncated, info = env.step(agent.act(observation, info))
             done = terminated or truncated
-        found.append({name: info[name] for name in ("efficacy", "generalization", "specificity")})
-    return {name: sum(row[name] for row in found) / len(found) for name in found[0]}
+        found.append({metric: info[metric] for metric in METRICS})
+    return {metric: mean([row[metric] for row in found]) for metric in METRICS}
 
 
 def main(args: Args) -> int:
-    from benchmarks.progress import console_progress
-
+    try:
+        agents = {name: make_agent(name) for name in args.methods}
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
     below = []
-    for name in args.methods:
+    for name, agent in agents.items():
         with console_progress(name) as progress:
-            scores = one_batch(make_agent(name), args, progress)
-        below += [name] * (scores["efficacy"] < args.floor)
-        print(f"{name:20}", *(f"{metric} {score:5.1f}  " for metric, score in scores.items()), flush=True)
+            scores = one_batch(agent, args, progress)
+        if (scores["efficacy"] or 0.0) < args.floor:
+            below.append(name)
+        told = (f"{metric} {'-' if score is None else format(score, '.1f'):>5}" for metric, score in scores.items())
+        print(f"{name:20}", *told, sep="  ", flush=True)
     for name in below:
         print(f"{name}: efficacy is below {args.floor:g}", file=sys.stderr)
     return 1 if below else 0
