@@ -6,13 +6,12 @@
 Each runs in a process of its own on the embedded model, with the same arguments, seeds and actions. The native one is timed
 twice: from the start, when no prompt has been met, and after `warm-steps` more, when most prompts of the split have been.
 The two are also run in turn for a few steps each, so that a busy machine slows both down. CPU seconds are those of all threads.
-Memory is the peak resident size while stepping, and how much of it is above the process with the model loaded and nothing made.
+Memory is the peak resident size, and how much of it is above that of the process with the model loaded and nothing made.
 """
 
 import json
 import multiprocessing
 import multiprocessing.connection
-import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,28 +42,17 @@ class Args:
 
 def serve(connection: "multiprocessing.connection.Connection", mode: str, args: Args) -> None:
     """Answers each number of steps with what they took; runs in a process of its own."""
-    import os
-
     import gymnasium as gym
     import numpy as np
-    import psutil
     import torch
 
     import editenv  # noqa: F401 - registers
+    from benchmarks.rollout import peak_memory_bytes
     from editenv.models import load_model
 
     torch.set_num_threads(args.threads)
     load_model("atlas")
-    process = psutil.Process(os.getpid())
-    before = process.memory_info().rss
-    peak = [before]
-
-    def watch() -> None:
-        while True:
-            peak[0] = max(peak[0], process.memory_info().rss)
-            time.sleep(0.005)
-
-    threading.Thread(target=watch, daemon=True).start()
+    before = peak_memory_bytes(torch.device("cpu"))
     arguments: dict[str, Any] = {"split": args.split, "horizon": args.horizon}
     envs = gym.make_vec("LifelongEdit-v0", args.num_envs, vectorization_mode=mode, **arguments)
     envs.reset(seed=args.seed)
@@ -76,7 +64,8 @@ def serve(connection: "multiprocessing.connection.Connection", mode: str, args: 
         for _ in range(steps):
             envs.step(nothing)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-        connection.send({"wall": wall, "cpu": cpu, "peak_bytes": peak[0], "above_bytes": peak[0] - before})
+        peak = peak_memory_bytes(torch.device("cpu"))
+        connection.send({"wall": wall, "cpu": cpu, "peak_bytes": peak, "above_bytes": peak - before})
 
 
 def main(args: Args) -> None:
