@@ -30,6 +30,10 @@ def edit_prompts(questions: Questions) -> Prompts:
 class FineTune(Agent):
     """Fine-tuning of the edited modules on each batch: plain, or with a norm constraint (FT-L, Zhu et al. 2021, eq. 2).
 
+    Precomputes nothing; needs the model and the edits' prompts and targets, no subject, no text. The constraint is around the
+    weights that the batch starts from, not theta_0, so that a stream can go as far as it takes; how wide it has to be depends
+    on the model (ROME's code has 5e-4 for GPT-2 XL with 25 steps at 5e-4).
+
     Args:
         steps: Adam steps on each batch, from the weights as they stand.
         learning_rate: Adam's.
