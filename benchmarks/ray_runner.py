@@ -49,6 +49,10 @@ def distribute(todo: Iterable[Cell], cluster: Cluster) -> Iterator[tuple[Cell, R
                 running[cluster.submit(cell)] = (cell, attempt + 1)
                 continue
             outcome = Failure(f"its worker was lost {attempt} times: {error}")
+        if isinstance(outcome, Record) and outcome.deltas is not None and not cell.deltas_path.exists():
+            outcome = Failure(
+                f"its deltas are not here ({cell.deltas_path}): OUT must be on a file system that all share"
+            )
         yield cell, outcome
 
 

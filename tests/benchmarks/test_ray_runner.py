@@ -71,6 +71,18 @@ def test_a_cell_that_fails_by_itself_is_not_tried_again(cells):
     assert machines.submitted == [0, 1, 2, 3]
 
 
+def test_deltas_that_stayed_on_another_machine_are_a_failure(cells):
+    class Elsewhere(Machines):
+        def outcome(self, handle):
+            return replace(super().outcome(handle), deltas="0" * 64)
+
+    cells[1].deltas_path.parent.mkdir(parents=True)
+    cells[1].deltas_path.touch()
+    found = {cell.seed: outcome for cell, outcome in distribute(cells[:2], Elsewhere())}
+    assert "OUT must be on a file system that all share" in found[0].error
+    assert found[1].seed == 1
+
+
 def test_nothing_to_do_is_done(cells):
     assert list(distribute([], Machines())) == []
 
