@@ -245,8 +245,8 @@ def _plain_ticks(axis: Any, values: Sequence[Any]) -> None:
     low, high = min(values), max(values)
     steps = (1, 2, 5) if high < 300 * low else (1,)
     decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
-    ticks = [step * 10.0**decade for decade in decades for step in steps]
-    axis.xaxis.set_major_locator(FixedLocator(ticks))
+    ticks = [tick for decade in decades for step in steps if low / 1.2 <= (tick := step * 10.0**decade) <= 1.2 * high]
+    axis.xaxis.set_major_locator(FixedLocator(ticks or [low]))
     axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
     axis.set_xlim(low / 1.25, high * 1.25)

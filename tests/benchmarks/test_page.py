@@ -40,14 +40,14 @@ def run(agent, seed, value, milliseconds, setup=0.0, **changes):
 
 
 RUNS = [
-    run("no-edit", 0, 1.0, 0.5),
+    run("no-edit", 0, 1.0, 0.5, commit="c0ffee" * 20, dataset="counterfact:" + "x" * 90),
     run("joint-fine-tune", 0, 91.0, 50.0),
     run("fast", 0, 30.0, 2.0),
     run("fast", 1, 40.0, 2.0),
     run("slow", 0, 61.0, 9.0, failures=3),
     run("trained", 0, 62.0, 4.0, setup=400.0),
     run(EVIL, 0, 10.0, 20.0),
-    run("fast", 0, 80.0, 2.0, suite="other"),
+    run("fast", 0, 80.0, 2.0, suite="other-" + "x" * 60),
 ]
 
 
@@ -156,11 +156,11 @@ def test_filters_by_agent_protocol_and_suite(open_page):
     page.locator("#protocol").select_option("teacher_forced")
     assert column(page, "mean") == ["99.0", "90.0", "65.0", "39.0", "38.0", "9.0"]
     page.locator("#protocol").select_option("generation")
-    page.locator("#suite").select_option(label="other on atlas")
+    page.locator("#suite").select_option("1")
     assert column(page, "mean") == ["80.0"]
     page.locator("#suite").select_option("all")
     assert len(column(page, "mean")) == 7
-    assert "other on atlas" in column(page, "suite")
+    assert f"other-{'x' * 60} on atlas" in column(page, "suite")
 
 
 def test_a_name_opens_its_seeds(open_page):
