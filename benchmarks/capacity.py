@@ -151,7 +151,7 @@ def as_markdown(found: Sequence[Curve]) -> str:
     for curve in found:
         last = curve.points[-1]
         end = f"{curve.breaks_at:,.0f} edits" if curve.breaks_at else f"not up to {last[0]:,}"
-        each = f"{curve.breaks_at / curve.inputs:.2f}" if curve.breaks_at else f"> {last[0] / curve.inputs:.2f}"
+        each = f"{curve.breaks_at / curve.inputs:.2f}" if curve.breaks_at else f"over {last[0] / curve.inputs:.2f}"
         start, then = f"{curve.points[0][1]:.1f} ({curve.points[0][0]:,})", f"{last[1]:.1f} ({last[0]:,})"
         layers = ", ".join(name.removeprefix("layers.") for name in curve.modules)
         body.append([layers, f"{curve.inputs:,}", curve.agent, str(curve.seeds), start, then, end, each])
@@ -162,6 +162,7 @@ def draw(found: Sequence[Curve], path: Path) -> None:
     """A panel for each set of modules; a cross where a method falls below 90% of its start."""
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
     suites = list(dict.fromkeys(curve.suite for curve in found))
     look = figures.styles(list(dict.fromkeys(curve.agent for curve in found)))
@@ -186,6 +187,9 @@ def draw(found: Sequence[Curve], path: Path) -> None:
                 xscale="log",
                 ylim=(-3, 103),
             )
+            axis.xaxis.set_major_locator(LogLocator(subs=(1, 5)))
+            axis.xaxis.set_minor_locator(NullLocator())
+            axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         axes[0].set_ylabel("harmonic mean, % (teacher-forced)")
         figure.suptitle("Quality over all edits so far; a cross where it falls below 90% of the start")
         labels: dict[str, Any] = {}
