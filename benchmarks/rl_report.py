@@ -73,6 +73,8 @@ def draw(runs: Sequence[Run], path: Path) -> None:
         for axis, name in zip(row, FIGURES, strict=True):
             for i, (algorithm, group) in enumerate(groups.items()):
                 _curve(axis, grid, [over_seeds(group, unit, x, name) for x in grid], i, algorithm)
+            if name == "episode_return":
+                axis.set_ylim(_limits(runs))
             axis.set(xlabel=f"environment {unit}" if unit == "steps" else unit, xlim=(0, grid[-1]))
             axis.grid(alpha=0.3)
     for axis, name in zip(axes[0], FIGURES, strict=True):
@@ -87,6 +89,13 @@ def draw(runs: Sequence[Run], path: Path) -> None:
     figure.savefig(partial, dpi=110)
     plt.close(figure)
     partial.replace(path)
+
+
+def _limits(runs: Sequence[Run]) -> tuple[float, float]:
+    """Of the returns' axis: a policy that breaks the model is off it, or nothing else could be told apart."""
+    returns = [point["episode_return"] for run in runs for point in run.points]
+    low, high = np.quantile(returns, [0.1, 1.0])
+    return 1.1 * low - 0.1 * high, 1.1 * high - 0.1 * low
 
 
 def _curve(axis: Any, grid: np.ndarray, estimates: Sequence[Estimate], place: int, label: str) -> None:

@@ -16,8 +16,8 @@ from editenv.questions import ask
 RUN = Run(
     algorithm="rledit",
     seed=0,
-    steps=300,
-    seconds=60.0,
+    steps=150,
+    seconds=40.0,
     stream=0,
     rate_factor=1.0,
     settings={"horizon": 10},

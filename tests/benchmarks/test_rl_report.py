@@ -15,7 +15,7 @@ def point(steps, seconds, value):
 
 def run(seed, values, algorithm="rledit"):
     points = [point(0.0, 3.0, 10.0)] + [point(100.0 * i, 25.0 * i, value) for i, value in enumerate(values, start=1)]
-    return replace(RUN, algorithm=algorithm, seed=seed, points=points)
+    return replace(RUN, algorithm=algorithm, seed=seed, steps=300, seconds=60.0, points=points)
 
 
 @pytest.mark.parametrize(
