@@ -2,6 +2,7 @@
 
     python -m agents.sb3 --algo ppo --output runs/ppo            # trains on the embedded model
     python -m agents.sb3 --algo sac --output runs/sac --steps 5000 --seed 1
+    python -m agents.sb3 --algo ppo --output runs/ppo8 --streams 8   # eight streams on one model
 
 OUTPUT gets the policy (policy.zip), result.json, checkpoints, evaluations.npz and best_model.zip of the evaluations on the
 validation split, and a TensorBoard log. Killed, the same command goes on from the last checkpoint; not bit by bit, as
@@ -35,6 +36,7 @@ from editenv.wrappers.chain import inner_action, outer_observation
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
     from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.vec_env import VecEnv
 
 Algorithm = Literal["ppo", "a2c", "sac", "td3", "ddpg", "tqc"]
 Settings = Mapping[str, Any]
@@ -65,13 +67,17 @@ def wrapped(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
 
 
 def make_model(
-    algo: str, env: gym.Env[Any, Any], seed: int, settings: Settings | None = None, tensorboard: Path | None = None
+    algo: str,
+    env: "gym.Env[Any, Any] | VecEnv",
+    seed: int,
+    settings: Settings | None = None,
+    tensorboard: Path | None = None,
 ) -> "BaseAlgorithm":
     """An untrained algorithm on a LifelongEdit environment, which is wrapped here.
 
     Args:
         algo: Name of the algorithm.
-        env: Not wrapped yet.
+        env: Not wrapped yet; or, ready as it is, a vector environment of Stable-Baselines3's.
         seed: Of the networks, the exploration and the environment's streams (Stable-Baselines3 seeds Python, NumPy and torch).
         settings: As :func:`settings_of` gives them, which is the default.
         tensorboard: Folder for the log.
@@ -82,8 +88,10 @@ def make_model(
     settings = settings or settings_of(algo)
     keywords = dict(settings["algorithm"])
     scale = float(settings["reward_scale"])
-    # Monitor is inside, so that what is logged is the environment's own reward.
-    small = gym.wrappers.TransformReward(Monitor(wrapped(env)), lambda reward: scale * float(reward))
+    small = env
+    if isinstance(env, gym.Env):
+        # Monitor is inside, so that what is logged is the environment's own reward.
+        small = gym.wrappers.TransformReward(Monitor(wrapped(env)), lambda reward: scale * float(reward))
     if "action_noise" in keywords:
         deviation = np.full(small.action_space.shape or (), keywords["action_noise"])
         keywords["action_noise"] = NormalActionNoise(np.zeros_like(deviation), deviation)
@@ -285,6 +293,9 @@ class Args:
     """Edited modules, as endings of dotted names; the model's default if none are given."""
     device: str = "cpu"
     """Torch device of the language model."""
+    streams: int = 1
+    """Streams that are played at once on one model; prompts that any of them has met cost less, so that training targets are not
+    redrawn where there are several."""
     seed: int = 0
     """Seeds the networks, the exploration and the streams."""
     checkpoint_every: int = 250
@@ -314,9 +325,17 @@ def main(args: Args) -> None:
     }
     if args.dataset != "atlas":
         arguments["dataset_options"] = asdict(args.dataset_options)
-    training = LifelongEditEnv(**arguments, split="train", redraw=args.dataset == "atlas")
+    training: Any
+    if args.streams == 1:
+        training = LifelongEditEnv(**arguments, split="train", redraw=args.dataset == "atlas")
+    else:
+        from agents.sb3_streams import StreamsVecEnv
+        from editenv.vector import LifelongEditVectorEnv
+
+        envs = LifelongEditVectorEnv(args.streams, "SameStep", [wrapped], **arguments, split="train")
+        training = StreamsVecEnv(envs, float(settings["reward_scale"]))
     made_of = {name: value for name, value in arguments.items() if name != "device"}
-    made_of |= {"algo": args.algo, "seed": args.seed, "settings": settings}
+    made_of |= {"algo": args.algo, "streams": args.streams, "seed": args.seed, "settings": settings}
     check_identity(args.output / "options.json", json.loads(json.dumps(made_of)))
     model = make_model(args.algo, training, args.seed, settings, args.output / "tensorboard")
     restore(model, args.output)
@@ -325,21 +344,25 @@ def main(args: Args) -> None:
 
     judged = Monitor(wrapped(SameStream(LifelongEditEnv(**arguments, split="validation"), args.seed)))
 
+    every = max(
+        1, args.checkpoint_every // args.streams
+    )  # callbacks count calls, each of which is a step of every stream
+
     class BufferCallback(BaseCallback):
         """Before the checkpoint of the same step: a zip without its buffer is not gone on from."""
 
         def _on_step(self) -> bool:
-            if self.n_calls % args.checkpoint_every == 0:
+            if self.n_calls % every == 0:
                 save_buffer(self.model, args.output / f"buffer_{self.num_timesteps}_steps.safetensors")
             return True
 
     callbacks = [
         BufferCallback(),
-        CheckpointCallback(args.checkpoint_every, str(args.output), name_prefix="checkpoint"),
+        CheckpointCallback(every, str(args.output), name_prefix="checkpoint"),
         EvalCallback(
             judged,
             n_eval_episodes=1,
-            eval_freq=args.evaluate_every,
+            eval_freq=max(1, args.evaluate_every // args.streams),
             log_path=str(args.output),
             best_model_save_path=str(args.output),
         ),

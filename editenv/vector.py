@@ -182,8 +182,11 @@ def _wrap(stream: LifelongEditEnv, wrappers: Sequence[Callable[..., gym.Env[Any,
     env: gym.Env[Any, Any] = stream
     for wrapper in wrappers:
         env = wrapper(env)
-        plain = [gym.Wrapper.reset, gym.ObservationWrapper.reset, gym.Wrapper.step]
-        plain += [gym.ActionWrapper.step, gym.ObservationWrapper.step]
-        if type(env).reset not in plain or type(env).step not in plain:
-            raise TypeError(f"stream_wrappers: {type(env).__name__} does more than change actions or observations")
+    plain = [gym.Wrapper.reset, gym.ObservationWrapper.reset, gym.Wrapper.step]
+    plain += [gym.ActionWrapper.step, gym.ObservationWrapper.step]
+    layer = env
+    while isinstance(layer, gym.Wrapper):
+        if type(layer).reset not in plain or type(layer).step not in plain:
+            raise TypeError(f"stream_wrappers: {type(layer).__name__} does more than change actions or observations")
+        layer = layer.env
     return env

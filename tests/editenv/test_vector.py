@@ -179,6 +179,7 @@ def test_resets_by_mask(make):
      (lambda make: make(render_mode="ansi"), ValueError, "render_mode"),
      (lambda make: make(autoreset_mode="never"), ValueError, "never"),
      (lambda make: make(stream_wrappers=[RelativeReward]), TypeError, "RelativeReward"),
+     (lambda make: make(stream_wrappers=[lambda e: GradientStatistics(RelativeReward(e))]), TypeError, "RelativeReward"),
      (lambda make: make().reset(seed=[1, 2]), ValueError, "seed"),
      (lambda make: make().reset(options={"colour": 1}), ValueError, "colour"),
      (lambda make: make().reset(options={"reset_mask": np.array([False] * 3)}), ValueError, "reset_mask")],
