@@ -208,6 +208,19 @@ def test_the_command_trains_goes_on_and_refuses_other_options(model_folder, tmp_
         main(Args(**arguments | {"seed": 1}, steps=10))
 
 
+def test_the_command_plays_several_streams(model_folder, tmp_path):
+    settings = tmp_path / "settings.json"
+    settings.write_text(json.dumps(quick("td3")))
+    arguments = {"horizon": 2, "edits_per_step": 3, "model": model_folder, "modules": ("layers.2.mlp.down_proj",)}
+    every = {"checkpoint_every": 4, "evaluate_every": 4}
+    main(Args(tmp_path / "run", "td3", steps=8, settings=settings, streams=2, **arguments, **every))
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (result["steps"], result["streams"]) == (8, 2)
+    assert (tmp_path / "run" / "checkpoint_4_steps.zip").exists()
+    with np.load(tmp_path / "run" / "evaluations.npz") as evaluations:
+        assert evaluations["timesteps"].tolist() == [4, 8]
+
+
 @pytest.mark.parametrize(
     ("content", "word"), [("{", "settings"), ('{"algorithm": {}}', "reward_scale"), (None, "No such")]
 )
