@@ -23,8 +23,10 @@ from pathlib import Path
 
 import torch
 
+from agents.base import Progress
 from agents.reinforce import Reinforce, ReinforceConfig
 from agents.rledit import TrainConfig, Trainer, training_environment
+from benchmarks.progress import console_progress
 from benchmarks.records import versions, write_whole
 from benchmarks.rl import RLEDIT, SHARED
 from editenv.env import LifelongEditEnv
@@ -57,7 +59,9 @@ class Noise:
     projection_deviation: float
 
 
-def gradients(trainer: Trainer, streams: Sequence[int]) -> torch.Tensor:
+def gradients(
+    trainer: Trainer, streams: Sequence[int], progress: Progress = lambda what, done, total: None
+) -> torch.Tensor:
     """``(streams, parameters)``: the gradient that the trainer estimates on each stream; the policy does not change.
 
     Raises:
@@ -68,6 +72,7 @@ def gradients(trainer: Trainer, streams: Sequence[int]) -> torch.Tensor:
         raise ValueError("gradients are measured with learning rates of 0 and without clipping")
     found = []
     for trainer.trajectory in streams:
+        progress(f"{trainer.title}'s gradients", len(found), len(streams))
         trainer.learn()
         found.append(torch.cat([p.grad.flatten() for p in trainer.policy.parameters() if p.grad is not None]))
     return torch.stack(found)
@@ -93,10 +98,10 @@ def compare(differentiable: torch.Tensor, other: torch.Tensor) -> tuple[float, f
     return variance, float(along.mean()), deviation / len(along) ** 0.5, deviation
 
 
-def measure(args: "Args", trajectories: int) -> list[Noise]:
+def measure(args: "Args", trajectories: int, progress: Progress) -> list[Noise]:
     """Both estimators at the policy that so many trajectories of RLEdit's training make."""
     trained = Trainer(training_environment(LifelongEditEnv(), RLEDIT), RLEDIT, args.seed, None)
-    trained.run(trajectories)
+    trained.run(trajectories, lambda log: progress("RLEdit's training", trained.trajectory, trajectories))
     reinforce = ReinforceConfig(rollouts=args.rollouts, noise=args.noise, **SHARED)
     trainers: dict[str, tuple[type[Trainer], TrainConfig]] = {
         "differentiable": (Trainer, standing_still(RLEDIT)),
@@ -108,7 +113,7 @@ def measure(args: "Args", trajectories: int) -> list[Noise]:
     for name, (algorithm, config) in trainers.items():
         trainer = algorithm(trained.env, config, args.seed, None)
         trainer.policy.load_state_dict(trained.policy.state_dict())
-        estimates[name], steps[name] = gradients(trainer, streams), trainer.steps_per_update
+        estimates[name], steps[name] = gradients(trainer, streams, progress), trainer.steps_per_update
     scalar = torch.cat(
         [torch.full((p.numel(),), p.numel() == len(trained.policy.names)) for p in trained.policy.parameters()]
     )
@@ -152,7 +157,10 @@ def main(args: Args) -> None:
     if args.streams < 4:
         raise SystemExit(f"streams must be at least 4, not {args.streams}")
     torch.set_num_threads(1)
-    found = [noise for trajectories in args.trajectories for noise in measure(args, trajectories)]
+    found: list[Noise] = []
+    for trajectories in args.trajectories:
+        with console_progress(f"policy after {trajectories} trajectories") as progress:
+            found += measure(args, trajectories, progress)
     content = {"figures": [asdict(noise) for noise in found], "seed": args.seed, "versions": versions()}
     write_whole(args.out, json.dumps(content, indent=2) + "\n")
     print(as_markdown(found))

@@ -10,7 +10,7 @@ again; each has a process and a thread of its own.
 
 *Steps* are actions that the environment has rewarded. *Seconds* are the thread's own CPU seconds from the making of the
 policy on, judging aside: what a clock on the wall shows if nothing else needs the core, and the same if something does. Settings
-are below; the last command, with other factors, is how learning rates were chosen.
+are below; the last command, with other factors, is how learning rates were chosen (docs/results/rl.md).
 """
 
 import json
@@ -26,13 +26,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from agents import sb3
-from agents.base import Agent
+from agents.base import Agent, Progress
 from agents.evolution import Evolution, EvolutionConfig
 from agents.hypernetwork import PolicyConfig
 from agents.online import Online
 from agents.reinforce import Reinforce, ReinforceConfig
 from agents.rledit import RLEdit, TrainConfig, Trainer, training_environment
 from benchmarks import records
+from benchmarks.progress import console_progress
 from benchmarks.run import end_with_parent, parse_seeds
 from editenv import metrics
 from editenv.env import LifelongEditEnv
@@ -103,6 +104,7 @@ class Meter:
         seconds: Budget.
         judgements: How often, over each budget, at equal distances; and once before anything is learned.
         judge: From an agent to its figures; not on the clock.
+        progress: Called with what is going on, and how many percent of the budgets are spent.
         clock: Seconds.
     """
 
@@ -112,10 +114,11 @@ class Meter:
         seconds: float,
         judgements: int,
         judge: Callable[[Agent], dict[str, float]],
+        progress: Progress = lambda what, done, total: None,
         clock: Callable[[], float] = time.process_time,
     ) -> None:
         self.budget = {"steps": float(steps), "seconds": seconds}
-        self.judgements, self.judge, self.clock = judgements, judge, clock
+        self.judgements, self.judge, self.progress, self.clock = judgements, judge, progress, clock
         self.points: list[dict[str, float]] = []
         self._marks = dict.fromkeys(self.budget, 0)
         self._spent, self._since = 0.0, clock()
@@ -125,7 +128,9 @@ class Meter:
         self._spent += self.clock() - self._since
         now = {"steps": float(steps), "seconds": self._spent}
         going = any(now[unit] < budget for unit, budget in self.budget.items())
-        reached = {unit: int(self.judgements * min(1, now[unit] / budget)) for unit, budget in self.budget.items()}
+        shares = {unit: min(1, now[unit] / budget) for unit, budget in self.budget.items()}
+        reached = {unit: int(self.judgements * share) for unit, share in shares.items()}
+        self.progress(f"{steps} steps, {self._spent:.0f} s", int(100 * min(shares.values())), 100)
         if not self.points or not going or any(reached[unit] > self._marks[unit] for unit in reached):
             self.points.append(now | self.judge(agent))
         self._marks = reached
@@ -228,8 +233,9 @@ def run_one(name: str, seed: int, args: "Args") -> Run:
     threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     algorithm = ALGORITHMS[name]
-    meter = Meter(args.steps, args.seconds, args.judgements, Judge(args.stream))
-    algorithm.train(seed, args.rate_factor, meter)
+    with console_progress(f"{name}, seed {seed}") as progress:
+        meter = Meter(args.steps, args.seconds, args.judgements, Judge(args.stream), progress)
+        algorithm.train(seed, args.rate_factor, meter)
     return Run(
         algorithm=name,
         seed=seed,

@@ -45,7 +45,7 @@ def metered(updates, steps, seconds, judgements, judging_takes=50.0):
         clock.now += judging_takes
         return {"episode_return": clock.now}
 
-    meter = Meter(steps, seconds, judgements, judge, clock)
+    meter = Meter(steps, seconds, judgements, judge, clock=clock)
     before = 0.0
     for count, (at_step, at_second) in enumerate(updates, start=1):  # noqa: B007
         clock.now += at_second - before
