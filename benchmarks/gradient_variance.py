@@ -70,7 +70,7 @@ def gradients(
     config = trainer.config
     if config.learning_rate or config.scalar_learning_rate or config.gradient_clip != float("inf"):
         raise ValueError("gradients are measured with learning rates of 0 and without clipping")
-    found = []
+    found: list[torch.Tensor] = []
     for trainer.trajectory in streams:
         progress(f"{trainer.title}'s gradients", len(found), len(streams))
         trainer.learn()
