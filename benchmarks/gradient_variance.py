@@ -38,7 +38,7 @@ class Noise:
 
     Attributes:
         estimator: ``differentiable`` or ``REINFORCE``.
-        parameters: ``all``, or ``scalars``: the logarithms of step size and ridge.
+        parameters: ``all``, or ``scalars``: the logarithms of step size and ridge, or ``network``: the others.
         trajectories: Of RLEdit's training, that the policy has behind it.
         steps: Environment steps an estimate takes.
         streams: Estimates.
@@ -114,11 +114,10 @@ def measure(args: "Args", trajectories: int, progress: Progress) -> list[Noise]:
         trainer = algorithm(trained.env, config, args.seed, None)
         trainer.policy.load_state_dict(trained.policy.state_dict())
         estimates[name], steps[name] = gradients(trainer, streams, progress), trainer.steps_per_update
-    scalar = torch.cat(
-        [torch.full((p.numel(),), p.numel() == len(trained.policy.names)) for p in trained.policy.parameters()]
-    )
+    scalars = {id(parameter) for parameter in trained.policy.scalars()}
+    scalar = torch.cat([torch.full((p.numel(),), id(p) in scalars) for p in trained.policy.parameters()])
     found = []
-    for group, chosen in (("all", torch.ones_like(scalar)), ("scalars", scalar)):
+    for group, chosen in (("all", torch.ones_like(scalar)), ("network", ~scalar), ("scalars", scalar)):
         exact = estimates["differentiable"][:, chosen].double()
         for name, values in estimates.items():
             figures = compare(exact, values[:, chosen].double())
