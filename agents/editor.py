@@ -97,8 +97,6 @@ class LifelongEditor:
         model: ``"atlas"``, a Hugging Face model folder, or a hub id.
         method: A row of agents.registry, or ``file.py:Class``. ``"rledit"`` needs a policy; the embedded model has one.
         policy: Folder of a trained policy.
-        settings: Constructor arguments of the method (``editenv methods`` says which take some); by default those chosen for the
-            embedded model, and the method's own for any other.
         output: Folder of the journal; an interrupted run is gone on with from there. None keeps nothing.
         modules: Edited modules, as endings of dotted names; the model's default if None.
         training: A data set that the method may learn from or take statistics of, as docs/data.md names one; the embedded
@@ -106,6 +104,8 @@ class LifelongEditor:
         training_options: How its files are read.
         text: Text to take statistics of, for methods that do: a .txt or .jsonl file, a hub data set, or a folder made by
             ``python -m agents.covariance``; sentences of the training data by default.
+        settings: Constructor arguments of the method (``editenv methods`` says which take some); by default those chosen for the
+            embedded model, and the method's own for any other.
         edits: What a run is about, for the journal's header: the same folder refuses to go on with other edits.
         guard: Bounds.
         device, dtype: Where and in which precision the model runs.
@@ -123,11 +123,11 @@ class LifelongEditor:
         method: str = "rledit",
         policy: str | Path | None = None,
         output: str | Path | None = None,
-        settings: Mapping[str, Any] | None = None,
         modules: Sequence[str] | None = None,
         training: str | None = None,
         training_options: Mapping[str, Any] | None = None,
         text: str | None = None,
+        settings: Mapping[str, Any] | None = None,
         edits: str = "",
         guard: Guard | None = None,
         device: str = "cpu",

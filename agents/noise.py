@@ -40,7 +40,9 @@ class HypernetworkNoise(gym.ActionWrapper[Any, np.ndarray, Any], RecordConstruct
         self.noise = noise
         self._agent = RLEdit(policy=Path(policy))
         if not isinstance(self._agent.policy, Policy):
-            raise ValueError(f"policy: {policy} holds no network with a ridge regression, whose V the noise is added to")
+            raise ValueError(
+                f"policy: {policy} holds no network with a ridge regression, whose V the noise is added to"
+            )
         self._policy = self._agent.policy
         # The preconditioner's statistics come from text of the training split.
         training = LifelongEditEnv(**self._editing.model_arguments, split="train") if self._agent.reads_text else None

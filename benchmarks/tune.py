@@ -12,7 +12,6 @@ agents/settings, with how it was found.
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -169,4 +168,4 @@ def main(args: Args) -> None:
 if __name__ == "__main__":
     import tyro
 
-    sys.exit(main(tyro.cli(Args, description=__doc__)))
+    main(tyro.cli(Args, description=__doc__))

@@ -8,8 +8,9 @@ import types
 from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
 from importlib import resources
+from inspect import signature
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 T = TypeVar("T")
 
@@ -35,17 +36,16 @@ def build(kind: Callable[..., T], settings: Mapping[str, Any]) -> T:
     Raises:
         ValueError: If an argument is unknown, naming it and the known ones.
     """
-    hints = get_type_hints(kind.__init__ if isinstance(kind, type) else kind)
-    known = [name for name in hints if name != "return"]
+    hints = {name: parameter.annotation for name, parameter in signature(kind, eval_str=True).parameters.items()}
     for name in settings:
-        if name not in known:
-            raise ValueError(f"{getattr(kind, '__name__', kind)} has no setting {name!r}; known are {', '.join(known)}")
+        if name not in hints:
+            raise ValueError(f"{getattr(kind, '__name__', kind)} has no setting {name!r}; known are {', '.join(hints)}")
     return kind(**{name: _as_hinted(hints[name], value) for name, value in settings.items()})
 
 
 def _as_hinted(hint: Any, value: Any) -> Any:
     options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    dataclasses = [option for option in options if is_dataclass(option)]
-    if dataclasses and isinstance(value, Mapping):
-        return build(dataclasses[0], value)
+    for option in options:
+        if isinstance(option, type) and is_dataclass(option) and isinstance(value, Mapping):
+            return build(option, value)
     return value

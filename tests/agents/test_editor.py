@@ -156,7 +156,9 @@ def test_text_is_enough_for_a_method_that_takes_statistics(make_editor, tmp_path
     path = tmp_path / "text.txt"
     path.write_text("Ada is in Rome.\nPeople find the Long River in Ecuador and in Peru.\n", encoding="utf-8")
     last = {"value": {"token": "last"}}
-    editor = make_editor(method="memit", settings=last, text=str(path), guard=Guard(max_perplexity=1e9, max_weight_norm=1e9))
+    editor = make_editor(
+        method="memit", settings=last, text=str(path), guard=Guard(max_perplexity=1e9, max_weight_norm=1e9)
+    )
     before = editor.lm.snapshot()
     result = editor.edit(edits(["Rome", "Oslo"]))
     assert result.applied, result.reason
