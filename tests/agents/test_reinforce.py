@@ -136,7 +136,7 @@ def test_on_one_step_its_mean_is_the_differentiable_gradient(make_env, short_ans
     policy = trainer.policy
     directions = torch.stack([uphill(make_env, config), of_parameter(policy, "log_ridge")])
     gaps, references = [], []
-    for trainer.trajectory in range(60):
+    for trainer.trajectory in range(40):
         trainer.learn()
         estimate = directions @ flat_gradient(policy)
         action, step = one_step(trainer)
@@ -163,7 +163,7 @@ def test_over_two_steps_its_mean_is_the_slope_of_the_expected_return(make_env, s
     policy = trainer.policy
     direction = uphill(make_env, config) * (1 - of_parameter(policy, "log_ridge"))  # the ridge shapes the noise
     step, gaps, slopes = 0.05, [], []
-    for trainer.trajectory in range(60):
+    for trainer.trajectory in range(40):
         trainer.learn()
         estimate = float(flat_gradient(policy) @ direction)
         returns = []
@@ -218,7 +218,7 @@ def test_rollouts_share_their_stream_and_not_their_noise(make_env):
 def test_a_resumed_training_is_the_uninterrupted_one(make_env, request, world):
     if world == "small":
         request.getfixturevalue("small_world")
-    config = replace(NOISY, warm_up_batches=1, preconditioner=True)
+    config = replace(NOISY, warm_up_batches=1, preconditioner=True, rollouts=2)
     whole, first, second = (make_reinforce(make_env, config, preconditioned=True, moved=0.0) for _ in range(3))
     whole.run(3)
     first.run(2)
