@@ -20,7 +20,7 @@ from benchmarks.statistics import Estimate, estimate
 Unit = Literal["steps", "seconds"]
 UNITS: tuple[Unit, ...] = ("steps", "seconds")
 TITLES = dict(zip(FIGURES, ("return", "efficacy", "generalization", "specificity"), strict=True))
-GRID = 25
+GRID = 41
 """Places at which the curves are drawn."""
 
 
@@ -80,7 +80,7 @@ def draw(runs: Sequence[Run], path: Path) -> None:
     for axis, name in zip(axes[0], FIGURES, strict=True):
         axis.set_title(TITLES[name])
     for row in axes:
-        row[0].set_ylabel("of the validation stream")
+        row[0].set_ylabel("sum of rewards, validation stream")
         row[1].set_ylabel("% of all its edits, teacher-forced")
     handles = axes[0][0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=5, frameon=False)
@@ -100,9 +100,10 @@ def _limits(runs: Sequence[Run]) -> tuple[float, float]:
 
 def _curve(axis: Any, grid: np.ndarray, estimates: Sequence[Estimate], place: int, label: str) -> None:
     colour, line = f"C{place % 10}", "-" if place < 5 else "--"
-    axis.plot(grid, [e.value for e in estimates], color=colour, linestyle=line, linewidth=1.6, label=label)
+    values = [e.value for e in estimates]
+    axis.plot(grid, values, color=colour, linestyle=line, linewidth=1.6, drawstyle="steps-post", label=label)
     bands = [e.interval or (e.value, e.value) for e in estimates]
-    axis.fill_between(grid, *zip(*bands, strict=True), color=colour, alpha=0.12, linewidth=0)
+    axis.fill_between(grid, *zip(*bands, strict=True), color=colour, alpha=0.1, linewidth=0, step="post")
 
 
 @dataclass
