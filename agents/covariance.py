@@ -29,6 +29,8 @@ from editenv.models import EMBEDDED, load_model
 from editenv.models.modules import default_modules
 
 RECORD = "covariance.json"
+PORTION = 512
+"""Texts between two saves, and between two reports of progress."""
 
 
 class KeyStatistics:
@@ -157,7 +159,7 @@ def collect(
     folder: Path,
     samples: int,
     progress: Callable[[int], None] = lambda texts: None,
-    portion: int = 512,
+    portion: int = PORTION,
 ) -> KeyStatistics:
     """Statistics over the first so many texts of a source, kept in a folder; goes on with what is there.
 
@@ -207,21 +209,34 @@ def load_covariance(lm: EditableLM, folder: Path) -> dict[str, torch.Tensor]:
     return statistics.covariance()
 
 
-def covariance_of(env: LifelongEditEnv, text: str | None, samples: int) -> dict[str, torch.Tensor]:
+def covariance_of(
+    env: LifelongEditEnv,
+    text: str | None,
+    samples: int,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> dict[str, torch.Tensor]:
     """C for an agent.
 
     Args:
         env: Whose model, and whose training split if no text is named.
         text: A folder of :func:`collect`, or what :func:`read_texts` takes, or None for sentences of the training split.
         samples: Texts, at most.
+        progress: Told how many are done.
     """
+    told = "covariance of the keys"
+    progress(told, 0, samples)
     lm = env.language_model
     if text is None:
         return key_covariance(lm, sample_text(training_edits(env), samples))
     if Path(text).is_dir():
         return load_covariance(lm, Path(text))
     statistics = KeyStatistics(lm)
-    statistics.add(lm, list(islice(read_texts(text), samples)))
+    texts = islice(read_texts(text), samples)
+    while batch := list(islice(texts, PORTION)):
+        statistics.add(lm, batch)
+        progress(told, statistics.texts, samples)
+    if not statistics.tokens:
+        raise ValueError(f"{text}: has no text")
     return statistics.covariance()
 
 

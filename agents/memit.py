@@ -57,8 +57,7 @@ class MEMIT(Agent):
         return (*super().needs, "subjects") if self.value.token == "subject_last" else super().needs
 
     def prepare(self, env: LifelongEditEnv, seed: int, progress: Progress) -> None:
-        progress("covariance of the keys", 0, 1)
-        covariance = covariance_of(env, self.text, self.samples)
+        covariance = covariance_of(env, self.text, self.samples, progress)
         self._preconditioner = self._precondition(covariance)
         self._prefixes = sample_prefixes(env.language_model, self.value, seed)
 

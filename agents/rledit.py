@@ -147,7 +147,7 @@ class RLEdit(Agent):
         lm = env.language_model
         lm.restore()
         if self.config.preconditioner:
-            self._preconditioner = make_preconditioner(env, self.config, self.text)
+            self._preconditioner = make_preconditioner(env, self.config, self.text, progress)
         if self.folder is None and not self._load_kept(env, seed):
             started = time.perf_counter()
             training = training_environment(env, self.config)
@@ -208,9 +208,14 @@ class RLEdit(Agent):
             self._preconditioner.absorb(gradients, dict.fromkeys(gradients, self.config.absorb_noise), projected)
 
 
-def make_preconditioner(env: LifelongEditEnv, config: TrainConfig, text: str | None = None) -> Preconditioner:
+def make_preconditioner(
+    env: LifelongEditEnv,
+    config: TrainConfig,
+    text: str | None = None,
+    progress: Progress = lambda what, done, total: None,
+) -> Preconditioner:
     """From a text, as :func:`agents.covariance.covariance_of` takes it; of the training split by default."""
-    covariance = covariance_of(env, text, config.covariance_texts)
+    covariance = covariance_of(env, text, config.covariance_texts, progress)
     start = {name: inverse_covariance(matrix, config.epsilon) for name, matrix in covariance.items()}
     return Preconditioner(start, config.recursive)
 

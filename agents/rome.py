@@ -66,9 +66,8 @@ class ROME(Agent):
         names = list(env.language_model.modules)
         if len(names) != 1:
             raise ValueError(f"ROME edits one module, not {', '.join(names)}: name one (modules)")
-        progress("covariance of the keys", 0, 1)
         (self._module,) = names
-        C = covariance_of(env, self.text, self.samples)[self._module]
+        C = covariance_of(env, self.text, self.samples, progress)[self._module]
         self._inverse = torch.linalg.inv(regularised(C, self.epsilon))
         self._prefixes = sample_prefixes(env.language_model, self.value, seed)
 

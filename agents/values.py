@@ -21,7 +21,7 @@ from editenv.prompts import Prompts
 
 @dataclass(frozen=True)
 class ValueConfig:
-    """Numbers are those of the public ROME code for GPT-J unless said otherwise."""
+    """Steps, learning rate, clamp and KL are those of ROME for Llama-3-8B in AlphaEdit's public code; see docs/methods.md."""
 
     token: Literal["subject_last", "last"] = "subject_last"
     """Where the fact is looked up: the subject's last token (the papers), or the prompt's last token (a strategy of MEMIT's
@@ -33,13 +33,14 @@ class ValueConfig:
     clamp: float = 4.0
     """Longest change of the value, relative to the value's length (0.75 in MEMIT's public code)."""
     weight_decay: float = 0.5
-    """Weight of |change| / |value|^2 (the form of the public code)."""
+    """Weight of |change| / |value|^2, in the form and with the value of MEMIT's public code (1e-3 in ROME's)."""
     kl: float = 0.0625
     """Weight of the KL divergence of what is said after "{subject} is a" (eq. 4); only at the subject's last token."""
     enough: float = 0.05
     """Loss at which an edit's search ends."""
-    prefixes: int = 0
-    """Texts that the model wrote itself, put before the prompt (x_j of eq. 4): the value must not depend on what came before."""
+    prefixes: int = 20
+    """Texts that the model wrote itself, put before the prompt (x_j of eq. 4): the value must not depend on what came before.
+    20 in ROME's public code, 5 in MEMIT's."""
     prefix_tokens: int = 10
     """Length of each."""
 
@@ -161,15 +162,16 @@ def optimise_values(
             usual = _first_token(lm.logits(essence.prompts), essence.prompts).log_softmax(-1)
     _, outputs = read_token(lm, module, lookup)
     length = outputs[lookup.plain].norm(dim=1)
-    share = len(edits) / (prompts.lengths * len(prompts))  # of each answer token in its edit's mean
+    owner = lookup.owner[prompts.prompt_index]
+    # Each answer token's share in its edit's mean.
+    share = (len(edits) / (prompts.lengths * len(prompts)))[prompts.prompt_index]
     change = torch.zeros(len(edits), outputs.shape[1], device=lm.device, requires_grad=True)
     optimizer = torch.optim.Adam([change], lr=config.learning_rate)
     for _ in range(config.steps):
         with torch.enable_grad():
             with _changed(lm, module, lookup, change):
                 nll = F.cross_entropy(lm.logits(prompts), prompts.labels, reduction="none")
-            owner = lookup.owner[prompts.prompt_index]
-            loss = torch.zeros(len(edits), device=lm.device).index_add(0, owner, nll * share[prompts.prompt_index])
+            loss = torch.zeros(len(edits), device=lm.device).index_add(0, owner, nll * share)
             if essence is not None:
                 with _changed(lm, module, essence, change):
                     now = _first_token(lm.logits(essence.prompts), essence.prompts).log_softmax(-1)

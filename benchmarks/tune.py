@@ -11,7 +11,6 @@ agents/settings, with how it was found.
 
 import json
 import math
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from typing import Any
 from agents.registry import METHODS
 from agents.settings import build, read_settings, settings_path
 from benchmarks.progress import console_progress
+from benchmarks.records import append, write_whole
 from benchmarks.rollout import run
 from benchmarks.statistics import harmonic_mean
 from benchmarks.suites import find
@@ -128,17 +128,9 @@ def tune(method: str, args: Args) -> Trial:
             about,
         )
         trials[number] = trial
-        _append(path, trial)
+        append(path, trial)
         print(f"{method} {number}: {trial.score:.1f} {record.teacher_forced} {settings}", flush=True)
     return max(trials.values(), key=lambda trial: trial.score)
-
-
-def _append(path: Path, trial: Trial) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    old = path.read_text(encoding="utf-8") if path.exists() else ""
-    partial = path.with_suffix(".partial")
-    partial.write_text(old + json.dumps(trial.__dict__) + "\n", encoding="utf-8")
-    os.replace(partial, path)
 
 
 def main(args: Args) -> None:
@@ -157,12 +149,9 @@ def main(args: Args) -> None:
                 f"Eff/Gen/Spe: {scores['efficacy']:.1f}/{scores['generalization']:.1f}/{scores['specificity']:.1f} "
                 "(python -m benchmarks.tune)"
             )
-            path = settings_path(method)
-            partial = path.with_suffix(".partial")
-            partial.write_text(
-                json.dumps({"settings": best.settings, "chosen": chosen}, indent=2) + "\n", encoding="utf-8"
+            write_whole(
+                settings_path(method), json.dumps({"settings": best.settings, "chosen": chosen}, indent=2) + "\n"
             )
-            os.replace(partial, path)
 
 
 if __name__ == "__main__":

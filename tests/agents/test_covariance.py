@@ -4,13 +4,22 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 from tokenizers import Tokenizer, processors
 from transformers import PreTrainedTokenizerFast
 
-from agents.covariance import collect, effective_dimension, key_covariance, load_covariance, read_texts, sample_text
+from agents.covariance import (
+    collect,
+    covariance_of,
+    effective_dimension,
+    key_covariance,
+    load_covariance,
+    read_texts,
+    sample_text,
+)
 from editenv.data import load_edits
 from editenv.dynamics import EditableLM
 
@@ -108,6 +117,24 @@ def test_collected_in_portions_is_the_same_as_at_once_and_an_interrupted_run_end
     assert torch.equal(parts.sums[name], whole.sums[name])
     assert torch.equal(load_covariance(lm, tmp_path / "parts")[name], whole.covariance()[name])
     assert len(list((tmp_path / "parts").glob("*.safetensors"))) == 1
+
+
+def test_an_agent_gets_the_same_covariance_from_a_text_and_from_its_statistics(
+    make_lm, text_file, tmp_path, monkeypatch
+):
+    lm = make_lm()
+    (name,) = lm.modules
+    env = SimpleNamespace(language_model=lm)
+    monkeypatch.setattr("agents.covariance.PORTION", 16)
+    told = []
+    found = covariance_of(env, text_file, 40, lambda what, done, total: told.append((done, total)))[name]
+    torch.testing.assert_close(found, key_covariance(lm, list(read_texts(text_file)))[name])
+    assert told == [(0, 40), (16, 40), (32, 40), (40, 40)]
+    collect(lm, text_file, tmp_path / "stats", samples=40, portion=16)
+    assert torch.equal(covariance_of(env, str(tmp_path / "stats"), 40)[name], found)
+    (tmp_path / "empty.txt").write_text("\n\n")
+    with pytest.raises(ValueError, match=r"empty\.txt: has no text"):
+        covariance_of(env, str(tmp_path / "empty.txt"), 40)
 
 
 def test_statistics_of_something_else_are_refused(make_lm, text_file, tmp_path):

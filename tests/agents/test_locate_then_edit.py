@@ -19,7 +19,7 @@ from editenv.dynamics import EditableLM, Gradient
 
 LAST = "layers.2.mlp.down_proj"
 MIDDLE = "layers.1.mlp.down_proj"
-VALUE = ValueConfig(learning_rate=0.3, steps=30, weight_decay=0.01)
+VALUE = ValueConfig(learning_rate=0.3, steps=30, weight_decay=0.01, prefixes=0)
 
 
 def matrix(rows, columns, seed):
