@@ -408,7 +408,7 @@ def main() -> None:
     args: Any = tyro.cli(union, prog="editenv", description="Lifelong editing of language models.")
     try:
         COMMANDS[type(args)](args)
-    except (ValueError, FileNotFoundError, BadEditError) as error:
+    except (ValueError, FileNotFoundError, BadEditError, ImportError) as error:  # a method may need an extra
         print(f"editenv: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     except OSError as error:

@@ -100,7 +100,9 @@ def look_up(lm: EditableLM, edits: Sequence[Edit], token: str, prefixes: Sequenc
 
 def _end_of_subject(edit: Edit) -> int:
     if not edit.subject:
-        raise ValueError(f"{edit.id} has no subject, and facts are looked up at the subject's last token")
+        raise ValueError(
+            f"{edit.id} has no subject, at whose last token facts are looked up; give it one, or set token='last'"
+        )
     place = edit.prompt.find(edit.subject)
     if place < 0:
         raise ValueError(f"{edit.id}: the subject {edit.subject!r} does not stand in the prompt {edit.prompt!r}")

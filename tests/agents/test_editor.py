@@ -341,3 +341,14 @@ def test_the_commands_from_a_file_of_edits_to_the_model_and_back(model_folder, t
     assert refused.returncode == 1
     assert "exists already" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def test_a_method_whose_package_is_missing_is_named_without_a_traceback(model_folder, tmp_path):
+    path, method = tmp_path / "edits.jsonl", tmp_path / "mine.py"
+    path.write_text(json.dumps(edits(["Rome"])[0]))
+    method.write_text("import a_package_that_is_not_there\n")
+    options = ["--model", model_folder, "--edits", path, "--output", tmp_path / "out"]
+    refused = command("edit", *options, "--method", f"{method}:Mine")
+    assert refused.returncode == 1
+    assert "No module named 'a_package_that_is_not_there'" in refused.stderr
+    assert "Traceback" not in refused.stderr
