@@ -40,6 +40,7 @@ def _config(method: str) -> TrainConfig:
 
 # One budget for every trained row with one action per batch.
 PAPER, PRECONDITIONED, CLOSED_LOOP = _config("rledit"), _config("rledit-p"), _config("rledit-p-k4")
+LONG = _config("rledit-p-long")
 
 # The paper's network without the paper's gradient; a trajectory is one optimiser step, as above, but on several episodes.
 EPISODES: dict[str, Any] = {
@@ -146,6 +147,14 @@ AGENTS: dict[str, tuple[str, Callable[[], Agent]]] = {
         lambda: RLEdit(replace(PRECONDITIONED, environment="fixed")),
     ),
     "rledit-p-long": ("RLEdit with P, trained over trajectories of 3,000 edits", tuned("rledit-p-long")),
+    "rledit-p-long-fixed": (
+        "the same, trained on the fixed initial model",
+        lambda: RLEdit(replace(LONG, environment="fixed")),
+    ),
+    "rledit-p-long-step-credit": (
+        "the same with each delta answering for its own reward only",
+        lambda: RLEdit(replace(LONG, credit="step")),
+    ),
     "untrained-p-k4": ("the untrained network with P, four actions", lambda: RLEdit(CLOSED_LOOP, train=False)),
     "rledit-p-k4": ("RLEdit with P, four actions", tuned("rledit-p-k4")),
     # Reinforcement learning in general, on two numbers a module (Stable-Baselines3).
