@@ -7,6 +7,7 @@ import torch
 
 from agents.base import Agent, Progress
 from agents.covariance import key_covariance, sample_text, training_edits
+from agents.preconditioner import inverse_root
 from editenv.env import Action, LifelongEditEnv, Observation
 from editenv.prompts import Prompts
 from editenv.questions import PROMPT, Questions, ask
@@ -80,23 +81,26 @@ class FineTune(Agent):
 class JointFineTune(Agent):
     """The ceiling: all edits of the stream at once, to convergence, in the first action; no lifelong editor can do that.
 
-    Minimises ``mean -log p + ridge * tr(D^T C D)`` with L-BFGS, where C is the text's key covariance: the best a single
-    delta of these modules does at keeping everything else.
+    Minimises ``sum -log p + ridge * tr(D^T C D)`` with L-BFGS, where C is the text's key covariance: the best a single delta
+    of these modules does at keeping everything else. What L-BFGS sees is Z of ``D = (C + eps I)^(-1/2) Z``: most directions
+    hardly occur in text, and in D itself it would creep along them for thousands of iterations.
 
     Args:
-        ridge: Weight of the penalty.
+        ridge: Weight of the penalty, beside a sum over edits: of more edits each gets less of its way.
         steps: L-BFGS iterations at most.
-        tolerance: Smallest change of the objective that is worth another iteration.
+        tolerance: Smallest change of the objective, a mean over edits, that is worth another iteration.
+        epsilon: Of the change of variables, relative to C's mean eigenvalue; what is minimised does not depend on it.
     """
 
     reads_text = True
     looks_at_model = True
 
-    def __init__(self, ridge: float = 3e-6, steps: int = 150, tolerance: float = 1e-5) -> None:
-        self.ridge, self.steps, self.tolerance = ridge, steps, tolerance
+    def __init__(self, ridge: float = 5e-3, steps: int = 300, tolerance: float = 1e-6, epsilon: float = 1e-4) -> None:
+        self.ridge, self.steps, self.tolerance, self.epsilon = ridge, steps, tolerance, epsilon
 
     def prepare(self, env: LifelongEditEnv, seed: int, progress: Progress) -> None:
         self._covariance = key_covariance(env.language_model, sample_text(training_edits(env)))
+        self._whiten = {name: inverse_root(matrix, self.epsilon) for name, matrix in self._covariance.items()}
 
     def begin(self, env: LifelongEditEnv) -> None:
         self._env = env
@@ -109,26 +113,30 @@ class JointFineTune(Agent):
         start = {name: lm.weight(name).clone() for name in lm.modules}
         prompts = edit_prompts(ask(lm, env.stream))
         loss = negative_log_likelihood(prompts, len(env.stream))
-        weights = {name: weight.clone() for name, weight in start.items()}
+        ridge = self.ridge / len(env.stream)
+        whitened = {name: torch.zeros_like(weight) for name, weight in start.items()}
         optimizer = torch.optim.LBFGS(
-            list(weights.values()),
+            list(whitened.values()),
             max_iter=self.steps,
             tolerance_change=self.tolerance,
             history_size=10,
             line_search_fn="strong_wolfe",
         )
 
+        def deltas() -> dict[str, torch.Tensor]:
+            return {name: self._whiten[name] @ z for name, z in whitened.items()}
+
         def closure() -> float:
-            lm.assign(weights)
+            changes = deltas()
+            lm.assign({name: start[name] + change for name, change in changes.items()})
             value, gradients = lm.gradients(prompts, loss)
             total = float(value)
-            for name, gradient in gradients.items():
-                weight = weights[name]
-                pull = self._covariance[name] @ (weight - start[name])
-                total += self.ridge * float(((weight - start[name]) * pull).sum())
-                weight.grad = gradient.dense() + 2 * self.ridge * pull
+            for name, change in changes.items():
+                pull = self._covariance[name] @ change
+                total += ridge * float((change * pull).sum())
+                whitened[name].grad = self._whiten[name] @ (gradients[name].dense() + 2 * ridge * pull)
             return total
 
         optimizer.step(closure)
         lm.restore(before)
-        return {name: weight - start[name] for name, weight in weights.items()}
+        return deltas()

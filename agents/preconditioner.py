@@ -28,6 +28,17 @@ def inverse_covariance(covariance: torch.Tensor, epsilon: float) -> torch.Tensor
     return inverse / (inverse * covariance).sum()
 
 
+def inverse_root(covariance: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """The symmetric ``(C + eps I)^(-1/2)``, which whitens the text's keys.
+
+    Args:
+        covariance: C, ``(d_in, d_in)``.
+        epsilon: Ridge on it, relative to its mean eigenvalue.
+    """
+    values, vectors = torch.linalg.eigh(regularised(covariance.double(), epsilon))
+    return ((vectors * values.rsqrt()) @ vectors.T).to(covariance)
+
+
 def null_space(covariance: torch.Tensor, threshold: float) -> torch.Tensor:
     """The projection onto the eigenvectors of C whose eigenvalues are below the threshold (AlphaEdit, section 3.1).
 

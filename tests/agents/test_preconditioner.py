@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from agents.preconditioner import Preconditioner, inverse_covariance, null_space
+from agents.preconditioner import Preconditioner, inverse_covariance, inverse_root, null_space
 from editenv.dynamics import Gradient
 
 
@@ -16,6 +16,13 @@ def test_start_is_the_scaled_inverse_of_the_covariance():
     inverse = torch.linalg.inv(C + 0.1 * torch.linalg.eigvalsh(C).mean() * torch.eye(6))
     torch.testing.assert_close(found / found[0, 0], inverse / inverse[0, 0])
     assert (found * C).sum() == pytest.approx(1)  # E[u^T P u] of the text
+
+
+def test_the_inverse_root_whitens():
+    C = covariance(6)
+    root = inverse_root(C, epsilon=0.1)
+    torch.testing.assert_close(root, root.T)
+    torch.testing.assert_close(root @ (C + 0.1 * C.trace() / 6 * torch.eye(6)) @ root, torch.eye(6).double())
 
 
 def test_absorbing_is_the_inverse_of_the_grown_covariance():
