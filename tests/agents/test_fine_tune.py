@@ -4,10 +4,9 @@ import pytest
 import torch
 from plain import edited_weights, mean, nll
 
-from agents.covariance import key_covariance, sample_text
+from agents.covariance import key_covariance
 from agents.fine_tune import FineTune, JointFineTune
 from agents.no_edit import NoEdit
-from editenv.data import load_edits
 from editenv.deltas import dense
 
 LAST = "model.layers.2.mlp.down_proj"
