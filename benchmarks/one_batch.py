@@ -2,6 +2,10 @@
 
     python -m benchmarks.one_batch mend malmen lora
     python -m benchmarks.one_batch rome --edits 1 --batches 20 --floor 95
+    python -m benchmarks.one_batch ultraedit lora --settings atlas-one-batch
+
+The rows of the tables are set for a thousand edits to come, and some buy that with half-done edits; --settings takes those of
+another folder of agents/settings.
 
 Each batch starts from theta_0. Efficacy is teacher-forced and averaged over the batches; if a method stays below the floor, the
 command fails at the end. A method that fails here is broken or badly set; one that passes may still forget along a stream.
@@ -14,7 +18,8 @@ from typing import Annotated
 import tyro
 
 from agents.base import Agent, Progress
-from agents.registry import make_agent
+from agents.registry import METHODS, make_agent
+from agents.settings import build, read_settings
 from benchmarks.progress import console_progress
 from benchmarks.rollout import mean
 from editenv.env import LifelongEditEnv
@@ -25,6 +30,8 @@ from editenv.metrics import METRICS
 class Args:
     methods: Annotated[tuple[str, ...], tyro.conf.Positional]
     """Rows of agents.registry, or file.py:Class."""
+    settings: str | None = None
+    """Folder of agents/settings with a file for each of the methods; without one they are as in the tables."""
     edits: int = 20
     """Edits in a batch."""
     batches: int = 1
@@ -68,10 +75,24 @@ def one_batch(agent: Agent, args: Args, progress: Progress) -> dict[str, float |
     return {metric: mean([row[metric] for row in found]) for metric in METRICS}
 
 
+def chosen(name: str, folder: str | None) -> Agent:
+    """The row, or the method with the settings of this folder.
+
+    Raises:
+        FileNotFoundError: If the folder has none for it.
+        ValueError: If there is no such row or method.
+    """
+    if folder is None:
+        return make_agent(name)
+    if name not in METHODS:
+        raise ValueError(f"{name!r} takes no settings; these do: {', '.join(METHODS)}")
+    return build(METHODS[name], read_settings(name, folder))
+
+
 def main(args: Args) -> int:
     try:
-        agents = {name: make_agent(name) for name in args.methods}
-    except ValueError as error:
+        agents = {name: chosen(name, args.settings) for name in args.methods}
+    except (FileNotFoundError, ValueError) as error:
         raise SystemExit(str(error)) from None
     below = []
     for name, agent in agents.items():

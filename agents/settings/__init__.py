@@ -26,7 +26,10 @@ def read_settings(method: str, model: str = "atlas") -> dict[str, Any]:
     Raises:
         FileNotFoundError: If there are none for this model.
     """
-    found: dict[str, Any] = json.loads(settings_path(method, model).read_text(encoding="utf-8"))["settings"]
+    path = settings_path(method, model)
+    if not path.exists():
+        raise FileNotFoundError(f"no settings of {method!r} for {model!r}: there is no {path}")
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["settings"]
     return found
 
 

@@ -59,6 +59,19 @@ def test_figures_are_means_over_batches_that_each_start_from_theta_0(tiny):
         assert value == pytest.approx((single[0][metric] + single[1][metric]) / 2, abs=1e-3)
 
 
+def test_settings_of_another_folder_are_taken(tiny, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "alone"
+    folder.mkdir()
+    (folder / "fine-tune.json").write_text('{"settings": {"steps": 60, "learning_rate": 0.02}, "chosen": "here"}')
+    monkeypatch.setattr("agents.settings.settings_path", lambda method, model: tmp_path / model / f"{method}.json")
+    assert main(tiny("fine-tune", settings="alone")) == 0
+    assert "efficacy 100.0" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r"rome.*alone"):
+        main(tiny("rome", settings="alone"))
+    with pytest.raises(SystemExit, match="no-edit"):
+        main(tiny("no-edit", settings="alone"))
+
+
 def test_an_unknown_method_is_named_before_anything_runs(tiny):
     with pytest.raises(SystemExit, match="rl-edit"):
         main(tiny("no-edit", "rl-edit"))
