@@ -81,21 +81,21 @@ class FineTune(Agent):
 class JointFineTune(Agent):
     """The ceiling: all edits of the stream at once, to convergence, in the first action; no lifelong editor can do that.
 
-    Minimises ``sum -log p + ridge * tr(D^T C D)`` with L-BFGS, where C is the text's key covariance: the best a single delta
+    Minimises ``mean -log p + ridge * tr(D^T C D)`` with L-BFGS, where C is the text's key covariance: the best a single delta
     of these modules does at keeping everything else. What L-BFGS sees is Z of ``D = (C + eps I)^(-1/2) Z``: most directions
     hardly occur in text, and in D itself it would creep along them for thousands of iterations.
 
     Args:
-        ridge: Weight of the penalty, beside a sum over edits: of more edits each gets less of its way.
+        ridge: Weight of the penalty.
         steps: L-BFGS iterations at most.
-        tolerance: Smallest change of the objective, a mean over edits, that is worth another iteration.
+        tolerance: Smallest change of the objective that is worth another iteration.
         epsilon: Of the change of variables, relative to C's mean eigenvalue; what is minimised does not depend on it.
     """
 
     reads_text = True
     looks_at_model = True
 
-    def __init__(self, ridge: float = 5e-3, steps: int = 300, tolerance: float = 1e-6, epsilon: float = 1e-4) -> None:
+    def __init__(self, ridge: float = 5e-6, steps: int = 300, tolerance: float = 1e-6, epsilon: float = 1e-4) -> None:
         self.ridge, self.steps, self.tolerance, self.epsilon = ridge, steps, tolerance, epsilon
 
     def prepare(self, env: LifelongEditEnv, seed: int, progress: Progress) -> None:
@@ -113,7 +113,6 @@ class JointFineTune(Agent):
         start = {name: lm.weight(name).clone() for name in lm.modules}
         prompts = edit_prompts(ask(lm, env.stream))
         loss = negative_log_likelihood(prompts, len(env.stream))
-        ridge = self.ridge / len(env.stream)
         whitened = {name: torch.zeros_like(weight) for name, weight in start.items()}
         optimizer = torch.optim.LBFGS(
             list(whitened.values()),
@@ -133,8 +132,8 @@ class JointFineTune(Agent):
             total = float(value)
             for name, change in changes.items():
                 pull = self._covariance[name] @ change
-                total += ridge * float((change * pull).sum())
-                whitened[name].grad = self._whiten[name] @ (gradients[name].dense() + 2 * ridge * pull)
+                total += self.ridge * float((change * pull).sum())
+                whitened[name].grad = self._whiten[name] @ (gradients[name].dense() + 2 * self.ridge * pull)
             return total
 
         optimizer.step(closure)
