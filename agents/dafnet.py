@@ -64,6 +64,9 @@ class DAFNetConfig:
     """Weight of the KL divergence from theta_0 on their locality prompts."""
     judged: int = 16
     """Edits of a sequence that the loss is taken on, drawn anew each time (48)."""
+    shortest: int = 1
+    """Edits in a sequence at least, where the curriculum begins (1). An edit of n counts for about 1/n of the step size, so that
+    no one step size serves both few and many: what is trained from 1 on does little once there are many."""
     longest: int = 200
     """Where the curriculum ends: edits in a sequence (1000)."""
     patience: int = 30
@@ -76,6 +79,10 @@ class DAFNetConfig:
     """Largest norm of the gradient."""
     warm_up_edits: int = 500
     """Edits that the normaliser and the units come from. The public code lets the normaliser go on while it trains."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.shortest <= self.longest:
+            raise ValueError(f"shortest must be from 1 to longest, not {self.shortest} with longest {self.longest}")
 
 
 class FusionLayer(nn.Module):
@@ -332,9 +339,9 @@ def train(network: DAFNetwork, env: LifelongEditEnv, seed: int, progress: Progre
             {"params": [network.log_step_size], "lr": config.scalar_learning_rate},
         ]
     )
-    length, running, best, since = 1, 1.0, math.inf, 0
+    length, running, best, since = config.shortest, 1.0, math.inf, 0
     for step in range(config.steps):
-        sequence = [edits[i] for i in rng.sample(range(len(edits)), min(rng.randint(1, length), len(edits)))]
+        sequence = [edits[i] for i in rng.sample(range(len(edits)), min(rng.randint(config.shortest, length), len(edits)))]
         prompts = lm.encode([e.prompt for e in sequence], [e.target for e in sequence])
         deltas, _, _ = network(gradients_of(lm, prompts), prompts.lengths, network.nothing_past())
         questions = ask(lm, rng.sample(sequence, min(config.judged, len(sequence))))

@@ -220,6 +220,20 @@ def test_training_starts_short_and_goes_to_the_longest_sequence(make_env, small_
     assert all(torch.equal(value, before[name]) for name, value in env.language_model.snapshot().items())
 
 
+def test_no_sequence_is_shorter_than_the_shortest(make_env, small_world, monkeypatch):
+    env = make_env(modules=[LAST])
+    seen = []
+    forward = DAFNetwork.forward
+    monkeypatch.setattr(
+        DAFNetwork, "forward", lambda self, g, lengths, past: seen.append(len(lengths)) or forward(self, g, lengths, past)
+    )
+    begun(env, DAFNet(replace(CONFIG, steps=12, shortest=5, patience=1)))
+    assert seen[0] == min(seen) == 5
+    assert 5 < max(seen) <= 8
+    with pytest.raises(ValueError, match="shortest must be from 1 to longest, not 9"):
+        replace(CONFIG, shortest=9)
+
+
 def test_training_lowers_the_loss_and_the_seed_decides_everything(make_env, small_world):
     env = make_env(modules=[LAST])
     losses = []
