@@ -227,7 +227,8 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         self.language_model.apply(deltas)
         terms = self.judge(deltas)
         scores = metrics.teacher_forced(self.language_model, self.questions).percentages()
-        self.history.add(self.batches_done, self.attempt, self.questions, terms, scores)
+        mapped = self.questions if self.render_mode == "rgb_array" else None
+        self.history.add(self.batches_done, self.attempt, mapped, terms, scores)
         return terms, scores
 
     def _move_on(

@@ -59,7 +59,8 @@ class Prompts:
         row_offset = prompt_offset = 0
         hidden, rows, prompt_index = [], [], []
         for part in parts:
-            hidden.append(nn.functional.pad(part.hidden, (0, 0, 0, width - part.hidden.shape[1])))
+            missing = width - part.hidden.shape[1]
+            hidden.append(nn.functional.pad(part.hidden, (0, 0, 0, missing)) if missing else part.hidden)
             rows.append(part.rows + row_offset)
             prompt_index.append(part.prompt_index + prompt_offset)
             row_offset += part.hidden.shape[0]

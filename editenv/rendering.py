@@ -23,7 +23,7 @@ class History:
 
     Attributes:
         steps: ``(batch, attempt, terms, scores)`` of every step.
-        questions: The questions about every batch edited so far.
+        questions: The questions about every batch edited so far, if there is to be a heat map: they are large.
         retention: One row for each look back: efficacy, 0 to 100, of every batch done by then.
     """
 
@@ -32,10 +32,10 @@ class History:
     retention: list[tuple[int, list[float]]] = field(default_factory=list)
 
     def add(
-        self, batch: int, attempt: int, questions: Questions, terms: RewardTerms, scores: dict[str, float | None]
+        self, batch: int, attempt: int, questions: Questions | None, terms: RewardTerms, scores: dict[str, float | None]
     ) -> None:
         self.steps.append((batch, attempt, terms, scores))
-        if batch == len(self.questions):
+        if questions is not None and batch == len(self.questions):
             self.questions.append(questions)
 
     def look_back(self, lm: EditableLM) -> None:

@@ -79,7 +79,7 @@ def prepare(lm: EditableLM, questions: Questions) -> RewardBatch:
     per_prompt = 1 / (edits * torch.bincount(group, minlength=2 * edits)[group] * prompts.lengths)
     rephrase_tokens = int(prompts.lengths[~is_locality].sum())
     with lm.at_initial_weights():
-        reference = lm.logits(prompts)[rephrase_tokens:].log_softmax(-1)
+        reference = lm.logits(prompts.select(is_locality)).log_softmax(-1)
     return RewardBatch(prompts, rephrase_tokens, per_prompt[prompts.prompt_index], reference)
 
 
