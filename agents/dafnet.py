@@ -341,7 +341,9 @@ def train(network: DAFNetwork, env: LifelongEditEnv, seed: int, progress: Progre
     )
     length, running, best, since = config.shortest, 1.0, math.inf, 0
     for step in range(config.steps):
-        sequence = [edits[i] for i in rng.sample(range(len(edits)), min(rng.randint(config.shortest, length), len(edits)))]
+        sequence = [
+            edits[i] for i in rng.sample(range(len(edits)), min(rng.randint(config.shortest, length), len(edits)))
+        ]
         prompts = lm.encode([e.prompt for e in sequence], [e.target for e in sequence])
         deltas, _, _ = network(gradients_of(lm, prompts), prompts.lengths, network.nothing_past())
         questions = ask(lm, rng.sample(sequence, min(config.judged, len(sequence))))

@@ -132,6 +132,10 @@ AGENTS: dict[str, tuple[str, Callable[[], Agent]]] = {
     ),
     "rledit-no-memory": ("RLEdit without memory backtracking", lambda: RLEdit(replace(PAPER, memory_batches=0))),
     "rledit-no-regularization": ("RLEdit without its regularizer", lambda: RLEdit(replace(PAPER, regularization=0.0))),
+    "rledit-previous-reference": (
+        "RLEdit with locality measured against the model before the batch, not the initial one",
+        lambda: RLEdit(replace(PAPER, reference="previous")),
+    ),
     # The same network, trained in other ways.
     "online-rledit": (
         "RLEdit with an optimiser step after every reward (the paper, section 3.2, rejects it)",

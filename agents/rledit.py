@@ -59,6 +59,8 @@ class TrainConfig:
     """fixed undoes every batch, so that the policy only ever sees theta_0: how MEND and MALMEN are trained."""
     locality: float = 0.6
     """lambda_loc of eq. 8."""
+    reference: Literal["initial", "previous"] = "initial"
+    """What the locality loss compares with: theta_0 (eq. 7), or, as the public code has it, theta_{t-1}."""
     memory_decay: float = 0.95
     """mu of eq. 9."""
     memory_batches: int = 10
@@ -83,6 +85,8 @@ class TrainConfig:
     """The network; the training is a plug-in to any of them (section 3.3)."""
 
     def __post_init__(self) -> None:
+        if self.reference == "previous" and self.environment == "fixed":
+            raise ValueError("reference: in the environment 'fixed' every batch comes to theta_0; there is no other")
         if self.preconditioner and self.policy.network != "malmen":
             raise ValueError(
                 f"preconditioner: it goes into a ridge regression, which the network {self.policy.network!r} does not have"
@@ -236,6 +240,7 @@ def training_environment(env: LifelongEditEnv, config: TrainConfig) -> LifelongE
         actions_per_batch=config.actions_per_batch,
         horizon=config.horizon,
         locality=config.locality,
+        reference=config.reference,
         memory_decay=config.memory_decay,
         memory_batches=config.memory_batches,
         regularization=config.regularization,

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import gymnasium as gym
 import numpy as np
@@ -55,6 +55,7 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         horizon: Batches after which the episode is truncated; None goes on to the end of the stream.
         modules: Edited modules, as endings of dotted names; None takes the model's default.
         locality, memory_decay, memory_batches, regularization: The reward's lambda_loc, mu, k and eta.
+        reference: What its locality loss compares with: :class:`editenv.rewards.RewardConfig`.
         redraw: Draw new targets and phrasings at each reset (atlas' training split only).
         device: A torch device.
         dtype: The weights' type: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
@@ -92,6 +93,7 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         dtype: str = "float32",
         render_mode: str | None = None,
         dataset_options: Mapping[str, Any] | None = None,
+        reference: Literal["initial", "previous"] = "initial",
     ) -> None:
         for name, value in (("edits_per_step", edits_per_step), ("actions_per_batch", actions_per_batch)):
             if value < 1:
@@ -104,7 +106,7 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         self.edits_per_step = edits_per_step
         self.actions_per_batch = actions_per_batch
         self.horizon = horizon
-        self.reward_config = RewardConfig(locality, memory_decay, memory_batches, regularization)
+        self.reward_config = RewardConfig(locality, memory_decay, memory_batches, regularization, reference)
         self.model_arguments: dict[str, Any] = {
             "model": model,
             "dataset": dataset,
@@ -369,7 +371,7 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         self._batch = list(edits)
         self.questions = ask(self.language_model, self._batch)
         self._edit_prompts = self.questions.prompts.select(self.questions.kind == PROMPT)
-        self._reward_batch = rewards.prepare(self.language_model, self.questions)
+        self._reward_batch = rewards.prepare(self.language_model, self.questions, self.reward_config.reference)
 
     def _upcoming(self) -> Sequence[Edit]:
         """The edits that :meth:`_advance` would open; none if it would not."""

@@ -1,7 +1,9 @@
 """The reward of one transition, equations 7 to 10 of RLEdit (Li et al. 2025), each term by name."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 import torch
 
@@ -23,8 +25,13 @@ class RewardConfig:
     """k: how many past batches are looked back at; 0 turns memory backtracking off."""
     regularization: float = 1e-4
     """eta: weight of the squared norm of the delta."""
+    reference: Literal["initial", "previous"] = "initial"
+    """What the locality loss compares with: theta_0 (eq. 7), or the weights that the batch was first shown at, which are
+    theta_{t-1}, as in the public code. A batch that is looked back at keeps them; no gradient goes through them."""
 
     def __post_init__(self) -> None:
+        if self.reference not in ("initial", "previous"):
+            raise ValueError(f"reference must be 'initial' or 'previous', not {self.reference!r}")
         if self.memory_batches < 0 or not 0 <= self.memory_decay <= 1:
             raise ValueError(
                 f"memory_batches must be >= 0 and memory_decay in [0, 1], not {self.memory_batches}, {self.memory_decay}"
@@ -54,7 +61,8 @@ class RewardBatch:
         rephrase_tokens: How many of the answer tokens belong to rephrases.
         weights: ``(A,)``: each token's share in the mean over the batch's edits, so that both losses of eq. 7 are plain
             weighted sums.
-        reference: ``(A - rephrase_tokens, vocabulary)`` log-probabilities of theta_0 on the locality prompts.
+        reference: ``(A - rephrase_tokens, vocabulary)`` log-probabilities of theta_0 on the locality prompts (or of other
+            weights, see :class:`RewardConfig`).
     """
 
     prompts: Prompts
@@ -64,8 +72,8 @@ class RewardBatch:
 
 
 @torch.no_grad()
-def prepare(lm: EditableLM, questions: Questions) -> RewardBatch:
-    """Does everything about a batch that does not depend on the edited weights.
+def prepare(lm: EditableLM, questions: Questions, reference: Literal["initial", "previous"] = "initial") -> RewardBatch:
+    """Does everything about a batch that does not depend on what its edit will do to the weights.
 
     An edit without rephrases is judged on its own prompt, one without locality prompts has no locality loss.
     """
@@ -78,9 +86,9 @@ def prepare(lm: EditableLM, questions: Questions) -> RewardBatch:
     group = owner + edits * is_locality
     per_prompt = 1 / (edits * torch.bincount(group, minlength=2 * edits)[group] * prompts.lengths)
     rephrase_tokens = int(prompts.lengths[~is_locality].sum())
-    with lm.at_initial_weights():
-        reference = lm.logits(prompts.select(is_locality)).log_softmax(-1)
-    return RewardBatch(prompts, rephrase_tokens, per_prompt[prompts.prompt_index], reference)
+    with lm.at_initial_weights() if reference == "initial" else nullcontext():
+        log_probs = lm.logits(prompts.select(is_locality)).log_softmax(-1)
+    return RewardBatch(prompts, rephrase_tokens, per_prompt[prompts.prompt_index], log_probs)
 
 
 def _losses(batches: Sequence[RewardBatch], logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -225,7 +225,9 @@ def test_no_sequence_is_shorter_than_the_shortest(make_env, small_world, monkeyp
     seen = []
     forward = DAFNetwork.forward
     monkeypatch.setattr(
-        DAFNetwork, "forward", lambda self, g, lengths, past: seen.append(len(lengths)) or forward(self, g, lengths, past)
+        DAFNetwork,
+        "forward",
+        lambda self, g, lengths, past: seen.append(len(lengths)) or forward(self, g, lengths, past),
     )
     begun(env, DAFNet(replace(CONFIG, steps=12, shortest=5, patience=1)))
     assert seen[0] == min(seen) == 5

@@ -3,7 +3,7 @@ import itertools
 
 import pytest
 import torch
-from plain import batch_loss, batch_losses, edited_weights, kl, nll, random_deltas
+from plain import answer_logits, batch_loss, batch_losses, edited_weights, kl, nll, random_deltas
 
 from editenv.data import Edit
 from editenv.deltas import LowRank
@@ -64,6 +64,27 @@ def test_terms_are_equations_7_to_10(lm, base, tokenizer, edits, past):
         assert getattr(terms, name) == pytest.approx(expected[name], rel=1e-4, abs=1e-5)
     assert terms.reward == pytest.approx(-expected["loss"] - 0.01 * expected["regularization"], rel=1e-4)
     assert terms.as_dict() == {name: getattr(terms, name) for name in terms.as_dict()}
+
+
+def test_the_reference_may_be_the_weights_that_a_batch_came_to(make_env, base, tokenizer):
+    module = "model.layers.2.mlp.down_proj"
+    env = make_env(modules=[module], reference="previous", edits_per_step=3, memory_batches=0)
+    env.reset(seed=0)
+    lm = env.language_model
+    first, second = random_deltas(lm, scale=0.2), random_deltas(lm, seed=1, scale=0.2)
+    env.step(first)
+    batch = list(env.batch)
+    terms = env.step(second)[-1]["reward_terms"]
+    before, after = (edited_weights(base, {module: d}) for d in (first[module], first[module] + second[module]))
+    expected = []
+    for edit in batch:
+        rows = []
+        for item in edit.locality:
+            old = answer_logits(base, tokenizer, item.prompt, item.answer, before)[0].log_softmax(-1)
+            new = answer_logits(base, tokenizer, item.prompt, item.answer, after)[0].log_softmax(-1)
+            rows.append(float((old.exp() * (old - new)).sum(-1).mean()))
+        expected.append(sum(rows) / len(rows))
+    assert terms["locality"] == pytest.approx(sum(expected) / len(expected), rel=1e-3)
 
 
 def test_preparing_at_edited_weights_refers_to_theta_0(lm, base, tokenizer, edits):
@@ -199,7 +220,9 @@ def test_a_low_rank_delta_is_charged_like_its_matrix(make_lm, edits):
     assert factored.reward == pytest.approx(whole.reward, rel=1e-5)
 
 
-@pytest.mark.parametrize("wrong", [{"memory_batches": -1}, {"memory_decay": 1.5}, {"memory_decay": -0.1}])
+@pytest.mark.parametrize(
+    "wrong", [{"memory_batches": -1}, {"memory_decay": 1.5}, {"memory_decay": -0.1}, {"reference": "theta_0"}]
+)
 def test_coefficients_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         RewardConfig(**wrong)
