@@ -6,8 +6,10 @@ of the edited modules, which gives the two factors ``keys`` and ``value_grads`` 
 **What never changes is computed once.** The layers below the first edited one are frozen for the whole life of a run, so
 :meth:`EditableLM.encode` runs them once per prompt and keeps their output; every later forward starts there. When the
 first edited module sits in the MLP of its layer, that layer's attention is frozen too; and when that layer is the last
-one, tokens no longer see each other and only the answer positions are kept at all. Whether a model's layers have the
-form this needs is not assumed but checked, at construction, against the whole model.
+one, tokens no longer see each other and only the answer positions are kept at all. If moreover the MLP's output
+projection is all that is edited, as by default, its inputs never change and are kept too: a forward is then that module,
+the last norm and the head. Whether a model's layers have the form this needs is not assumed but checked, at construction,
+against the whole model.
 """
 
 import copy
@@ -25,6 +27,10 @@ from editenv.prompts import Prompts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+TEXTS_KEPT = 2**16
+"""Texts whose tokens are kept, about 40 MB of them."""
 
 
 class _StopForward(Exception):  # noqa: N818 - a signal, not an error
@@ -77,6 +83,8 @@ class FrozenOutputs:
 
     def __init__(self, limit: int = 256 * 2**20) -> None:
         self.limit = limit
+        self.tokens: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
+        """Of texts met before."""
         self._bytes = 0
         self._kept: dict[tuple[int, tuple[int, ...]], torch.Tensor] = {}
 
@@ -94,6 +102,7 @@ class FrozenOutputs:
 
     def clear(self) -> None:
         self._kept.clear()
+        self.tokens.clear()
         self._bytes = 0
 
 
@@ -147,10 +156,17 @@ class EditableLM:
             self._layers[self.first_layer], self.modules, stack_name, self.first_layer
         )
         self.frozen_attention = self._attention is not None
+        self.frozen_keys = False
+        """Whether the edited module's inputs are kept: it ends the last layer's MLP, and nothing else is edited."""
         if self.frozen_attention and not self._cut_is_exact():
             self.frozen_attention = False
         if not self.frozen_attention and not self._cut_is_exact():
             raise ValueError(f"{type(model).__name__}: the layers of {stack_name} cannot be run from the middle")
+        self._width = self.model.get_output_embeddings().get_parameter("weight").shape[1]
+        ends_the_mlp = len(self.modules) == 1 and self.shape(*self.modules)[1] == self._width
+        if self.answer_positions_only and ends_the_mlp:
+            self.frozen_keys = True
+            self.frozen_keys = self._cut_is_exact()
 
     # -- shapes and weights ---------------------------------------------------------------------------------------
 
@@ -231,6 +247,16 @@ class EditableLM:
         tails = self.tokenizer([f" {answer}" for answer in answers], add_special_tokens=False)["input_ids"]
         return list(zip(heads, tails, strict=True))
 
+    def _tokens_of(self, texts: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
+        """:meth:`tokenize`, which takes as long as a product with an edited weight, once for a text."""
+        known = self.frozen_outputs.tokens
+        if new := [text for text in dict.fromkeys(texts) if text not in known]:
+            known |= zip(new, self.tokenize(*map(list, zip(*new, strict=True))), strict=True)
+        found = [known[text] for text in texts]
+        if len(known) > TEXTS_KEPT:
+            known.clear()
+        return found
+
     @torch.no_grad()
     def encode(
         self, prompts: Sequence[str], answers: Sequence[str], batch_size: int = 48, reuse: bool = True
@@ -246,7 +272,7 @@ class EditableLM:
             batch_size: Prompts run together.
             reuse: False computes everything anew, for honest timings.
         """
-        pairs = self.tokenize(prompts, answers)
+        pairs = self._tokens_of(list(zip(prompts, answers, strict=True)))
         # The last answer token is predicted, never read.
         texts = [(len(head), tuple(head + tail[:-1])) for head, tail in pairs]
         fresh = sorted(
@@ -258,25 +284,24 @@ class EditableLM:
             width = len(chunk[-1][1])
             ids = torch.tensor([[*row, *[0] * (width - len(row))] for _, row in chunk])
             hidden = self._frozen_output(ids.to(self.device))
-            for j, (head, row) in enumerate(chunk):
-                found[head, row] = hidden[j, head - 1 if self.answer_positions_only else 0 : len(row)].clone()
+            pieces = [
+                hidden[j, head - 1 if self.answer_positions_only else 0 : len(row)]
+                for j, (head, row) in enumerate(chunk)
+            ]
+            rows = torch.cat(pieces)  # a copy of what is kept and of nothing else
+            if self.frozen_keys:
+                rows = self._with_keys(rows)
+            pieces = list(rows.split([len(piece) for piece in pieces]))
+            found.update(zip(chunk, pieces, strict=True))
         pieces = [found[text] if text in found else self.frozen_outputs[text] for text in texts]
         if reuse:
             self.frozen_outputs.keep(found)
-        lengths = torch.tensor([len(tail) for _, tail in pairs], device=self.device)
-        prompt_index = torch.repeat_interleave(torch.arange(len(pairs), device=self.device), lengths)
-        labels = torch.tensor([token for _, tail in pairs for token in tail], device=self.device)
-        if self.answer_positions_only:
-            stacked = torch.cat(pieces)[:, None]
-            rows_of = torch.arange(len(labels), device=self.device)
-            columns = torch.zeros_like(rows_of)
-        else:
-            stacked = nn.utils.rnn.pad_sequence(pieces, batch_first=True)
-            rows_of = prompt_index
-            columns = torch.tensor(
-                [len(head) - 1 + j for head, tail in pairs for j in range(len(tail))], device=self.device
-            )
-        return Prompts(stacked.contiguous(), rows_of, columns, labels, prompt_index, lengths)
+        starts = (
+            None if self.answer_positions_only else torch.tensor([len(h) - 1 for h, _ in pairs], device=self.device)
+        )
+        labels = torch.tensor([token for _, tail in pairs for token in tail], dtype=torch.long, device=self.device)
+        lengths = torch.tensor([len(tail) for _, tail in pairs], dtype=torch.long, device=self.device)
+        return Prompts(pieces, starts, labels, lengths)
 
     def forget(self) -> None:
         """Drops the kept outputs: their last bits depend on which prompts they were run with."""
@@ -307,17 +332,35 @@ class EditableLM:
 
     def logits(self, prompts: Prompts) -> torch.Tensor:
         """``(A, vocabulary)`` logits at the answer positions, at the current weights, in float32."""
+
+        rows, columns = prompts.rows, prompts.columns
+
+        def select(_: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+            return (args[0][rows, columns], *args[1:])
+
+        if not len(prompts):
+            head = self.model.get_output_embeddings().get_parameter("weight")
+            return torch.zeros(0, len(head), device=self.device)
+        hidden = prompts.hidden
+        with ExitStack() as stack:
+            if self.frozen_keys:
+                assert self._mlp is not None
+                hidden, keys = hidden[..., : self._width], hidden[..., self._width :]
+                (module,) = self.modules.values()
+                stack.enter_context(_forward_replaced(self._mlp, lambda *_, **__: module(keys)))
+            stack.enter_context(_hooked(self.model.get_output_embeddings().register_forward_pre_hook(select)))
+            return self._run_from_cut(hidden).logits.float()
+
+    def _run_from_cut(self, hidden: torch.Tensor) -> Any:
+        """The model's output, with the frozen layers passed through."""
         layer = self._layers[self.first_layer]
 
         def enter(
             _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
         ) -> tuple[tuple[Any, ...], dict[str, Any]]:
             if args:
-                return (prompts.hidden, *args[1:]), kwargs
-            return args, kwargs | {"hidden_states": prompts.hidden}
-
-        def select(_: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-            return (args[0][prompts.rows, prompts.columns], *args[1:])
+                return (hidden, *args[1:]), kwargs
+            return args, kwargs | {"hidden_states": hidden}
 
         with ExitStack() as stack:
             for below in self._layers[: self.first_layer]:
@@ -326,9 +369,21 @@ class EditableLM:
                 assert self._attention is not None
                 stack.enter_context(_forward_replaced(self._attention, _no_attention))
             stack.enter_context(_hooked(layer.register_forward_pre_hook(enter, with_kwargs=True)))
-            stack.enter_context(_hooked(self.model.get_output_embeddings().register_forward_pre_hook(select)))
-            ids = torch.zeros(prompts.hidden.shape[:2], dtype=torch.long, device=self.device)
-            return self.model(input_ids=ids, use_cache=False).logits.float()
+            ids = torch.zeros(hidden.shape[:2], dtype=torch.long, device=self.device)
+            return self.model(input_ids=ids, use_cache=False)
+
+    def _with_keys(self, hidden: torch.Tensor) -> torch.Tensor:
+        """``(n, d)`` tokens at the cut with the edited module's inputs after them, ``(n, d + d_in)``."""
+        found: list[torch.Tensor] = []
+
+        def keep(_: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+            found.append(args[0])
+            raise _StopForward
+
+        (module,) = self.modules.values()
+        with _hooked(module.register_forward_pre_hook(keep)), suppress(_StopForward):
+            self._run_from_cut(hidden[:, None])
+        return torch.cat([hidden, found[0][:, 0]], 1)
 
     def gradients(
         self,
@@ -365,9 +420,10 @@ class EditableLM:
                 value = loss(self.logits(prompts))
         grads = torch.autograd.grad(value, list(outputs.values()))
         found = {}
+        rows, columns = prompts.rows, prompts.columns
         for (name, key), grad in zip(keys.items(), grads, strict=True):
             if answer_positions:
-                key, grad = key[prompts.rows, prompts.columns], grad[prompts.rows, prompts.columns]
+                key, grad = key[rows, columns], grad[rows, columns]
             found[name] = Gradient(key.flatten(0, -2).float(), grad.flatten(0, -2).float())
         return value.detach(), {name: found[name] for name in self.modules}
 
@@ -380,12 +436,14 @@ class EditableLM:
         vocabulary = self.model.get_input_embeddings().weight.shape[0]
         ids = torch.randint(0, vocabulary, (2, 6), generator=generator).to(self.device)
         whole = self.model(input_ids=ids, use_cache=False).logits[:, -1].float()
-        place = torch.arange(2, device=self.device)
-        last = torch.full_like(place, 5)
         hidden = self._frozen_output(ids)
         if self.answer_positions_only:
-            hidden, last = hidden[:, -1:].contiguous(), torch.zeros_like(place)
-        cut = self.logits(Prompts(hidden, place, last, place, place, torch.ones_like(place)))
+            hidden = hidden[:, -1:]
+        if self.frozen_keys:
+            hidden = self._with_keys(hidden[:, 0])[:, None]
+        ones = torch.ones(2, dtype=torch.long, device=self.device)
+        starts = None if self.answer_positions_only else 5 * ones
+        cut = self.logits(Prompts(list(hidden), starts, 0 * ones, ones))
         scale = whole.abs().max()
         tolerance = 1e-4 if self.model.dtype == torch.float32 else 5e-2
         return bool((whole - cut).abs().max() <= tolerance * scale)

@@ -227,8 +227,10 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
     def _edit(self, deltas: Mapping[str, Delta]) -> tuple[rewards.RewardTerms, dict[str, float | None]]:
         """The first half of :meth:`step`: the weights are changed and judged."""
         self.language_model.apply(deltas)
-        terms = self.judge(deltas)
-        scores = metrics.teacher_forced(self.language_model, self.questions).percentages()
+        with torch.no_grad():
+            logits = self.language_model.logits(self.questions.prompts)
+        terms = self.reward.step(self._reward_batch, deltas, logits[self._reward_batch.tokens])
+        scores = metrics.teacher_forced(self.language_model, self.questions, choices=logits.argmax(-1)).percentages()
         mapped = self.questions if self.render_mode == "rgb_array" else None
         self.history.add(self.batches_done, self.attempt, mapped, terms, scores)
         return terms, scores
@@ -369,7 +371,7 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
 
     def _open_batch(self, edits: Sequence[Edit]) -> None:
         self._batch = list(edits)
-        self.questions = ask(self.language_model, self._batch)
+        self.questions = ask(self.language_model, self._batch, keep_reference=True)
         self._edit_prompts = self.questions.prompts.select(self.questions.kind == PROMPT)
         self._reward_batch = rewards.prepare(self.language_model, self.questions, self.reward_config.reference)
 

@@ -63,10 +63,20 @@ class Scores:
 
 
 @torch.no_grad()
-def teacher_forced(lm: EditableLM, questions: Questions, batch_size: int = 512) -> Scores:
-    """Token top-1 accuracy at the current weights; for locality prompts, agreement with theta_0."""
+def teacher_forced(
+    lm: EditableLM, questions: Questions, batch_size: int = 512, choices: torch.Tensor | None = None
+) -> Scores:
+    """Token top-1 accuracy at the current weights; for locality prompts, agreement with theta_0.
+
+    Args:
+        lm: The edited model.
+        questions: What to ask.
+        batch_size: Prompts run together.
+        choices: ``(A,)`` the model's first choices, if they are known.
+    """
     prompts = questions.prompts
-    choices = first_choices(lm, prompts, batch_size)
+    if choices is None:
+        choices = first_choices(lm, prompts, batch_size)
     wanted = prompts.labels.clone()
     wanted[len(wanted) - len(questions.before) :] = questions.before
     return _per_edit(

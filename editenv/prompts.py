@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 
 import torch
 from torch import nn
@@ -11,26 +12,55 @@ from torch import nn
 class Prompts:
     """Prompts with their answers, run through the frozen part of the model.
 
-    ``B`` prompts of at most ``T`` tokens have ``A`` answer tokens altogether.
+    ``B`` prompts of at most ``T`` tokens have ``A`` answer tokens altogether. What the frozen part made of each prompt is held
+    as it is kept for all (:class:`editenv.dynamics.FrozenOutputs`): however many sets a prompt is in, there is one copy of it.
+    It is put together, in :attr:`hidden`, only for as long as a forward takes.
 
     Attributes:
-        hidden: ``(A, 1, d)`` if only answer positions are kept, otherwise ``(B, T, d)``, right-padded.
-        rows: ``(A,)`` the row of ``hidden`` in which the token before each answer token lies.
-        columns: ``(A,)`` likewise its column.
+        pieces: ``B`` tensors, ``(tokens, d)``: of all tokens, or of those before an answer token.
+        starts: ``(B,)`` the row of each piece that predicts the first answer token; None if there are no other rows.
         labels: ``(A,)`` the answer tokens.
-        prompt_index: ``(A,)`` the prompt each answer token belongs to.
         lengths: ``(B,)`` answer tokens per prompt.
     """
 
-    hidden: torch.Tensor
-    rows: torch.Tensor
-    columns: torch.Tensor
+    pieces: Sequence[torch.Tensor]
+    starts: torch.Tensor | None
     labels: torch.Tensor
-    prompt_index: torch.Tensor
     lengths: torch.Tensor
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    @property
+    def prompt_index(self) -> torch.Tensor:
+        """``(A,)`` the prompt each answer token belongs to."""
+        return torch.arange(len(self), device=self.lengths.device).repeat_interleave(self.lengths)
+
+    @property
+    def hidden(self) -> torch.Tensor:
+        """``(A, 1, d)`` if only answer positions are kept (``(A, 1, d + d_in)`` if the edited module's inputs are, too),
+        otherwise ``(B, T, d)``, right-padded; a copy."""
+        if not self.pieces:
+            return torch.zeros(0, 1, 0, device=self.labels.device)
+        if self.starts is None:
+            return torch.cat(list(self.pieces))[:, None]
+        return nn.utils.rnn.pad_sequence(list(self.pieces), batch_first=True)
+
+    @property
+    def rows(self) -> torch.Tensor:
+        """``(A,)`` the row of :attr:`hidden` in which the token before each answer token lies."""
+        return (
+            self.prompt_index if self.starts is not None else torch.arange(len(self.labels), device=self.labels.device)
+        )
+
+    @property
+    def columns(self) -> torch.Tensor:
+        """``(A,)`` likewise its column."""
+        if self.starts is None:
+            return torch.zeros_like(self.labels)
+        within = torch.arange(len(self.labels), device=self.labels.device)
+        first = self.lengths.cumsum(0) - self.lengths
+        return within + (self.starts - first).repeat_interleave(self.lengths)
 
     def select(self, chosen: torch.Tensor) -> "Prompts":
         """Some of the prompts, in the order they have here.
@@ -38,38 +68,20 @@ class Prompts:
         Args:
             chosen: ``(B,)`` bool.
         """
-        tokens = chosen[self.prompt_index]
-        kept, rows = self.rows[tokens].unique(return_inverse=True)
-        renumbered = chosen.long().cumsum(0) - 1
         return Prompts(
-            hidden=self.hidden[kept],
-            rows=rows,
-            columns=self.columns[tokens],
-            labels=self.labels[tokens],
-            prompt_index=renumbered[self.prompt_index[tokens]],
+            pieces=list(compress(self.pieces, chosen.tolist())),
+            starts=None if self.starts is None else self.starts[chosen],
+            labels=self.labels[chosen.repeat_interleave(self.lengths)],
             lengths=self.lengths[chosen],
         )
 
     @staticmethod
     def join(parts: "Sequence[Prompts]") -> "Prompts":
-        """One batch out of several, padded to the longest."""
-        if len(parts) == 1:
-            return parts[0]
-        width = max(part.hidden.shape[1] for part in parts)
-        row_offset = prompt_offset = 0
-        hidden, rows, prompt_index = [], [], []
-        for part in parts:
-            missing = width - part.hidden.shape[1]
-            hidden.append(nn.functional.pad(part.hidden, (0, 0, 0, missing)) if missing else part.hidden)
-            rows.append(part.rows + row_offset)
-            prompt_index.append(part.prompt_index + prompt_offset)
-            row_offset += part.hidden.shape[0]
-            prompt_offset += len(part)
+        """One set out of several of the same model."""
+        starts = [part.starts for part in parts if part.starts is not None]
         return Prompts(
-            hidden=torch.cat(hidden),
-            rows=torch.cat(rows),
-            columns=torch.cat([part.columns for part in parts]),
+            pieces=[piece for part in parts for piece in part.pieces],
+            starts=torch.cat(starts) if starts else None,
             labels=torch.cat([part.labels for part in parts]),
-            prompt_index=torch.cat(prompt_index),
             lengths=torch.cat([part.lengths for part in parts]),
         )

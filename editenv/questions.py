@@ -26,6 +26,7 @@ class Questions:
         owner: ``(B,)`` the edit each question belongs to.
         kind: ``(B,)`` PROMPT, REPHRASE or LOCALITY.
         before: ``(L,)`` theta_0's first choices at the locality prompts' answer tokens, which are the last ``L`` of ``A``.
+        reference: ``(L, vocabulary)`` its log-probabilities there, if they were to be kept.
     """
 
     edits: Sequence[Edit]
@@ -34,18 +35,29 @@ class Questions:
     owner: torch.Tensor
     kind: torch.Tensor
     before: torch.Tensor
+    reference: torch.Tensor | None = None
 
 
 @torch.no_grad()
-def ask(lm: EditableLM, edits: Sequence[Edit]) -> Questions:
-    """Encodes the questions about some edits, and asks theta_0 what the edits must not change."""
+def ask(lm: EditableLM, edits: Sequence[Edit], keep_reference: bool = False) -> Questions:
+    """Encodes the questions about some edits, and asks theta_0 what the edits must not change.
+
+    Args:
+        lm: The model.
+        edits: ``n`` edits.
+        keep_reference: Keep all that theta_0 says, not only its first choices: as much as the vocabulary is wide.
+    """
     rows = _rows(edits)
     prompts = lm.encode([text for _, _, text, _ in rows], [answer for _, _, _, answer in rows])
     owner = torch.tensor([row[0] for row in rows], device=lm.device)
     kind = torch.tensor([row[1] for row in rows], device=lm.device)
+    kept = prompts.select(kind == LOCALITY)
+    reference = None
     with lm.at_initial_weights():
-        before = first_choices(lm, prompts.select(kind == LOCALITY))
-    return Questions(edits, [(row[2], row[3]) for row in rows], prompts, owner, kind, before)
+        if keep_reference:
+            reference = lm.logits(kept).log_softmax(-1)
+        before = first_choices(lm, kept) if reference is None else reference.argmax(-1)
+    return Questions(edits, [(row[2], row[3]) for row in rows], prompts, owner, kind, before, reference)
 
 
 def encode_ahead(lm: EditableLM, edits: Sequence[Edit]) -> None:

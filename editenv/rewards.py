@@ -12,6 +12,9 @@ from editenv.dynamics import EditableLM, Gradient
 from editenv.prompts import Prompts
 from editenv.questions import LOCALITY, PROMPT, REPHRASE, Questions
 
+TOGETHER = 4
+"""Past batches that are looked back at in one forward."""
+
 
 @dataclass(frozen=True, slots=True)
 class RewardConfig:
@@ -58,6 +61,7 @@ class RewardBatch:
 
     Attributes:
         prompts: All rephrases, then all locality prompts, as one set.
+        tokens: ``(A,)`` which of the questions' answer tokens theirs are.
         rephrase_tokens: How many of the answer tokens belong to rephrases.
         weights: ``(A,)``: each token's share in the mean over the batch's edits, so that both losses of eq. 7 are plain
             weighted sums.
@@ -66,6 +70,7 @@ class RewardBatch:
     """
 
     prompts: Prompts
+    tokens: torch.Tensor
     rephrase_tokens: int
     weights: torch.Tensor
     reference: torch.Tensor
@@ -81,14 +86,17 @@ def prepare(lm: EditableLM, questions: Questions, reference: Literal["initial", 
     owner, kind = questions.owner, questions.kind
     rephrased = torch.bincount(owner[kind == REPHRASE], minlength=edits) > 0
     judged = (kind != PROMPT) | ~rephrased[owner]
+    tokens = judged.repeat_interleave(questions.prompts.lengths).nonzero().squeeze(1)
     prompts = questions.prompts.select(judged)
     owner, is_locality = owner[judged], kind[judged] == LOCALITY
     group = owner + edits * is_locality
     per_prompt = 1 / (edits * torch.bincount(group, minlength=2 * edits)[group] * prompts.lengths)
     rephrase_tokens = int(prompts.lengths[~is_locality].sum())
-    with lm.at_initial_weights() if reference == "initial" else nullcontext():
-        log_probs = lm.logits(prompts.select(is_locality)).log_softmax(-1)
-    return RewardBatch(prompts, rephrase_tokens, per_prompt[prompts.prompt_index], log_probs)
+    log_probs = questions.reference if reference == "initial" else None
+    if log_probs is None:
+        with lm.at_initial_weights() if reference == "initial" else nullcontext():
+            log_probs = lm.logits(prompts.select(is_locality)).log_softmax(-1)
+    return RewardBatch(prompts, tokens, rephrase_tokens, per_prompt[prompts.prompt_index], log_probs)
 
 
 def _losses(batches: Sequence[RewardBatch], logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -140,10 +148,25 @@ class Reward:
         return RewardTerms(float(edit[0]), float(locality[0]), float(memory), norm, -float(loss))
 
     @torch.no_grad()
-    def step(self, current: RewardBatch, deltas: Mapping[str, Delta]) -> RewardTerms:
-        """The reward of having applied ``deltas`` for the batch ``current``, at the model's weights now."""
+    def step(
+        self, current: RewardBatch, deltas: Mapping[str, Delta], logits: torch.Tensor | None = None
+    ) -> RewardTerms:
+        """The reward of having applied ``deltas`` for the batch ``current``, at the model's weights now.
+
+        Args:
+            current: The batch just edited.
+            deltas: What was applied.
+            logits: ``(A, vocabulary)`` of the current batch, if they are known.
+        """
         batches, factors = self._batches(current, None)
-        edit, locality = _losses(batches, self.lm.logits(Prompts.join([batch.prompts for batch in batches])))
+        if logits is None:
+            logits = self.lm.logits(current.prompts)
+        found = [_losses([current], logits)]
+        # A few at a time: the logits of ten batches are large, and not faster than those of three.
+        for start in range(1, len(batches), TOGETHER):
+            part = batches[start : start + TOGETHER]
+            found.append(_losses(part, self.lm.logits(Prompts.join([batch.prompts for batch in part]))))
+        edit, locality = (torch.cat(column) for column in zip(*found, strict=True))
         return self._terms(edit, locality, factors, deltas)
 
     def step_with_gradient(

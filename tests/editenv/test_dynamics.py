@@ -281,7 +281,8 @@ def test_encoding_does_not_depend_on_what_was_encoded_before_if_nothing_is_reuse
 def test_a_prompt_met_again_is_not_run_again(make_lm):
     lm = make_lm()
     runs = []
-    handle = lm.model.get_input_embeddings().register_forward_hook(lambda _, args, __: runs.append(len(args[0])))
+    first_mlp = lm.model.get_submodule("model.layers.0.mlp")
+    handle = first_mlp.register_forward_hook(lambda _, args, __: runs.append(len(args[0])))
     encode(lm, QUESTIONS[:2])
     encode(lm, QUESTIONS)
     encode(lm, QUESTIONS[::-1])
@@ -295,6 +296,28 @@ def test_only_answer_positions_are_kept_for_the_last_mlp(make_lm):
     assert not middle.answer_positions_only
     assert encode(last).hidden.shape[:2] == (len(encode(last).labels), 1)
     assert not make_lm("layers.2.self_attn.o_proj").answer_positions_only
+
+
+def test_the_keys_are_kept_where_the_edited_module_ends_the_last_mlp(make_lm, base):
+    lm = make_lm()
+    assert lm.frozen_keys
+    prompts = encode(lm)
+    seen = []
+    module = base.get_submodule("model.layers.2.mlp.down_proj")
+    handle = module.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    for prompt, answer in QUESTIONS:
+        answer_logits(base, lm.tokenizer, prompt, answer)
+    handle.remove()
+    keys = torch.cat([key[0, -n - 1 : -1] for key, n in zip(seen, prompts.lengths, strict=True)])
+    torch.testing.assert_close(prompts.hidden[:, 0, -keys.shape[1] :], keys, rtol=1e-4, atol=1e-5)
+    gate = []
+    handle = lm.model.get_submodule("model.layers.2.mlp.gate_proj").register_forward_hook(lambda *_: gate.append(1))
+    lm.logits(prompts)
+    handle.remove()
+    assert not gate
+    for other in ("layers.2.mlp.up_proj", "layers.1.mlp.down_proj", "layers.2.self_attn.o_proj"):
+        assert not make_lm(other).frozen_keys
+    assert not make_lm("layers.2.mlp.down_proj", "layers.2.mlp.up_proj").frozen_keys
 
 
 def test_layers_whose_mlp_does_not_read_their_attention_are_not_cut_between_the_two(tokenizer, make_lm):

@@ -25,9 +25,7 @@ def test_teacher_forced_on_a_case_made_by_hand():
     labels = torch.tensor([1, 2, 3, 4, 5, 6, 7, 8, 9, 9])
     choices = torch.tensor([1, 0, 3, 4, 5, 6, 0, 0, 2, 9])
     before = torch.tensor([2, 2])
-    place = torch.arange(10)
-    asked = torch.arange(5).repeat_interleave(lengths)
-    prompts = Prompts(torch.zeros(10, 1, 1), place, 0 * place, labels, asked, lengths)
+    prompts = Prompts(torch.zeros(10, 1).split(lengths.tolist()), None, labels, lengths)
     edits = [Edit("a", "", ""), Edit("b", "", "")]
     owner, kind = torch.tensor([0, 1, 0, 0, 1]), torch.tensor([0, 0, 1, 1, 2])
     questions = Questions(edits, [("", "")] * 5, prompts, owner, kind, before)

@@ -143,6 +143,26 @@ def test_the_frozen_layers_run_once_for_all_streams_and_episodes(make, monkeypat
     assert rows
 
 
+def test_a_prompt_is_held_once_whatever_streams_look_back_at_it(make):
+    """All edits of the split in each stream: what is kept of them is what the streams hold, until it is forgotten."""
+    envs = make(edits_per_step=20, horizon=4, num_envs=2)
+    zero = {name: np.zeros(space.shape, np.float32) for name, space in envs.action_space.items()}
+    kept = envs.streams[0].language_model.frozen_outputs
+    for _ in range(2):
+        envs.reset(seed=0, options={"keep_encodings": False})
+        for _ in range(3):
+            envs.step(zero)
+        held = [batch.prompts for stream in envs.streams for batch in stream.reward.past]
+        assert len(held) == 6
+        assert {id(piece) for prompts in held for piece in prompts.pieces} <= {
+            id(piece) for piece in kept._kept.values()
+        }
+    texts = {
+        text for stream in envs.streams for edits in [stream.stream] for e in edits for text in (e.prompt, *e.rephrases)
+    }
+    assert len(kept.tokens) <= len(texts) + sum(len(e.locality) for s in envs.streams for e in s.stream)
+
+
 def test_a_wrong_action_of_one_leaves_all_as_they_were(make):
     envs, plain = make(), make()
     envs.reset(seed=0)
