@@ -3,8 +3,8 @@
     python -m benchmarks.vector_speed
     python -m benchmarks.vector_speed --split train --warm-steps 200 --out runs/vector_speed.json
 
-Each runs in a process of its own on the embedded model, with the same arguments, seeds and actions. The native one is timed
-twice: from the start, when no prompt has been met, and after `warm-steps` more, when most prompts of the split have been.
+Each runs in a process of its own on the embedded model, with the same arguments, seeds and actions. Both are timed twice: from
+the start, when no prompt has been met, and after `warm-steps` more, when the native one has met most prompts of the split.
 The two are also run in turn for a few steps each, so that a busy machine slows both down. CPU seconds are those of all threads.
 Memory is the peak resident size, and how much of it is above that of the process with the model loaded and nothing made.
 """
@@ -29,7 +29,7 @@ class Args:
     steps: int = 10
     """Steps of the vector that are timed, each time."""
     warm_steps: int = 30
-    """Steps of the native environment between its two timings; of SyncVectorEnv, which keeps nothing, none."""
+    """Steps between the two timings."""
     split: str = "validation"
     """Of the embedded world: validation has 1,000 edits, train 8,350."""
     horizon: int = 25
@@ -109,7 +109,8 @@ def main(args: Args) -> None:
         return total
 
     found = {"from the start": timed("from the start")}
-    ask("vector_entry_point", args.warm_steps)
+    for mode in MODES:
+        ask(mode, args.warm_steps)
     found["warm"] = timed("warm")
     for pipe in pipes.values():
         pipe.send(None)
