@@ -52,6 +52,9 @@ class Edit:
     made by python -m agents.covariance."""
     edits_per_step: int = 20
     """Edits in a batch; the last may be smaller."""
+    end_of_answer: bool = False
+    """Teach the model to stop after each target, and to go on stopping after other answers: for a model that answers questions
+    and stops. Without it the target's own tokens are all that is taught, as in the paper."""
     modules: tuple[str, ...] = ()
     """Edited modules, as endings of dotted names; the model's default if none are given."""
     preset: str | None = None
@@ -194,6 +197,7 @@ def edit(args: Edit) -> None:
             device=args.device,
             dtype=args.dtype,
             seed=args.seed,
+            end_of_answer=args.end_of_answer,
             progress=lambda what, done, total: bars.update(bar, description=what),
         )
         with editor:

@@ -295,7 +295,7 @@ class DAFNet(Agent):
     @torch.no_grad()
     def act(self, observation: Observation, info: dict[str, Any]) -> Action:
         lm = self._env.language_model
-        prompts = edit_prompts(self._env.questions)
+        prompts = edit_prompts(self._env.taught)
         updates, keeps, facts = self.network(gradients_of(lm, prompts), prompts.lengths, self._past)
         self._seen = {f"{name}/{i}": fact for name, layers in facts.items() for i, fact in enumerate(layers)}
         self._remember_facts(self._seen)
@@ -331,7 +331,9 @@ def train(network: DAFNetwork, env: LifelongEditEnv, seed: int, progress: Progre
     env.reset(seed=seed)
     edits = env.stream
     first = [edits[i] for i in range(min(config.warm_up_edits, len(edits)))]
-    network.observe(gradients_of(lm, lm.encode([e.prompt for e in first], [e.target for e in first])), lm)
+    network.observe(
+        gradients_of(lm, lm.encode([e.prompt for e in first], [e.target for e in first], ends=env.end_of_answer)), lm
+    )
     weights = [p for name, p in network.named_parameters() if name != "log_step_size"]
     optimizer = torch.optim.Adam(
         [
@@ -344,9 +346,9 @@ def train(network: DAFNetwork, env: LifelongEditEnv, seed: int, progress: Progre
         sequence = [
             edits[i] for i in rng.sample(range(len(edits)), min(rng.randint(config.shortest, length), len(edits)))
         ]
-        prompts = lm.encode([e.prompt for e in sequence], [e.target for e in sequence])
+        prompts = lm.encode([e.prompt for e in sequence], [e.target for e in sequence], ends=env.end_of_answer)
         deltas, _, _ = network(gradients_of(lm, prompts), prompts.lengths, network.nothing_past())
-        questions = ask(lm, rng.sample(sequence, min(config.judged, len(sequence))))
+        questions = ask(lm, rng.sample(sequence, min(config.judged, len(sequence))), ends=env.end_of_answer)
         loss, gradients = judge(lm, questions, deltas, config)
         optimizer.zero_grad()
         torch.stack([inner(gradient.dense(), deltas[name]) for name, gradient in gradients.items()]).sum().backward()

@@ -110,6 +110,7 @@ class LifelongEditor:
         guard: Bounds.
         device, dtype: Where and in which precision the model runs.
         seed: For methods that draw anything.
+        end_of_answer: Teach the model to stop after each target, as :class:`editenv.env.LifelongEditEnv` has it.
         progress: Told what is being prepared.
 
     Raises:
@@ -133,11 +134,14 @@ class LifelongEditor:
         device: str = "cpu",
         dtype: str = "float32",
         seed: int = 0,
+        end_of_answer: bool = False,
         progress: Any = lambda what, done, total: None,
     ) -> None:
         self.guard = guard or Guard()
         self.agent = _agent(method, policy, model, settings)
         common: dict[str, Any] = {"model": model, "modules": modules, "device": device, "dtype": dtype}
+        if end_of_answer:
+            common["end_of_answer"] = True
         if training is None and model == EMBEDDED:
             training = "atlas"
         options = dict(training_options) if training_options and training != "atlas" else None
@@ -182,6 +186,8 @@ class LifelongEditor:
                 "seed": seed,
                 "threads": torch.get_num_threads(),
             }
+            if end_of_answer:
+                header["end_of_answer"] = True
             self.journal = Journal(Path(output), header)
             self._go_on()
 

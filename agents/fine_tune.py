@@ -61,7 +61,7 @@ class FineTune(Agent):
         env, lm = self._env, self._env.language_model
         before = lm.snapshot()
         start = {name: lm.weight(name).clone() for name in lm.modules}
-        prompts = edit_prompts(env.questions)
+        prompts = edit_prompts(env.taught)
         loss = negative_log_likelihood(prompts, len(env.batch))
         weights = {name: weight.clone() for name, weight in start.items()}
         optimizer = torch.optim.Adam(weights.values(), lr=self.learning_rate)
@@ -111,7 +111,7 @@ class JointFineTune(Agent):
             return {name: torch.zeros(lm.shape(name)) for name in lm.modules}
         before = lm.snapshot()
         start = {name: lm.weight(name).clone() for name in lm.modules}
-        prompts = edit_prompts(ask(lm, env.stream))
+        prompts = edit_prompts(ask(lm, env.stream, ends=env.end_of_answer))
         loss = negative_log_likelihood(prompts, len(env.stream))
         whitened = {name: torch.zeros_like(weight) for name, weight in start.items()}
         optimizer = torch.optim.LBFGS(

@@ -56,7 +56,7 @@ class LoRA(Agent):
         from peft import LoraConfig, get_peft_model
 
         env, lm = self._env, self._env.language_model
-        prompts = edit_prompts(env.questions)
+        prompts = edit_prompts(env.taught)
         loss = negative_log_likelihood(prompts, len(env.batch))
         config = LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=list(lm.modules), lora_dropout=0.0)
         # A's start is drawn from the batch, not from how many came before: an interrupted run goes on the same.

@@ -8,7 +8,15 @@ import torch
 from agents.base import Agent, Progress
 from agents.covariance import covariance_of
 from agents.preconditioner import Preconditioner, regularised
-from agents.values import ValueConfig, look_up, mean_keys, optimise_values, read_token, sample_prefixes
+from agents.values import (
+    ValueConfig,
+    look_up,
+    mean_keys,
+    optimise_values,
+    read_token,
+    refuse_end_of_answer,
+    sample_prefixes,
+)
 from editenv.data import Edit
 from editenv.deltas import Delta, ridge_regression
 from editenv.dynamics import Gradient
@@ -66,6 +74,7 @@ class MEMIT(Agent):
         return Preconditioner(start, self.cache_keys)
 
     def begin(self, env: LifelongEditEnv) -> None:
+        refuse_end_of_answer(env)
         self._env = env
         self._preconditioner.reset()
         self._written: dict[str, torch.Tensor] = {}

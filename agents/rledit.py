@@ -410,6 +410,8 @@ class Args:
     """Edited modules, as endings of dotted names; the model's default if none are given."""
     preset: str | None = None
     """Modules, rank and lambda_loc of the paper's Table 3, such as llama-3-8b/zsre; `editenv models` lists them."""
+    end_of_answer: bool = False
+    """Teach the end-of-sequence token after each target, and protect it after each locality answer."""
     device: str = "cpu"
     """Torch device."""
     seed: int = 0
@@ -447,6 +449,7 @@ def main(args: Args, algorithm: type[Trainer] = Trainer) -> None:
         modules=args.modules or None,
         device=args.device,
         dataset_options=None if args.dataset == "atlas" else asdict(args.dataset_options),
+        end_of_answer=args.end_of_answer,
     )
     preconditioner = make_preconditioner(env, args.train) if args.train.preconditioner else None
     trainer = algorithm(training_environment(env, args.train), args.train, args.seed, preconditioner)

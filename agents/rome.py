@@ -7,7 +7,15 @@ import torch
 from agents.base import Agent, Progress
 from agents.covariance import covariance_of
 from agents.preconditioner import regularised
-from agents.values import ValueConfig, look_up, mean_keys, optimise_values, read_token, sample_prefixes
+from agents.values import (
+    ValueConfig,
+    look_up,
+    mean_keys,
+    optimise_values,
+    read_token,
+    refuse_end_of_answer,
+    sample_prefixes,
+)
 from editenv.data import Edit
 from editenv.deltas import LowRank
 from editenv.env import Action, LifelongEditEnv, Observation
@@ -72,6 +80,7 @@ class ROME(Agent):
         self._prefixes = sample_prefixes(env.language_model, self.value, seed)
 
     def begin(self, env: LifelongEditEnv) -> None:
+        refuse_end_of_answer(env)
         self._env = env
 
     @torch.no_grad()

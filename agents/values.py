@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from editenv.data import Edit
 from editenv.dynamics import EditableLM
+from editenv.env import LifelongEditEnv
 from editenv.prompts import Prompts
 
 
@@ -65,6 +66,18 @@ class Lookup:
     def plain(self) -> torch.Tensor:
         """``(n,)`` where among the ``n * p`` the prompts without a prefix are."""
         return torch.arange(0, len(self.owner), len(self.owner) // (int(self.owner[-1]) + 1), device=self.owner.device)
+
+
+def refuse_end_of_answer(env: LifelongEditEnv) -> None:
+    """For methods that write one value, at one token: what is said after the answer lies beyond their reach.
+
+    Raises:
+        ValueError: If the environment teaches the end of an answer.
+    """
+    if env.end_of_answer:
+        raise ValueError(
+            "end_of_answer: this method searches a value for the target's own tokens and cannot teach their end"
+        )
 
 
 def look_up(lm: EditableLM, edits: Sequence[Edit], token: str, prefixes: Sequence[str] = ()) -> Lookup:

@@ -247,6 +247,18 @@ class EditableLM:
         tails = self.tokenizer([f" {answer}" for answer in answers], add_special_tokens=False)["input_ids"]
         return list(zip(heads, tails, strict=True))
 
+    @property
+    def end_token(self) -> int:
+        """The tokenizer's end-of-sequence token.
+
+        Raises:
+            ValueError: If it has none.
+        """
+        token = self.tokenizer.eos_token_id
+        if not isinstance(token, int):
+            raise ValueError("the tokenizer has no end-of-sequence token, with which an answer could end")
+        return token
+
     def _tokens_of(self, texts: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
         """:meth:`tokenize`, which takes as long as a product with an edited weight, once for a text."""
         known = self.frozen_outputs.tokens
@@ -259,7 +271,12 @@ class EditableLM:
 
     @torch.no_grad()
     def encode(
-        self, prompts: Sequence[str], answers: Sequence[str], batch_size: int = 48, reuse: bool = True
+        self,
+        prompts: Sequence[str],
+        answers: Sequence[str],
+        batch_size: int = 48,
+        reuse: bool = True,
+        ends: bool = False,
     ) -> Prompts:
         """Tokenizes prompts with their answers and runs the frozen layers over them, once and for all.
 
@@ -271,8 +288,11 @@ class EditableLM:
             answers: Their continuations.
             batch_size: Prompts run together.
             reuse: False computes everything anew, for honest timings.
+            ends: Let the end-of-sequence token follow each answer, as its last token.
         """
         pairs = self._tokens_of(list(zip(prompts, answers, strict=True)))
+        if ends:
+            pairs = [(head, [*tail, self.end_token]) for head, tail in pairs]
         # The last answer token is predicted, never read.
         texts = [(len(head), tuple(head + tail[:-1])) for head, tail in pairs]
         fresh = sorted(

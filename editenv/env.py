@@ -60,6 +60,8 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         device: A torch device.
         dtype: The weights' type: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
         render_mode: ``"ansi"``, ``"human"`` or ``"rgb_array"``.
+        end_of_answer: Teach the end-of-sequence token after each target, and protect it after each locality answer, so that the
+            model says an answer and stops. The gradient and the reward are then over one token more for each; metrics are not.
         dataset_options: For a file: :class:`editenv.data.files.FileOptions` as a dictionary.
 
     Raises:
@@ -94,6 +96,7 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         render_mode: str | None = None,
         dataset_options: Mapping[str, Any] | None = None,
         reference: Literal["initial", "previous"] = "initial",
+        end_of_answer: bool = False,
     ) -> None:
         for name, value in (("edits_per_step", edits_per_step), ("actions_per_batch", actions_per_batch)):
             if value < 1:
@@ -116,6 +119,9 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         }
         if dataset_options is not None:
             self.model_arguments["dataset_options"] = dict(dataset_options)
+        if end_of_answer:
+            self.model_arguments["end_of_answer"] = True
+        self.end_of_answer = end_of_answer
         self.dataset, self.split, self._redraw = dataset, split, redraw
         self._edits: Sequence[Edit] = ()
         if dataset is not None:
@@ -128,7 +134,9 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         if dataset is not None and len(self._edits) < edits_per_step:
             raise ValueError(f"edits_per_step is {edits_per_step}, but {dataset}/{split} has {len(self._edits)} edits")
         self.language_model = EditableLM(base, tokenizer, default_modules(base, model) if modules is None else modules)
-        self.max_tokens = edits_per_step * self._longest_target()
+        if end_of_answer:
+            _ = self.language_model.end_token  # refused here if there is none
+        self.max_tokens = edits_per_step * (self._longest_target() + end_of_answer)
         self.observation_space: spaces.Space[Any] = spaces.Dict(
             {
                 name: spaces.Dict(
@@ -229,7 +237,8 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         self.language_model.apply(deltas)
         with torch.no_grad():
             logits = self.language_model.logits(self.questions.prompts)
-        terms = self.reward.step(self._reward_batch, deltas, logits[self._reward_batch.tokens])
+        judged = logits[self._reward_batch.tokens] if self.taught is self.questions else None
+        terms = self.reward.step(self._reward_batch, deltas, judged)
         scores = metrics.teacher_forced(self.language_model, self.questions, choices=logits.argmax(-1)).percentages()
         mapped = self.questions if self.render_mode == "rgb_array" else None
         self.history.add(self.batches_done, self.attempt, mapped, terms, scores)
@@ -371,9 +380,11 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
 
     def _open_batch(self, edits: Sequence[Edit]) -> None:
         self._batch = list(edits)
-        self.questions = ask(self.language_model, self._batch, keep_reference=True)
-        self._edit_prompts = self.questions.prompts.select(self.questions.kind == PROMPT)
-        self._reward_batch = rewards.prepare(self.language_model, self.questions, self.reward_config.reference)
+        lm = self.language_model
+        self.questions = ask(lm, self._batch, keep_reference=not self.end_of_answer)
+        self.taught = ask(lm, self._batch, keep_reference=True, ends=True) if self.end_of_answer else self.questions
+        self._edit_prompts = self.taught.prompts.select(self.taught.kind == PROMPT)
+        self._reward_batch = rewards.prepare(lm, self.taught, self.reward_config.reference)
 
     def _upcoming(self) -> Sequence[Edit]:
         """The edits that :meth:`_advance` would open; none if it would not."""

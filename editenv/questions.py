@@ -39,16 +39,17 @@ class Questions:
 
 
 @torch.no_grad()
-def ask(lm: EditableLM, edits: Sequence[Edit], keep_reference: bool = False) -> Questions:
+def ask(lm: EditableLM, edits: Sequence[Edit], keep_reference: bool = False, ends: bool = False) -> Questions:
     """Encodes the questions about some edits, and asks theta_0 what the edits must not change.
 
     Args:
         lm: The model.
         edits: ``n`` edits.
         keep_reference: Keep all that theta_0 says, not only its first choices: as much as the vocabulary is wide.
+        ends: Let the end-of-sequence token follow each answer.
     """
     rows = _rows(edits)
-    prompts = lm.encode([text for _, _, text, _ in rows], [answer for _, _, _, answer in rows])
+    prompts = lm.encode([text for _, _, text, _ in rows], [answer for _, _, _, answer in rows], ends=ends)
     owner = torch.tensor([row[0] for row in rows], device=lm.device)
     kind = torch.tensor([row[1] for row in rows], device=lm.device)
     kept = prompts.select(kind == LOCALITY)
@@ -60,11 +61,11 @@ def ask(lm: EditableLM, edits: Sequence[Edit], keep_reference: bool = False) -> 
     return Questions(edits, [(row[2], row[3]) for row in rows], prompts, owner, kind, before, reference)
 
 
-def encode_ahead(lm: EditableLM, edits: Sequence[Edit]) -> None:
+def encode_ahead(lm: EditableLM, edits: Sequence[Edit], ends: bool = False) -> None:
     """Runs the frozen layers over everything that :func:`ask` will ask about these edits, so that it finds them done."""
     rows = _rows(edits)
     if rows:
-        lm.encode([text for _, _, text, _ in rows], [answer for _, _, _, answer in rows])
+        lm.encode([text for _, _, text, _ in rows], [answer for _, _, _, answer in rows], ends=ends)
 
 
 def _rows(edits: Sequence[Edit]) -> list[tuple[int, int, str, str]]:

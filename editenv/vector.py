@@ -153,7 +153,9 @@ class LifelongEditVectorEnv(VectorEnv[Any, Any, np.ndarray]):
         n = self.streams[0].edits_per_step
         edits = [edit for i in places for edit in self.streams[i].stream[:n]]
         edits += [edit for i in ahead for edit in self.streams[i]._upcoming()]
-        encode_ahead(self.streams[0].language_model, edits)
+        first = self.streams[0]
+        for ends in (False, True) if first.end_of_answer else (False,):
+            encode_ahead(first.language_model, edits, ends)
         infos = {}
         for i in places:
             observation, infos[i] = self.streams[i]._open_stream()

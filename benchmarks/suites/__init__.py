@@ -71,6 +71,8 @@ class Suite:
         model_fingerprint: :func:`model_fingerprint` of the model; None leaves it open.
         edits_fingerprint: :func:`agents.editor.edits_digest` of the whole split, as it is read; None leaves it open.
         paper: What it repeats of the paper.
+        end_of_answer: Whether answers are taught and protected with the end-of-sequence token after them; a file may leave
+            it out, which is false.
         command: The command that makes the rest of the paper's figure, if there is more than the records.
         device, dtype: Where and in which precision the model runs; not part of the file.
     """
@@ -95,6 +97,7 @@ class Suite:
     edits_fingerprint: str | None = None
     paper: Paper | None = None
     command: str | None = None
+    end_of_answer: bool = False
     device: str = "cpu"
     dtype: str = "float32"
 
@@ -111,6 +114,8 @@ class Suite:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} must be a whole number from 1 on, not {value!r}")
+        if not isinstance(self.end_of_answer, bool):
+            raise ValueError(f"end_of_answer must be true or false, not {self.end_of_answer!r}")
         for name in ("agents", "protocols", "modules"):
             values = getattr(self, name)
             if values is not None and not (isinstance(values, tuple) and all(isinstance(v, str) for v in values)):
@@ -146,6 +151,8 @@ class Suite:
         split = "train" if training else self.split
         found: dict[str, Any] = {"model": self.model, "dataset": dataset.format(data=self.data), "split": split}
         found |= {"modules": self.modules, "device": self.device, "dtype": self.dtype}
+        if self.end_of_answer:
+            found["end_of_answer"] = True
         return found if dataset == "atlas" else found | {"dataset_options": dict(self.options)}
 
     def at(
@@ -204,6 +211,8 @@ class Suite:
         told = ("about", "agents", "paper", "command", "data", "device")
         row = {name: value for name, value in asdict(self).items() if name not in told}
         row |= {"options": dict(self.options), "model": Path(str(self.model)).name}
+        if not self.end_of_answer:
+            del row["end_of_answer"]  # as in records from before there was the choice
         found: dict[str, Any] = json.loads(json.dumps(row))
         return found
 
@@ -242,6 +251,7 @@ def read_suite(path: Path) -> Suite:
         row = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(row, dict):
             raise ValueError("must be an object")
+        row = {"end_of_answer": False} | row
         if row.keys() != allowed:
             missing, unknown = sorted(allowed - row.keys()), sorted(row.keys() - allowed)
             raise ValueError(f"missing fields {missing}, unknown fields {unknown}")

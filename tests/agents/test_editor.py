@@ -89,6 +89,21 @@ def test_edits_are_made_and_counted(make_editor):
     assert editor.evaluate() == {"edits": 0}
 
 
+def test_with_the_end_taught_the_model_says_the_answer_and_stops(make_editor, tmp_path):
+    stops = []
+    for ends in (False, True):
+        free = Guard(max_perplexity=1e9, max_weight_norm=1e9)
+        settings = {"steps": 60, "learning_rate": 0.02}
+        editor = make_editor(method="fine-tune", settings=settings, end_of_answer=ends, guard=free)
+        assert editor.edit(edits(["Rome", "Oslo"])).efficacy == 100
+        stops.append(editor.evaluate()["generation"]["efficacy"])
+    assert stops == [0, 100]
+    path = tmp_path / "text.txt"
+    path.write_text("Ada is in Rome.\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="end_of_answer"):
+        make_editor(method="rome", text=str(path), end_of_answer=True)
+
+
 def test_bad_input_changes_nothing(make_editor):
     editor = make_editor()
     before = editor.lm.snapshot()[LAST]

@@ -513,3 +513,53 @@ def test_half_precision_environment(make_env, base):
     env.reset(seed=0)
     for name, module in env.language_model.modules.items():
         assert torch.equal(module.weight, base.get_submodule(name).weight.bfloat16())
+
+
+def test_the_end_of_an_answer_is_taught_but_not_asked_for(make_env, small_world, base, tokenizer):
+    """The observed gradient is that of -log p(answer and end), the reward is over the end too, metrics are as ever."""
+    env, plain = (make_env(modules=[LAST], end_of_answer=ends, memory_batches=0) for ends in (True, False))
+    for each in (env, plain):
+        each.reset(seed=0, options={"shuffle": False})
+
+    def asked(prompt, answer, weight):
+        head = tokenizer(prompt)["input_ids"]
+        tail = [*tokenizer(f" {answer}", add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        ids = torch.tensor([head + tail])
+        replaced = {f"{LAST}.weight": weight}
+        logits = torch.func.functional_call(base, replaced, (ids,), {"use_cache": False}).logits[0, len(head) - 1 : -1]
+        return logits.float().log_softmax(-1), torch.tensor(tail)
+
+    def nlls(prompt, answer, weight):
+        log_probs, labels = asked(prompt, answer, weight)
+        return -log_probs.gather(1, labels[:, None]).squeeze(1)
+
+    weight = base.get_submodule(LAST).weight.clone().requires_grad_()
+    sum(nlls(edit.prompt, edit.target, weight).sum() for edit in env.batch).backward()
+    torch.testing.assert_close(env.gradients[LAST].dense(), weight.grad.T, rtol=1e-3, atol=1e-5)
+    assert len(env.gradients[LAST].keys) == len(plain.gradients[LAST].keys) + len(env.batch) <= env.max_tokens
+
+    batch, delta = list(env.batch), random_deltas(env.language_model, scale=0.2)
+    info, plain_info = env.step(delta)[-1], plain.step(delta)[-1]
+    assert {name: info[name] for name in ("efficacy", "generalization", "specificity")} == {
+        name: plain_info[name] for name in ("efficacy", "generalization", "specificity")
+    }
+    before = base.get_submodule(LAST).weight
+    after = before + delta[LAST].T
+    with torch.no_grad():
+        edit = mean(mean(nlls(text, e.target, after).mean() for text in e.rephrases or (e.prompt,)) for e in batch)
+        locality = []
+        for e in batch:
+            old = [asked(item.prompt, item.answer, before)[0] for item in e.locality]
+            new = [asked(item.prompt, item.answer, after)[0] for item in e.locality]
+            locality.append(mean((o.exp() * (o - n)).sum(-1).mean() for o, n in zip(old, new, strict=True)))
+    assert info["reward_terms"]["edit"] == pytest.approx(float(edit), rel=1e-3)
+    assert info["reward_terms"]["locality"] == pytest.approx(float(mean(locality)), rel=1e-3)
+    assert info["reward_terms"]["edit"] != pytest.approx(plain_info["reward_terms"]["edit"], rel=1e-2)
+
+
+def test_a_tokenizer_without_an_end_cannot_teach_it(make_env, monkeypatch):
+    from transformers import PreTrainedTokenizerFast
+
+    monkeypatch.setattr(PreTrainedTokenizerFast, "eos_token_id", None, raising=False)
+    with pytest.raises(ValueError, match="end-of-sequence"):
+        make_env(end_of_answer=True)
