@@ -187,8 +187,20 @@ def make_agent(name: str) -> Agent:
     Raises:
         ValueError: If there is no such agent.
     """
+    agent = find_agent(name)()
+    if not isinstance(agent, Agent):
+        raise ValueError(f"agent {name!r} is not an agents.base.Agent")
+    return agent
+
+
+def find_agent(name: str) -> Callable[[], Agent]:
+    """What makes the agent of this name, without making it.
+
+    Raises:
+        ValueError: If there is no such agent.
+    """
     if name in AGENTS:
-        return AGENTS[name][1]()
+        return AGENTS[name][1]
     place, colon, attribute = name.rpartition(":")
     if not colon:
         raise ValueError(f"unknown agent {name!r}; known are {', '.join(AGENTS)}, or file.py:Class")
@@ -205,7 +217,5 @@ def make_agent(name: str) -> Agent:
             raise ValueError(f"agent {name!r}: {error}") from error
     if not hasattr(module, attribute):
         raise ValueError(f"agent {name!r}: {place} has no {attribute}")
-    agent = getattr(module, attribute)()
-    if not isinstance(agent, Agent):
-        raise ValueError(f"agent {name!r}: {attribute} is not an agents.base.Agent")
-    return agent
+    found: Callable[[], Agent] = getattr(module, attribute)
+    return found

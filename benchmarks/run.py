@@ -23,6 +23,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Literal
 
+from agents.registry import find_agent
 from benchmarks import cells, table
 from benchmarks.cells import Cell, Failure, Report
 from benchmarks.progress import cells_progress
@@ -167,6 +168,8 @@ def main(args: Args) -> int:
         agents = parse_agents(args.agents) or suite.agents
         if not agents:
             raise ValueError(f"suite {suite.id} is about no agents in particular: name some with --agents")
+        for name in agents:
+            find_agent(name)  # a misspelt one is told before hours of others
         seeds = parse_seeds(args.seeds)
         prints = suite.check_fingerprints()
         out = args.out.resolve()

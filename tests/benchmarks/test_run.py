@@ -171,7 +171,10 @@ def test_a_cell_that_raises_or_dies_costs_only_itself(tmp_path):
     assert outcomes[1] == Failure("the cell's process died (exit code 9)")
 
 
-@pytest.mark.parametrize(("change", "named"), [({"suite": "smok"}, "smoke"), ({"seeds": "x"}, "'x'")])
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [({"suite": "smok"}, "smoke"), ({"seeds": "x"}, "'x'"), ({"agents": ("no-edit", "rl-edit")}, "'rl-edit'")],
+)
 def test_wrong_arguments_end_the_command(tmp_path, change, named):
     arguments = replace(Args(suite="smoke", agents=("no-edit",), out=tmp_path), **change)
     with pytest.raises(SystemExit, match=named):
