@@ -366,7 +366,7 @@ class EditableLM:
             if self.frozen_keys:
                 assert self._mlp is not None
                 hidden, keys = hidden[..., : self._width], hidden[..., self._width :]
-                (module,) = self.modules.values()
+                module = self.model.get_submodule(*self.modules)  # an adapter may stand in its place
                 stack.enter_context(_forward_replaced(self._mlp, lambda *_, **__: module(keys)))
             stack.enter_context(_hooked(self.model.get_output_embeddings().register_forward_pre_hook(select)))
             return self._run_from_cut(hidden).logits.float()
