@@ -15,6 +15,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space, concatenate, create_empty_array, iterate
 
@@ -66,8 +67,8 @@ class LifelongEditVectorEnv(VectorEnv[Any, Any, np.ndarray]):
         self.wrapped = [_wrap(stream, stream_wrappers) for stream in self.streams]
         self.single_observation_space = self.wrapped[0].observation_space
         self.single_action_space = self.wrapped[0].action_space
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.observation_space = _batched(self.single_observation_space, num_envs)
+        self.action_space = _batched(self.single_action_space, num_envs)
         self._ended = np.zeros(num_envs, dtype=bool)
         self._observed: list[Any] = [None] * num_envs
 
@@ -169,6 +170,20 @@ class LifelongEditVectorEnv(VectorEnv[Any, Any, np.ndarray]):
     def close_extras(self, **_: Any) -> None:
         for stream in self.streams:
             stream.close()
+
+
+def _batched(space: spaces.Space[Any], count: int) -> spaces.Space[Any]:
+    """Gymnasium's batch of a space. Its bounds would be copies as large as the weights of all streams; here they are views."""
+    found = batch_space(space, count)
+    pairs = [(found, space)]
+    while pairs:
+        many, one = pairs.pop()
+        if isinstance(many, spaces.Dict) and isinstance(one, spaces.Dict):
+            pairs += [(many[name], one[name]) for name in one]
+        elif isinstance(many, spaces.Box) and isinstance(one, spaces.Box):
+            for name in ("low", "high", "bounded_below", "bounded_above"):
+                setattr(many, name, np.broadcast_to(getattr(one, name), many.shape))
+    return found
 
 
 def _sibling(env: LifelongEditEnv) -> LifelongEditEnv:

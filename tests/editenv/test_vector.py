@@ -68,6 +68,9 @@ def test_trajectories_are_those_of_single_environments(make, make_env, mode, arg
     singles = SyncVectorEnv([lambda: make_env(**arguments)] * 3, autoreset_mode=mode)
     assert envs.observation_space == singles.observation_space
     assert envs.action_space == singles.action_space
+    assert envs.action_space.sample() in singles.action_space
+    for name, many in envs.action_space.items():  # the bounds of N weights take no more room than one's
+        assert np.shares_memory(many.low, envs.single_action_space[name].low)
     assert_like(envs.reset(seed=7), singles.reset(seed=7))
     rng = np.random.default_rng(0)
     for _ in range(7):
