@@ -290,7 +290,7 @@ class EditableLM:
             reuse: False computes everything anew, for honest timings.
             ends: Let the end-of-sequence token follow each answer, as its last token.
         """
-        pairs = self._tokens_of(list(zip(prompts, answers, strict=True)))
+        pairs = self._tokens_of(list(zip(prompts, answers, strict=True))) if reuse else self.tokenize(prompts, answers)
         if ends:
             pairs = [(head, [*tail, self.end_token]) for head, tail in pairs]
         # The last answer token is predicted, never read.

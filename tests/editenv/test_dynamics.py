@@ -278,6 +278,16 @@ def test_encoding_does_not_depend_on_what_was_encoded_before_if_nothing_is_reuse
     assert torch.equal(used.encode(*texts, reuse=False).hidden, fresh.encode(*texts).hidden)
 
 
+def test_nothing_reused_means_tokens_too(make_lm, monkeypatch):
+    lm, runs = make_lm(), []
+    tokenize = lm.tokenize
+    monkeypatch.setattr(lm, "tokenize", lambda *texts: runs.append(1) or tokenize(*texts))
+    texts = [list(column) for column in zip(*QUESTIONS, strict=True)]
+    for reuse in (True, True, False, False):
+        lm.encode(*texts, reuse=reuse)
+    assert len(runs) == 3
+
+
 def test_a_prompt_met_again_is_not_run_again(make_lm):
     lm = make_lm()
     runs = []
