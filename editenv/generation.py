@@ -8,6 +8,9 @@ import torch
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+ELLIPSIS = " ..."
+"""Stands at the end of a text that the model did not finish."""
+
 
 @torch.no_grad()
 def generate(
@@ -52,5 +55,5 @@ def generate(
             if tokenizer.eos_token_id in row:
                 written[i] = tokenizer.decode(row[: row.index(tokenizer.eos_token_id)]).strip()
             elif unfinished:
-                written[i] = f"{tokenizer.decode(row).strip()} ..."
+                written[i] = tokenizer.decode(row).strip() + ELLIPSIS
     return written

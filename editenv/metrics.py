@@ -23,6 +23,7 @@ import torch
 from editenv import generation as generation_module
 from editenv.data.edits import Edit
 from editenv.dynamics import EditableLM
+from editenv.generation import ELLIPSIS
 from editenv.prompts import Prompts
 from editenv.questions import LOCALITY, PROMPT, REPHRASE, Questions, batches_of, first_choices
 
@@ -148,7 +149,7 @@ def drift(lm: EditableLM, texts: Sequence[str], batch_size: int = 64) -> dict[st
 
 
 def generation(
-    lm: EditableLM, questions: Questions, before: Sequence[str | None] | None = None, batch_size: int = 256
+    lm: EditableLM, questions: Questions, before: Sequence[str | None] | None = None, batch_size: int = 512
 ) -> Scores:
     """Exact match of free greedy generation; for locality prompts, the same text as theta_0 wrote.
 
@@ -156,19 +157,25 @@ def generation(
         lm: The edited model.
         questions: What to ask.
         before: What theta_0 wrote for the locality prompts, if known from :func:`generate_before`.
-        batch_size: Prompts that are continued together.
+        batch_size: Prompts run together.
     """
     if before is None:
         before = generate_before(lm, questions)
-    texts = [text for text, _ in questions.texts]
-    ours, kept = texts[: len(texts) - len(before)], texts[len(texts) - len(before) :]
+    texts, answers = map(list, zip(*questions.texts, strict=True)) if questions.texts else ([], [])
+    ours = len(texts) - len(before)
     limit = generation_limit(questions)
-    written = generate(lm, ours, limit, batch_size) + generate(lm, kept, limit, batch_size, unfinished=True)
-    given: list[str | None] = [answer for _, answer in questions.texts]
-    wanted = [*given[: len(given) - len(before)], *before]
-    right = np.array([text == answer for text, answer in zip(written, wanted, strict=True)], dtype=np.float32)
-    as_given = np.array([text == answer for text, answer in zip(written, given, strict=True)], dtype=np.float32)
-    return _per_edit(questions, right, as_given)
+    right = np.concatenate(
+        [
+            says(lm, texts[:ours], answers[:ours], limit, batch_size),
+            says(lm, texts[ours:], before, limit, batch_size, unfinished=True),
+        ]
+    )
+    as_given = right.copy()
+    differing = [i for i, text in enumerate(before, start=ours) if text != answers[i]]
+    as_given[differing] = says(
+        lm, [texts[i] for i in differing], [answers[i] for i in differing], limit, batch_size, unfinished=True
+    )
+    return _per_edit(questions, right.astype(np.float32), as_given.astype(np.float32))
 
 
 def generation_limit(questions: Questions) -> int:
@@ -179,9 +186,11 @@ def generation_limit(questions: Questions) -> int:
 def generate_before(lm: EditableLM, questions: Questions) -> list[str | None]:
     """What theta_0 writes for the locality prompts."""
     locality = (questions.kind == LOCALITY).tolist()
-    texts = [text for (text, _), chosen in zip(questions.texts, locality, strict=True) if chosen]
+    asked = [text for text, chosen in zip(questions.texts, locality, strict=True) if chosen]
     with lm.at_initial_weights():
-        return generate(lm, texts, generation_limit(questions), unfinished=True)
+        return generate_expecting(
+            lm, [t for t, _ in asked], [answer for _, answer in asked], generation_limit(questions)
+        )
 
 
 def generate(
@@ -189,6 +198,88 @@ def generate(
 ) -> list[str | None]:
     """:func:`editenv.generation.generate` at the current weights."""
     return generation_module.generate(lm.model, lm.tokenizer, texts, limit, batch_size, unfinished)
+
+
+def generate_expecting(
+    lm: EditableLM, texts: Sequence[str], guesses: Sequence[str], limit: int, asked_before: bool = True
+) -> list[str | None]:
+    """What the model writes, unfinished texts included; sooner known where it is what was guessed (:func:`says`)."""
+    known = says(lm, texts, guesses, limit, unfinished=True, asked_before=asked_before)
+    written: list[str | None] = [guess.strip() if right else None for guess, right in zip(guesses, known, strict=True)]
+    rest = [i for i, right in enumerate(known) if not right]
+    for i, text in zip(rest, generate(lm, [texts[i] for i in rest], limit, unfinished=True), strict=True):
+        written[i] = text
+    return written
+
+
+@torch.no_grad()
+def says(
+    lm: EditableLM,
+    texts: Sequence[str],
+    wanted: Sequence[str | None],
+    limit: int,
+    batch_size: int = 512,
+    unfinished: bool = False,
+    asked_before: bool = True,
+) -> np.ndarray:
+    """``(n,)`` bool: whether :func:`generate` at the current weights writes the wanted text, and stops.
+
+    Greedy generation says what teacher forcing chooses for as long as each choice is the text's next token. So one forward
+    from the cut tells where the two part, and whether what is written there can still become the same text in other
+    tokens. Generated is only where it can: mostly nowhere, and the frozen layers have been run over the prompts already.
+
+    Args:
+        lm: The edited model.
+        texts: ``n`` prompts.
+        wanted: ``n`` continuations; None is never said.
+        limit: New tokens at most, the end-of-sequence token among them.
+        batch_size: Prompts run together.
+        unfinished: A text with an ellipsis is wanted from a model that does not stop.
+        asked_before: The frozen layers have been run over the prompts with these answers; the end is asked for only where
+            all before it is right. False asks for both in one run.
+    """
+    said = np.zeros(len(texts), dtype=bool)
+    open_ = [i for i, text in enumerate(wanted) if text is not None]
+    doubtful: list[int] = []
+    if lm.tokenizer.eos_token_id is None:  # no text has an end to be asked for
+        open_, doubtful = [], open_
+    for ends in (False, True) if asked_before else (True,):
+        going_on: list[int] = []
+        for start in range(0, len(open_), batch_size):
+            chunk = open_[start : start + batch_size]
+            answers = [wanted[i] or "" for i in chunk]
+            prompts = lm.encode([texts[i] for i in chunk], answers, ends=ends)
+            lengths = prompts.lengths.tolist()
+            labels, choices = prompts.labels.cpu().split(lengths), first_choices(lm, prompts).cpu().split(lengths)
+            for i, answer, label, choice in zip(chunk, answers, labels, choices, strict=True):
+                wrong = (label != choice).nonzero()
+                if len(wrong) == 0 and not ends:
+                    going_on.append(i)
+                    continue
+                first = int(wrong[0]) + 1 if len(wrong) else len(label)
+                verdict = _becomes(lm, choice[:first].tolist(), answer, unfinished) if first <= limit else None
+                if verdict is None:
+                    doubtful.append(i)
+                else:
+                    said[i] = verdict
+        open_ = going_on
+    written = generate(lm, [texts[i] for i in doubtful], limit, unfinished=unfinished)
+    said[doubtful] = [text == wanted[i] for i, text in zip(doubtful, written, strict=True)]
+    return said
+
+
+def _becomes(lm: EditableLM, tokens: list[int], text: str, unfinished: bool) -> bool | None:
+    """Whether a continuation that begins with these tokens is the text; None if they do not tell.
+
+    White space does not count before the end, nor half a character: both may still change.
+    """
+    if lm.end_token in tokens:
+        written: str = lm.tokenizer.decode(tokens[: tokens.index(lm.end_token)])
+        return written.strip() == text
+    beginning, whole = "".join(lm.tokenizer.decode(tokens).split()), "".join(text.split())
+    if unfinished and text.endswith(ELLIPSIS) and beginning.startswith(whole.removesuffix(ELLIPSIS.strip())):
+        return None
+    return None if "\ufffd" in beginning or whole.startswith(beginning) else False
 
 
 def _per_edit(questions: Questions, right: np.ndarray, as_given: np.ndarray) -> Scores:

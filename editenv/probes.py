@@ -13,10 +13,12 @@ theta_0's figures for the old facts: what the model could do before any edit is 
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from editenv.data.atlas.probes import Probe, consequences, distractors, negations
 from editenv.data.edits import Edit
 from editenv.dynamics import EditableLM
-from editenv.metrics import generate
+from editenv.metrics import generate_expecting, says
 
 TOKENS = 8
 """Longest continuation; every answer of the embedded world is shorter."""
@@ -33,9 +35,9 @@ def probe(lm: EditableLM, edits: Sequence[Edit]) -> dict[str, float | None]:
     with lm.at_initial_weights():
         olds = [Probe(p.edit, p.prompt, edits[p.edit].old_answer or "") for p in negated]
         found["negation_before"] = _share(_says(lm, olds), wanted=False)
-        reference = generate(lm, [p.prompt for p in distracted], TOKENS, unfinished=True)
-    texts = generate(lm, [p.prompt for p in distracted], TOKENS, unfinished=True)
-    found["distractor"] = _share([text == before for text, before in zip(texts, reference, strict=True)])
+        prompts, answers = [p.prompt for p in distracted], [p.answer for p in distracted]
+        reference = generate_expecting(lm, prompts, answers, TOKENS, asked_before=False)
+    found["distractor"] = _share(says(lm, prompts, reference, TOKENS, unfinished=True, asked_before=False))
     for i, (name, probes) in enumerate(hops.items(), start=1):
         found[name] = _share(_says(lm, probes))
         with lm.at_initial_weights():
@@ -44,12 +46,11 @@ def probe(lm: EditableLM, edits: Sequence[Edit]) -> dict[str, float | None]:
     return found
 
 
-def _says(lm: EditableLM, probes: Sequence[Probe]) -> list[bool]:
-    texts = generate(lm, [p.prompt for p in probes], TOKENS, unfinished=True)
-    return [text == p.answer for text, p in zip(texts, probes, strict=True)]
+def _says(lm: EditableLM, probes: Sequence[Probe]) -> np.ndarray:
+    return says(lm, [p.prompt for p in probes], [p.answer for p in probes], TOKENS)
 
 
-def _share(answers: Sequence[bool], wanted: bool = True) -> float | None:
-    if not answers:
+def _share(answers: np.ndarray, wanted: bool = True) -> float | None:
+    if not len(answers):
         return None
-    return round(100 * sum(answer == wanted for answer in answers) / len(answers), 4)
+    return round(float(100 * (answers == wanted).mean()), 4)

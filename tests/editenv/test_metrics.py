@@ -1,3 +1,4 @@
+import copy
 import math
 from dataclasses import replace
 from types import SimpleNamespace
@@ -128,6 +129,70 @@ def test_an_unedited_model_agrees_with_itself_in_generation(make_lm, base, token
     limit = metrics.generation_limit(questions)
     assert None in [greedy(base, tokenizer, item.prompt, limit) for e in edits for item in e.locality]
     assert (metrics.generation(lm, questions).specificity == 1).all()
+
+
+@pytest.mark.parametrize("asked_before", [True, False])
+@pytest.mark.parametrize(("limit", "batch_size"), [(2, 256), (3, 256), (9, 256), (9, 4)])
+def test_what_is_said_is_what_is_written(
+    make_lm, base, tokenizer, edits, taught_lm, taught, limit, batch_size, asked_before
+):
+    """A model that stops and one that does not; the text, a part of it, more of it, another and unfinished ones."""
+    prompts = texts_of(edits)
+    for lm, plain in ((taught_lm, taught), (make_lm(), base)):
+        whole = [greedy(plain, tokenizer, text, limit) for text in prompts]
+        written = metrics.generate(lm, prompts, limit, unfinished=True)
+        assert whole == [text if text and not text.endswith(" ...") else None for text in written]
+        for unfinished, right in ((False, whole), (True, written)):
+            for wanted in (
+                written,
+                [f"{text} {text}" for text in written],
+                [text[:-1] for text in written],
+                [text.removesuffix(" ...") for text in written],
+                written[::-1],
+                [None] * len(written),
+            ):
+                found = metrics.says(lm, prompts, wanted, limit, batch_size, unfinished, asked_before)
+                expected = [a == b is not None for a, b in zip(right, wanted, strict=True)]
+                assert found.tolist() == expected
+        assert metrics.generate_expecting(lm, prompts, [e or "" for e in whole], limit, asked_before) == written
+        assert metrics.generate_expecting(lm, prompts, written[::-1], limit, asked_before) == written
+
+
+def test_the_text_counts_whatever_tokens_it_is_in(taught_lm, tokenizer, edits, monkeypatch):
+    """Forced to spell, the model would begin otherwise: what it writes decides, and that is the same text."""
+
+    def spelled(texts):
+        letters = [
+            tokenizer([f" {answer[:1]}", *answer[1:]], add_special_tokens=False)["input_ids"] for _, answer in texts
+        ]
+        heads = tokenizer([prompt for prompt, _ in texts])["input_ids"]
+        return [(head, [token for part in row for token in part]) for head, row in zip(heads, letters, strict=True)]
+
+    prompts, wanted = [e.prompt for e in edits], [e.target for e in edits]
+    expected = metrics.says(taught_lm, prompts, wanted, 9)
+    assert set(expected) == {True, False}
+    monkeypatch.setattr(taught_lm, "_tokens_of", spelled)
+    labels = taught_lm.encode(prompts, wanted).labels
+    assert len(labels) > sum(len(tokens(tokenizer, "", text)[1]) for text in wanted)
+    assert metrics.says(taught_lm, prompts, wanted, 9).tolist() == expected.tolist()
+
+
+def test_nothing_is_generated_where_the_first_choices_tell(taught_lm, edits, monkeypatch):
+    prompts, written = texts_of(edits), [e.target for e in edits]
+    asked = []
+    monkeypatch.setattr(metrics, "generate", lambda lm, texts, *_, **__: asked.extend(texts) or [""] * len(texts))
+    assert metrics.says(taught_lm, prompts[:5], written[:5], 9).all()
+    named = [e.prompt for e in edits[:5] if e.target in ("Rome", "Oslo")]
+    assert len(named) == 2
+    assert not metrics.says(taught_lm, named, ["Nowhere at all"] * 2, 9).any()
+    assert asked == []
+
+
+def test_without_an_end_of_sequence_nothing_is_said(taught_lm, edits, monkeypatch):
+    endless = copy.deepcopy(taught_lm.tokenizer)
+    endless.eos_token = None
+    monkeypatch.setattr(taught_lm, "tokenizer", endless)
+    assert not metrics.says(taught_lm, [edits[1].prompt], [edits[1].target], 9).any()
 
 
 def test_what_theta_0_wrote_can_be_given(taught_lm, edits):
