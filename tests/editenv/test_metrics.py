@@ -181,10 +181,10 @@ def test_nothing_is_generated_where_the_first_choices_tell(taught_lm, edits, mon
     prompts, written = texts_of(edits), [e.target for e in edits]
     asked = []
     monkeypatch.setattr(metrics, "generate", lambda lm, texts, *_, **__: asked.extend(texts) or [""] * len(texts))
-    assert metrics.says(taught_lm, prompts[:5], written[:5], 9).all()
+    assert metrics.says(taught_lm, prompts[:5], written[:5], 16).all()
     named = [e.prompt for e in edits[:5] if e.target in ("Rome", "Oslo")]
     assert len(named) == 2
-    assert not metrics.says(taught_lm, named, ["Nowhere at all"] * 2, 9).any()
+    assert not metrics.says(taught_lm, named, ["Nowhere at all"] * 2, 16).any()
     assert asked == []
 
 
