@@ -1,10 +1,11 @@
-"""Where the time goes: the edit step against its floor, a training trajectory against the same one computed naively.
+"""Where the time goes: the edit step against its floor; a training trajectory and the judging of free generation against
+the same computed naively.
 
     python -m benchmarks.speed
 
 The naive trajectory is what a first implementation does: reference logits recomputed, gradients of whole weights, logits
 at every token, memory batches one by one, a d x d solve. Both run here, in processes of their own, on the same stream with
-the same policy, and must find the same losses.
+the same policy, and must find the same losses. Naive judging generates for every prompt, and must find the same figures.
 """
 
 import copy
@@ -18,14 +19,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
 from agents.rledit import TrainConfig, Trainer, training_environment
 from benchmarks.rollout import peak_memory_bytes, time_floor, time_observation_and_update
+from editenv import metrics
 from editenv.data import Edit
 from editenv.dynamics import EditableLM, Gradient
 from editenv.env import LifelongEditEnv
+from editenv.questions import LOCALITY, ask
 
 
 @dataclass
@@ -34,6 +38,8 @@ class Args:
     """Length of the trajectory; the memory of k = 10 is full from the eleventh batch on."""
     repeats: int = 15
     """Edit steps timed."""
+    judged: int = 200
+    """Edits that are judged by free generation."""
     out: Path | None = None
     """Write the figures to this JSON file, too."""
 
@@ -64,6 +70,42 @@ def edit_step(repeats: int) -> dict[str, float]:
         env.step(action)
     ratio = statistics.median(s / f for s, f in zip(steps, floors, strict=True))
     return {"seconds": statistics.median(steps), "floor_seconds": statistics.median(floors), "ratio": ratio}
+
+
+def judging(edits: int) -> dict[str, float]:
+    """Seconds to judge freely generated answers after as many edits, and to generate for every prompt instead.
+
+    Raises:
+        RuntimeError: If the figures differ.
+    """
+    env = LifelongEditEnv(split="validation", memory_batches=0, horizon=-(-edits // 20))
+    policy = _trainer(2).policy
+    env.reset(seed=0)
+    truncated = False
+    while not truncated:
+        with torch.no_grad():
+            truncated = env.step(policy(env.gradients))[3]
+    lm = env.language_model
+    questions = ask(lm, env.edits_done)
+    started = time.perf_counter()
+    found = metrics.generation(lm, questions)
+    seconds = time.perf_counter() - started
+    texts, limit = [text for text, _ in questions.texts], metrics.generation_limit(questions)
+    kept = [text for text, kind in zip(texts, questions.kind.tolist(), strict=True) if kind == LOCALITY]
+    started = time.perf_counter()
+    with lm.at_initial_weights():
+        before = metrics.generate(lm, kept, limit, unfinished=True)
+    written = metrics.generate(lm, texts, limit, unfinished=True)
+    naive_seconds = time.perf_counter() - started
+    wanted = [answer for _, answer in questions.texts[: len(texts) - len(kept)]] + before
+    right = [text == answer for text, answer in zip(written, wanted, strict=True)]
+    owners, kinds = questions.owner.numpy(), questions.kind.numpy()
+    for kind, metric in enumerate(metrics.METRICS):
+        mine = kinds == kind
+        expected = np.bincount(owners[mine], np.array(right)[mine]) / np.bincount(owners[mine])
+        if not np.allclose(getattr(found, metric), expected, equal_nan=True):
+            raise RuntimeError(f"{metric} is not what is generated")
+    return {"seconds": seconds, "naive_seconds": naive_seconds, "questions": len(texts)}
 
 
 def fast_trajectory(batches: int) -> dict[str, Any]:
@@ -185,6 +227,7 @@ def main(args: Args) -> None:
         ("edit step", edit_step, args.repeats),
         ("trajectory", fast_trajectory, args.batches),
         ("naive trajectory", naive_trajectory, args.batches),
+        ("judging", judging, args.judged),
     ):
         print(f"{label} ...", flush=True)
         with ProcessPoolExecutor(1, mp_context=context) as pool:
@@ -197,6 +240,12 @@ def main(args: Args) -> None:
     print(f"edit step of 20: {1000 * step['seconds']:.1f} ms, {step['ratio']:.2f} x the floor of {floor:.1f} ms")
     times = f"{fast['seconds']:.1f} s, naive {naive['seconds']:.1f} s"
     print(f"trajectory of {args.batches} x 20: {times}: {found['trajectory ratio']:.1f} times faster")
+    judged = found["judging"]
+    found["judging ratio"] = judged["naive_seconds"] / judged["seconds"]
+    print(
+        f"judging {judged['questions']} free answers: {judged['seconds']:.1f} s, generating each "
+        f"{judged['naive_seconds']:.1f} s: {found['judging ratio']:.1f} times faster, same figures"
+    )
     for label, row in (("trajectory", fast), ("naive trajectory", naive)):
         grown = row["peak_bytes"] - row["peak_before_bytes"]
         print(
