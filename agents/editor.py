@@ -19,9 +19,8 @@ from typing import Any, Literal
 import torch
 
 from agents.base import Agent
-from agents.registry import METHODS, make_agent, packaged_policy
+from agents.registry import METHODS, make_agent, make_method, packaged_policy
 from agents.rledit import RLEdit
-from agents.settings import build
 from editenv import metrics
 from editenv.data import Edit
 from editenv.data.formats import FORMATS, Fields, to_edit
@@ -349,7 +348,7 @@ def _agent(method: str, policy: str | Path | None, model: str, settings: Mapping
     if settings is not None and method not in METHODS:
         raise ValueError(f"method {method!r} takes no settings; those that do are {', '.join(METHODS)}")
     if method in METHODS and (settings is not None or model != EMBEDDED):
-        return build(METHODS[method], settings or {})
+        return make_method(method, settings or {})
     return make_agent(method)
 
 

@@ -6,7 +6,7 @@ A name is a row of a table: a method with its options. ``some_file.py:Name`` and
 
 import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -29,7 +29,7 @@ from agents.reinforce import Reinforce, ReinforceConfig
 from agents.rledit import RLEdit, TrainConfig
 from agents.rome import ROME
 from agents.sb3 import SB3Agent
-from agents.settings import build, read_settings
+from agents.settings import build, merged, read_settings
 from agents.stableedit import StableEdit
 from agents.ultraedit import UltraEdit
 
@@ -38,7 +38,7 @@ def _config(method: str) -> TrainConfig:
     return build(TrainConfig, read_settings(method)["config"])
 
 
-# One budget for every trained row with one action per batch.
+# One budget for every row that is trained over 25 batches and has one action per batch.
 PAPER, PRECONDITIONED, CLOSED_LOOP = _config("rledit"), _config("rledit-p"), _config("rledit-p-k4")
 LONG = _config("rledit-p-long")
 
@@ -55,39 +55,57 @@ EPISODES: dict[str, Any] = {
 DEMO = replace(PRECONDITIONED, trajectories=5)
 
 
-METHODS: dict[str, Callable[..., Agent]] = {
-    "fine-tune": FineTune,
-    "ft-l": FineTune,
-    "lora": LoRA,
-    "mend": MEND,
-    "mend-k4": MEND,
-    "mend-retrained": MEND,
-    "mend-rledit": RLEdit,
-    "malmen": MALMEN,
-    "malmen-k4": MALMEN,
-    "malmen-retrained": MALMEN,
-    "malmen-rledit": RLEdit,
-    "dafnet": DAFNet,
-    "ultraedit": UltraEdit,
-    "ultraedit-k4": UltraEdit,
-    "stableedit": StableEdit,
-    "rledit": RLEdit,
-    "rledit-p": RLEdit,
-    "rledit-p-long": RLEdit,
-    "rledit-p-k4": RLEdit,
-    "rome": ROME,
-    "memit": MEMIT,
-    "memit-seq": MEMIT,
-    "prune": PRUNE,
-    "rect": RECT,
-    "alphaedit": AlphaEdit,
+MEND_NETWORK: dict[str, Any] = {"network": "mend", "blocks": 2}
+MALMEN_NETWORK: dict[str, Any] = {"network": "malmen", "blocks": 2}
+
+METHODS: dict[str, tuple[Callable[..., Agent], dict[str, Any]]] = {
+    "fine-tune": (FineTune, {}),
+    "ft-l": (FineTune, {"steps": 25, "learning_rate": 5e-4, "norm_constraint": 5e-4}),  # ROME's code, for GPT-2 XL
+    "lora": (LoRA, {}),
+    "mend": (MEND, {"config": {"policy": MEND_NETWORK}}),
+    "mend-k4": (MEND, {"config": {"policy": MEND_NETWORK, "actions_per_batch": 4}}),
+    "mend-retrained": (MEND, {"config": {"policy": MEND_NETWORK}, "retrain_every": 3}),
+    "mend-rledit": (RLEdit, {"config": {"policy": MEND_NETWORK}}),
+    "malmen": (MALMEN, {"config": {"policy": MALMEN_NETWORK}}),
+    "malmen-k4": (MALMEN, {"config": {"policy": MALMEN_NETWORK, "actions_per_batch": 4}}),
+    "malmen-retrained": (MALMEN, {"config": {"policy": MALMEN_NETWORK}, "retrain_every": 3}),
+    "malmen-rledit": (RLEdit, {"config": {"policy": MALMEN_NETWORK, "locality": 1.0}}),
+    "dafnet": (DAFNet, {}),
+    "ultraedit": (UltraEdit, {}),
+    "ultraedit-k4": (UltraEdit, {"actions_per_batch": 4}),
+    "stableedit": (StableEdit, {}),
+    "rledit": (RLEdit, {}),
+    "rledit-p": (RLEdit, {"config": {"preconditioner": True}}),
+    "rledit-p-long": (RLEdit, {"config": {"preconditioner": True, "trajectories": 8, "horizon": 150}}),
+    "rledit-p-k4": (RLEdit, {"config": {"preconditioner": True, "actions_per_batch": 4}}),
+    "rome": (ROME, {}),
+    "memit": (MEMIT, {}),
+    "memit-seq": (MEMIT, {"cache_keys": True}),
+    "prune": (PRUNE, {}),
+    "rect": (RECT, {}),
+    "alphaedit": (AlphaEdit, {}),
 }
-"""Methods that take settings; those for the embedded model are files of agents/settings."""
+"""Methods that take settings, and what makes the row the row: on any model, unless its settings say otherwise. Those for the
+embedded model are files of agents/settings."""
+
+
+def make_method(name: str, settings: Mapping[str, Any]) -> Agent:
+    """The method with these settings, its own defaults elsewhere.
+
+    Args:
+        name: Of :data:`METHODS`.
+        settings: Constructor arguments, dataclasses as objects.
+
+    Raises:
+        ValueError: If a setting is unknown, naming it.
+    """
+    kind, defining = METHODS[name]
+    return build(kind, merged(defining, settings))
 
 
 def tuned(method: str) -> Callable[[], Agent]:
     """Makes the method with the settings chosen for the embedded model."""
-    return lambda: build(METHODS[method], read_settings(method))
+    return lambda: make_method(method, read_settings(method))
 
 
 def packaged_policy(name: str) -> Path:

@@ -18,8 +18,8 @@ from typing import Annotated
 import tyro
 
 from agents.base import Agent, Progress
-from agents.registry import METHODS, make_agent
-from agents.settings import build, read_settings
+from agents.registry import METHODS, make_agent, make_method
+from agents.settings import read_settings
 from benchmarks.progress import console_progress
 from benchmarks.rollout import mean
 from editenv.env import LifelongEditEnv
@@ -86,7 +86,7 @@ def chosen(name: str, folder: str | None) -> Agent:
         return make_agent(name)
     if name not in METHODS:
         raise ValueError(f"{name!r} takes no settings; these do: {', '.join(METHODS)}")
-    return build(METHODS[name], read_settings(name, folder))
+    return make_method(name, read_settings(name, folder))
 
 
 def main(args: Args) -> int:

@@ -18,8 +18,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from agents.registry import METHODS
-from agents.settings import build, read_settings, settings_path
+from agents.registry import METHODS, make_method
+from agents.settings import read_settings, settings_path
 from benchmarks.progress import console_progress
 from benchmarks.records import append, write_whole
 from benchmarks.rollout import run
@@ -118,7 +118,7 @@ def tune(method: str, args: Args) -> Trial:
             continue
         started = time.perf_counter()
         with console_progress(f"{method}, trial {number}") as progress:
-            record = run(suite, method, build(METHODS[method], settings), args.seed, progress, beyond=False)
+            record = run(suite, method, make_method(method, settings), args.seed, progress, beyond=False)
         trial = Trial(
             number,
             settings,

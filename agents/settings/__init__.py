@@ -1,4 +1,5 @@
-"""Hyperparameters as files: one for each method and model, as `python -m benchmarks.tune` chose them on the validation split.
+"""Hyperparameters as files: one for each method and model. Each file says how its values were chosen; most were by
+`python -m benchmarks.tune` on the validation split.
 
 A file ``MODEL/METHOD.json`` is an object with ``settings`` (constructor arguments; dataclasses as objects) and ``chosen`` (how).
 """
@@ -30,6 +31,15 @@ def read_settings(method: str, model: str = "atlas") -> dict[str, Any]:
     if not path.exists():
         raise FileNotFoundError(f"no settings of {method!r} for {model!r}: there is no {path}")
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["settings"]
+    return found
+
+
+def merged(settings: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """``settings`` with the values of ``over`` in their place, object by object."""
+    found = dict(settings)
+    for name, value in over.items():
+        known = found.get(name)
+        found[name] = merged(known, value) if isinstance(known, Mapping) and isinstance(value, Mapping) else value
     return found
 
 

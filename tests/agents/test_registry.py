@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from agents.base import Agent
-from agents.registry import AGENTS, make_agent
+from agents.registry import AGENTS, METHODS, make_agent, make_method
+from agents.settings import merged, read_settings
 
 OWN = """
 import torch
@@ -58,3 +59,51 @@ def test_what_is_no_agent_is_named(tmp_path, name, words):
     file.write_text(OWN)
     with pytest.raises(ValueError, match=words):
         make_agent(name.format(file=file))
+
+
+DEFINING = {
+    "ft-l": lambda agent: agent.norm_constraint is not None,
+    "memit-seq": lambda agent: agent.cache_keys,
+    "mend-retrained": lambda agent: agent.retrain_every == 3,
+    "malmen-retrained": lambda agent: agent.retrain_every == 3,
+    "mend": lambda agent: (agent.config.policy.network, agent.config.policy.blocks) == ("mend", 2),
+    "malmen": lambda agent: (agent.config.policy.network, agent.config.policy.blocks) == ("malmen", 2),
+    "mend-k4": lambda agent: agent.actions_per_batch == 4 and agent.config.policy.network == "mend",
+    "malmen-k4": lambda agent: agent.actions_per_batch == 4 and agent.config.policy.network == "malmen",
+    "ultraedit-k4": lambda agent: agent.actions_per_batch == 4,
+    "mend-rledit": lambda agent: (agent.config.policy.network, agent.config.policy.blocks) == ("mend", 2),
+    "malmen-rledit": lambda agent: (agent.config.policy.network, agent.config.policy.blocks) == ("malmen", 2),
+    "rledit-p": lambda agent: agent.config.preconditioner,
+    "rledit-p-long": lambda agent: agent.config.preconditioner and agent.config.horizon == 150,
+    "rledit-p-k4": lambda agent: agent.config.preconditioner and agent.actions_per_batch == 4,
+}
+
+
+@pytest.mark.parametrize("name", DEFINING)
+def test_a_row_is_that_row_whatever_its_settings(name):
+    """On a model that no settings were chosen for, with settings about something else, and on the embedded model."""
+    else_ = {
+        "ft-l": {"steps": 2},
+        "memit-seq": {"value": {"clamp": 2.0}},
+        "ultraedit-k4": {"ridge": 0.5},
+    }.get(name, {"config": {"locality": 0.3, "policy": {"step_size": 0.1}}})
+    for settings in ({}, else_, read_settings(name)):
+        assert DEFINING[name](make_method(name, settings))
+
+
+def test_rows_that_share_a_class_are_told_apart_by_what_defines_them():
+    made = [(kind, str(defining)) for kind, defining in METHODS.values()]
+    assert len(set(made)) == len(made)
+    assert set(DEFINING) == {name for name, (_, defining) in METHODS.items() if defining}
+
+
+def test_settings_are_merged_object_by_object():
+    start = {"config": {"policy": {"network": "mend", "blocks": 2}, "horizon": 5}, "retrain_every": 3}
+    over = {"config": {"policy": {"blocks": 4}}, "steps": 1}
+    found = merged(start, over)
+    assert found == {
+        "config": {"policy": {"network": "mend", "blocks": 4}, "horizon": 5},
+        "retrain_every": 3,
+        "steps": 1,
+    }
+    assert start["config"]["policy"]["blocks"] == 2
