@@ -39,12 +39,13 @@ class Edit:
     model: str = EMBEDDED
     """Embedded model, Hugging Face folder or hub id."""
     method: str = "rledit"
-    """A row of `editenv methods`, or file.py:Class. rledit needs a trained policy; the embedded model has one."""
+    """A row of `editenv methods`, or file.py:Class. rledit needs a trained policy; the embedded model has one (with the
+    preconditioner: the settings of rledit-p)."""
     policy: Path | None = None
     """Folder of a policy from `editenv train`."""
     settings: Path | None = None
     """JSON file with the method's constructor arguments, such as {"steps": 10}, or one that `python -m benchmarks.tune` wrote.
-    By default those chosen for the embedded model, and the method's own for any other."""
+    By default those chosen for the embedded model, and the method's own for any other; what makes a row that row stays."""
     training: str | None = None
     """Data set that the method may learn from, for methods that need one."""
     text: str | None = None

@@ -4,7 +4,8 @@ The network gives a change asked of the output at each token, and the normal equ
 batch into one delta (section 4.1): :class:`agents.hypernetwork.Policy`, the form that RLEdit took over. It is trained on
 batches of the initial model. MALMEN+RLEdit (Li et al. 2025, section 3.3 and figure 6) needs no class: it is
 :class:`agents.rledit.RLEdit` with MALMEN's network, two blocks and lambda_loc = 1, where the row ``rledit`` has RLEdit's own
-four blocks and lambda_loc = 0.6; nothing else sets the two apart, as nothing in the paper does.
+four blocks and lambda_loc = 0.6; nothing else sets the two apart by default, as nothing in the paper does (on the embedded
+model each has settings of its own).
 """
 
 from dataclasses import dataclass, field
