@@ -59,6 +59,9 @@ class Agent(ABC):
     def begin(self, env: LifelongEditEnv) -> None:  # noqa: B027 - optional
         """Forget the last episode. Called after ``env.reset``."""
 
+    def taken_back(self) -> None:  # noqa: B027 - optional
+        """The last batch's actions have been undone; called before :meth:`remember`."""
+
     def remember(self) -> dict[str, torch.Tensor]:
         """What the last batch left in the agent, if anything, for :meth:`recall`."""
         return {}

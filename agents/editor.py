@@ -223,14 +223,15 @@ class LifelongEditor:
             actions.append(deltas)
             observation, _, _, _, info = self.env.step(deltas)
             efficacy = info["efficacy"]
-        memory = self.agent.remember()
         perplexity = self._held_out()
         reason = reason or self._out_of_bounds(before, perplexity)
         if reason is not None:
             self.lm.restore(before)
+            self.agent.taken_back()
             actions, efficacy = [], None
         else:
             self._perplexity = perplexity
+        memory = self.agent.remember()
         result = BatchResult(
             self.batches + 1, len(batch), reason is None, reason, efficacy, time.perf_counter() - started
         )

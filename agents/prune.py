@@ -63,6 +63,8 @@ class PRUNE(MEMIT):
     def act(self, observation: Observation, info: dict[str, Any]) -> Action:
         lm, env = self._env.language_model, self._env
         deltas = self._write(env.batch)
+        if info["attempt"] == 0:
+            self._before = {name: total.clone() for name, total in self._sum.items()}
         for name, delta in deltas.items():
             self._sum[name] += dense(delta)
         last_batch = (info["batch"] + 1) * env.edits_per_step >= len(env.stream)
@@ -73,6 +75,9 @@ class PRUNE(MEMIT):
             name: self._initial[name] + condense(total, self._initial[name], self.base) - lm.weight(name)
             for name, total in self._sum.items()
         }
+
+    def taken_back(self) -> None:
+        self._sum = self._before
 
     def remember(self) -> dict[str, torch.Tensor]:
         return super().remember() | {f"sum/{name}": total.clone() for name, total in self._sum.items()}

@@ -169,7 +169,9 @@ class Suite:
             ValueError: If the suite needs one that is not given.
         """
         if "{data}" in self.dataset and data is None:
-            raise ValueError(f"suite {self.name} reads real data: give its folder with --data (see docs/results/real.md)")
+            raise ValueError(
+                f"suite {self.name} reads real data: give its folder with --data (see docs/results/real.md)"
+            )
         if self.model is None and model is None:
             raise ValueError(
                 f"suite {self.name} needs a model that knows its data: give one with --model (see docs/results/real.md)"
