@@ -34,9 +34,9 @@ def gradient_step(lm: EditableLM, name: str, gradient: Gradient, step: "float | 
 class StepSizeAction(gym.ActionWrapper[Any, np.ndarray, Any], RecordConstructorArgs):
     """Two numbers a module instead of a matrix: how large a gradient step, and how strong a ridge.
 
-    The delta is the ridge regression, on the keys, of a step against ``value_grads`` whose length is a share of the output's. An action of 0 is a step that moves the
-    module's output at its own key by ``typical_step`` of that output's length; -1 and 1 are ``decades`` powers of ten
-    less and more, likewise for the ridge around ``typical_ridge`` of a key's squared length.
+    The delta is the ridge regression, on the keys, of a step against ``value_grads`` whose length is a share of the output's. An
+    action of 0 is a step that moves the module's output at its own key by ``typical_step`` of that output's length; -1 and 1 are
+    ``decades`` powers of ten less and more, likewise for the ridge around ``typical_ridge`` of a key's squared length.
 
     Args:
         env: A LifelongEdit environment.
