@@ -108,7 +108,8 @@ def as_details(records: Sequence[Record]) -> str:
         "perplexity before, after",
         "KL",
     ]
-    headings += ["not", "distractor", "one hop (before; n)", "two hops (before; n)"]
+    probed = any(record.probes for record in records)
+    headings += ["not", "distractor", "one hop (before; n)", "two hops (before; n)"] if probed else []
     lines = []
     for agent in dict.fromkeys(record.agent for record in records):
         group = [record for record in records if record.agent == agent and record.drift is not None]
@@ -128,7 +129,7 @@ def as_details(records: Sequence[Record]) -> str:
                 for part, d in (("", 1), ("_before", 1), ("_questions", 0))
             ]
             line.append(f"{shown[0]} ({shown[1]}; {shown[2]})")
-        lines.append(line)
+        lines.append(line[: len(headings)])
     return markdown(headings, lines)
 
 

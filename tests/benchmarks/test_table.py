@@ -4,7 +4,17 @@ import pytest
 from test_records import RECORD
 
 from benchmarks.statistics import Estimate
-from benchmarks.table import HEADINGS, as_markdown, draw_retention, markdown, one_line, rows, show, with_interval
+from benchmarks.table import (
+    HEADINGS,
+    as_details,
+    as_markdown,
+    draw_retention,
+    markdown,
+    one_line,
+    rows,
+    show,
+    with_interval,
+)
 
 
 def scores(efficacy, generalization, specificity):
@@ -51,6 +61,22 @@ def test_markdown_has_a_line_for_each_agent():
     assert {line.count("|") for line in lines} == {len(HEADINGS) + 1}
     assert lines[2].startswith("| no-edit |")
     assert lines[3].startswith("| fine-tune |")
+
+
+def test_details_have_columns_for_probes_where_they_were_asked():
+    drift = {"perplexity_before": 17.0, "perplexity": 20.5, "kl": 0.125}
+    asked = {"negation": 90.0, "distractor": 50.0}
+    for hops in ("one_hop", "two_hop"):
+        asked |= {hops: 12.5, f"{hops}_before": 25.0, f"{hops}_questions": 8}
+    plain = replace(RECORD, drift=drift, probes=None)
+    probed = replace(plain, agent="fine-tune", probes=asked)
+    lines = as_details([plain]).splitlines()
+    assert lines[0].endswith("| KL |")
+    assert lines[2].endswith("17.00, 20.50 | 0.125 |")
+    lines = as_details([plain, probed]).splitlines()
+    assert lines[2].endswith("| 0.125 | - | - | - (-; -) | - (-; -) |")
+    assert lines[3].endswith("| 0.125 | 90.0 | 50.0 | 12.5 (25.0; 8) | 12.5 (25.0; 8) |")
+    assert {line.count("|") for line in lines} == {10}
 
 
 def test_one_line_and_show_hold_the_figures(capsys):
