@@ -65,7 +65,7 @@ def test_markdown_has_a_line_for_each_agent():
 
 def test_details_have_columns_for_probes_where_they_were_asked():
     drift = {"perplexity_before": 17.0, "perplexity": 20.5, "kl": 0.125}
-    asked = {"negation": 90.0, "distractor": 50.0}
+    asked = {"negation": 90.0, "negation_before": 95.0, "distractor": 50.0}
     for hops in ("one_hop", "two_hop"):
         asked |= {hops: 12.5, f"{hops}_before": 25.0, f"{hops}_questions": 8}
     plain = replace(RECORD, drift=drift, probes=None)
