@@ -289,7 +289,8 @@ def killed_and_resumed(context, arguments, out, kills, rng):
             if journal.exists() and journal.read_bytes().count(b"\n") > before:
                 break
             time.sleep(0.002)
-        time.sleep(rng.random() * (0.005 if kill else 0.1))  # a batch takes about 10 ms: later kills must not miss the rest
+        # A batch takes about 10 ms: later kills must not fall behind the end.
+        time.sleep(rng.random() * (0.005 if kill else 0.1))
         if process.is_alive():
             os.kill(process.pid, signal.SIGKILL)
         process.join()
