@@ -290,7 +290,7 @@ def killed_and_resumed(context, arguments, out, kills, rng):
                 break
             time.sleep(0.002)
         # A batch takes about 10 ms: later kills must not fall behind the end.
-        time.sleep(rng.random() * (0.005 if kill else 0.1))
+        time.sleep(rng.random() * (0.02 if kill else 0.1))
         if process.is_alive():
             os.kill(process.pid, signal.SIGKILL)
         process.join()
