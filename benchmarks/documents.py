@@ -1,0 +1,83 @@
+"""Keeps the tables of documents what the records say.
+
+    python -m benchmarks.documents docs/results/*.md
+    python -m benchmarks.documents docs/results/*.md --check
+
+A table stands between two comments, which readers of the page do not see::
+
+    <!-- table: methods-50x20.jsonl atlas-50x20 -->
+    ...
+    <!-- end -->
+
+``table`` is benchmarks.table's first table and ``details`` its second, of the records of one suite in a file beside the document.
+Everything between the comments is written anew; --check only says which documents would change.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from benchmarks.records import Record, read, write_whole
+from benchmarks.table import as_details, as_markdown
+
+KINDS: dict[str, Callable[[Sequence[Record]], str]] = {"table": as_markdown, "details": as_details}
+
+BEGIN = re.compile(r"^<!-- (\w+): (.*) -->\n", re.MULTILINE)
+END = "<!-- end -->\n"
+
+
+@dataclass
+class Args:
+    documents: tyro.conf.Positional[tuple[Path, ...]]
+    """Markdown files."""
+    check: bool = False
+    """Change nothing; name the documents whose tables are not what the records say, and fail if there are any."""
+
+
+def rewritten(document: Path) -> str:
+    """The document with its tables made from the records.
+
+    Raises:
+        ValueError: If a comment is not as above, a file holds no record of the suite, or a table has no end; names the line.
+    """
+    text = document.read_text(encoding="utf-8")
+    pieces, done = [], 0
+    while begin := BEGIN.search(text, done):
+        kind, source = begin[1], begin[2].split()
+        where = f"{document}, line {text.count(chr(10), 0, begin.start()) + 1}"
+        if kind not in KINDS or len(source) != 2:
+            raise ValueError(f"{where}: must be '<!-- table: FILE SUITE -->' or '<!-- details: FILE SUITE -->'")
+        file, suite = source
+        records = [record for record in read(document.parent / file) if record.suite == suite]
+        if not records:
+            raise ValueError(f"{where}: {file} holds no record of suite {suite!r}")
+        end = text.find(END, begin.end())
+        following = BEGIN.search(text, begin.end())
+        if end < 0 or (following and following.start() < end):
+            raise ValueError(f"{where}: the table has no {END.strip()!r}")
+        pieces += [text[done : begin.end()], KINDS[kind](records)]
+        done = end
+    return "".join([*pieces, text[done:]])
+
+
+def main(args: Args) -> int:
+    """Exit status: 1 if --check found a document that would change."""
+    try:
+        made = {path: rewritten(path) for path in args.documents}
+    except (ValueError, OSError) as error:
+        raise SystemExit(str(error)) from None
+    changed = [path for path, text in made.items() if text != path.read_text(encoding="utf-8")]
+    for path in changed:
+        if not args.check:
+            write_whole(path, made[path])
+        print(f"{path}: {'is not what its records say' if args.check else 'written'}")
+    if not changed:
+        print("all tables are what the records say")
+    return int(args.check and bool(changed))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(tyro.cli(Args, description=__doc__)))
