@@ -4,7 +4,7 @@ import torch
 
 from agents.memit import MEMIT
 from agents.preconditioner import Preconditioner, null_space
-from agents.values import ValueConfig
+from agents.values import LayerValueConfig
 
 
 class AlphaEdit(MEMIT):
@@ -29,7 +29,7 @@ class AlphaEdit(MEMIT):
 
     def __init__(
         self,
-        value: ValueConfig | None = None,
+        value: LayerValueConfig | None = None,
         threshold: float = 1e-2,
         ridge: float = 1.0,
         samples: int = 100_000,

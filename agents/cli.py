@@ -13,9 +13,8 @@ import tyro
 
 from agents.editor import BadEditError, Guard, LifelongEditor, edits_digest
 from agents.registry import AGENTS
-from editenv.data.atlas import facts
 from editenv.data.files import FileOptions, load_file_edits
-from editenv.models import EMBEDDED
+from editenv.models import EMBEDDED, PACKAGED
 from editenv.models.modules import PRESETS, preset
 
 
@@ -345,9 +344,12 @@ def methods(args: Methods) -> None:
 
 def models(args: Models) -> None:
     if args.json:
-        print(json.dumps({EMBEDDED: None, **{name: asdict(row) for name, row in PRESETS.items()}}))
+        print(json.dumps({**dict.fromkeys(PACKAGED), **{name: asdict(row) for name, row in PRESETS.items()}}))
         return
-    print(f"{EMBEDDED}: ships in the package, knows {len(facts()):,} facts\n\nPresets (RLEdit, Table 3):")
+    print("In the package:")
+    for name, what in PACKAGED.items():
+        print(f"  {name:<24} knows {what}")
+    print("\nPresets (RLEdit, Table 3):")
     for name, row in PRESETS.items():
         print(f"  {name:<24} rank {row.rank}, locality {row.locality}: {row.modules[0]} ... {row.modules[-1]}")
     print("\nAny other causal language model: a Hugging Face folder or hub id; --modules says what is edited.")

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from agents.base import Agent, Progress
 from agents.covariance import covariance_of
 from agents.preconditioner import Preconditioner, regularised
 from agents.values import (
-    ValueConfig,
+    LayerValueConfig,
     look_up,
     mean_keys,
     optimise_values,
@@ -19,21 +20,22 @@ from agents.values import (
 )
 from editenv.data import Edit
 from editenv.deltas import Delta, ridge_regression
-from editenv.dynamics import Gradient
+from editenv.dynamics import EditableLM, Gradient
 from editenv.env import Action, LifelongEditEnv, Observation
 
 
 class MEMIT(Agent):
-    """Finds for each fact a value at the last edited layer (eq. 16), and spreads the way there over the edited layers.
+    """Finds for each fact a value at the last edited layer's output (eq. 16), and spreads the way there over the edited layers.
 
-    From the first layer to the last: with the keys U (n, d_in) at the lookup tokens, and R (n, d_out) what is still missing at
-    the last layer divided by the number of layers left (eq. 20),
+    From the first layer to the last: with the keys U (n, d_in) at the lookup tokens, and R (n, d_out) what is still missing
+    behind the last layer, in the residual stream, divided by the number of layers left (eq. 20),
 
         D = (weight C + U^T U)^-1 U^T R                                                                             eq. 14
 
     where C is the text's key covariance. It is solved in token space, with ``P = (weight C)^-1``.
 
-    The edited modules are the environment's; the paper takes the MLP projections of five early layers.
+    The edited modules are the environment's, at most one a layer, which writes to the residual stream; the paper takes the MLP
+    projections of five early layers.
 
     Needs: a subject (unless ``token="last"``), text for C. Precomputes: C and its inverse, and the prefixes.
 
@@ -51,13 +53,13 @@ class MEMIT(Agent):
 
     def __init__(
         self,
-        value: ValueConfig | None = None,
+        value: LayerValueConfig | None = None,
         weight: float = 15_000.0,
         samples: int = 100_000,
         epsilon: float = 1e-4,
         cache_keys: bool = False,
     ) -> None:
-        self.value = value or ValueConfig()
+        self.value = value or LayerValueConfig()
         self.weight, self.samples, self.epsilon, self.cache_keys = weight, samples, epsilon, cache_keys
 
     @property
@@ -65,6 +67,7 @@ class MEMIT(Agent):
         return (*super().needs, "subjects") if self.value.token == "subject_last" else super().needs
 
     def prepare(self, env: LifelongEditEnv, seed: int, progress: Progress) -> None:
+        refuse_modules_inside(env.language_model)
         covariance = covariance_of(env, self.text, self.samples, progress)
         self._preconditioner = self._precondition(covariance)
         self._prefixes = sample_prefixes(env.language_model, self.value, seed)
@@ -89,16 +92,17 @@ class MEMIT(Agent):
         before = lm.snapshot()
         names = list(lm.modules)
         lookup = look_up(lm, edits, self.value.token, self._prefixes)
-        change = optimise_values(lm, names[-1], edits, lookup, self.value)
-        wanted = read_token(lm, names[-1], lookup)[1][lookup.plain] + change
+        last_layer = lm.layer_of(names[-1])
+        change = optimise_values(lm, last_layer, edits, lookup, self.value)
+        wanted = read_token(lm, last_layer, lookup)[1][lookup.plain] + change
         deltas: dict[str, Delta] = {}
         for i, name in enumerate(names):
-            missing = wanted - read_token(lm, names[-1], lookup)[1][lookup.plain]
-            keys = mean_keys(read_token(lm, name, lookup)[0], lookup)
+            missing = wanted - read_token(lm, last_layer, lookup)[1][lookup.plain]
+            keys = mean_keys(read_token(lm, lm.modules[name], lookup)[0], lookup)
             projected = self._preconditioner.project(name, keys)
             deltas[name] = ridge_regression(keys, missing / (len(names) - i), 1.0, projected)
             lm.apply({name: deltas[name]})
-        self._written = {name: mean_keys(read_token(lm, name, lookup)[0], lookup) for name in names}
+        self._written = {name: mean_keys(read_token(lm, lm.modules[name], lookup)[0], lookup) for name in names}
         lm.restore(before)
         self._absorb(self._written)
         return deltas
@@ -113,3 +117,23 @@ class MEMIT(Agent):
 
     def recall(self, memory: dict[str, torch.Tensor]) -> None:
         self._absorb(memory)
+
+
+INSIDE = ("q_proj", "k_proj", "v_proj", "query", "key", "value", "wq", "wk", "wv")
+"""Projections that can be as wide as the residual stream and do not write to it."""
+
+
+def refuse_modules_inside(lm: EditableLM) -> None:
+    """What is missing in the residual stream can be written only by what is added to it, layer after layer.
+
+    Raises:
+        ValueError: If an edited module is no projection to the residual stream, or lies in one layer with another.
+    """
+    told = "this method edits at most one projection to the residual stream in each layer, such as layers.5.mlp.down_proj"
+    layers: dict[nn.Module, str] = {}
+    for name in lm.modules:
+        if lm.shape(name)[1] != lm.width or name.rpartition(".")[2] in INSIDE:
+            raise ValueError(f"modules: {told}; {name} is none")
+        if other := layers.get(lm.layer_of(name)):
+            raise ValueError(f"modules: {told}; {other} and {name} lie in the same one")
+        layers[lm.layer_of(name)] = name

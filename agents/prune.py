@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from agents.memit import MEMIT
-from agents.values import ValueConfig
+from agents.values import LayerValueConfig
 from editenv.deltas import dense
 from editenv.env import Action, LifelongEditEnv, Observation
 
@@ -40,7 +40,7 @@ class PRUNE(MEMIT):
 
     def __init__(
         self,
-        value: ValueConfig | None = None,
+        value: LayerValueConfig | None = None,
         weight: float = 15_000.0,
         samples: int = 100_000,
         epsilon: float = 1e-4,

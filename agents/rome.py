@@ -97,11 +97,13 @@ class ROME(Agent):
 
     def _write(self, edit: Edit) -> LowRank:
         lm = self._env.language_model
+        module = lm.modules[self._module]
         lookup = look_up(lm, [edit], self.value.token, self._prefixes)
-        change = optimise_values(lm, self._module, [edit], lookup, self.value)
-        keys, outputs = read_token(lm, self._module, lookup)
+        change = optimise_values(lm, module, [edit], lookup, self.value)
+        keys, outputs = read_token(lm, module, lookup)
         key = mean_keys(keys, lookup)[0]
         value = outputs[0] + change[0]
         if self.keys == "public":
             return rank_one_update(key, value - outputs[0], self._inverse, seen=keys[0])
-        return rank_one_update(key, value - key @ lm.weight(self._module), self._inverse)
+        # The module is affine, so what it says at the mean key is the mean of what it says.
+        return rank_one_update(key, value - outputs.mean(0), self._inverse)

@@ -2,7 +2,8 @@
 
 Features ``z = [u; delta]`` of each token (input of the module, gradient at its output) are normalised with statistics that
 go on over the whole life of the model; the update solves the same ridge regression as MALMEN and RLEdit with
-``v = -eta (u . u~) delta~``. It is RLEdit without the network: what a trained policy has to beat.
+``v = -eta |u~|^2 delta~``, u~ and delta~ being the normalised features. It is RLEdit without the network (whose gate is
+``u . u~``): what a trained policy has to beat.
 """
 
 from typing import Any
@@ -20,7 +21,7 @@ class UltraEdit(Agent):
     """Training-free; needs nothing but the gradients.
 
     The paper's learning rate and its unit ridge depend on a model's scale. Here both are relative to what has been seen:
-    ``step_size`` to a typical output of the module, ``ridge`` to a typical squared key.
+    ``step_size`` to a typical output of the module and a typical ``|u~|^2``, ``ridge`` to a typical squared key.
 
     Args:
         step_size: eta.
@@ -53,7 +54,7 @@ class UltraEdit(Agent):
             pseudo_keys, pseudo_grads = normal[:, : keys.shape[1]], normal[:, keys.shape[1] :]
             key_length = (self._key_energy[name] / float(normalizer.count)) ** 0.5
             output_length = (self._output_energy[name] / float(normalizer.count) / pseudo_grads.shape[1]) ** 0.5
-            gate = (keys * pseudo_keys).sum(1, keepdim=True) / (key_length * keys.shape[1] ** 0.5)
+            gate = pseudo_keys.square().mean(1, keepdim=True)
             values = -self.step_size * output_length * gate * pseudo_grads
             deltas[name] = ridge_regression(keys, values, self.ridge * key_length**2)
         return deltas

@@ -8,7 +8,7 @@ gradient steps look for the vector that makes the target likely.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -32,7 +32,7 @@ class ValueConfig:
     learning_rate: float = 0.5
     """Adam's."""
     clamp: float = 4.0
-    """Longest change of the value, relative to the value's length (0.75 in MEMIT's public code)."""
+    """Longest change of the value, relative to the value's length."""
     weight_decay: float = 0.5
     """Weight of |change| / |value|^2, in the form and with the value of MEMIT's public code (1e-3 in ROME's)."""
     kl: float = 0.0625
@@ -44,6 +44,14 @@ class ValueConfig:
     20 in ROME's public code, 5 in MEMIT's."""
     prefix_tokens: int = 10
     """Length of each."""
+
+
+@dataclass(frozen=True)
+class LayerValueConfig(ValueConfig):
+    """For a value that is a layer's output, in the residual stream, which is longer than what one MLP adds to it."""
+
+    clamp: float = 0.75
+    """As in :class:`ValueConfig`; this is MEMIT's, for GPT-J and for Llama-3-8B."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,19 +137,29 @@ def _token_at(lm: EditableLM, text: str, end: int) -> int:
 
 
 @torch.no_grad()
-def read_token(lm: EditableLM, module: str, lookup: Lookup) -> tuple[torch.Tensor, torch.Tensor]:
-    """Input and output of a module at the lookup tokens, at the current weights: ``(n p, d_in)`` and ``(n p, d_out)``."""
+def read_token(lm: EditableLM, module: nn.Module, lookup: Lookup) -> tuple[torch.Tensor, torch.Tensor]:
+    """Input and output of a module, or of a whole layer, at the lookup tokens: ``(n p, d_in)`` and ``(n p, d_out)``.
+
+    At the current weights.
+    """
     found: list[torch.Tensor] = []
 
-    def keep(_: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        found.extend(part[lookup.rows, lookup.columns].float() for part in (args[0], output))
+    def keep(_: nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, Any], output: Any) -> None:
+        given = args[0] if args else kwargs["hidden_states"]
+        found.extend(part[lookup.rows, lookup.columns].float() for part in (given, _tensor_of(output)))
 
-    handle = lm.modules[module].register_forward_hook(keep)
+    handle = module.register_forward_hook(keep, with_kwargs=True)
     try:
         lm.logits(lookup.prompts)
     finally:
         handle.remove()
     return found[0], found[1]
+
+
+def _tensor_of(output: Any) -> torch.Tensor:
+    """Layers of some models return more than the hidden states."""
+    hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output
+    return hidden
 
 
 def mean_keys(keys: torch.Tensor, lookup: Lookup) -> torch.Tensor:
@@ -151,16 +169,16 @@ def mean_keys(keys: torch.Tensor, lookup: Lookup) -> torch.Tensor:
 
 
 def optimise_values(
-    lm: EditableLM, module: str, edits: Sequence[Edit], lookup: Lookup, config: ValueConfig
+    lm: EditableLM, module: nn.Module, edits: Sequence[Edit], lookup: Lookup, config: ValueConfig
 ) -> torch.Tensor:
-    """The change of the module's output at each edit's lookup token that makes its target likely.
+    """The change of a module's output at each edit's lookup token that makes its target likely.
 
     Minimises, for each edit by itself, the mean over prefixes of the token mean of ``-log p(target)``, plus ``kl`` times the
     divergence of what follows "{subject} is a", plus the weight decay, by Adam within a ball.
 
     Args:
         lm: The model, at the weights as they are.
-        module: Whose output is changed.
+        module: Whose output is changed: a projection (ROME), or a whole layer (MEMIT).
         edits: ``n`` edits.
         lookup: Of these edits.
         config: Search.
@@ -184,11 +202,11 @@ def optimise_values(
     optimizer = torch.optim.Adam([change], lr=config.learning_rate)
     for _ in range(config.steps):
         with torch.enable_grad():
-            with _changed(lm, module, lookup, change):
+            with _changed(module, lookup, change):
                 nll = F.cross_entropy(lm.logits(prompts), prompts.labels, reduction="none")
             loss = torch.zeros(len(edits), device=lm.device).index_add(0, owner, nll * share)
             if essence is not None:
-                with _changed(lm, module, essence, change):
+                with _changed(module, essence, change):
                     now = _first_token(lm.logits(essence.prompts), essence.prompts).log_softmax(-1)
                 loss = loss + config.kl * (usual.exp() * (usual - now)).sum(-1)
             loss = loss + config.weight_decay * _length(change) / length.square()
@@ -215,14 +233,15 @@ def _first_token(logits: torch.Tensor, prompts: Prompts) -> torch.Tensor:
 
 
 @contextmanager
-def _changed(lm: EditableLM, module: str, lookup: Lookup, change: torch.Tensor) -> Iterator[None]:
+def _changed(module: nn.Module, lookup: Lookup, change: torch.Tensor) -> Iterator[None]:
     """Within the context the module's output at each lookup token is larger by its edit's change."""
 
-    def add(_: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-        place = (lookup.rows, lookup.columns)
-        return output.index_put(place, change[lookup.owner].to(output.dtype), accumulate=True)
+    def add(_: nn.Module, args: tuple[torch.Tensor, ...], output: Any) -> Any:
+        hidden, place = _tensor_of(output), (lookup.rows, lookup.columns)
+        larger = hidden.index_put(place, change[lookup.owner].to(hidden.dtype), accumulate=True)
+        return (larger, *output[1:]) if isinstance(output, tuple) else larger
 
-    handle = lm.modules[module].register_forward_hook(add)
+    handle = module.register_forward_hook(add)
     try:
         yield
     finally:

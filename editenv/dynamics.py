@@ -149,9 +149,9 @@ class EditableLM:
             self._sums[name] = module.weight.data.float()  # the weight itself if it is float32
         self._weights = {name: module.get_parameter("weight") for name, module in self.modules.items()}
 
-        stack_name = layer_stack(self.model, self.modules)
+        stack_name = self._stack_name = layer_stack(self.model, self.modules)
         self._layers: Sequence[nn.Module] = list(self.model.get_submodule(stack_name).children())
-        self.first_layer = min(int(name[len(stack_name) + 1 :].split(".")[0]) for name in self.modules)
+        self.first_layer = min(map(self._layer_number, self.modules))
         self._attention, self._mlp = attention_and_mlp(
             self._layers[self.first_layer], self.modules, stack_name, self.first_layer
         )
@@ -162,8 +162,8 @@ class EditableLM:
             self.frozen_attention = False
         if not self.frozen_attention and not self._cut_is_exact():
             raise ValueError(f"{type(model).__name__}: the layers of {stack_name} cannot be run from the middle")
-        self._width = self.model.get_output_embeddings().get_parameter("weight").shape[1]
-        ends_the_mlp = len(self.modules) == 1 and self.shape(*self.modules)[1] == self._width
+        self.width = self.model.get_output_embeddings().get_parameter("weight").shape[1]
+        ends_the_mlp = len(self.modules) == 1 and self.shape(*self.modules)[1] == self.width
         if self.answer_positions_only and ends_the_mlp:
             self.frozen_keys = True
             self.frozen_keys = self._cut_is_exact()
@@ -179,6 +179,13 @@ class EditableLM:
         """``(d_in, d_out)`` of an edited module."""
         rows, columns = self._weights[name].shape
         return (rows, columns) if self._transposed[name] else (columns, rows)
+
+    def layer_of(self, name: str) -> nn.Module:
+        """The layer, one of the stack, that an edited module lies in."""
+        return self._layers[self._layer_number(name)]
+
+    def _layer_number(self, name: str) -> int:
+        return int(name[len(self._stack_name) + 1 :].split(".")[0])
 
     def weight(self, name: str) -> torch.Tensor:
         """The current weight, ``(d_in, d_out)`` float32, as a view: to be read; :meth:`assign` sets it."""
@@ -365,7 +372,7 @@ class EditableLM:
         with ExitStack() as stack:
             if self.frozen_keys:
                 assert self._mlp is not None
-                hidden, keys = hidden[..., : self._width], hidden[..., self._width :]
+                hidden, keys = hidden[..., : self.width], hidden[..., self.width :]
                 module = self.model.get_submodule(*self.modules)  # an adapter may stand in its place
                 stack.enter_context(_forward_replaced(self._mlp, lambda *_, **__: module(keys)))
             stack.enter_context(_hooked(self.model.get_output_embeddings().register_forward_pre_hook(select)))

@@ -1,10 +1,12 @@
 """ROME, MEMIT, PRUNE, RECT and AlphaEdit: closed forms against brute force, and the search for values."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from agents.alphaedit import AlphaEdit
 from agents.covariance import key_covariance, sample_text
@@ -125,7 +127,7 @@ def test_inputs_and_outputs_at_the_token_are_the_whole_models(base, make_lm, edi
     lm = make_lm(MIDDLE)
     for token in ("subject_last", "last"):
         lookup = look_up(lm, edits, token)
-        keys, outputs = read_token(lm, f"model.{MIDDLE}", lookup)
+        keys, outputs = read_token(lm, lm.modules[f"model.{MIDDLE}"], lookup)
         for i, edit in enumerate(edits):
             seen = []
             module = base.get_submodule(f"model.{MIDDLE}")
@@ -159,7 +161,7 @@ def test_the_value_makes_the_target_likely_and_edits_do_not_disturb_each_other(m
     prefixes = sample_prefixes(lm, config, seed=1)
     assert prefixes == sample_prefixes(lm, config, seed=1)
     lookup = look_up(lm, edits, token, prefixes)
-    change = optimise_values(lm, name, edits, lookup, config)
+    change = optimise_values(lm, lm.modules[name], edits, lookup, config)
 
     def nll(values):
         place = (lookup.rows, lookup.columns)
@@ -171,9 +173,9 @@ def test_the_value_makes_the_target_likely_and_edits_do_not_disturb_each_other(m
         return torch.nn.functional.cross_entropy(logits, lookup.prompts.labels)
 
     assert nll(change) < share * nll(torch.zeros_like(change))
-    _, outputs = read_token(lm, name, lookup)
+    _, outputs = read_token(lm, lm.modules[name], lookup)
     assert (change.norm(dim=1) <= config.clamp * outputs[lookup.plain].norm(dim=1) * (1 + 1e-5)).all()
-    alone = optimise_values(lm, name, edits[3:4], look_up(lm, edits[3:4], token, prefixes), config)
+    alone = optimise_values(lm, lm.modules[name], edits[3:4], look_up(lm, edits[3:4], token, prefixes), config)
     torch.testing.assert_close(change[3:4], alone, rtol=2e-2, atol=2e-2)
 
 
@@ -210,8 +212,8 @@ def test_rome_puts_each_value_where_it_was_looked_up(make_env, small_world):
     lm, name = env.language_model, f"model.{MIDDLE}"
     edit = env.batch[0]
     lookup = look_up(lm, [edit], VALUE.token, agent._prefixes)
-    change = optimise_values(lm, name, [edit], lookup, agent.value)
-    keys, outputs = read_token(lm, name, lookup)
+    change = optimise_values(lm, lm.modules[name], [edit], lookup, agent.value)
+    keys, outputs = read_token(lm, lm.modules[name], lookup)
     delta = agent._write(edit)
     after = mean_keys(keys, lookup) @ (lm.weight(name) + delta.dense())
     torch.testing.assert_close(after, outputs[:1] + change, rtol=1e-3, atol=1e-4)
@@ -219,8 +221,64 @@ def test_rome_puts_each_value_where_it_was_looked_up(make_env, small_world):
     torch.testing.assert_close(keys[:1] @ agent._write(edit).dense(), change, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("keys", ["consistent", "public"])
+def test_rome_writes_to_a_module_with_a_bias(tokenizer, edits, monkeypatch, keys):
+    """In a GPT-2 of random weights, whose projections add a bias."""
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=4, n_positions=64, initializer_range=0.2)
+    model = GPT2LMHeadModel(config).eval().requires_grad_(False)
+    name = "transformer.h.0.mlp.c_proj"
+    model.get_submodule(name).bias.normal_(std=3.0)
+    lm = EditableLM(model, tokenizer, [name])
+    agent = ROME(replace(VALUE, prefixes=2), keys=keys)
+    agent._env, agent._module, agent._prefixes = SimpleNamespace(language_model=lm), name, ["So it is.", "In a year."]
+    agent._inverse = torch.eye(128)
+    lookup = look_up(lm, edits[:1], VALUE.token, agent._prefixes)
+    change = optimise_values(lm, lm.modules[name], edits[:1], lookup, agent.value)
+    _, before = read_token(lm, lm.modules[name], lookup)
+    lm.apply({name: agent._write(edits[0])})
+    _, after = read_token(lm, lm.modules[name], lookup)
+    if keys == "public":
+        torch.testing.assert_close(after[:1], before[:1] + change, rtol=1e-3, atol=1e-3)
+    else:
+        torch.testing.assert_close(after.mean(0, keepdim=True), before[:1] + change, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("layers", [[1], [1, 2], [0, 1, 2]])
+@pytest.mark.parametrize("token", ["subject_last", "last"])
+def test_memit_changes_the_residual_stream_by_what_was_wanted(tokenizer, make_env, small_world, layers, token):
+    """Without a covariance to respect, however many layers share the way there."""
+    env = make_env(modules=[f"layers.{i}.mlp.down_proj" for i in layers], edits_per_step=4, horizon=2)
+    value = replace(VALUE, token=token, steps=5)
+    agent = MEMIT(value, weight=1e-7, samples=30)
+    agent.prepare(env, 0, nothing)
+    observation, info = env.reset(seed=0)
+    agent.begin(env)
+    lm = env.language_model
+    lookup = look_up(lm, env.batch, token)
+    columns = lookup.columns if token == "subject_last" else [len(tokenizer(e.prompt)["input_ids"]) - 1 for e in env.batch]
+
+    def stream():
+        """Behind the last edited layer, run as a plain model."""
+        rows = []
+        for edit, column in zip(env.batch, columns, strict=True):
+            seen = []
+            layer = lm.model.get_submodule(f"model.layers.{layers[-1]}")
+            handle = layer.register_forward_hook(lambda _, args, out, seen=seen: seen.append(out))
+            lm.model(torch.tensor([tokenizer(edit.prompt)["input_ids"]]))
+            handle.remove()
+            rows.append(seen[0][0, int(column)])
+        return torch.stack(rows)
+
+    before = stream()
+    change = optimise_values(lm, lm.layer_of(list(lm.modules)[-1]), env.batch, lookup, value)
+    assert (change.norm(dim=1) <= value.clamp * before.norm(dim=1) * (1 + 1e-5)).all()
+    lm.apply(env.checked(agent.act(observation, info)))
+    torch.testing.assert_close(stream(), before + change, rtol=1e-2, atol=2e-2)
+
+
 def test_memit_spreads_what_is_missing_over_the_layers(base, tokenizer, make_env, small_world):
-    """Written out by hand with the plain model: keys, what is missing, normal equations, layer by layer."""
+    """Written out by hand: keys, what is missing in the residual stream, normal equations, layer by layer."""
     env = make_env(modules=[MIDDLE, LAST], edits_per_step=4, horizon=2)
     agent = MEMIT(VALUE, weight=2.0, samples=30, epsilon=0.01)
     agent.prepare(env, 0, nothing)
@@ -231,16 +289,32 @@ def test_memit_spreads_what_is_missing_over_the_layers(base, tokenizer, make_env
     C = key_covariance(lm, sample_text(list(small_world), 30))
     names = list(lm.modules)
     lookup = look_up(lm, env.batch, "subject_last")
-    change = optimise_values(lm, names[-1], env.batch, lookup, VALUE)
-    wanted = read_token(lm, names[-1], lookup)[1] + change
+    stream = lm.model.get_submodule("model.layers.2")
+    change = optimise_values(lm, stream, env.batch, lookup, VALUE)
+    wanted = read_token(lm, stream, lookup)[1] + change
     for i, name in enumerate(names):
-        missing = (wanted - read_token(lm, names[-1], lookup)[1]) / (2 - i)
-        U = read_token(lm, name, lookup)[0]
+        missing = (wanted - read_token(lm, stream, lookup)[1]) / (2 - i)
+        U = read_token(lm, lm.modules[name], lookup)[0]
         size = len(C[name])
         system = 2.0 * (C[name] + 0.01 * C[name].trace() / size * torch.eye(size)) + U.T @ U
         D = torch.linalg.solve(system, U.T @ missing)
         torch.testing.assert_close(dense(found[name]), D, rtol=2e-3, atol=2e-3)
         lm.apply({name: D})
+
+
+@pytest.mark.parametrize(
+    ("modules", "words"),
+    [
+        (["layers.1.mlp.gate_proj"], "gate_proj is none"),
+        (["layers.1.self_attn.q_proj"], "q_proj is none"),
+        (["layers.1.mlp.up_proj", MIDDLE], "up_proj is none"),
+        (["layers.1.self_attn.o_proj", MIDDLE], "lie in the same one"),
+    ],
+)
+def test_modules_that_memit_cannot_write_with_are_named(make_env, small_world, modules, words):
+    env = make_env(modules=modules, edits_per_step=4, horizon=2)
+    with pytest.raises(ValueError, match=words):
+        MEMIT(VALUE, samples=30).prepare(env, 0, nothing)
 
 
 def test_prune_ends_in_the_condensed_sum_of_all_updates(make_env, small_world):

@@ -25,7 +25,7 @@ def test_the_update_is_the_dense_normal_equation(make_env, attempts):
         normal = (np.concatenate([U, G], 1) - everything.mean(0)) / everything.std(0, ddof=1)
         energy = (np.concatenate(seen_keys) ** 2).sum() / len(everything)
         length = np.sqrt((np.concatenate(outputs) ** 2).mean())
-        gate = (U * normal[:, :64]).sum(1, keepdims=True) / np.sqrt(energy * 64)
+        gate = (normal[:, :64] ** 2).mean(1, keepdims=True)
         V = -2.0 * length * gate * normal[:, 64:]
         expected = np.linalg.solve(U.T @ U + 0.1 * energy * np.eye(64), U.T @ V)
         action = agent.act(observation, info)
