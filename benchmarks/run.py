@@ -3,7 +3,7 @@
     python -m benchmarks.suites
     python -m benchmarks.run --suite smoke --agents no-edit fine-tune --seeds 0 --out runs/smoke
     python -m benchmarks.run --suite atlas-50x20-v1 --agents rledit,my_file.py:MyPolicy --seeds 0-2 --out runs/mine
-    python -m benchmarks.run --suite zsre-50x20 --data DIR --model runs/models/real --agents rledit-p --out runs/zsre
+    python -m benchmarks.run --suite zsre-50x20 --data DIR --model real --agents rledit-p --out runs/zsre
     python -m benchmarks.run --suite atlas-50x20 --seeds 0-4 --runner ray --address HOST:6379 --out /shared/runs/atlas
 
 The first line lists the suites. Each finished cell (agent and seed) is one file of OUT/cells, and OUT/results.jsonl is made

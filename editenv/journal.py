@@ -113,11 +113,12 @@ class Journal:
         text = json.dumps(body, sort_keys=True, ensure_ascii=False)
         chain = hashlib.sha256(f"{self._chain}{text}".encode()).hexdigest()
         line = f"{json.dumps({'chain': chain})[:-1]}, {text[1:]}\n".encode()
-        with self.path.open("ab") as file:
+        with self.path.open("ab", buffering=0) as file:  # what a buffer holds would be written again after a failure
             before = file.tell()
             try:
-                file.write(line)
-                file.flush()
+                written = 0
+                while written < len(line):
+                    written += file.write(line[written:])
                 os.fsync(file.fileno())
             except OSError:
                 file.truncate(before)

@@ -174,7 +174,8 @@ class Suite:
             )
         if self.model is None and model is None:
             raise ValueError(
-                f"suite {self.name} needs a model that knows its data: give one with --model (see docs/results/real.md)"
+                f"suite {self.name} needs a model that knows its data: give one with --model; 'real', in the package, knows "
+                "CounterFact, ZsRE and FEVER (docs/results/real.md)"
             )
         modules = modules or self.modules
         return replace(self, model=model or self.model, data=data, modules=modules, device=device, dtype=dtype)

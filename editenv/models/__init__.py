@@ -12,15 +12,21 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 EMBEDDED = "atlas"
-"""Name of the model that ships in the package."""
+"""Name of the model that environments and commands edit by default."""
+
+PACKAGED = {
+    EMBEDDED: "the embedded world's 21,546 facts",
+    "real": "the same, and what CounterFact, ZsRE and FEVER take a model to believe",
+}
+"""Models that ship in the package, and what they know."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def model_path(name: str) -> str:
     """The folder or hub id that ``name`` stands for."""
-    if name == EMBEDDED:
-        return str(resources.files(__package__).joinpath("atlas"))
+    if name in PACKAGED:
+        return str(resources.files(__package__).joinpath(name))
     return name
 
 
@@ -31,7 +37,7 @@ def load_model(
     """Loads a causal language model and its tokenizer, once per process; callers must not change the weights.
 
     Args:
-        name: ``"atlas"`` (the embedded model), a Hugging Face model folder, or a hub id.
+        name: Of :data:`PACKAGED`, a Hugging Face model folder, or a hub id.
         device: A torch device, or ``"auto"`` for a model larger than one of them.
         dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
 
@@ -52,8 +58,8 @@ def load_model(
         )
     if os.path.isdir(path) and not (Path(path) / "config.json").exists():
         raise FileNotFoundError(f"{path} holds no config.json: it is not a Hugging Face model folder")
-    if name == EMBEDDED:
-        logging.disable_progress_bar()  # for a model that loads in a blink
+    if name in PACKAGED:
+        logging.disable_progress_bar()  # for models that load in a blink
     config = AutoConfig.from_pretrained(path)
     if getattr(config, "quantization_config", None) is not None:
         raise ValueError(

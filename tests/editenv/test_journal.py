@@ -1,5 +1,6 @@
 import json
 import multiprocessing
+import resource
 
 import pytest
 import torch
@@ -150,6 +151,27 @@ def test_a_full_disk_leaves_the_journal_whole(three, monkeypatch):
     journal.append(*batch(3))
     journal.close()
     assert [entry["edits"] for entry in Journal(folder, HEADER).entries] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("room", [0, 1, 100])
+def test_a_line_that_does_not_fit_whole_leaves_nothing(tmp_path, room):
+    """A limit on the size of files takes part of a write, as a disk that fills up does."""
+    journal = Journal(tmp_path, HEADER)
+    for i in range(8):
+        journal.append({"edits": i, "content": "x" * 200}, {"none": torch.zeros(0)})
+    path = tmp_path / "journal.jsonl"
+    before = path.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + room, hard))
+    try:
+        with pytest.raises(OSError, match="large"):
+            journal.append({"edits": 8, "content": "x" * 200}, {"none": torch.zeros(0)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == before
+    journal.append(*batch(8))
+    journal.close()
+    assert [entry["edits"] for entry in Journal(tmp_path, HEADER).entries] == list(range(9))
 
 
 def test_a_read_only_folder_says_so(tmp_path, monkeypatch):
