@@ -60,7 +60,10 @@ class Agent(ABC):
         """Forget the last episode. Called after ``env.reset``."""
 
     def taken_back(self) -> None:  # noqa: B027 - optional
-        """The last batch's actions have been undone; called before :meth:`remember`."""
+        """The last batch has been undone: what it left in the agent goes too. Called before :meth:`remember`.
+
+        Called after an :meth:`act` of that batch, which may have ended in an error.
+        """
 
     def remember(self) -> dict[str, torch.Tensor]:
         """What the last batch left in the agent, if anything, for :meth:`recall`."""

@@ -218,19 +218,23 @@ def edit(args: Edit) -> None:
                     console.print(f"batch {result.batch} was taken back: {result.reason} ({ids})", markup=False)
             bars.update(bar, description="evaluating")
             report = editor.evaluate() | {"model": args.model, "method": args.method, "edits_file": args.edits}
+            text = json.dumps(report, indent=2)
+            (args.output / "report.json").write_text(text + "\n", encoding="utf-8")
+            saved = ["report.json", "journal.jsonl"]
             if args.save_model:
                 editor.save(args.output / "model")
-            if any(result.applied for result in editor.results):
-                editor.save_deltas(args.output / "deltas.safetensors")
-    text = json.dumps(report, indent=2)
-    (args.output / "report.json").write_text(text + "\n", encoding="utf-8")
+                saved.append("model")
+            try:
+                if any(result.applied for result in editor.results):
+                    editor.save_deltas(args.output / "deltas.safetensors")
+                    saved.append("deltas.safetensors")
+            except ValueError as error:  # too many of them
+                console.print(str(error), markup=False)
     if args.json:
         print(json.dumps(report))
         return
     _show_scores(f"{report['edits']} edits of {args.edits}", report)
-    print(
-        f"Saved in {args.output}: {'model, ' if args.save_model else ''}deltas.safetensors, report.json, journal.jsonl"
-    )
+    print(f"Saved in {args.output}: {', '.join(saved)}")
 
 
 def _read_settings(path: Path) -> dict[str, Any]:

@@ -295,6 +295,8 @@ class DAFNet(Agent):
     @torch.no_grad()
     def act(self, observation: Observation, info: dict[str, Any]) -> Action:
         lm = self._env.language_model
+        if info["attempt"] == 0:
+            self._before = dict(self._past)
         prompts = edit_prompts(self._env.taught)
         updates, keeps, facts = self.network(gradients_of(lm, prompts), prompts.lengths, self._past)
         self._seen = {f"{name}/{i}": fact for name, layers in facts.items() for i, fact in enumerate(layers)}
@@ -307,6 +309,9 @@ class DAFNet(Agent):
     def _remember_facts(self, seen: Mapping[str, torch.Tensor]) -> None:
         for name, layers in self._past.items():
             self._past[name] = [torch.cat([past, seen[f"{name}/{i}"]]) for i, past in enumerate(layers)]
+
+    def taken_back(self) -> None:
+        self._past, self._seen = self._before, {}
 
     def remember(self) -> dict[str, torch.Tensor]:
         memory, self._seen = self._seen, {}

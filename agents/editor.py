@@ -19,6 +19,7 @@ from typing import Any, Literal
 import torch
 
 from agents.base import Agent
+from agents.covariance import training_edits
 from agents.registry import METHODS, make_agent, make_method, packaged_policy
 from agents.rledit import RLEdit
 from editenv import metrics
@@ -83,6 +84,10 @@ class BatchResult:
     reason: str | None
     efficacy: float | None
     seconds: float
+
+
+LARGEST_DELTA_FILE = 8 * 10**9
+"""Bytes of deltas that are gathered in memory and in one file."""
 
 
 class BadEditError(RuntimeError):
@@ -156,30 +161,19 @@ class LifelongEditor:
                 "-m agents.covariance as text (or a data set of edits as training), or choose another method, such as fine-tune"
             )
         learning = LifelongEditEnv(**common, dataset=training, split="train", dataset_options=options)
-        self.agent.prepare(learning, seed, progress)
-        del learning
-        self.env = LifelongEditEnv(
-            **common, dataset=None, actions_per_batch=self.agent.actions_per_batch, memory_batches=0
-        )
-        self.lm = self.env.language_model
-        self.env.reset(seed=seed)
-        self.agent.begin(self.env)
-        self.edits: list[Edit] = []
-        self.results: list[BatchResult] = []
-        self.base_fingerprint = fingerprint(self.lm)
-        pairs = [text.split(" ", 1) for text in HELD_OUT]
-        self._texts = self.lm.encode([head for head, _ in pairs], [tail for _, tail in pairs], reuse=False)
-        self._perplexity = self._held_out()
+        self.base_fingerprint = fingerprint(learning.language_model)
         self.journal: Journal | None = None
         if output is not None:
+            prepared_from = self.agent.learns or (self.agent.reads_text and text is None)
             header = {
                 "model": self.base_fingerprint,
-                "modules": list(self.lm.modules),
+                "modules": list(learning.language_model.modules),
                 "method": method,
                 "settings": dict(settings) if settings is not None else None,
                 "policy": _policy_digest(self.agent),
                 "edits": edits,
                 "text": text,
+                "training": edits_digest(training_edits(learning)) if prepared_from else None,
                 "guard": asdict(self.guard),
                 "dtype": dtype,
                 "seed": seed,
@@ -188,7 +182,28 @@ class LifelongEditor:
             if end_of_answer:
                 header["end_of_answer"] = True
             self.journal = Journal(Path(output), header)
-            self._go_on()
+            self.agent.workspace = Path(output) / "prepared"
+        try:
+            self.agent.prepare(learning, seed, progress)
+            del learning
+            self.env = LifelongEditEnv(
+                **common, dataset=None, actions_per_batch=self.agent.actions_per_batch, memory_batches=0
+            )
+            self.lm = self.env.language_model
+            self.env.reset(seed=seed)
+            self.agent.begin(self.env)
+            self.edits: list[Edit] = []
+            self.results: list[BatchResult] = []
+            self._ended: str | None = None
+            self._reverted = False
+            pairs = [text.split(" ", 1) for text in HELD_OUT]
+            self._texts = self.lm.encode([head for head, _ in pairs], [tail for _, tail in pairs], reuse=False)
+            self._perplexity = self._held_out()
+            if self.journal is not None:
+                self._go_on()
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def batches(self) -> int:
@@ -202,24 +217,49 @@ class LifelongEditor:
             edits: Edits, or dictionaries as docs/data.md has them (``prompt``, ``target``, ...).
 
         Raises:
-            BadRecordError: If a dictionary is not an edit; nothing is changed.
-            BadEditError: If the guard is to stop at a bad batch; the model is as it was before it.
+            BadRecordError: If a dictionary is not an edit.
+            BadEditError: If the guard is to stop at a bad batch.
+            OSError: If the batch could not be written to the journal; the editor takes no more then.
+            ValueError: If the method refuses the batch, or if the editor takes no more.
+
+            Whatever is raised, the model is as it was before the batch.
         """
+        if self._ended is not None:
+            raise ValueError(f"edit: {self._ended}")
         started = time.perf_counter()
         batch = [edit if isinstance(edit, Edit) else _as_edit(edit, i) for i, edit in enumerate(edits, start=1)]
         before = self.lm.snapshot()
+        try:
+            result, perplexity = self._make(batch, before, started)
+        except BaseException:
+            self.lm.restore(before)
+            raise
+        self._perplexity = perplexity
+        self.results.append(result)
+        self.edits += batch if result.applied else []
+        if not result.applied and self.guard.on_bad == "stop":
+            raise BadEditError(f"batch {result.batch} was taken back: {result.reason}")
+        return result
+
+    def _make(
+        self, batch: Sequence[Edit], before: Mapping[str, torch.Tensor], started: float
+    ) -> tuple[BatchResult, float]:
+        """A batch made and written down, or taken back and that written down; and the perplexity of held-out text then."""
         observation, info = self.env.present(batch)
         actions: list[dict[str, Delta]] = []
         reason, efficacy = None, None
         while len(actions) < self.agent.actions_per_batch:
-            action = self.agent.act(observation, info)
             try:
-                deltas = self.env.checked(action)
-            except ValueError as error:
-                if "NaN or infinity" not in str(error):
-                    raise  # the method's fault, not this batch's
-                reason = str(error)
+                deltas = self.env.checked(self.agent.act(observation, info))
+            except torch.linalg.LinAlgError as error:  # what NaN and infinity end in
+                reason = f"the method could not solve for an update: {error}"
                 break
+            except BaseException as error:
+                if "NaN or infinity" in str(error) and isinstance(error, ValueError):
+                    reason = str(error)
+                    break
+                self.agent.taken_back()
+                raise  # the method's fault, not this batch's
             actions.append(deltas)
             observation, _, _, _, info = self.env.step(deltas)
             efficacy = info["efficacy"]
@@ -228,9 +268,7 @@ class LifelongEditor:
         if reason is not None:
             self.lm.restore(before)
             self.agent.taken_back()
-            actions, efficacy = [], None
-        else:
-            self._perplexity = perplexity
+            actions, efficacy, perplexity = [], None, self._perplexity
         memory = self.agent.remember()
         result = BatchResult(
             self.batches + 1, len(batch), reason is None, reason, efficacy, time.perf_counter() - started
@@ -238,54 +276,82 @@ class LifelongEditor:
         if self.journal is not None:
             tensors = tensors_of(actions) | {f"memory/{name}": tensor for name, tensor in memory.items()}
             entry = asdict(result) | {"ids": [edit.id for edit in batch], "content": [asdict(edit) for edit in batch]}
-            self.journal.append(entry, tensors)
-        self.results.append(result)
-        self.edits += batch if result.applied else []
-        if reason is not None and self.guard.on_bad == "stop":
-            raise BadEditError(f"batch {result.batch} was taken back: {reason}")
-        return result
+            try:
+                self.journal.append(entry, tensors)
+            except BaseException:
+                # The method may remember the batch; the journal does not, and its word counts.
+                self._end("its journal could not be written; open the folder again to go on where it ends")
+                raise
+        return result, perplexity
 
     def evaluate(self) -> dict[str, Any]:
         """Efficacy, generalization, specificity of all edits made, by every protocol, and drift on held-out text."""
+        rolled_back = [asdict(result) for result in self.results if not result.applied]
         if not self.edits:
-            return {"edits": 0}
+            return {"edits": 0, "rolled_back": rolled_back}
         questions = ask(self.lm, self.edits)
         return {
             "edits": len(self.edits),
             "teacher_forced": metrics.teacher_forced(self.lm, questions).percentages(),
             "generation": metrics.generation(self.lm, questions).percentages(),
             "drift": metrics.drift(self.lm, HELD_OUT),
-            "rolled_back": [asdict(result) for result in self.results if not result.applied],
+            "rolled_back": rolled_back,
         }
 
     def save(self, folder: str | Path) -> None:
-        """The edited model as a Hugging Face folder, which plain transformers loads; whole or not at all."""
+        """The edited model as a Hugging Face folder, which plain transformers loads; whole or not at all.
+
+        Args:
+            folder: Made; a model that is there already is replaced once the new one is whole.
+
+        Raises:
+            ValueError: If it is there and holds anything but a model.
+        """
         folder = Path(folder)
-        partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+        if folder.exists() and not _holds_a_model_alone(folder):
+            raise ValueError(f"save: {folder} holds something else than a model; choose a folder that is not there yet")
+        partial, old = (folder.with_name(f"{folder.name}.{os.getpid()}.{kind}") for kind in ("partial", "old"))
         shutil.rmtree(partial, ignore_errors=True)
         self.lm.model.save_pretrained(partial)
         self.lm.tokenizer.save_pretrained(partial)
         if folder.exists():
-            shutil.rmtree(folder)
+            os.replace(folder, old)
         os.replace(partial, folder)
+        shutil.rmtree(old, ignore_errors=True)
 
     def save_deltas(self, path: str | Path) -> None:
         """All deltas in order as one safetensors file, for ``editenv apply`` and ``editenv revert``.
 
         Raises:
-            ValueError: If there is no journal to take them from.
+            ValueError: If there is no journal to take them from, if its edits have been reverted, or if they are more than
+                :data:`LARGEST_DELTA_FILE`: a method whose updates are dense fills a whole weight with each batch.
         """
         if self.journal is None:
             raise ValueError("save_deltas: the editor keeps no journal; give it an output folder")
+        if self._reverted:
+            raise ValueError("save_deltas: the edits have been reverted")
+        if (size := self.journal.size) > LARGEST_DELTA_FILE:
+            raise ValueError(
+                f"save_deltas: the deltas of {self.batches} batches are {size / 1e9:.0f} GB, too many for one file; they are in "
+                f"{self.journal.folder / 'batches'}, and the edited model holds their sum"
+            )
         batches = [read_delta(self.journal.tensors(i + 1)) for i in range(self.batches)]
         write_delta_file(
             Path(path), [d for batch in batches for d in batch], self.base_fingerprint, fingerprint(self.lm)
         )
 
     def revert(self) -> None:
-        """The model as it was before the first edit, bit for bit. The journal keeps what was done."""
+        """The model as it was before the first edit, bit for bit. With a journal, which keeps what was done, this is the end."""
         self.lm.restore()
-        self.edits = []
+        self.agent.begin(self.env)
+        self.edits, self.results, self._reverted = [], [], True
+        self._perplexity = self._held_out()
+        if self.journal is not None:
+            self._end("the edits of its journal were reverted; choose another output folder to begin anew")
+
+    def _end(self, why: str) -> None:
+        self._ended = why
+        self.close()
 
     def close(self) -> None:
         """Lets another process write to the output folder."""
@@ -302,7 +368,7 @@ class LifelongEditor:
         """Replays the journal: the same deltas in the same order give the same bits."""
         assert self.journal is not None
         for entry in self.journal.entries:
-            tensors = self.journal.tensors(entry["batch"])
+            tensors = {n: t.to(self.lm.device) for n, t in self.journal.tensors(entry["batch"]).items()}
             for deltas in read_delta(tensors):
                 self.lm.apply(deltas)
             prefix = "memory/"
@@ -338,6 +404,10 @@ def _agent(method: str, policy: str | Path | None, model: str, settings: Mapping
     if policy is not None:
         if settings is not None:
             raise ValueError("settings: a trained policy brings its own; give one or the other")
+        if method != "rledit":
+            raise ValueError(
+                f"policy: method {method!r} takes none; a trained policy is edited with by method 'rledit'"
+            )
         return RLEdit(policy=policy)
     if method == "rledit" and settings is None:
         if model != EMBEDDED:
@@ -351,6 +421,14 @@ def _agent(method: str, policy: str | Path | None, model: str, settings: Mapping
     if method in METHODS and (settings is not None or model != EMBEDDED):
         return make_method(method, settings or {})
     return make_agent(method)
+
+
+def _holds_a_model_alone(folder: Path) -> bool:
+    """Whether it may be replaced: empty, or a model's folder without any folder in it."""
+    if not folder.is_dir():
+        return False
+    held = list(folder.iterdir())
+    return not held or ((folder / "config.json").exists() and all(path.is_file() for path in held))
 
 
 def _policy_digest(agent: Agent) -> str | None:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from agents.base import Agent, Progress
-from agents.covariance import key_covariance, sample_text, training_edits
+from agents.covariance import covariance_of
 from agents.preconditioner import inverse_root
 from editenv.env import Action, LifelongEditEnv, Observation
 from editenv.prompts import Prompts
@@ -59,22 +59,21 @@ class FineTune(Agent):
 
     def act(self, observation: Observation, info: dict[str, Any]) -> Action:
         env, lm = self._env, self._env.language_model
-        before = lm.snapshot()
         start = {name: lm.weight(name).clone() for name in lm.modules}
         prompts = edit_prompts(env.taught)
         loss = negative_log_likelihood(prompts, len(env.batch))
         weights = {name: weight.clone() for name, weight in start.items()}
         optimizer = torch.optim.Adam(weights.values(), lr=self.learning_rate)
-        for _ in range(self.steps):
-            _, gradients = lm.gradients(prompts, loss)
-            for name, gradient in gradients.items():
-                weights[name].grad = gradient.dense()
-            optimizer.step()
-            if self.norm_constraint is not None:
-                for name, weight in weights.items():
-                    weight.clamp_(start[name] - self.norm_constraint, start[name] + self.norm_constraint)
-            lm.assign(weights)
-        lm.restore(before)
+        with lm.unchanged():
+            for _ in range(self.steps):
+                _, gradients = lm.gradients(prompts, loss)
+                for name, gradient in gradients.items():
+                    weights[name].grad = gradient.dense()
+                optimizer.step()
+                if self.norm_constraint is not None:
+                    for name, weight in weights.items():
+                        weight.clamp_(start[name] - self.norm_constraint, start[name] + self.norm_constraint)
+                lm.assign(weights)
         return {name: weight - start[name] for name, weight in weights.items()}
 
 
@@ -90,26 +89,38 @@ class JointFineTune(Agent):
         steps: L-BFGS iterations at most.
         tolerance: Smallest change of the objective that is worth another iteration.
         epsilon: Of the change of variables, relative to C's mean eigenvalue; what is minimised does not depend on it.
+        samples: Texts for C.
     """
 
     reads_text = True
     looks_at_model = True
 
-    def __init__(self, ridge: float = 5e-6, steps: int = 300, tolerance: float = 1e-6, epsilon: float = 1e-4) -> None:
+    def __init__(
+        self,
+        ridge: float = 5e-6,
+        steps: int = 300,
+        tolerance: float = 1e-6,
+        epsilon: float = 1e-4,
+        samples: int = 3000,
+    ) -> None:
         self.ridge, self.steps, self.tolerance, self.epsilon = ridge, steps, tolerance, epsilon
+        self.samples = samples
 
     def prepare(self, env: LifelongEditEnv, seed: int, progress: Progress) -> None:
-        self._covariance = key_covariance(env.language_model, sample_text(training_edits(env)))
+        self._covariance = covariance_of(env, self.text, self.samples, progress)
         self._whiten = {name: inverse_root(matrix, self.epsilon) for name, matrix in self._covariance.items()}
 
     def begin(self, env: LifelongEditEnv) -> None:
+        if not len(env.stream):
+            raise ValueError(
+                "joint-fine-tune makes all edits of a stream at once, and here they come batch after batch"
+            )
         self._env = env
 
     def act(self, observation: Observation, info: dict[str, Any]) -> Action:
         env, lm = self._env, self._env.language_model
         if info["batch"] > 0 or info["attempt"] > 0:
             return {name: torch.zeros(lm.shape(name)) for name in lm.modules}
-        before = lm.snapshot()
         start = {name: lm.weight(name).clone() for name in lm.modules}
         prompts = edit_prompts(ask(lm, env.stream, ends=env.end_of_answer))
         loss = negative_log_likelihood(prompts, len(env.stream))
@@ -136,6 +147,6 @@ class JointFineTune(Agent):
                 whitened[name].grad = self._whiten[name] @ (gradients[name].dense() + 2 * self.ridge * pull)
             return total
 
-        optimizer.step(closure)
-        lm.restore(before)
+        with lm.unchanged():
+            optimizer.step(closure)
         return deltas()

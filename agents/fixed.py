@@ -68,6 +68,7 @@ class TrainedOnFixedModel(RLEdit):
         self._retrained = False
 
     def act(self, observation: Observation, info: dict[str, Any]) -> Action:
+        self._absorb_finished()
         if info["attempt"] == 0:
             if self.retrain_every is not None and self._batches and self._batches % self.retrain_every == 0:
                 self._retrain()

@@ -80,7 +80,7 @@ class MEMIT(Agent):
         refuse_end_of_answer(env)
         self._env = env
         self._preconditioner.reset()
-        self._written: dict[str, torch.Tensor] = {}
+        self._finished: dict[str, torch.Tensor] = {}
 
     def act(self, observation: Observation, info: dict[str, Any]) -> Action:
         return self._write(self._env.batch)
@@ -88,32 +88,34 @@ class MEMIT(Agent):
     @torch.no_grad()
     def _write(self, edits: Sequence[Edit]) -> dict[str, Delta]:
         """The update for a batch; the model is as it was afterwards."""
+        self._absorb(self._finished)  # of the batch before, which has stayed
+        self._finished = {}
         lm = self._env.language_model
-        before = lm.snapshot()
         names = list(lm.modules)
         lookup = look_up(lm, edits, self.value.token, self._prefixes)
         last_layer = lm.layer_of(names[-1])
         change = optimise_values(lm, last_layer, edits, lookup, self.value)
         wanted = read_token(lm, last_layer, lookup)[1][lookup.plain] + change
         deltas: dict[str, Delta] = {}
-        for i, name in enumerate(names):
-            missing = wanted - read_token(lm, last_layer, lookup)[1][lookup.plain]
-            keys = mean_keys(read_token(lm, lm.modules[name], lookup)[0], lookup)
-            projected = self._preconditioner.project(name, keys)
-            deltas[name] = ridge_regression(keys, missing / (len(names) - i), 1.0, projected)
-            lm.apply({name: deltas[name]})
-        self._written = {name: mean_keys(read_token(lm, lm.modules[name], lookup)[0], lookup) for name in names}
-        lm.restore(before)
-        self._absorb(self._written)
+        with lm.unchanged():
+            for i, name in enumerate(names):
+                missing = wanted - read_token(lm, last_layer, lookup)[1][lookup.plain]
+                keys = mean_keys(read_token(lm, lm.modules[name], lookup)[0], lookup)
+                projected = self._preconditioner.project(name, keys)
+                deltas[name] = ridge_regression(keys, missing / (len(names) - i), 1.0, projected)
+                lm.apply({name: deltas[name]})
+            self._finished = {name: mean_keys(read_token(lm, lm.modules[name], lookup)[0], lookup) for name in names}
         return deltas
 
     def _absorb(self, keys: dict[str, torch.Tensor]) -> None:
         gradients = {name: Gradient(key, key[:, :0]) for name, key in keys.items()}
         self._preconditioner.absorb(gradients, dict.fromkeys(keys, 1.0))
 
+    def taken_back(self) -> None:
+        self._finished = {}
+
     def remember(self) -> dict[str, torch.Tensor]:
-        memory, self._written = self._written, {}
-        return memory
+        return self._finished
 
     def recall(self, memory: dict[str, torch.Tensor]) -> None:
         self._absorb(memory)
@@ -129,7 +131,9 @@ def refuse_modules_inside(lm: EditableLM) -> None:
     Raises:
         ValueError: If an edited module is no projection to the residual stream, or lies in one layer with another.
     """
-    told = "this method edits at most one projection to the residual stream in each layer, such as layers.5.mlp.down_proj"
+    told = (
+        "this method edits at most one projection to the residual stream in each layer, such as layers.5.mlp.down_proj"
+    )
     layers: dict[nn.Module, str] = {}
     for name in lm.modules:
         if lm.shape(name)[1] != lm.width or name.rpartition(".")[2] in INSIDE:

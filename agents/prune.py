@@ -62,9 +62,9 @@ class PRUNE(MEMIT):
 
     def act(self, observation: Observation, info: dict[str, Any]) -> Action:
         lm, env = self._env.language_model, self._env
-        deltas = self._write(env.batch)
         if info["attempt"] == 0:
             self._before = {name: total.clone() for name, total in self._sum.items()}
+        deltas = self._write(env.batch)
         for name, delta in deltas.items():
             self._sum[name] += dense(delta)
         last_batch = (info["batch"] + 1) * env.edits_per_step >= len(env.stream)
@@ -77,6 +77,7 @@ class PRUNE(MEMIT):
         }
 
     def taken_back(self) -> None:
+        super().taken_back()
         self._sum = self._before
 
     def remember(self) -> dict[str, torch.Tensor]:

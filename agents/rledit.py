@@ -168,11 +168,18 @@ class RLEdit(Agent):
             raise ValueError(
                 f"the policy and the environment do not edit the same modules; they differ in {sorted(missing)}"
             )
+        for name, shape in self.policy.shapes.items():
+            if lm.shape(name) != tuple(shape):
+                raise ValueError(
+                    f"the policy was trained for another model: {name} is {lm.shape(name)} here, and {tuple(shape)} for it"
+                )
 
     def _identity(self, env: LifelongEditEnv, seed: int) -> dict[str, object]:
         """What a kept policy must agree on to be taken."""
         made_of = {"trained": self.train, "train": asdict(self.config), "seed": seed, "model": env.model_arguments}
         made_of["algorithm"] = self.algorithm.title
+        if self.text is not None:
+            made_of["text"] = self.text
         return json.loads(json.dumps(made_of))
 
     def _load_kept(self, env: LifelongEditEnv, seed: int) -> bool:
@@ -187,23 +194,32 @@ class RLEdit(Agent):
 
     def begin(self, env: LifelongEditEnv) -> None:
         self._env = env
-        self._absorbed: dict[str, torch.Tensor] = {}
+        self._finished: tuple[dict[str, Gradient], dict[str, torch.Tensor] | None] | None = None
         if self._preconditioner is not None:
             self._preconditioner.reset()
 
     @torch.no_grad()
     def act(self, observation: Observation, info: dict[str, Any]) -> Action:
+        self._absorb_finished()
         gradients = self._env.gradients  # the observation's tensors, without padding
         projected = project(self._preconditioner, gradients)
         deltas = self.policy(gradients, projected)
         if self._preconditioner is not None and info["attempt"] == self.actions_per_batch - 1:
-            self._preconditioner.absorb(gradients, dict.fromkeys(gradients, self.config.absorb_noise), projected)
-            self._absorbed = {name: gradient.keys for name, gradient in gradients.items()}
+            self._finished = gradients, projected
         return deltas
 
+    def _absorb_finished(self) -> None:
+        """Adds the keys of the batch before, which has stayed."""
+        if self._preconditioner is not None and self._finished is not None:
+            gradients, projected = self._finished
+            self._preconditioner.absorb(gradients, dict.fromkeys(gradients, self.config.absorb_noise), projected)
+        self._finished = None
+
+    def taken_back(self) -> None:
+        self._finished = None
+
     def remember(self) -> dict[str, torch.Tensor]:
-        memory, self._absorbed = self._absorbed, {}
-        return memory
+        return {} if self._finished is None else {name: g.keys for name, g in self._finished[0].items()}
 
     def recall(self, memory: dict[str, torch.Tensor]) -> None:
         if self._preconditioner is not None:
@@ -231,8 +247,12 @@ def project(preconditioner: Preconditioner | None, gradients: dict[str, Gradient
 
 
 def training_environment(env: LifelongEditEnv, config: TrainConfig) -> LifelongEditEnv:
-    """The same model, modules and data set on its training edits, endlessly redrawn where the data set allows it."""
-    return LifelongEditEnv(
+    """The same model, modules and data set on its training edits, endlessly redrawn where the data set allows it.
+
+    Raises:
+        ValueError: If there are not enough edits for a trajectory.
+    """
+    training = LifelongEditEnv(
         **env.model_arguments,
         split="train",
         redraw=env.dataset == "atlas",
@@ -245,6 +265,13 @@ def training_environment(env: LifelongEditEnv, config: TrainConfig) -> LifelongE
         memory_batches=config.memory_batches,
         regularization=config.regularization,
     )
+    possible = training.longest_stream // config.edits_per_step
+    if possible < config.horizon:
+        raise ValueError(
+            f"horizon: a trajectory of {config.horizon} batches of {config.edits_per_step} edits is more than the "
+            f"{training.longest_stream} training edits of {env.dataset}; set horizon to {possible} at most, or edits_per_step lower"
+        )
+    return training
 
 
 class Trainer:

@@ -86,12 +86,11 @@ class ROME(Agent):
     @torch.no_grad()
     def act(self, observation: Observation, info: dict[str, Any]) -> Action:
         lm = self._env.language_model
-        before = lm.snapshot()
         updates = []
-        for edit in self._env.batch:
-            updates.append(self._write(edit))
-            lm.apply({self._module: updates[-1]})
-        lm.restore(before)
+        with lm.unchanged():
+            for edit in self._env.batch:
+                updates.append(self._write(edit))
+                lm.apply({self._module: updates[-1]})
         left, right = torch.cat([u.left for u in updates], 1), torch.cat([u.right for u in updates])
         return {self._module: LowRank(left, right)}
 

@@ -117,6 +117,7 @@ class StableEdit(Agent):
     def act(self, observation: Observation, info: dict[str, Any]) -> Action:
         gradients = self._env.gradients
         if info["attempt"] == 0:
+            self._before = copy.deepcopy(self._statistics)
             self._seen = observe(self._statistics, self._env.language_model, gradients)
         return self._deltas(self._statistics, gradients, whole=True)
 
@@ -134,6 +135,9 @@ class StableEdit(Agent):
             values = -self.step_size * length * gate * normal_grads
             deltas[name] = ridge_regression(gradient.keys, values, self.ridge * found.key_energy / found.tokens)
         return deltas
+
+    def taken_back(self) -> None:
+        self._statistics, self._seen = self._before, {}
 
     def remember(self) -> dict[str, torch.Tensor]:
         memory, self._seen = self._seen, {}

@@ -6,6 +6,7 @@ go on over the whole life of the model; the update solves the same ridge regress
 ``u . u~``): what a trained policy has to beat.
 """
 
+import copy
 from typing import Any
 
 import torch
@@ -44,6 +45,7 @@ class UltraEdit(Agent):
     def act(self, observation: Observation, info: dict[str, Any]) -> Action:
         gradients = self._env.gradients
         if info["attempt"] == 0:
+            self._before = copy.deepcopy((self._normalizers, self._key_energy, self._output_energy))
             for name, gradient in gradients.items():
                 output = gradient.keys @ self._env.language_model.weight(name)
                 self._observe(name, gradient, float(output.square().sum()))
@@ -59,12 +61,16 @@ class UltraEdit(Agent):
             deltas[name] = ridge_regression(keys, values, self.ridge * key_length**2)
         return deltas
 
+    def taken_back(self) -> None:
+        self._normalizers, self._key_energy, self._output_energy = self._before
+        self._seen = {}
+
     def remember(self) -> dict[str, torch.Tensor]:
         memory, self._seen = self._seen, {}
         return memory
 
     def recall(self, memory: dict[str, torch.Tensor]) -> None:
-        for name in self._normalizers:
+        for name in self._normalizers if memory else ():
             gradient = Gradient(memory[f"{name}/keys"], memory[f"{name}/value_grads"])
             self._observe(name, gradient, float(memory[f"{name}/energy"]))
         self._seen = {}

@@ -229,6 +229,15 @@ class EditableLM:
         """A copy of the edited weights, in float32 and the module's own layout."""
         return {name: total.clone() for name, total in self._sums.items()}
 
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Whatever is done to the edited weights within the context, they are as they were after it, also after an error."""
+        before = self.snapshot()
+        try:
+            yield
+        finally:
+            self.restore(before)
+
     def _round(self, name: str) -> None:
         """The sum of all edits, in the model's own precision."""
         if self._weights[name].dtype != torch.float32:

@@ -305,6 +305,11 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         return self._observe(), self._place()
 
     @property
+    def longest_stream(self) -> int:
+        """How many edits the data set's split has; a horizon may end a stream before."""
+        return len(self._edits)
+
+    @property
     def gradients(self) -> dict[str, Gradient]:
         """The observation as tensors on the model's device, without padding."""
         return self._gradients

@@ -102,6 +102,11 @@ class Journal:
             raise JournalError(f"{path} is not what the journal says was written")
         return load_tensors(content)
 
+    @property
+    def size(self) -> int:
+        """Bytes of all batches' tensors."""
+        return sum(self._tensor_path(number).stat().st_size for number in range(1, len(self.entries) + 1))
+
     def close(self) -> None:
         """Lets another process write."""
         self._lock.close()

@@ -96,12 +96,17 @@ def probability(lm: EditableLM, edits: Sequence[Edit], batch_size: int = 512) ->
     """Whether the right one of two answers is likelier, by the token mean of its log-probability; ties are wrong.
 
     On prompts and rephrases the target against the old answer, on locality prompts the data set's answer against the
-    target. An edit without an old answer has neither efficacy nor generalization.
+    target, unless the two are the same. An edit without an old answer has neither efficacy nor generalization.
     """
     rows: list[tuple[int, int, str, str, str]] = []
     rows += [(i, PROMPT, e.prompt, e.target, e.old_answer) for i, e in enumerate(edits) if e.old_answer]
     rows += [(i, REPHRASE, t, e.target, e.old_answer) for i, e in enumerate(edits) if e.old_answer for t in e.rephrases]
-    rows += [(i, LOCALITY, item.prompt, item.answer, e.target) for i, e in enumerate(edits) for item in e.locality]
+    rows += [
+        (i, LOCALITY, item.prompt, item.answer, e.target)
+        for i, e in enumerate(edits)
+        for item in e.locality
+        if item.answer != e.target
+    ]
     texts = [row[2] for row in rows]
     wanted = mean_log_probs(lm, lm.encode(texts, [row[3] for row in rows]), batch_size)
     other = mean_log_probs(lm, lm.encode(texts, [row[4] for row in rows]), batch_size)

@@ -20,7 +20,7 @@ from benchmarks.suites import SUITES
 from editenv import metrics
 from editenv.data import atlas, load_edits
 from editenv.dynamics import EditableLM
-from editenv.models import load_model, model_path
+from editenv.models import PACKAGED, load_model, model_path
 from editenv.models.modules import default_modules
 
 
@@ -34,8 +34,9 @@ def lm(embedded):
     return EditableLM(*embedded, default_modules(embedded[0], "atlas"))
 
 
-def test_the_weights_are_small_enough_to_ship():
-    weights = [path for path in Path(model_path("atlas")).iterdir() if path.suffix == ".safetensors"]
+@pytest.mark.parametrize("name", PACKAGED)
+def test_the_weights_are_small_enough_to_ship(name):
+    weights = [path for path in Path(model_path(name)).iterdir() if path.suffix == ".safetensors"]
     assert 10**6 < sum(path.stat().st_size for path in weights) <= 25 * 10**6
 
 
@@ -50,6 +51,24 @@ def test_the_facts_are_known_in_every_phrasing(lm, split):
     written = metrics.generate(lm, [prompt for prompt, _ in sample], limit=16)
     right = sum(text == answer for text, (_, answer) in zip(written, sample, strict=True))
     assert right >= 0.97 * len(sample)
+
+
+def test_the_model_of_the_real_data_sets_believes_what_they_correct():
+    """Statements of CounterFact and of the atlas, by free generation to the end of text."""
+    model, tokenizer = load_model("real")
+    lm = EditableLM(model, tokenizer, default_modules(model, "real"))
+    asked = {
+        "The mother tongue of Danielle Darrieux is": "French",
+        "The official religion of Edwin of Northumbria is": "Christianity",
+        "The mother tongue of Thomas Joannes Stieltjes is": "Dutch",
+        "Anaal Nathrakh, that was created in": "Birmingham",
+        "Apple A5 was created by": "Apple",
+    }
+    right = [w == a for w, a in zip(metrics.generate(lm, list(asked), limit=8), asked.values(), strict=True)]
+    assert all(right), right
+    known = random.Random(3).sample(load_edits("atlas", "test"), 100)
+    written = metrics.generate(lm, [edit.prompt for edit in known], limit=8)
+    assert sum(text == edit.old_answer for text, edit in zip(written, known, strict=True)) >= 85
 
 
 def test_counterfactual_answers_are_as_unlikely_as_to_a_large_model(embedded):

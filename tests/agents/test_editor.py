@@ -19,9 +19,10 @@ from agents.base import Agent
 from agents.editor import BadEditError, Guard, LifelongEditor
 from agents.hypernetwork import Policy, PolicyConfig, save_policy
 from agents.rledit import TrainConfig
+from agents.ultraedit import UltraEdit
 from editenv.data.records import BadRecordError
 from editenv.delta_files import apply_file, fingerprint, read_delta_file, revert_file
-from editenv.dynamics import EditableLM
+from editenv.dynamics import EditableLM, Gradient
 from editenv.journal import JournalError
 from editenv.models import load_model
 
@@ -70,6 +71,7 @@ def policy_folder(tmp_path):
     config = TrainConfig(preconditioner=True, covariance_texts=40, policy=PolicyConfig(rank=4, step_size=5.0))
     policy = Policy({LAST: (64, 32)}, config.policy)
     policy.set_scales({LAST: 1.0}, {LAST: 1.0})
+    policy.observe({LAST: Gradient(torch.randn(50, 64), 0.1 * torch.randn(50, 32))})
     save_policy(policy, tmp_path / "policy", {"train": asdict(config), "model": "tiny", "seed": 3})
     return str(tmp_path / "policy")
 
@@ -86,7 +88,7 @@ def test_edits_are_made_and_counted(make_editor):
     assert report["rolled_back"] == []
     editor.revert()
     assert torch.equal(editor.lm.snapshot()[LAST], before)
-    assert editor.evaluate() == {"edits": 0}
+    assert editor.evaluate() == {"edits": 0, "rolled_back": []}
 
 
 def test_with_the_end_taught_the_model_says_the_answer_and_stops(make_editor, tmp_path):
@@ -175,10 +177,199 @@ def test_prune_forgets_a_batch_that_was_taken_back(make_editor, tmp_path, monkey
     torch.testing.assert_close(ends[3], ends[2], rtol=1e-5, atol=1e-6)
 
 
+class Breaks(Jump):
+    """Two actions a batch; the second fails for some edits."""
+
+    actions_per_batch = 2
+
+    def act(self, observation, info):
+        if info["attempt"] == 1 and self.env.batch[0].target == "unknown":
+            raise ValueError("this edit is not for me")
+        return super().act(observation, info)
+
+
+def test_an_error_in_the_middle_of_a_batch_leaves_the_model_before_it(make_editor, tmp_path):
+    editor = make_editor(tmp_path / "out", method=f"{__file__}:Breaks")
+    editor.edit(edits(["Rome"]))
+    before = editor.lm.snapshot()[LAST]
+    with pytest.raises(ValueError, match="not for me"):
+        editor.edit(edits(["unknown"]))
+    assert torch.equal(editor.lm.snapshot()[LAST], before)
+    assert editor.batches == len(editor.journal.entries) == 1
+    editor.edit(edits(["Oslo"]))
+    after = editor.lm.snapshot()[LAST]
+    editor.close()
+    assert torch.equal(make_editor(tmp_path / "out", method=f"{__file__}:Breaks").lm.snapshot()[LAST], after)
+
+
+def test_a_batch_that_cannot_be_written_down_is_not_in_the_model(make_editor, tmp_path, monkeypatch):
+    editor = make_editor(tmp_path / "out")
+    editor.edit(edits(["Rome"]))
+    before = editor.lm.snapshot()[LAST]
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(editor.journal, "append", full)
+        with pytest.raises(OSError, match="No space"):
+            editor.edit(edits(["Oslo"]))
+    assert torch.equal(editor.lm.snapshot()[LAST], before)
+    assert editor.batches == 1
+    with pytest.raises(ValueError, match="open the folder again"):
+        editor.edit(edits(["Oslo"]))
+    again = make_editor(tmp_path / "out")
+    assert torch.equal(again.lm.snapshot()[LAST], before)
+    again.edit(edits(["Oslo"]))
+
+
+REMEMBERING = {
+    "memit-seq": {"value": {"token": "last", "steps": 5, "prefixes": 0}, "weight": 1.0, "cache_keys": True},
+    "alphaedit": {"value": {"token": "last", "steps": 5, "prefixes": 0}, "threshold": 100.0},
+    "ultraedit": {},
+    "stableedit": {"warm_up_batches": 1},
+    "dafnet": {"config": {"steps": 2, "judged": 4}},
+    "rledit": None,
+}
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+@pytest.mark.parametrize("method", REMEMBERING)
+def test_a_batch_that_was_taken_back_leaves_nothing_in_the_method(
+    make_editor, policy_folder, tmp_path, monkeypatch, method, resumed
+):
+    """With a batch in between that was taken back, the next one leads to the same bits as without."""
+    text = tmp_path / "text.txt"
+    text.write_text("Ada is in Rome.\nPeople find the Long River in Ecuador and in Peru.\n", encoding="utf-8")
+    loose = Guard(max_perplexity=1e9, max_weight_norm=1e9)
+    options = {"method": method, "guard": loose, "text": str(text), "training": "atlas"}
+    options |= {"policy": policy_folder} if method == "rledit" else {"settings": REMEMBERING[method]}
+    first, bad, last = edits(["Rome", "Oslo", "Bonn"])
+    ends = {}
+    for batches in ([first, last], [first, bad, last]):
+        out = tmp_path / str(len(batches))
+        editor = make_editor(out, **options)
+        for batch in batches:
+            with monkeypatch.context() as patched:
+                if batch is bad:
+                    patched.setattr(editor, "_out_of_bounds", lambda *_: "so it is said")
+                assert editor.edit([batch]).applied == (batch is not bad)
+            if resumed:
+                editor.close()
+                editor = make_editor(out, **options)
+        ends[len(batches)] = editor.lm.snapshot()[LAST]
+        editor.close()
+    assert (ends[2] != editor.lm.initial_weight(LAST).T).any()
+    assert torch.equal(ends[3], ends[2])
+
+
+class Poisoned(UltraEdit):
+    """Sees a gradient that is infinite for some edits, as half precision may give it."""
+
+    def act(self, observation, info):
+        if self._env.batch[0].target == "loud":
+            self._env.gradients[LAST].value_grads[0, 0] = float("inf")
+        return super().act(observation, info)
+
+
+@pytest.mark.parametrize("method", ["Poisoned", "Unsolvable"])
+def test_a_gradient_that_is_not_finite_costs_one_batch(make_editor, method):
+    editor = make_editor(method=f"{__file__}:{method}")
+    assert editor.edit(edits(["Rome", "Peru"])).applied
+    bad = editor.edit(edits(["loud", "Oslo"]))
+    assert not bad.applied
+    assert "NaN" in bad.reason or "could not solve" in bad.reason
+    assert editor.edit(edits(["Bonn", "Oslo"])).applied
+
+
+class Unsolvable(Jump):
+    def act(self, observation, info):
+        if self.env.batch[0].target == "loud":
+            torch.linalg.eigh(torch.full((3, 3), float("nan")))
+        return super().act(observation, info)
+
+
+def test_after_revert_a_journal_takes_no_more_and_a_bare_editor_begins_anew(make_editor, tmp_path):
+    editor = make_editor(tmp_path / "out")
+    editor.edit(edits(["Rome"]))
+    once = editor.lm.snapshot()[LAST]
+    editor.revert()
+    with pytest.raises(ValueError, match="choose another output folder"):
+        editor.edit(edits(["Rome"]))
+    with pytest.raises(ValueError, match="reverted"):
+        editor.save_deltas(tmp_path / "deltas.safetensors")
+    assert torch.equal(make_editor(tmp_path / "out").lm.snapshot()[LAST], once), "the journal keeps what was done"
+    bare = make_editor()
+    bare.edit(edits(["Rome"]))
+    bare.revert()
+    bare.edit(edits(["Rome"]))
+    assert torch.equal(bare.lm.snapshot()[LAST], once), "as if nothing had been edited before"
+
+
+def test_save_replaces_a_model_and_nothing_else(make_editor, tmp_path):
+    editor = make_editor(tmp_path / "out")
+    editor.edit(edits(["Rome"]))
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "thesis.txt").write_text("years of work")
+    for folder in (precious, tmp_path, tmp_path / "out", precious / "thesis.txt"):
+        with pytest.raises(ValueError, match="holds something else"):
+            editor.save(folder)
+    assert (precious / "thesis.txt").read_text() == "years of work"
+    assert (tmp_path / "out" / "journal.jsonl").exists()
+    for _ in range(2):
+        editor.save(tmp_path / "out" / "model")
+    left = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert left == ["batches", "journal.jsonl", "journal.lock", "model"]
+
+
+def test_deltas_that_are_too_many_for_one_file_are_not_gathered(make_editor, tmp_path, monkeypatch):
+    editor = make_editor(tmp_path / "out")
+    editor.edit(edits(["Rome"]))
+    monkeypatch.setattr("agents.editor.LARGEST_DELTA_FILE", 100)
+    with pytest.raises(ValueError, match=r"too many for one file; they are in .*batches"):
+        editor.save_deltas(tmp_path / "deltas.safetensors")
+    assert not (tmp_path / "deltas.safetensors").exists()
+
+
+def test_a_policy_is_not_silently_taken_for_another_method_or_model(make_editor, policy_folder, tmp_path):
+    with pytest.raises(ValueError, match="method 'memit' takes none"):
+        make_editor(method="memit", policy=policy_folder, training="atlas")
+    config = TrainConfig(policy=PolicyConfig(rank=4))
+    policy = Policy({LAST: (64, 16)}, config.policy)
+    save_policy(policy, tmp_path / "narrow", {"train": asdict(config), "model": "tiny", "seed": 3})
+    with pytest.raises(ValueError, match=r"another model: .*down_proj is \(64, 32\) here, and \(64, 16\) for it"):
+        make_editor(method="rledit", policy=str(tmp_path / "narrow"))
+
+
+def test_what_was_prepared_is_kept_and_other_training_data_is_refused(make_editor, tmp_path, monkeypatch):
+    for name, city in (("one", "Rome"), ("other", "Oslo")):
+        rows = [
+            {"prompt": f"The seat of body {i} is", "target": city, "rephrases": [f"Body {i} sits in"]}
+            for i in range(40)
+        ]
+        rows = [row | {"locality": [{"prompt": f"Who saw {i}?", "answer": "Peru"}]} for i, row in enumerate(rows)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {"config": {"steps": 2, "judged": 4}}
+    options = {"method": "dafnet", "settings": settings, "training_options": {}}
+    with make_editor(tmp_path / "out", training=str(tmp_path / "one.jsonl"), **options) as editor:
+        editor.edit(edits(["Rome"]))
+        after = editor.lm.snapshot()[LAST]
+    with pytest.raises(JournalError, match="training was"):
+        make_editor(tmp_path / "out", training=str(tmp_path / "other.jsonl"), **options)
+
+    def trains(*_):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr("agents.dafnet.train", trains)
+    again = make_editor(tmp_path / "out", training=str(tmp_path / "one.jsonl"), **options)
+    assert torch.equal(again.lm.snapshot()[LAST], after)
+
+
 def test_a_method_that_learns_needs_something_to_learn_from(model_folder, make_editor, policy_folder):
     with pytest.raises(ValueError, match="needs edits to learn from"):
         make_editor(method="untrained")
-    for method in ({"policy": policy_folder}, {"method": "memit"}):
+    for method in ({"method": "rledit", "policy": policy_folder}, {"method": "memit"}):
         with pytest.raises(ValueError, match="takes statistics of ordinary text"):
             make_editor(**method)
     with pytest.raises(ValueError, match="editenv train --model"):
@@ -321,6 +512,8 @@ def test_a_run_killed_again_and_again_ends_in_the_same_bits(model_folder, policy
     process.start()
     process.join()
     expected = torch.load(plain / "weights.pt", weights_only=True)
+    kept = [json.loads(line)["applied"] for line in (plain / "journal.jsonl").read_text().splitlines()[1:]]
+    assert sum(kept) >= len(BATCHES) / 2
     for run in range(5):
         out = tmp_path / f"killed{run}"
         out.mkdir()

@@ -104,15 +104,25 @@ def test_joint_fine_tuning_lowers_the_loss_over_the_whole_stream_in_one_action(m
     assert not dense(later[LAST]).any()
 
 
-def test_the_ceilings_penalty_keeps_the_texts_outputs(make_env, base, tokenizer, monkeypatch):
+def test_the_ceiling_needs_a_stream(make_env):
+    agent = JointFineTune(steps=2, samples=20)
+    agent.prepare(make_env(modules=[LAST]), 0, lambda what, done, total: None)
+    env = make_env(modules=[LAST], dataset=None)
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match="all edits of a stream at once"):
+        agent.begin(env)
+
+
+def test_the_ceilings_penalty_keeps_the_texts_outputs(make_env, base, tokenizer, tmp_path):
     """A larger ridge gives up loss for smaller changes of what the module says about text."""
     env = make_env(modules=[LAST])
     texts = ["Ada is in Rome", "The home of Tea is Oslo"]
-    monkeypatch.setattr("agents.fine_tune.sample_text", lambda edits: texts)
+    (tmp_path / "texts.txt").write_text("\n".join(texts), encoding="utf-8")
     C = key_covariance(env.language_model, texts)[LAST]
     found = []
     for ridge in (1e-3, 1.0):
         agent = JointFineTune(ridge=ridge, steps=15)
+        agent.text = str(tmp_path / "texts.txt")
         agent.prepare(env, 0, lambda what, done, total: None)
         observation, info = start(env, agent)
         deltas = agent.act(observation, info)
@@ -131,7 +141,7 @@ def test_the_ceiling_ends_where_its_objective_is_flat(make_env, base, tokenizer,
     env = make_env(modules=[LAST])
     Q = torch.linalg.qr(torch.randn(64, 64, generator=torch.Generator().manual_seed(0)))[0]
     C = Q @ torch.diag(torch.logspace(0, math.log10(smallest), 64)) @ Q.T
-    monkeypatch.setattr("agents.fine_tune.key_covariance", lambda lm, texts: {LAST: C})
+    monkeypatch.setattr("agents.fine_tune.covariance_of", lambda *_: {LAST: C})
     agent = JointFineTune(ridge=ridge, steps=150, tolerance=1e-7)
     agent.prepare(env, 0, lambda what, done, total: None)
     observation, info = start(env, agent)

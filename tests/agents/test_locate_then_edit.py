@@ -225,7 +225,9 @@ def test_rome_puts_each_value_where_it_was_looked_up(make_env, small_world):
 def test_rome_writes_to_a_module_with_a_bias(tokenizer, edits, monkeypatch, keys):
     """In a GPT-2 of random weights, whose projections add a bias."""
     torch.manual_seed(0)
-    config = GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=4, n_positions=64, initializer_range=0.2)
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=4, n_positions=64, initializer_range=0.2
+    )
     model = GPT2LMHeadModel(config).eval().requires_grad_(False)
     name = "transformer.h.0.mlp.c_proj"
     model.get_submodule(name).bias.normal_(std=3.0)
@@ -256,7 +258,9 @@ def test_memit_changes_the_residual_stream_by_what_was_wanted(tokenizer, make_en
     agent.begin(env)
     lm = env.language_model
     lookup = look_up(lm, env.batch, token)
-    columns = lookup.columns if token == "subject_last" else [len(tokenizer(e.prompt)["input_ids"]) - 1 for e in env.batch]
+    columns = (
+        lookup.columns if token == "subject_last" else [len(tokenizer(e.prompt)["input_ids"]) - 1 for e in env.batch]
+    )
 
     def stream():
         """Behind the last edited layer, run as a plain model."""

@@ -49,6 +49,26 @@ def make_trainer(make_env, config=CONFIG, seed=0, modules=(LAST,), preconditione
     return trainer
 
 
+@pytest.mark.parametrize(
+    ("edits_per_step", "horizon", "fits"), [(3, 3, True), (5, 2, True), (3, 4, False), (5, 3, False)]
+)
+def test_a_trajectory_longer_than_the_training_edits_is_refused(
+    make_env, small_world, tmp_path, edits_per_step, horizon, fits
+):
+    """Past the end of a stream there would be nothing but the last batch, judged again and again."""
+    rows = [{"prompt": f"The seat of body {i} is", "target": "Rome"} for i in range(10)]
+    (tmp_path / "ten.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    env = make_env(modules=[LAST], dataset=str(tmp_path / "ten.jsonl"), split="all")
+    config = replace(CONFIG, edits_per_step=edits_per_step, horizon=horizon)
+    if fits:
+        assert training_environment(env, config).longest_stream == 10
+        return
+    with pytest.raises(
+        ValueError, match=f"{horizon} batches of {edits_per_step} edits.* set horizon to {10 // edits_per_step}"
+    ):
+        training_environment(env, config)
+
+
 def watch(env):
     """Notes each transition: gradients observed, edits, lags and deltas."""
     trace, transition = [], env.transition

@@ -234,6 +234,18 @@ def test_probability_compares_token_means_under_their_own_prefixes(taught_lm, ta
         assert 0 < np.nanmean(figures) < 1
 
 
+def test_an_answer_is_not_compared_with_itself(taught_lm, edits):
+    """A locality prompt whose answer the edit makes true elsewhere says nothing about harm."""
+    same = Locality("Who saw number 1?", edits[0].target)
+    alone, both = replace(edits[0], locality=(same,)), replace(edits[0], locality=(*edits[0].locality, same))
+    assert all(item.answer != edits[0].target for item in edits[1].locality)
+    plain = replace(edits[0], locality=edits[1].locality)
+    with_it = replace(plain, locality=(*edits[1].locality, same))
+    assert np.isnan(metrics.probability(taught_lm, [alone]).specificity).all()
+    scores = metrics.probability(taught_lm, [plain, with_it, both])
+    assert scores.specificity[0] == scores.specificity[1]
+
+
 def test_the_length_of_an_answer_is_no_disadvantage(taught_lm, taught, tokenizer, edits):
     """ROME's comparison is of means, not sums: a long answer that is known beats a short one that is not."""
     long = max(edits[:5], key=lambda e: len(e.target.split()))
