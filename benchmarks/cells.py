@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from agents.base import Agent
+from agents.registry import make_agent
 from benchmarks.records import Record, commit, hardware, read, versions, write_whole
 from benchmarks.suites import Suite, id_of
 
@@ -65,19 +67,26 @@ class Cell:
         """Whether there is a record already.
 
         Raises:
-            ValueError: If it was made with another model or other edits, or lacks the deltas that are to be kept.
+            ValueError: If it was made with another model, other edits or other settings of the agent, or lacks the deltas that
+                are to be kept.
         """
         if not self.path.exists():
             return False
         (record,) = read(self.path)
-        if record.configuration is not None:
-            made, wanted = record.configuration, self.configuration()
-            differing = [key for key in wanted if made[key] != wanted[key]]
-            if differing:
-                raise ValueError(
-                    f"{self.path} was made with another {' and '.join(differing)} than {self.suite.id} has now: remove it "
-                    "or choose another --out"
-                )
+        made: dict[str, Any] = {"model": record.model, "dataset": record.dataset} | (record.configuration or {})
+        wanted = {
+            "model": Path(str(self.suite.model)).name,
+            "dataset": f"{self.suite.dataset}/{self.suite.split}",
+            "settings": settings_of(make_agent(self.agent)),
+            **self.configuration(),
+        }
+        # An older record may not say all of it.
+        differing = [key for key in wanted if key in made and made[key] != wanted[key]]
+        if differing:
+            raise ValueError(
+                f"{self.path} was made with another {' and '.join(differing)} than {self.suite.id} and {self.agent} have now: "
+                "remove it or choose another --out"
+            )
         if self.keep_deltas and record.deltas is None:
             raise ValueError(f"{self.path} was made without keeping its deltas: remove it or choose another --out")
         return True
@@ -88,13 +97,11 @@ class Cell:
 
     def run(self, report: Report) -> Record:
         """Prepares the agent, edits, judges; a file of deltas is all that is written, and what the agent keeps."""
-        from agents.registry import make_agent
         from benchmarks.recording import Recording, digest
         from benchmarks.rollout import run
 
         agent = make_agent(self.agent)
-        shown = {name: _plain(value) for name, value in vars(agent).items() if not name.startswith("_")}
-        settings = {name: plain for name, plain in shown.items() if plain is not None}
+        settings = settings_of(agent)
         modules = "-".join(self.suite.modules or ())
         agent.workspace = (
             self.out / "policies" / (_file_name(f"{self.agent}-{modules}".rstrip("-")) + f"-seed{self.seed}")
@@ -109,7 +116,7 @@ class Cell:
             record,
             configuration=self.configuration() | {"settings": settings},
             commit=commit(),
-            hardware=hardware(),
+            hardware=hardware(self.suite.device),
             deltas=deltas,
         )
 
@@ -202,6 +209,12 @@ def adopt(out: Path) -> None:
         if partial.exists():
             os.replace(partial / "cells", out / "cells")
             partial.rmdir()
+
+
+def settings_of(agent: Agent) -> dict[str, Any]:
+    """What an agent was made with, as JSON has it."""
+    shown = {name: _plain(value) for name, value in vars(agent).items() if not name.startswith("_")}
+    return {name: plain for name, plain in shown.items() if plain is not None}
 
 
 def _plain(value: Any) -> Any:

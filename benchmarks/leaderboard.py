@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -101,10 +101,12 @@ def read(folders: Sequence[Path]) -> list[Record]:
         folders: Each with a ``results.jsonl``, or such a file itself.
 
     Raises:
-        ValueError: If one has none, if a line is not a record, or if a run is there twice; names the files.
+        ValueError: If one has none, if a line is not a record, if a run is there twice, or if two runs of one suite and model
+            were not of the same thing; names the files.
     """
     found: list[Record] = []
     origins: dict[tuple[str, str, str, int], Path] = {}
+    firsts: dict[tuple[Task, str], tuple[Any, Record, Path]] = {}
     for folder in folders:
         path = folder if folder.suffix == ".jsonl" else folder / "results.jsonl"
         if not path.is_file():
@@ -117,10 +119,30 @@ def read(folders: Sequence[Path]) -> list[Record]:
                     f"{origins[run]} and in {path}"
                 )
             origins[run] = path
+            for what, value in _made_of(record).items():
+                first, other, where = firsts.setdefault((Task(record.suite, record.model), what), (value, record, path))
+                if value != first:
+                    raise ValueError(
+                        f"runs of {record.suite} on {record.model} cannot be compared, their {what} differ: {first!r} for "
+                        f"{other.agent}, seed {other.seed}, in {where}, and {value!r} for {record.agent}, seed {record.seed}, in "
+                        f"{path}"
+                    )
             found.append(record)
     if not found:
         raise ValueError(f"there are no records in {', '.join(map(str, folders))}")
     return found
+
+
+def _made_of(record: Record) -> dict[str, Any]:
+    """What must be alike in the runs of one task, as far as the record knows it."""
+    made: dict[str, Any] = {"edits": record.edits, "data sets": record.dataset}
+    configuration = record.configuration or {}
+    made |= {
+        f"{name} ({key})": value
+        for name in ("suite", "fingerprints")
+        for key, value in configuration.get(name, {}).items()
+    }
+    return made
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +160,7 @@ def read_failures(folders: Sequence[Path]) -> list[FailedCell]:
     rows = [
         json.loads(path.read_text(encoding="utf-8"))
         for folder in folders
-        for path in sorted((folder / "cells").glob("*/*.failed.json"))
+        for path in sorted(((folder.parent if folder.suffix == ".jsonl" else folder) / "cells").glob("*/*.failed.json"))
     ]
     return [FailedCell(row["suite"], row["agent"], row["seed"], row["error"]) for row in rows]
 
@@ -192,7 +214,8 @@ class Leaderboard:
         found: dict[str, Estimate | None] = {}
         for agent in self.agents:
             rows = [row for task in tasks for row in self.rows if (row.task, row.agent) == (task, agent)]
-            found[agent] = estimate([self._normalized(row) for row in rows]) if len(rows) == len(tasks) else None
+            strata = [values for row in rows if (values := self._normalized(row))]
+            found[agent] = estimate(strata) if len(strata) == len(tasks) else None
         return found
 
     def improvements(self) -> dict[tuple[str, str], Estimate]:

@@ -81,7 +81,7 @@ class Record:
     versions: dict[str, str]
     failures: int
     probability: dict[str, float | None] | None = None
-    drift: dict[str, float] | None = None
+    drift: dict[str, float | None] | None = None
     probes: dict[str, float | None] | None = None
     mean_reward: float | None = None
     actions_per_batch: int | None = None
@@ -99,6 +99,9 @@ class Record:
             values = getattr(self, name)
             if values is not None and (not isinstance(values, dict) or set(values) != set(keys)):
                 raise ValueError(f"{name} must have exactly {', '.join(keys)}, not {values!r}")
+        for key, value in (self.drift or {}).items():
+            if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
+                raise ValueError(f"drift.{key} must be a finite number, or null, not {value!r}")
         if not isinstance(self.retention, list):
             raise ValueError(f"retention must be a list, not {self.retention!r}")
         for i, point in enumerate(self.retention):
@@ -134,8 +137,8 @@ def versions() -> dict[str, str]:
     return found | {"machine": f"{platform.machine()}, {torch.get_num_threads()} threads on {os.cpu_count()} cores"}
 
 
-def hardware() -> dict[str, Any]:
-    """What the figures were made on."""
+def hardware(device: str = "cpu") -> dict[str, Any]:
+    """What the figures were made on; the accelerator if the device is one (or ``"auto"``, and there is one)."""
     import torch
 
     return {
@@ -143,7 +146,7 @@ def hardware() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "accelerator": torch.cuda.get_device_name() if device != "cpu" and torch.cuda.is_available() else None,
     }
 
 

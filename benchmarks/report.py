@@ -123,6 +123,10 @@ def file_names(tasks: Sequence[Task]) -> list[str]:
     return names
 
 
+ORDINARY = {"order": "shuffled", "options": {}, "end_of_answer": False, "max_actions_per_batch": 4, "dtype": "float32"}
+"""What records that do not say so were made with."""
+
+
 def differing(tasks: Sequence[list[Entry]], along: str) -> list[list[list[Entry]]]:
     """Groups of suites that differ in one thing alone: data, model, modules, and the other size are the same.
 
@@ -132,8 +136,10 @@ def differing(tasks: Sequence[list[Entry]], along: str) -> list[list[list[Entry]
     groups: dict[str, list[list[Entry]]] = {}
     for rows in tasks:
         record = rows[0].records[0]
-        modules = ((record.configuration or {}).get("suite") or {}).get("modules")
-        key = repr((record.dataset, record.model, modules, figures.size(rows[0], other)))
+        setting = (record.configuration or {}).get("suite") or {}
+        alike = ("modules", "order", "options", "end_of_answer", "max_actions_per_batch", "dtype")
+        told = [setting.get(name, ORDINARY.get(name)) for name in alike]
+        key = repr((record.dataset, record.model, told, figures.size(rows[0], other)))
         groups.setdefault(key, []).append(rows)
     return [
         group

@@ -253,15 +253,17 @@ def read(path: Path) -> list[Run]:
     """All runs of an rl.jsonl.
 
     Raises:
-        ValueError: If a line is not a run; names the file and the line.
+        ValueError: If a line is not a run, or a run that was there already; names the file and the line.
     """
-    runs = []
+    runs: list[Run] = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
             run = Run(**json.loads(line))
             wanted = {"steps", "seconds", *FIGURES}
             if not run.points or any(set(point) != wanted for point in run.points):
                 raise ValueError(f"points must be a list of {', '.join(sorted(wanted))}")
+            if (run.algorithm, run.seed) in ((other.algorithm, other.seed) for other in runs):
+                raise ValueError(f"{run.algorithm}, seed {run.seed}, is there twice")
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path}, line {number}: {error}") from error
         runs.append(run)
@@ -323,6 +325,7 @@ def main(args: Args) -> int:
             traceback.print_exc()
             continue
         records.append(path, run)
+        done.add((name, seed))
         last = run.points[-1]
         figures = ", ".join(f"{figure} {last[figure]:.1f}" for figure in FIGURES)
         print(f"{label}: {last['steps']:.0f} steps, {last['seconds']:.0f} s, {figures}", flush=True)

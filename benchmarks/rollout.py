@@ -4,7 +4,7 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -95,9 +95,13 @@ def run(
         probe = first_attempt and info["batch"] in probed
         if first_attempt:
             asked.append(env.questions)
-        started = time.perf_counter()
-        action = agent.act(observation, info)
-        act_seconds += time.perf_counter() - started
+        started = clock(lm.device)
+        try:
+            action = agent.act(observation, info)
+        except torch.linalg.LinAlgError:  # what NaN and infinity end in
+            failed, action = True, no_change(lm)
+            agent.taken_back()
+        act_seconds += clock(lm.device) - started
         if recording is not None:
             recording.add(action)
         if probe:
@@ -109,6 +113,7 @@ def run(
             if "NaN or infinity" not in str(error):
                 raise
             failed = True
+            agent.taken_back()
             observation, reward, terminated, truncated, info = env.step(no_change(lm))
         rewards.append(reward)
         done = terminated or truncated
@@ -149,7 +154,7 @@ def run(
             if "probability" in measured and any(e.old_answer for e in edits)
             else None
         ),
-        drift=metrics.drift(lm, bystanders) if "drift" in measured else None,
+        drift=finite(metrics.drift(lm, bystanders)) if "drift" in measured else None,
         probes=(
             ask_beyond(lm, edits[:PROBED_EDITS])
             if beyond and "probes" in measured and suite.dataset == "atlas"
@@ -166,6 +171,18 @@ def mean(values: Sequence[float | None]) -> float | None:
     return round(float(np.mean(found)), 4) if found else None
 
 
+def finite(values: Mapping[str, float]) -> dict[str, float | None]:
+    """What a record can hold: a model that was destroyed has no perplexity."""
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+
+def clock(device: torch.device) -> float:
+    """Seconds, once the device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
 def look_back(lm: EditableLM, asked: list[Questions]) -> dict[str, float | None]:
     """Teacher-forced figures over all edits so far."""
     return metrics.Scores.join([metrics.teacher_forced(lm, questions) for questions in asked]).percentages()
@@ -175,14 +192,14 @@ def time_observation_and_update(env: LifelongEditEnv, action: Action) -> float:
     """Seconds to encode the batch's prompts, take their gradient and apply a delta; the model is as it was after."""
     lm = env.language_model
     before = lm.snapshot()
-    started = time.perf_counter()
+    started = clock(lm.device)
     prompts = lm.encode([e.prompt for e in env.batch], [e.target for e in env.batch], reuse=False)
     lm.gradients(
         prompts, lambda logits: F.cross_entropy(logits, prompts.labels, reduction="sum"), answer_positions=True
     )
     with suppress(ValueError):  # a refused action is counted when the step itself refuses it
         lm.apply(env.checked(action))
-    elapsed = time.perf_counter() - started
+    elapsed = clock(lm.device) - started
     lm.restore(before)
     return elapsed
 
@@ -208,11 +225,11 @@ def time_floor(env: LifelongEditEnv) -> float:
 
     handles = [module.register_forward_hook(tap) for module in lm.modules.values()]
     try:
-        started = time.perf_counter()
+        started = clock(lm.device)
         hidden = lm.model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
         logits = lm.model.get_output_embeddings()(hidden[rows, columns])
         torch.autograd.grad(F.cross_entropy(logits.float(), labels, reduction="sum"), outputs)
-        return time.perf_counter() - started
+        return clock(lm.device) - started
     finally:
         for handle in handles:
             handle.remove()

@@ -67,7 +67,7 @@ class Args:
 
 
 def parse_seeds(text: str) -> list[int]:
-    """``"0-2,7"`` is 0, 1, 2, 7.
+    """``"0-2,7"`` is 0, 1, 2, 7, each once.
 
     Raises:
         ValueError: If it is anything else.
@@ -82,7 +82,7 @@ def parse_seeds(text: str) -> list[int]:
             seeds += found
         except ValueError:
             raise ValueError(f"seeds: {part!r} is neither a number nor a range like 0-2") from None
-    return seeds
+    return list(dict.fromkeys(seeds))
 
 
 def parse_agents(given: Iterable[str]) -> list[str]:

@@ -63,7 +63,12 @@ def estimate(
         statistic: Takes the strata and ``axis``.
         resamples: Of the bootstrap.
         seed: Of the bootstrap's generator.
+
+    Raises:
+        ValueError: If a task is empty.
     """
+    if not strata or not all(map(len, strata)):
+        raise ValueError("strata: a task without runs has no statistic")
     samples = [np.asarray(values, dtype=float) for values in strata]
     value = float(statistic(*samples, axis=-1))
     if min(map(len, samples)) < 2:

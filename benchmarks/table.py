@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from benchmarks.leaderboard import MEAN, entries
 from benchmarks.records import Record, read
 from benchmarks.statistics import Estimate, interquartile_mean
@@ -135,7 +133,7 @@ def as_details(records: Sequence[Record]) -> str:
 
 def _mean(values: Sequence[float | None], digits: int = 1) -> str:
     found = [value for value in values if value is not None]
-    return f"{np.mean(found):.{digits}f}" if found else "-"
+    return f"{interquartile_mean(found):.{digits}f}" if found else "-"
 
 
 def show(records: Sequence[Record]) -> None:

@@ -106,15 +106,25 @@ def read_trials(path: Path, about: Mapping[str, Any]) -> dict[int, Trial]:
 
 
 def tune(method: str, args: Args) -> Trial:
-    """Runs the trials that are missing; the best of all."""
+    """Runs the trials that are missing; the best of as many as were asked for.
+
+    Raises:
+        ValueError: If the method is unknown, or if there are trials of another search.
+    """
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}; there are {', '.join(METHODS)}")
     suite = find(args.suite)
     path = args.out / f"{method}.jsonl"
     about = {"suite": args.suite, "seed": args.seed}
     trials = read_trials(path, about)
-    for number, settings in enumerate(draw(read_settings(method), search_space(method), args.trials, args.seed)):
+    drawn = draw(read_settings(method), search_space(method), args.trials, args.seed)
+    for number, settings in enumerate(drawn):
         if number in trials:
+            if trials[number].settings != settings:
+                raise ValueError(
+                    f"{path}: trial {number} was of {trials[number].settings}, and would now be of {settings}: the search starts "
+                    "from other settings, or has other ranges; choose another --out"
+                )
             continue
         started = time.perf_counter()
         with console_progress(f"{method}, trial {number}") as progress:
@@ -130,11 +140,15 @@ def tune(method: str, args: Args) -> Trial:
         trials[number] = trial
         append(path, trial)
         print(f"{method} {number}: {trial.score:.1f} {record.teacher_forced} {settings}", flush=True)
-    return max(trials.values(), key=lambda trial: trial.score)
+    return max((trials[number] for number in range(len(drawn))), key=lambda trial: trial.score)
 
 
 def main(args: Args) -> None:
-    if "validation" not in args.suite:
+    try:
+        split = find(args.suite).split
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
+    if split != "validation":
         raise SystemExit(f"{args.suite} is not a validation suite: choices are never made on the test split")
     for method in args.methods:
         try:

@@ -80,8 +80,8 @@ def check_file(path: Path, args: Args, report: cells.Report) -> list[str]:
     try:
         (record,) = read(path)
         again = replay(record, path, args, report)
-    except ValueError as error:
-        return [str(error)]
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:  # a record or deltas of another form
+        return [str(error) if type(error) is ValueError else f"cannot be replayed: {type(error).__name__}: {error}"]
     return [
         f"{place} is {claimed!r} in the record and {found!r} in the replay"
         for name in RECOMPUTED
@@ -168,7 +168,10 @@ def main(args: Args) -> int:
             for line in found:
                 print(f"    {line}", flush=True)
     results = args.submission / "results.jsonl"
-    if not wrong and results.read_text(encoding="utf-8") != cells.as_lines(cells.records_of(args.submission)):
+    if not results.exists():
+        wrong += 1
+        print(f"{results} is missing")
+    elif not wrong and results.read_text(encoding="utf-8") != cells.as_lines(cells.records_of(args.submission)):
         wrong += 1
         print(f"{results} is not what the cells say")
     print(f"{len(files)} cells, {'all hold' if not wrong else f'{wrong} wrong'}")

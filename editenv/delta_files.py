@@ -48,7 +48,9 @@ def read_delta(tensors: Mapping[str, torch.Tensor]) -> list[dict[str, Delta]]:
         if part == "dense":
             actions.setdefault(int(place), {})[name] = tensor
         elif part == "left":
-            actions.setdefault(int(place), {})[name] = LowRank(tensor, tensors[f"{place}/{name}/right"])
+            if (other := f"{place}/{name}/right") not in tensors:
+                raise ValueError(f"not a file of deltas: it holds {key} without {other}")
+            actions.setdefault(int(place), {})[name] = LowRank(tensor, tensors[other])
     return [actions[i] for i in sorted(actions)]
 
 
@@ -87,6 +89,8 @@ def read_delta_file(path: Path) -> tuple[list[dict[str, Delta]], dict[str, str]]
         raise ValueError(f"{path} is not a safetensors file: {error}") from error
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path} is not a file of deltas: its format is {metadata.get('format')!r}, not {FORMAT!r}")
+    if missing := {"before", "after"} - metadata.keys():
+        raise ValueError(f"{path} is not a file of deltas: its metadata lack {', '.join(sorted(missing))}")
     return read_delta(tensors), metadata
 
 

@@ -294,9 +294,17 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         Returns:
             The observation and ``info``, as from :meth:`reset`. After ``actions_per_batch`` actions the episode is over until
             the next batch is presented.
+
+        Raises:
+            ValueError: If there are no edits, or if the environment has a stream of its own.
+            RuntimeError: Before the first :meth:`reset`.
         """
         if not edits:
             raise ValueError("present: a batch has at least one edit")
+        if len(self._edits):
+            raise ValueError("present: this environment has a stream of its own; make one with dataset=None")
+        if not hasattr(self, "reward"):
+            raise RuntimeError("present: call reset() first")
         self.language_model.forget()
         self.reward.past = []
         self.attempt, self._over = 0, False

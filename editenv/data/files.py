@@ -343,6 +343,7 @@ def _write(table: Path, source: str, name: str, options: FileOptions, records: I
     table.parent.mkdir(parents=True, exist_ok=True)
     partial = table.with_suffix(f".{os.getpid()}.partial")
     report, parse = Report(source, name), None
+    first: BadRecordError | None = None
     try:
         with (
             pa.OSFile(str(partial), "wb") as file,
@@ -356,11 +357,12 @@ def _write(table: Path, source: str, name: str, options: FileOptions, records: I
                     if isinstance(record, BadRecordError):
                         raise record
                     if parse is None:
-                        report.format, parse = detect(record, source, name or None)
+                        report.format, parse = detect(record, source, name or None, number)
                     edit = to_edit(Fields(source, number, record), parse, options.nq_prefix)
                 except BadRecordError as error:
-                    if error.fatal or parse is None:
+                    if error.fatal:
                         raise
+                    first = first or error
                     _refuse(error, report, options)
                     continue
                 rows.append(_row(edit))
@@ -370,6 +372,8 @@ def _write(table: Path, source: str, name: str, options: FileOptions, records: I
                     tell(number)
             if rows:
                 writer.write_batch(pa.RecordBatch.from_pylist(rows, schema))
+        if parse is None and first is not None:  # not a file of edits at all
+            raise first
         found = {"source": report.source, "format": report.format, "records": report.records}
         found |= {"bad": dict(report.bad), "examples": report.examples}
         table.with_suffix(".json").write_text(json.dumps(found), encoding="utf-8")

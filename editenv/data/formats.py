@@ -224,14 +224,15 @@ FORMATS: dict[str, tuple[tuple[tuple[str, ...], Callable[[Fields, str], dict[str
 
 
 def detect(
-    record: Mapping[str, Any], file: str, name: str | None = None
+    record: Mapping[str, Any], file: str, name: str | None = None, number: int = 1
 ) -> tuple[str, Callable[[Fields, str], dict[str, Any]]]:
     """The format of a record, and what parses it.
 
     Args:
-        record: The first one of a file.
+        record: The first one of a file that can be read.
         file: Named in errors.
         name: The format it should be; any by default.
+        number: Of the record, named in errors.
 
     Raises:
         BadRecordError: If it has the fields of none.
@@ -246,7 +247,7 @@ def detect(
     )
     shown = ", ".join(map(repr, list(record)[:12])) or "none"
     raise BadRecordError(
-        file, 1, f"its fields ({shown}) are those of no format known here; needed are {wanted}", kind="field"
+        file, number, f"its fields ({shown}) are those of no format known here; needed are {wanted}", kind="field"
     )
 
 

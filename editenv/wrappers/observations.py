@@ -124,7 +124,7 @@ class LayerStatistics(gym.ObservationWrapper[Any, Any, Any], RecordConstructorAr
         lm = self._editing.language_model
         rows = []
         for name, gradient in self._editing.gradients.items():
-            weight, initial = lm.weight(name), lm.initial_weight(name)
+            weight, initial = lm.weight(name), lm.initial_weight(name).float()
             moved = float((weight - initial).norm() / initial.norm())
             row = [math.log10(float(weight.norm()) + 1e-30), moved, 0.0, 0.0, 0.0]
             if len(gradient.keys):

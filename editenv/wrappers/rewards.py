@@ -21,7 +21,8 @@ class RelativeReward(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     ``info["reward"]`` keeps the environment's reward, ``info["reference_reward"]`` and ``info["no_edit_reward"]`` the others.
 
     Args:
-        env: A LifelongEdit environment, wrapped or not.
+        env: A LifelongEdit environment, wrapped or not. Its locality must be measured against theta_0: against the model before
+            the batch (``reference="previous"``) both would depend on what the agent has done.
         step: The reference's output change, relative to a token's output.
         ridge: The reference's ridge, relative to the mean squared length of a key.
         smallest: Least difference that is divided by, in units of the reward.
@@ -30,6 +31,8 @@ class RelativeReward(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     def __init__(self, env: gym.Env[Any, Any], step: float = 1.0, ridge: float = 0.1, smallest: float = 0.1) -> None:
         if smallest <= 0:
             raise ValueError(f"smallest must be positive, not {smallest}")
+        if lifelong_edit(env).reward_config.reference != "initial":
+            raise ValueError("RelativeReward needs an environment with reference='initial'")
         RecordConstructorArgs.__init__(self, step=step, ridge=ridge, smallest=smallest)
         gym.Wrapper.__init__(self, env)
         self._editing = lifelong_edit(env)

@@ -144,6 +144,43 @@ def test_a_run_twice_is_refused_naming_both_files(tmp_path):
         assert part in str(refusal.value)
 
 
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"edits": 7}, "edits"),
+        ({"dataset": "other/test"}, "data sets"),
+        ({"configuration": {"suite": {"modules": ["layers.0"]}, "fingerprints": {}}}, "suite (modules)"),
+        ({"configuration": {"suite": {"dtype": "bfloat16"}, "fingerprints": {}}}, "suite (dtype)"),
+        ({"configuration": {"suite": {}, "fingerprints": {"model": "bb"}}}, "fingerprints (model)"),
+    ],
+)
+def test_runs_that_cannot_be_compared_are_refused(tmp_path, change, named):
+    made = {"suite": {"modules": ["layers.3"], "dtype": "float32"}, "fingerprints": {"model": "aa"}}
+    append(tmp_path / "one" / "results.jsonl", run("a", configuration=made))
+    append(tmp_path / "one" / "results.jsonl", run("b"))  # an older record, that does not know
+    append(tmp_path / "two" / "results.jsonl", run("a", 1, **change))
+    assert len(read([tmp_path / "one"])) == 2
+    with pytest.raises(ValueError) as refusal:
+        read([tmp_path / "one", tmp_path / "two"])
+    for part in (named, str(tmp_path / "one"), str(tmp_path / "two"), "a, seed 1"):
+        assert part in str(refusal.value)
+    append(tmp_path / "three" / "results.jsonl", run("a", 1, **({"model": "big"} | change)))
+    read([tmp_path / "one", tmp_path / "three"])  # another task
+
+
+def test_an_agent_whose_scores_cannot_be_normalised_on_a_suite_has_a_dash():
+    """The ceiling is above the floor on one of two seeds of suite t, and the agent has run the other one alone."""
+    found = board(
+        *(run(agent, 0, value, "s") for agent, value in (("no-edit", 0.0), ("joint-fine-tune", 100.0), ("a", 75.0))),
+        *(run("no-edit", seed, value, "t") for seed, value in ((0, 0.0), (1, 90.0))),
+        *(run("joint-fine-tune", seed, value, "t") for seed, value in ((0, 100.0), (1, 50.0))),
+        *(run("b", 0, 60.0, suite) for suite in ("s", "t")),
+        run("a", 1, 60.0, "t"),
+    )
+    assert found.overall()["b"].value == pytest.approx(0.6)
+    assert found.overall()["a"] is None
+
+
 def test_a_folder_without_results_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"results\.jsonl"):
         read([tmp_path])
@@ -159,4 +196,5 @@ def test_failed_cells_are_read(tmp_path):
         json.dumps({"suite": "micro-v1", "agent": "a", "seed": 3, "error": "boom", "traceback": "", "commit": None})
     )
     assert read_failures([tmp_path]) == [FailedCell("micro-v1", "a", 3, "boom")]
-    assert read_failures([tmp_path / "results.jsonl"]) == []
+    assert read_failures([tmp_path / "results.jsonl"]) == read_failures([tmp_path])
+    assert read_failures([tmp_path / "elsewhere" / "results.jsonl"]) == []

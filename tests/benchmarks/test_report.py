@@ -207,7 +207,8 @@ def test_suites_are_compared_if_they_differ_in_one_thing():
     short, long, coarse = suite("s", 40, 20), suite("l", 80, 20), suite("c", 40, 40)
     other, alone = suite("o", 160, 20, dataset="else"), suite("b", 320, 20, agent="b")
     wide = suite("w", 640, 20, configuration={"suite": {"modules": ["x"]}})
-    tasks = [short, long, coarse, other, wide]
+    ends = suite("e", 320, 20, configuration={"suite": {"end_of_answer": True}})
+    tasks = [short, long, coarse, other, wide, ends]
     assert differing(tasks, "edits") == [[short, long]]
     assert differing(tasks, "batch size") == [[short, coarse]]
     assert differing([short, alone], "edits") == [], "no row is in both"

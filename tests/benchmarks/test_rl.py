@@ -147,6 +147,13 @@ def test_runs_that_are_there_are_not_run_again(tmp_path, capsys):
     assert (tmp_path / "rl.jsonl").read_bytes() == before
 
 
+def test_the_same_run_twice_is_refused(tmp_path):
+    append(tmp_path / "rl.jsonl", RUN)
+    append(tmp_path / "rl.jsonl", RUN)
+    with pytest.raises(SystemExit, match=r"line 2: .* is there twice"):
+        main(Args(out=tmp_path, seeds="0", algorithms=("rledit",)))
+
+
 @pytest.mark.parametrize("change", [{"steps": 10}, {"seconds": 5.0}, {"stream": 1}, {"rate_factor": 0.3}])
 def test_runs_of_another_budget_do_not_mix(tmp_path, change):
     append(tmp_path / "rl.jsonl", RUN)

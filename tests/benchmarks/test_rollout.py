@@ -114,6 +114,24 @@ def test_refused_actions_are_counted_as_failed_edits(suite, attempts, value):
     assert record.teacher_forced["specificity"] == 100
 
 
+def test_a_method_that_cannot_solve_has_failed_and_the_batch_has_left_nothing(suite):
+    class Unsolvable(Pusher):
+        taken = 0
+
+        def act(self, observation, info):
+            if info["batch"] == 1:
+                torch.linalg.eigh(torch.full((3, 3), float("nan")))
+            return super().act(observation, info)
+
+        def taken_back(self):
+            self.taken += 1
+
+    agent = Unsolvable()
+    record = run(suite, "unsolvable", agent, seed=0)
+    assert (record.failures, agent.taken) == (2, 1)
+    assert [step for step, _, _ in agent.met] == [0, 2]
+
+
 def test_edits_that_break_the_model_are_counted_as_failed(suite):
     """Every entry is finite, and what the model says afterwards is not."""
     record = run(suite, "breaker", Pusher(value=3e38), seed=0)

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from test_records import RECORD
 
+from agents.registry import make_agent
 from benchmarks import run as command
-from benchmarks.cells import Cell, Failure, cell_files, cell_path, collect
+from benchmarks.cells import Cell, Failure, cell_files, cell_path, collect, settings_of
 from benchmarks.records import append, read
 from benchmarks.run import Args, main, parse_agents, parse_seeds
 from benchmarks.suites import find
@@ -20,7 +21,8 @@ PRINTS = {"model": None, "edits": None}
 
 
 @pytest.mark.parametrize(
-    ("text", "seeds"), [("0", [0]), ("0-2", [0, 1, 2]), ("0,3,5", [0, 3, 5]), ("7,1-2,4-4", [7, 1, 2, 4])]
+    ("text", "seeds"),
+    [("0", [0]), ("0-2", [0, 1, 2]), ("0,3,5", [0, 3, 5]), ("7,1-2,4-4", [7, 1, 2, 4]), ("0-2,1", [0, 1, 2])],
 )
 def test_seeds(text, seeds):
     assert parse_seeds(text) == seeds
@@ -47,7 +49,7 @@ def instead(monkeypatch):
             asked.append((cell.agent, cell.seed))
             outcome = outcomes.get((cell.agent, cell.seed), RECORD)
             if not isinstance(outcome, Failure):
-                configuration = cell.configuration() | {"settings": {}}
+                configuration = cell.configuration() | {"settings": settings_of(make_agent(cell.agent))}
                 outcome = replace(
                     outcome, suite=cell.suite.label, agent=cell.agent, seed=cell.seed, configuration=configuration
                 )
@@ -134,6 +136,23 @@ def test_cells_of_another_model_are_not_mixed_in(tmp_path, instead, monkeypatch)
         main(replace(arguments, modules=("layers.2.mlp.down_proj",)))
     monkeypatch.setattr(type(find("smoke")), "check_fingerprints", lambda suite: {"model": "other", "edits": None})
     with pytest.raises(SystemExit, match="made with another fingerprints"):
+        main(arguments)
+    assert len(instead[1]) == 1
+
+
+@pytest.mark.parametrize("where", ["settings", "model", "dataset"])
+def test_cells_of_other_settings_or_from_elsewhere_are_not_mixed_in(tmp_path, instead, where):
+    """An older record does not say its configuration, but its model and data set it does."""
+    arguments = Args(suite="smoke", agents=("ultraedit",), out=tmp_path)
+    assert main(arguments) == 0
+    (path,) = cell_files(tmp_path)
+    row = json.loads(path.read_text())
+    if where == "settings":
+        row["configuration"] = {"settings": {"step_size": 7.0}}
+    else:
+        row |= {where: "another", "configuration": None}
+    path.write_text(json.dumps(row) + "\n")
+    with pytest.raises(SystemExit, match=f"made with another {where}"):
         main(arguments)
     assert len(instead[1]) == 1
 

@@ -67,6 +67,26 @@ def test_the_best_trial_is_written_and_nothing_is_run_twice(world, tmp_path, cap
     assert sorted(world.calls[8:]) == sorted(world.calls[5:8])
 
 
+def test_as_many_trials_count_as_were_asked_for(world, tmp_path):
+    world.args.trials = 16
+    tune.main(world.args)
+    world.args.trials = 2
+    tune.main(world.args)
+    assert len(world.calls) == 16
+    best = min(world.calls[:2], key=lambda weight: abs(np.log(weight / 100)))
+    written = json.loads((tmp_path / "memit.json").read_text())
+    assert written["settings"]["weight"] == best
+    assert "2 trials" in written["chosen"]
+
+
+def test_trials_of_other_ranges_are_not_mixed_in(world, monkeypatch):
+    world.args.trials = 2
+    tune.main(world.args)
+    monkeypatch.setattr(tune, "search_space", lambda method: {"weight": (1.0, 2.0)})
+    with pytest.raises(SystemExit, match=r"trial 1 was of .* choose another --out"):
+        tune.main(world.args)
+
+
 def test_other_trials_and_the_test_split_are_refused(world):
     tune.main(world.args)
     world.args.seed = 1

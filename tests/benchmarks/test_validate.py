@@ -248,6 +248,39 @@ def test_results_that_are_not_the_cells_are_found(check, submission, model_folde
     assert "is not what the cells say" in capsys.readouterr().out
 
 
+def test_results_that_are_missing_are_found(check, submission, model_folder, capsys):
+    (submission / "results.jsonl").unlink()
+    assert check(submission, model_folder) == 1
+    assert "results.jsonl is missing" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", ["", "[]\n", "{}\n", '{"configuration": {"suite": null}}\n', None])
+def test_a_cell_of_another_form_does_not_hold_and_the_others_are_checked(
+    check, submission, model_folder, capsys, content
+):
+    path = place(submission)[0]
+    if content is None:
+        row = json.loads(path.read_text())
+        row["configuration"] = {"suite": None}
+        content = json.dumps(row) + "\n"
+    path.write_text(content)
+    assert check(submission, model_folder) == 1
+    told = capsys.readouterr().out
+    assert "does not hold" in told
+    assert ": holds" in told
+    assert "2 cells, 1 wrong" in told
+
+
+def test_deltas_without_a_factor_do_not_hold(check, submission, model_folder, capsys):
+    deltas = place(submission)[1]
+    with safe_open(deltas, "pt") as file:
+        metadata, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    gone = next(key for key in tensors if key.endswith("/right"))
+    save_file({key: value for key, value in tensors.items() if key != gone}, deltas, metadata)
+    assert check(submission, model_folder) == 1
+    assert f"without {gone}" in capsys.readouterr().out
+
+
 def test_a_folder_without_cells_is_refused(tmp_path):
     with pytest.raises(SystemExit, match="no finished cell"):
         main(Args(tmp_path))

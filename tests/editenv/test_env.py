@@ -411,6 +411,23 @@ def test_the_end_of_the_stream_terminates_and_the_horizon_truncates(make_env, sm
     assert not any(value.any() for part in observation.values() for value in part.values())
 
 
+def test_batches_are_presented_to_an_environment_without_a_stream(make_env, small_world):
+    env = make_env(dataset=None)
+    with pytest.raises(RuntimeError, match="call reset"):
+        env.present(small_world[:2])
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match="at least one edit"):
+        env.present([])
+    env.present(small_world[:2])
+    assert list(env.batch) == small_world[:2]
+    streaming = make_env()
+    streaming.reset(seed=0)
+    before = list(streaming.batch)
+    with pytest.raises(ValueError, match="dataset=None"):
+        streaming.present(small_world[:2])
+    assert list(streaming.batch) == before
+
+
 def test_the_last_weights_stay_after_the_end_and_no_step_is_taken(make_env):
     env = make_env(horizon=1)
     with pytest.raises(RuntimeError, match="reset"):

@@ -261,6 +261,18 @@ def test_bad_records_are_left_out_and_counted(write):
     assert "record 2, field 'target': is empty" in edits.report.examples["field"]
 
 
+@pytest.mark.parametrize("start", ["{oops", '{"of": "no format"}', json.dumps(own(9, target=""))])
+def test_records_are_left_out_before_the_first_good_one_too(tmp_path, start):
+    path = tmp_path / "edits.jsonl"
+    path.write_text(f"{start}\n{json.dumps(own(0))}\n{json.dumps(own(1))}\n")
+    with pytest.warns(UserWarning, match="3 records, 1 of them left out"):
+        edits = load_edits(str(path), "all", options=SKIP)
+    assert [edit.id for edit in edits] == ["edits.jsonl/2", "edits.jsonl/3"]
+    path.write_text('{"of": "no format"}\n{"nor": "this"}\n')
+    with pytest.raises(BadRecordError, match="record 1: its fields"):
+        load_edits(str(path), "all", options=SKIP)
+
+
 def test_a_broken_line_costs_one_record_a_broken_array_everything(tmp_path):
     good = json.dumps(own(1))
     (tmp_path / "lines.jsonl").write_text(f"{json.dumps(own(0))}\n{{oops\n{good}\n")

@@ -255,6 +255,19 @@ def test_layer_statistics_are_those_of_the_weights(make_env, base):
             np.testing.assert_allclose(observation["layers"][i], expected, rtol=2e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_layer_statistics_of_a_model_in_half_precision(make_env, dtype):
+    env = LayerStatistics(make_env(dtype=dtype))
+    observation, _ = env.reset(seed=0)
+    assert np.isfinite(observation["layers"]).all()
+    assert (observation["layers"][:, 2] != 0).all()
+
+
+def test_relative_rewards_refuse_a_reference_that_moves(make_env):
+    with pytest.raises(ValueError, match="reference='initial'"):
+        RelativeReward(make_env(reference="previous"))
+
+
 def test_relative_rewards_are_measured_on_the_same_stream(make_env):
     """0 for no edit, 1 for the reference itself; the rewards in info are those of separate environments."""
     arguments = {"horizon": 3, "actions_per_batch": 2}
