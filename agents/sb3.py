@@ -35,7 +35,7 @@ from editenv.wrappers.chain import inner_action, outer_observation
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
-    from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
     from stable_baselines3.common.vec_env import VecEnv
 
 Algorithm = Literal["ppo", "a2c", "sac", "td3", "ddpg", "tqc"]
@@ -248,9 +248,33 @@ def restore(model: "BaseAlgorithm", folder: Path) -> None:
         buffer = folder / f"buffer_{steps}_steps.safetensors"
         if is_whole(found[steps]) and (buffer.exists() or not hasattr(model, "replay_buffer")):
             model.set_parameters(str(found[steps]), device="cpu")
+            load_variables(model, found[steps])
             load_buffer(model, buffer)
             model.num_timesteps = steps
             return
+
+
+def load_variables(model: "BaseAlgorithm", file: Path) -> None:
+    """What an algorithm learns outside its networks: the entropy coefficient of SAC and TQC."""
+    from stable_baselines3.common.save_util import load_from_zip_file
+
+    _, _, variables = load_from_zip_file(file, load_data=False, device="cpu")
+    for name, value in (variables or {}).items():
+        if value is not None:
+            getattr(model, name).data.copy_(value.data)
+
+
+def go_on_evaluating(callback: "EvalCallback", steps: int) -> None:
+    """Puts the evaluations of an earlier call, up to so many steps, back: what was the best policy stays it."""
+    file = Path(f"{callback.log_path}.npz")
+    if not file.exists():
+        return
+    with np.load(file) as found:
+        kept = found["timesteps"] <= steps
+        callback.evaluations_timesteps = found["timesteps"][kept].tolist()
+        callback.evaluations_results = found["results"][kept].tolist()
+        callback.evaluations_length = found["ep_lengths"][kept].tolist()
+    callback.best_mean_reward = max(map(float, map(np.mean, callback.evaluations_results)), default=-np.inf)
 
 
 def is_whole(file: Path) -> bool:
@@ -356,16 +380,18 @@ def main(args: Args) -> None:
                 save_buffer(self.model, args.output / f"buffer_{self.num_timesteps}_steps.safetensors")
             return True
 
+    evaluating = EvalCallback(
+        judged,
+        n_eval_episodes=1,
+        eval_freq=max(1, args.evaluate_every // args.streams),
+        log_path=str(args.output),
+        best_model_save_path=str(args.output),
+    )
+    go_on_evaluating(evaluating, model.num_timesteps)
     callbacks = [
         BufferCallback(),
         CheckpointCallback(every, str(args.output), name_prefix="checkpoint"),
-        EvalCallback(
-            judged,
-            n_eval_episodes=1,
-            eval_freq=max(1, args.evaluate_every // args.streams),
-            log_path=str(args.output),
-            best_model_save_path=str(args.output),
-        ),
+        evaluating,
     ]
     started = time.perf_counter()
     train(model, args.steps, args.seconds, callbacks, progress_bar=sys.stderr.isatty())

@@ -99,6 +99,8 @@ class RayCluster:
             lost.LocalRayletDiedError,
         ) as error:
             raise LostWorkerError(str(error).splitlines()[0]) from error
+        except lost.RayError as error:  # the cell's own: a machine without the package, say
+            return Failure(f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}", str(error))
 
 
 def run_on_ray(todo: list[Cell], address: str, cores: int, gpus: float) -> Iterator[tuple[Cell, Record | Failure]]:

@@ -180,6 +180,19 @@ def test_a_torn_checkpoint_is_passed_over(make_env, tmp_path):
     assert (again.num_timesteps, again.replay_buffer.pos) == (4, 4)
 
 
+@pytest.mark.parametrize("algo", ["sac", "tqc"])
+def test_the_entropy_coefficient_is_gone_on_with(make_env, tmp_path, algo):
+    model = make_model(algo, make_env(), 0, quick(algo))
+    model.log_ent_coef.data.fill_(-3.0)
+    save_buffer(model, tmp_path / "buffer_0_steps.safetensors")
+    save(model, tmp_path / "checkpoint_0_steps.zip")
+    again = make_model(algo, make_env(), 0, quick(algo))
+    assert again.log_ent_coef.item() != -3
+    restore(again, tmp_path)
+    assert again.log_ent_coef.item() == -3
+    assert again.ent_coef_optimizer.param_groups[0]["params"][0] is again.log_ent_coef
+
+
 def test_the_command_trains_goes_on_and_refuses_other_options(model_folder, tmp_path, capsys):
     settings = tmp_path / "settings.json"
     settings.write_text(json.dumps(quick("sac")))
@@ -201,7 +214,15 @@ def test_the_command_trains_goes_on_and_refuses_other_options(model_folder, tmp_
     assert first["steps"] == 6
     assert first["validation_return"] < 0
     capsys.readouterr()
+    with np.load(tmp_path / "run" / "evaluations.npz") as found:
+        assert found["timesteps"].tolist() == [5]
+    (tmp_path / "run" / "best_model.zip").write_bytes(b"the best so far")
+    # The evaluation at step 5 came after the checkpoint at 4; one at 3 is made up, and cannot be beaten.
+    np.savez(tmp_path / "run" / "evaluations.npz", timesteps=[3, 5], results=[[1e9], [2e9]], ep_lengths=[[2], [2]])
     main(Args(**arguments, steps=10))
+    with np.load(tmp_path / "run" / "evaluations.npz") as found:
+        assert found["timesteps"].tolist() == [3, 9]
+    assert (tmp_path / "run" / "best_model.zip").read_bytes() == b"the best so far"
     assert "going on from step 4" in capsys.readouterr().out
     assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 10
     with pytest.raises(SystemExit, match="other options"):

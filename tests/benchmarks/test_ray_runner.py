@@ -1,13 +1,15 @@
 """How cells are distributed, with a cluster of plain Python; the real one is in test_ray_cluster.py."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from test_records import RECORD
 
 from benchmarks.cells import Cell, Failure
-from benchmarks.ray_runner import ATTEMPTS, LostWorkerError, distribute, run_in_worker
+from benchmarks.ray_runner import ATTEMPTS, LostWorkerError, RayCluster, distribute, run_in_worker
 from benchmarks.suites import find
 
 
@@ -94,3 +96,34 @@ def test_what_a_cell_raises_on_a_worker_is_its_failure(cells, tmp_path, monkeypa
     assert "Traceback" in outcome.traceback
     missing = run_in_worker(cells[0], str(tmp_path / "elsewhere"))
     assert missing.error.startswith("FileNotFoundError")
+
+
+def test_what_a_machine_cannot_run_is_that_cells_failure(monkeypatch):
+    """Whatever Ray raises that is no loss of a worker or a machine: not the end of the command."""
+
+    class RayError(Exception):
+        pass
+
+    class TaskError(RayError):
+        pass
+
+    kinds = ("WorkerCrashedError", "NodeDiedError", "ObjectLostError", "OutOfMemoryError", "LocalRayletDiedError")
+    lost = {name: type(name, (RayError,), {}) for name in kinds}
+    raised = []
+
+    def get(handle):
+        raise raised[-1]
+
+    ray = SimpleNamespace(
+        remote=lambda **options: lambda function: None, get=get, exceptions=SimpleNamespace(RayError=RayError, **lost)
+    )
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    cluster = RayCluster(1, 0)
+    raised.append(TaskError("on machine 7:\nModuleNotFoundError: No module named 'benchmarks'"))
+    outcome = cluster.outcome(None)
+    assert isinstance(outcome, Failure)
+    assert outcome.error == "TaskError: ModuleNotFoundError: No module named 'benchmarks'"
+    assert "on machine 7" in outcome.traceback
+    raised.append(lost["NodeDiedError"]("gone"))
+    with pytest.raises(LostWorkerError):
+        cluster.outcome(None)
