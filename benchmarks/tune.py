@@ -120,7 +120,7 @@ def tune(method: str, args: Args) -> Trial:
     drawn = draw(read_settings(method), search_space(method), args.trials, args.seed)
     for number, settings in enumerate(drawn):
         if number in trials:
-            if trials[number].settings != settings:
+            if number and trials[number].settings != settings:  # --write has changed what trial 0 would be now
                 raise ValueError(
                     f"{path}: trial {number} was of {trials[number].settings}, and would now be of {settings}: the search starts "
                     "from other settings, or has other ranges; choose another --out"

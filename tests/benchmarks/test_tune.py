@@ -67,6 +67,16 @@ def test_the_best_trial_is_written_and_nothing_is_run_twice(world, tmp_path, cap
     assert sorted(world.calls[8:]) == sorted(world.calls[5:8])
 
 
+def test_a_search_whose_result_was_written_goes_on(world, tmp_path, monkeypatch):
+    world.args.trials = 4
+    tune.main(world.args)
+    best = json.loads((tmp_path / "memit.json").read_text())["settings"]
+    monkeypatch.setattr(tune, "read_settings", lambda method: best)
+    world.args.trials = 8
+    tune.main(world.args)
+    assert len(world.calls) == 8
+
+
 def test_as_many_trials_count_as_were_asked_for(world, tmp_path):
     world.args.trials = 16
     tune.main(world.args)
