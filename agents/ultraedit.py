@@ -30,7 +30,7 @@ class UltraEdit(Agent):
         actions_per_batch: K.
     """
 
-    def __init__(self, step_size: float = 3.0, ridge: float = 0.03, actions_per_batch: int = 1) -> None:
+    def __init__(self, step_size: float = 1.0, ridge: float = 0.03, actions_per_batch: int = 1) -> None:
         self.step_size, self.ridge, self.actions_per_batch = step_size, ridge, actions_per_batch
 
     def begin(self, env: LifelongEditEnv) -> None:
