@@ -208,10 +208,18 @@ def generate(
 def generate_expecting(
     lm: EditableLM, texts: Sequence[str], guesses: Sequence[str], limit: int, asked_before: bool = True
 ) -> list[str | None]:
-    """What the model writes, unfinished texts included; sooner known where it is what was guessed (:func:`says`)."""
-    known = says(lm, texts, guesses, limit, unfinished=True, asked_before=asked_before)
-    written: list[str | None] = [guess.strip() if right else None for guess, right in zip(guesses, known, strict=True)]
-    rest = [i for i, right in enumerate(known) if not right]
+    """What the model writes, unfinished texts included; sooner known where it is what was guessed (:func:`says`).
+
+    Where it is not, the model's own choices up to there are a second guess: most answers are short.
+    """
+    written: list[str | None] = [None] * len(texts)
+    open_ = dict(enumerate(guesses))
+    for asked in (asked_before, False):
+        known, begun = _compare(lm, [texts[i] for i in open_], list(open_.values()), limit, 512, True, asked)
+        for (i, guess), right in zip(open_.items(), known, strict=True):
+            written[i] = guess.strip() if right else None
+        open_ = {i: text for i, text in zip(open_, begun, strict=True) if text is not None}
+    rest = [i for i, text in enumerate(written) if text is None]
     for i, text in zip(rest, generate(lm, [texts[i] for i in rest], limit, unfinished=True), strict=True):
         written[i] = text
     return written
@@ -243,6 +251,20 @@ def says(
         asked_before: The frozen layers have been run over the prompts with these answers; the end is asked for only where
             all before it is right. False asks for both in one run.
     """
+    return _compare(lm, texts, wanted, limit, batch_size, unfinished, asked_before)[0]
+
+
+def _compare(
+    lm: EditableLM,
+    texts: Sequence[str],
+    wanted: Sequence[str | None],
+    limit: int,
+    batch_size: int,
+    unfinished: bool,
+    asked_before: bool,
+) -> tuple[np.ndarray, list[str | None]]:
+    """:func:`says`, and for each text that is not said what the model writes up to where the two part, if that is known."""
+    begun: list[str | None] = [None] * len(texts)
     said = np.zeros(len(texts), dtype=bool)
     open_ = [i for i, text in enumerate(wanted) if text is not None]
     doubtful: list[int] = []
@@ -267,10 +289,12 @@ def says(
                     doubtful.append(i)
                 else:
                     said[i] = verdict
+                    if not verdict:
+                        begun[i] = lm.tokenizer.decode(choice[:first].tolist(), skip_special_tokens=True).strip()
         open_ = going_on
     written = generate(lm, [texts[i] for i in doubtful], limit, unfinished=unfinished)
     said[doubtful] = [text == wanted[i] for i, text in zip(doubtful, written, strict=True)]
-    return said
+    return said, begun
 
 
 def _becomes(lm: EditableLM, tokens: list[int], text: str, unfinished: bool) -> bool | None:
