@@ -1,7 +1,7 @@
 """Keeps the tables of documents what the records say.
 
-    python -m benchmarks.documents docs/results/*.md
-    python -m benchmarks.documents docs/results/*.md --check
+    python -m benchmarks.documents README.md docs/results/*.md
+    python -m benchmarks.documents README.md docs/results/*.md --check
 
 A table stands between two comments, which readers of the page do not see::
 
@@ -9,7 +9,8 @@ A table stands between two comments, which readers of the page do not see::
     ...
     <!-- end -->
 
-``table`` is benchmarks.table's first table and ``details`` its second, of the records of one suite in a file beside the document.
+``table`` is benchmarks.table's first table and ``details`` its second, ``summary`` the first with fewer columns; of the records
+of one suite in a file, named from the document's folder.
 Everything between the comments is written anew; --check only says which documents would change.
 """
 
@@ -21,9 +22,13 @@ from pathlib import Path
 import tyro
 
 from benchmarks.records import Record, read, write_whole
-from benchmarks.table import as_details, as_markdown
+from benchmarks.table import as_details, as_markdown, as_summary
 
-KINDS: dict[str, Callable[[Sequence[Record]], str]] = {"table": as_markdown, "details": as_details}
+KINDS: dict[str, Callable[[Sequence[Record]], str]] = {
+    "table": as_markdown,
+    "details": as_details,
+    "summary": as_summary,
+}
 
 BEGIN = re.compile(r"^<!-- (\w+): (.*) -->\n", re.MULTILINE)
 END = "<!-- end -->\n"
@@ -49,7 +54,7 @@ def rewritten(document: Path) -> str:
         kind, source = begin[1], begin[2].split()
         where = f"{document}, line {text.count(chr(10), 0, begin.start()) + 1}"
         if kind not in KINDS or len(source) != 2:
-            raise ValueError(f"{where}: must be '<!-- table: FILE SUITE -->' or '<!-- details: FILE SUITE -->'")
+            raise ValueError(f"{where}: must be '<!-- KIND: FILE SUITE -->', KIND being {' or '.join(KINDS)}")
         file, suite = source
         records = [record for record in read(document.parent / file) if record.suite == suite]
         if not records:

@@ -92,9 +92,18 @@ HEADINGS = (
 )
 
 
+SUMMARY = ("agent", "seeds", "teacher-forced Eff / Gen / Spe", "generation Eff / Gen / Spe", "mean ", "x floor")
+
+
 def as_markdown(records: Sequence[Record]) -> str:
     """The table for a document."""
     return markdown(HEADINGS, rows(records))
+
+
+def as_summary(records: Sequence[Record]) -> str:
+    """The same with the columns that matter most."""
+    chosen = [HEADINGS.index(name) for name in SUMMARY]
+    return markdown(SUMMARY, [[row[i] for i in chosen] for row in rows(records)])
 
 
 def as_details(records: Sequence[Record]) -> str:
