@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from agents.editor import BadEditError, Guard, LifelongEditor, edits_digest
+from agents.editor import BadEditError, Guard, LifelongEditor, TooManyDeltasError, edits_digest
 from agents.registry import AGENTS
 from editenv.data.files import FileOptions, load_file_edits
 from editenv.models import EMBEDDED, PACKAGED
@@ -228,7 +228,7 @@ def edit(args: Edit) -> None:
                 if any(result.applied for result in editor.results):
                     editor.save_deltas(args.output / "deltas.safetensors")
                     saved.append("deltas.safetensors")
-            except ValueError as error:  # too many of them
+            except TooManyDeltasError as error:
                 console.print(str(error), markup=False)
     if args.json:
         print(json.dumps(report))

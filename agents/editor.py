@@ -13,6 +13,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +28,7 @@ from editenv.data import Edit
 from editenv.data.formats import FORMATS, Fields, to_edit
 from editenv.delta_files import fingerprint, read_delta, tensors_of, write_delta_file
 from editenv.deltas import Delta
-from editenv.env import LifelongEditEnv
+from editenv.env import LifelongEditEnv, Observation
 from editenv.journal import Journal
 from editenv.models import EMBEDDED
 from editenv.questions import ask
@@ -88,6 +89,10 @@ class BatchResult:
 
 LARGEST_DELTA_FILE = 8 * 10**9
 """Bytes of deltas that are gathered in memory and in one file."""
+
+
+class TooManyDeltasError(ValueError):
+    """The deltas of a run are too many for one file."""
 
 
 class BadEditError(RuntimeError):
@@ -172,7 +177,7 @@ class LifelongEditor:
                 "settings": dict(settings) if settings is not None else None,
                 "policy": _policy_digest(self.agent),
                 "edits": edits,
-                "text": text,
+                "text": _text_digest(text),
                 "training": edits_digest(training_edits(learning)) if prepared_from else None,
                 "guard": asdict(self.guard),
                 "dtype": dtype,
@@ -229,10 +234,12 @@ class LifelongEditor:
         started = time.perf_counter()
         batch = [edit if isinstance(edit, Edit) else _as_edit(edit, i) for i, edit in enumerate(edits, start=1)]
         before = self.lm.snapshot()
+        observation, info = self.env.present(batch)
         try:
-            result, perplexity = self._make(batch, before, started)
+            result, perplexity = self._make(batch, observation, info, before, started)
         except BaseException:
             self.lm.restore(before)
+            self.agent.taken_back()
             raise
         self._perplexity = perplexity
         self.results.append(result)
@@ -242,10 +249,14 @@ class LifelongEditor:
         return result
 
     def _make(
-        self, batch: Sequence[Edit], before: Mapping[str, torch.Tensor], started: float
+        self,
+        batch: Sequence[Edit],
+        observation: Observation,
+        info: dict[str, Any],
+        before: Mapping[str, torch.Tensor],
+        started: float,
     ) -> tuple[BatchResult, float]:
         """A batch made and written down, or taken back and that written down; and the perplexity of held-out text then."""
-        observation, info = self.env.present(batch)
         actions: list[dict[str, Delta]] = []
         reason, efficacy = None, None
         while len(actions) < self.agent.actions_per_batch:
@@ -258,7 +269,6 @@ class LifelongEditor:
                 if "NaN or infinity" in str(error) and isinstance(error, ValueError):
                     reason = str(error)
                     break
-                self.agent.taken_back()
                 raise  # the method's fault, not this batch's
             actions.append(deltas)
             observation, _, _, _, info = self.env.step(deltas)
@@ -323,15 +333,16 @@ class LifelongEditor:
         """All deltas in order as one safetensors file, for ``editenv apply`` and ``editenv revert``.
 
         Raises:
-            ValueError: If there is no journal to take them from, if its edits have been reverted, or if they are more than
-                :data:`LARGEST_DELTA_FILE`: a method whose updates are dense fills a whole weight with each batch.
+            ValueError: If there is no journal to take them from, or if its edits have been reverted.
+            TooManyDeltasError: If they are more than :data:`LARGEST_DELTA_FILE`: a method whose updates are dense fills a whole
+                weight with each batch.
         """
         if self.journal is None:
             raise ValueError("save_deltas: the editor keeps no journal; give it an output folder")
         if self._reverted:
             raise ValueError("save_deltas: the edits have been reverted")
         if (size := self.journal.size) > LARGEST_DELTA_FILE:
-            raise ValueError(
+            raise TooManyDeltasError(
                 f"save_deltas: the deltas of {self.batches} batches are {size / 1e9:.0f} GB, too many for one file; they are in "
                 f"{self.journal.folder / 'batches'}, and the edited model holds their sum"
             )
@@ -423,12 +434,46 @@ def _agent(method: str, policy: str | Path | None, model: str, settings: Mapping
     return make_agent(method)
 
 
+MODEL_FILES = (
+    *("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*"),
+    *(
+        "tokenizer*",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "vocab.*",
+        "merges.txt",
+        "*.model",
+        "chat_template*",
+    ),
+    *("additional_chat_templates", "preprocessor_config.json", "processor_config.json"),
+)
+"""What transformers saves of a model and its tokenizer."""
+
+
 def _holds_a_model_alone(folder: Path) -> bool:
-    """Whether it may be replaced: empty, or a model's folder without any folder in it."""
+    """Whether it may be replaced: an empty folder, or one with a model's files and no others."""
     if not folder.is_dir():
         return False
-    held = list(folder.iterdir())
-    return not held or ((folder / "config.json").exists() and all(path.is_file() for path in held))
+    names = [path.name for path in folder.iterdir()]
+    return not names or (
+        "config.json" in names and all(any(fnmatch(name, known) for known in MODEL_FILES) for name in names)
+    )
+
+
+def _text_digest(text: str | None) -> str | None:
+    """A text is what it says, whatever it is called; a data set of the hub is its name."""
+    if text is None:
+        return None
+    path = Path(text)
+    if path.is_dir():
+        path = path / "covariance.json"
+    if not path.is_file():
+        return text
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 24):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def _policy_digest(agent: Agent) -> str | None:

@@ -70,6 +70,8 @@ class TrainedOnFixedModel(RLEdit):
     def act(self, observation: Observation, info: dict[str, Any]) -> Action:
         self._absorb_finished()
         if info["attempt"] == 0:
+            self._before = self.policy, self._batches, self._trajectory
+            self._retrained = False
             if self.retrain_every is not None and self._batches and self._batches % self.retrain_every == 0:
                 self._retrain()
             self._batches += 1
@@ -90,11 +92,15 @@ class TrainedOnFixedModel(RLEdit):
         self.policy = trainer.policy.eval()
         self._retrained = True
 
+    def taken_back(self) -> None:
+        super().taken_back()
+        self.policy, self._batches, self._trajectory = self._before
+        self._retrained = False
+
     def remember(self) -> dict[str, torch.Tensor]:
-        memory = super().remember()
+        memory = super().remember() | {"batches": torch.tensor(self._batches)}
         if self._retrained:
             memory |= {f"policy/{name}": value for name, value in self.policy.state_dict().items()}
-            self._retrained = False
         return memory
 
     def recall(self, memory: dict[str, torch.Tensor]) -> None:
@@ -104,5 +110,5 @@ class TrainedOnFixedModel(RLEdit):
             self.policy = copy.deepcopy(self._prepared)
             self.policy.load_state_dict(learned)
             self._trajectory += self.retrain_trajectories
-        self._batches += 1
+        self._batches = int(memory.pop("batches"))
         super().recall({name: value for name, value in memory.items() if not name.startswith(prefix)})

@@ -270,11 +270,12 @@ def go_on_evaluating(callback: "EvalCallback", steps: int) -> None:
     if not file.exists():
         return
     with np.load(file) as found:
+        # The best policy is on disk, also if it came after the checkpoint that is gone on from.
+        callback.best_mean_reward = max(map(float, found["results"].mean(1)), default=-np.inf)
         kept = found["timesteps"] <= steps
         callback.evaluations_timesteps = found["timesteps"][kept].tolist()
         callback.evaluations_results = found["results"][kept].tolist()
         callback.evaluations_length = found["ep_lengths"][kept].tolist()
-    callback.best_mean_reward = max(map(float, map(np.mean, callback.evaluations_results)), default=-np.inf)
 
 
 def is_whole(file: Path) -> bool:

@@ -20,7 +20,7 @@ from typing import Any
 
 from agents.base import Agent
 from agents.registry import make_agent
-from benchmarks.records import Record, commit, hardware, read, versions, write_whole
+from benchmarks.records import Record, commit, disagreements, hardware, read, versions, write_whole
 from benchmarks.suites import Suite, id_of
 
 Report = Callable[[str, int, int], None]
@@ -77,14 +77,12 @@ class Cell:
         wanted = {
             "model": Path(str(self.suite.model)).name,
             "dataset": f"{self.suite.dataset}/{self.suite.split}",
-            "settings": settings_of(make_agent(self.agent)),
+            "settings": settings_of(self.agent, make_agent(self.agent)),
             **self.configuration(),
         }
-        # An older record may not say all of it.
-        differing = [key for key in wanted if key in made and made[key] != wanted[key]]
-        if differing:
+        if differing := sorted(disagreements(made, wanted)):  # an older record may not say all of it
             raise ValueError(
-                f"{self.path} was made with another {' and '.join(differing)} than {self.suite.id} and {self.agent} have now: "
+                f"{self.path} was made with another {', '.join(differing)} than {self.suite.id} and {self.agent} have now: "
                 "remove it or choose another --out"
             )
         if self.keep_deltas and record.deltas is None:
@@ -101,7 +99,7 @@ class Cell:
         from benchmarks.rollout import run
 
         agent = make_agent(self.agent)
-        settings = settings_of(agent)
+        settings = settings_of(self.agent, agent)
         modules = "-".join(self.suite.modules or ())
         agent.workspace = (
             self.out / "policies" / (_file_name(f"{self.agent}-{modules}".rstrip("-")) + f"-seed{self.seed}")
@@ -211,9 +209,14 @@ def adopt(out: Path) -> None:
             partial.rmdir()
 
 
-def settings_of(agent: Agent) -> dict[str, Any]:
-    """What an agent was made with, as JSON has it."""
-    shown = {name: _plain(value) for name, value in vars(agent).items() if not name.startswith("_")}
+def settings_of(name: str, agent: Agent) -> dict[str, Any]:
+    """What an agent was made with, as JSON has it: its attributes, a trained policy's digest, and that of a file of one's own."""
+    shown: dict[str, Any] = {"actions_per_batch": agent.actions_per_batch}
+    shown |= {name: _plain(value) for name, value in vars(agent).items() if not name.startswith("_")}
+    files = {"source": Path(name.rpartition(":")[0])}
+    if getattr(agent, "folder", None) is not None:
+        files["policy_file"] = Path(agent.folder) / "policy.safetensors"  # type: ignore[attr-defined]
+    shown |= {what: hashlib.sha256(path.read_bytes()).hexdigest() for what, path in files.items() if path.is_file()}
     return {name: plain for name, plain in shown.items() if plain is not None}
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks import records
-from benchmarks.records import Record
+from benchmarks.records import Record, disagreements
 from benchmarks.statistics import (
     Estimate,
     Stream,
@@ -106,7 +106,7 @@ def read(folders: Sequence[Path]) -> list[Record]:
     """
     found: list[Record] = []
     origins: dict[tuple[str, str, str, int], Path] = {}
-    firsts: dict[tuple[Task, str], tuple[Any, Record, Path]] = {}
+    firsts: dict[Any, tuple[dict[str, Any], Record, Path]] = {}
     for folder in folders:
         path = folder if folder.suffix == ".jsonl" else folder / "results.jsonl"
         if not path.is_file():
@@ -119,30 +119,40 @@ def read(folders: Sequence[Path]) -> list[Record]:
                     f"{origins[run]} and in {path}"
                 )
             origins[run] = path
-            for what, value in _made_of(record).items():
-                first, other, where = firsts.setdefault((Task(record.suite, record.model), what), (value, record, path))
-                if value != first:
+            task = Task(record.suite, record.model)
+            for key, told in ((task, _made_of(record)), ((task, record.agent), {"settings": _settings_of(record)})):
+                known, other, where = firsts.setdefault(key, (told, record, path))
+                if differing := sorted(disagreements(known, told)):
                     raise ValueError(
-                        f"runs of {record.suite} on {record.model} cannot be compared, their {what} differ: {first!r} for "
-                        f"{other.agent}, seed {other.seed}, in {where}, and {value!r} for {record.agent}, seed {record.seed}, in "
-                        f"{path}"
+                        f"runs of {record.suite} on {record.model} cannot be compared, their {', '.join(differing)} differ: "
+                        f"those of {other.agent}, seed {other.seed}, in {where}, and of {record.agent}, seed {record.seed}, "
+                        f"in {path}"
                     )
+                firsts[key] = (_joined(told, known), other, where)
             found.append(record)
     if not found:
         raise ValueError(f"there are no records in {', '.join(map(str, folders))}")
     return found
 
 
+def _joined(told: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
+    """All that either says."""
+    both = {key: _joined(told[key], value) for key, value in known.items() if isinstance(value, dict) and key in told}
+    return told | known | both
+
+
 def _made_of(record: Record) -> dict[str, Any]:
     """What must be alike in the runs of one task, as far as the record knows it."""
-    made: dict[str, Any] = {"edits": record.edits, "data sets": record.dataset}
     configuration = record.configuration or {}
-    made |= {
-        f"{name} ({key})": value
-        for name in ("suite", "fingerprints")
-        for key, value in configuration.get(name, {}).items()
-    }
-    return made
+    # A model of the hub has no fingerprint.
+    prints = {name: value for name, value in (configuration.get("fingerprints") or {}).items() if value is not None}
+    suite = configuration.get("suite") or {}
+    return {"edits": record.edits, "dataset": record.dataset, "suite": suite, "fingerprints": prints}
+
+
+def _settings_of(record: Record) -> dict[str, Any]:
+    """What must be alike in the runs of one agent on it."""
+    return (record.configuration or {}).get("settings") or {}
 
 
 @dataclass(frozen=True, slots=True)

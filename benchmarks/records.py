@@ -129,6 +129,17 @@ def _check_percentages(name: str, values: Any) -> None:
             raise ValueError(f"{name}.{metric} must be a percentage from 0 to 100 (or null), not {value!r}")
 
 
+def disagreements(first: Any, second: Any, place: str = "") -> list[str]:
+    """Dotted names of what two records of a setting both tell, and tell differently; what only one of them knows is not counted."""
+    if isinstance(first, dict) and isinstance(second, dict):
+        return [
+            name
+            for key in first.keys() & second.keys()
+            for name in disagreements(first[key], second[key], f"{place}.{key}" if place else key)
+        ]
+    return [] if first == second else [place]
+
+
 def versions() -> dict[str, str]:
     """What the figures were made with."""
     import torch

@@ -98,9 +98,8 @@ def run(
         started = clock(lm.device)
         try:
             action = agent.act(observation, info)
-        except torch.linalg.LinAlgError:  # what NaN and infinity end in
-            failed, action = True, no_change(lm)
-            agent.taken_back()
+        except torch.linalg.LinAlgError:  # what NaN and infinity end in; refused below, and in a replay
+            action = {name: torch.full(lm.shape(name), math.nan) for name in lm.modules}
         act_seconds += clock(lm.device) - started
         if recording is not None:
             recording.add(action)
@@ -113,7 +112,8 @@ def run(
             if "NaN or infinity" not in str(error):
                 raise
             failed = True
-            agent.taken_back()
+            if agent.actions_per_batch == 1:  # else a part of the batch stays
+                agent.taken_back()
             observation, reward, terminated, truncated, info = env.step(no_change(lm))
         rewards.append(reward)
         done = terminated or truncated

@@ -126,8 +126,8 @@ def as_details(records: Sequence[Record]) -> str:
         line = [agent, triple([r.probability for r in group if r.probability]) if group[0].probability else "-"]
         accuracies = [[s.get("locality_accuracy") for s in (r.teacher_forced, r.generation)] for r in group]
         line.append(", ".join(_mean([pair[i] for pair in accuracies]) for i in range(2)))
-        line.append(", ".join(_mean([d[key] for d in drifts], 2) for key in ("perplexity_before", "perplexity")))
-        line.append(_mean([d["kl"] for d in drifts], 3))
+        line.append(", ".join(_if_finite([d[key] for d in drifts], 2) for key in ("perplexity_before", "perplexity")))
+        line.append(_if_finite([d["kl"] for d in drifts], 3))
         probes = [record.probes for record in group if record.probes]
         line += [_mean([p[key] for p in probes]) for key in ("negation", "distractor")]
         for key in ("one_hop", "two_hop"):
@@ -138,6 +138,11 @@ def as_details(records: Sequence[Record]) -> str:
             line.append(f"{shown[0]} ({shown[1]}; {shown[2]})")
         lines.append(line[: len(headings)])
     return markdown(headings, lines)
+
+
+def _if_finite(values: Sequence[float | None], digits: int) -> str:
+    """A seed whose model was destroyed is not left out of a mean."""
+    return "not finite" if None in values else _mean(values, digits)
 
 
 def _mean(values: Sequence[float | None], digits: int = 1) -> str:

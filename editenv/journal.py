@@ -32,7 +32,7 @@ class Journal:
 
     Args:
         folder: Made if it is not there.
-        header: What the run is; an existing journal must have been begun with the same.
+        header: What the run is; an existing journal must have been begun with the same, unless it holds no batch yet.
 
     Attributes:
         entries: What was said about each batch so far.
@@ -72,7 +72,11 @@ class Journal:
             OSError: If the disk is full or read-only; the journal then ends with the batch before.
         """
         number = len(self.entries) + 1
-        content = save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+        # Copies: a column of one token is a view of its row, and the format holds no tensor twice.
+        whole = torch.contiguous_format
+        content = save_tensors(
+            {name: tensor.detach().cpu().clone(memory_format=whole) for name, tensor in tensors.items()}
+        )
         path = self._tensor_path(number)
         partial = path.with_suffix(".partial")
         try:
@@ -139,6 +143,7 @@ class Journal:
             # The writer was killed in the middle of this line; nothing was done on the strength of it.
             with self.path.open("r+b") as file:
                 file.truncate(len(whole) + len(newline))
+        differing: list[str] = []
         for number, line in enumerate(whole.split(b"\n") if newline else [], start=1):
             try:
                 body = json.loads(line)
@@ -153,17 +158,21 @@ class Journal:
                 )
             self._chain = chain
             if number == 1:
-                self._check_header(body)
+                differing = self._differing(body)
             else:
                 self.entries.append(body)
+        if differing and self.entries:
+            raise JournalError(f"{self.path} belongs to another run ({'; '.join(differing)}); choose another folder")
+        if differing:  # a run that came to nothing
+            os.truncate(self.path, 0)
+            self._chain = ""
 
-    def _check_header(self, found: dict[str, Any]) -> None:
+    def _differing(self, found: dict[str, Any]) -> list[str]:
+        """What the run of a header was that this one is not."""
         if found.pop("journal", None) != FORMAT:
             raise JournalError(f"{self.path}: not a journal of format {FORMAT}")
-        differing = sorted(key for key in {*found, *self.header} if found.get(key) != self.header.get(key))
-        if differing:
-            told = "; ".join(f"{key} was {found.get(key)!r}, is {self.header.get(key)!r}" for key in differing)
-            raise JournalError(f"{self.path} belongs to another run ({told}); choose another folder")
+        keys = sorted(key for key in {*found, *self.header} if found.get(key) != self.header.get(key))
+        return [f"{key} was {found.get(key)!r}, is {self.header.get(key)!r}" for key in keys]
 
 
 def _sync_folder(folder: Path) -> None:

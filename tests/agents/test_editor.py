@@ -230,6 +230,10 @@ REMEMBERING = {
     "stableedit": {"warm_up_batches": 1},
     "dafnet": {"config": {"steps": 2, "judged": 4}},
     "rledit": None,
+    "malmen-retrained": {
+        "config": {"trajectories": 1, "horizon": 2, "edits_per_step": 3, "warm_up_batches": 2, "policy": {"rank": 2}},
+        "retrain_every": 1,
+    },
 }
 
 
@@ -261,6 +265,58 @@ def test_a_batch_that_was_taken_back_leaves_nothing_in_the_method(
         editor.close()
     assert (ends[2] != editor.lm.initial_weight(LAST).T).any()
     assert torch.equal(ends[3], ends[2])
+
+
+@pytest.mark.parametrize("where", ["step", "_held_out", "_out_of_bounds"])
+@pytest.mark.parametrize("method", ["memit-seq", "ultraedit", "dafnet"])
+def test_an_interruption_leaves_nothing_of_the_batch_in_the_method(make_editor, tmp_path, monkeypatch, method, where):
+    """Ctrl-C between the update and the journal: what comes next leads to the bits of a run without it."""
+    text = tmp_path / "text.txt"
+    text.write_text("Ada is in Rome.\nPeople find the Long River in Ecuador and in Peru.\n", encoding="utf-8")
+    options = {"method": method, "settings": REMEMBERING[method], "text": str(text), "training": "atlas"}
+    options["guard"] = Guard(max_perplexity=1e9, max_weight_norm=1e9)
+    first, cut, last = edits(["Rome", "Oslo", "Bonn"])
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    ends = []
+    for batches in ([first, last], [first, cut, last]):
+        editor = make_editor(tmp_path / str(len(batches)), **options)
+        for batch in batches:
+            if batch is not cut:
+                assert editor.edit([batch]).applied
+                continue
+            with monkeypatch.context() as patched:
+                patched.setattr(editor.env if where == "step" else editor, where, interrupted)
+                with pytest.raises(KeyboardInterrupt):
+                    editor.edit([batch])
+        ends.append(editor.lm.snapshot()[LAST])
+        editor.close()
+    assert torch.equal(*ends)
+
+
+def test_settings_that_were_refused_can_be_corrected_in_the_same_folder(make_editor, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("Ada is in Rome.\nPeople find the Long River in Peru.\n", encoding="utf-8")
+    value = {"token": "last", "steps": 2, "prefixes": 0}
+    with pytest.raises(ValueError, match="set every_batch"):
+        make_editor(tmp_path / "out", method="prune", settings={"value": value}, text=str(text))
+    editor = make_editor(
+        tmp_path / "out", method="prune", settings={"value": value, "every_batch": True}, text=str(text)
+    )
+    editor.edit(edits(["Rome"]))
+
+
+def test_a_text_is_what_it_says(make_editor, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("Ada is in Rome.\nPeople find the Long River in Peru.\n", encoding="utf-8")
+    options = {"method": "memit", "settings": REMEMBERING["memit-seq"], "text": str(text)}
+    with make_editor(tmp_path / "out", **options) as editor:
+        editor.edit(edits(["Rome"]))
+    text.write_text("Ada is in Oslo.\n", encoding="utf-8")
+    with pytest.raises(JournalError, match="text was"):
+        make_editor(tmp_path / "out", **options)
 
 
 class Poisoned(UltraEdit):
@@ -312,6 +368,7 @@ def test_save_replaces_a_model_and_nothing_else(make_editor, tmp_path):
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "thesis.txt").write_text("years of work")
+    (precious / "config.json").write_text("{}")
     for folder in (precious, tmp_path, tmp_path / "out", precious / "thesis.txt"):
         with pytest.raises(ValueError, match="holds something else"):
             editor.save(folder)
@@ -442,7 +499,8 @@ def test_deltas_go_on_the_base_model_and_off_the_edited_one(make_editor, model_f
 
 
 def test_another_run_is_refused(make_editor, tmp_path):
-    make_editor(tmp_path / "out", edits="these").close()
+    with make_editor(tmp_path / "out", edits="these") as editor:
+        editor.edit(edits(["Rome"]))
     with pytest.raises(JournalError, match="edits was 'these', is 'those'"):
         make_editor(tmp_path / "out", edits="those")
 

@@ -148,14 +148,16 @@ def test_a_run_twice_is_refused_naming_both_files(tmp_path):
     ("change", "named"),
     [
         ({"edits": 7}, "edits"),
-        ({"dataset": "other/test"}, "data sets"),
-        ({"configuration": {"suite": {"modules": ["layers.0"]}, "fingerprints": {}}}, "suite (modules)"),
-        ({"configuration": {"suite": {"dtype": "bfloat16"}, "fingerprints": {}}}, "suite (dtype)"),
-        ({"configuration": {"suite": {}, "fingerprints": {"model": "bb"}}}, "fingerprints (model)"),
+        ({"dataset": "other/test"}, "dataset"),
+        ({"configuration": {"suite": {"modules": ["layers.0"]}, "fingerprints": {}}}, "suite.modules"),
+        ({"configuration": {"suite": {"dtype": "bfloat16"}, "fingerprints": {}}}, "suite.dtype"),
+        ({"configuration": {"suite": {}, "fingerprints": {"model": "bb"}}}, "fingerprints.model"),
+        ({"configuration": {"settings": {"config": {"rank": 8}}}}, "settings.config.rank"),
     ],
 )
 def test_runs_that_cannot_be_compared_are_refused(tmp_path, change, named):
     made = {"suite": {"modules": ["layers.3"], "dtype": "float32"}, "fingerprints": {"model": "aa"}}
+    made["settings"] = {"config": {"rank": 4, "later": 1}}
     append(tmp_path / "one" / "results.jsonl", run("a", configuration=made))
     append(tmp_path / "one" / "results.jsonl", run("b"))  # an older record, that does not know
     append(tmp_path / "two" / "results.jsonl", run("a", 1, **change))
@@ -166,6 +168,9 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path, change, named):
         assert part in str(refusal.value)
     append(tmp_path / "three" / "results.jsonl", run("a", 1, **({"model": "big"} | change)))
     read([tmp_path / "one", tmp_path / "three"])  # another task
+    told_less = {"suite": {}, "fingerprints": {"model": None}, "settings": {"config": {"rank": 4}}}
+    append(tmp_path / "four" / "results.jsonl", run("a", 1, configuration=told_less))
+    read([tmp_path / "one", tmp_path / "four"])  # a model of the hub has no fingerprint, an older record fewer settings
 
 
 def test_an_agent_whose_scores_cannot_be_normalised_on_a_suite_has_a_dash():

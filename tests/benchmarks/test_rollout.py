@@ -5,6 +5,8 @@ from plain import answer_logits, edited_weights, mean
 
 from agents.base import Agent
 from agents.no_edit import NoEdit
+from agents.ultraedit import UltraEdit
+from benchmarks.recording import Recording, Replay
 from benchmarks.rollout import run, time_floor, time_observation_and_update
 from benchmarks.suites import Suite
 from editenv.metrics import METRICS
@@ -114,7 +116,7 @@ def test_refused_actions_are_counted_as_failed_edits(suite, attempts, value):
     assert record.teacher_forced["specificity"] == 100
 
 
-def test_a_method_that_cannot_solve_has_failed_and_the_batch_has_left_nothing(suite):
+def test_a_method_that_cannot_solve_has_failed_and_the_batch_has_left_nothing(suite, tmp_path):
     class Unsolvable(Pusher):
         taken = 0
 
@@ -127,9 +129,33 @@ def test_a_method_that_cannot_solve_has_failed_and_the_batch_has_left_nothing(su
             self.taken += 1
 
     agent = Unsolvable()
-    record = run(suite, "unsolvable", agent, seed=0)
+    record = run(suite, "unsolvable", agent, seed=0, recording=(recording := Recording()))
     assert (record.failures, agent.taken) == (2, 1)
     assert [step for step, _, _ in agent.met] == [0, 2]
+    recording.write(tmp_path / "deltas.safetensors")
+    replayed = run(suite, "unsolvable", Replay(tmp_path / "deltas.safetensors", 1), seed=0)
+    assert replayed.failures == 2
+    assert replayed.teacher_forced == record.teacher_forced
+
+
+@pytest.mark.parametrize("broken", [(0, 0), (1, 0), (1, 1)])
+def test_an_agent_goes_on_after_one_of_several_actions_was_refused(suite, broken):
+    """A part of the batch stays in the model, and in what the agent keeps of it."""
+
+    class Breaks(UltraEdit):
+        seen = 0
+
+        def act(self, observation, info):
+            deltas = super().act(observation, info)
+            self.seen = int(self._normalizers[LAST].count)
+            if (info["batch"], info["attempt"]) == broken:
+                return {name: torch.full((64, 32), float("nan")) for name in deltas}
+            return deltas
+
+    agents = Breaks(actions_per_batch=2), UltraEdit(actions_per_batch=2)
+    records = [run(suite, "breaks", agent, seed=0) for agent in agents]
+    assert [record.failures for record in records] == [2, 0]
+    assert agents[0].seen == int(agents[1]._normalizers[LAST].count)
 
 
 def test_edits_that_break_the_model_are_counted_as_failed(suite):

@@ -49,7 +49,7 @@ def instead(monkeypatch):
             asked.append((cell.agent, cell.seed))
             outcome = outcomes.get((cell.agent, cell.seed), RECORD)
             if not isinstance(outcome, Failure):
-                configuration = cell.configuration() | {"settings": settings_of(make_agent(cell.agent))}
+                configuration = cell.configuration() | {"settings": settings_of(cell.agent, make_agent(cell.agent))}
                 outcome = replace(
                     outcome, suite=cell.suite.label, agent=cell.agent, seed=cell.seed, configuration=configuration
                 )
@@ -132,10 +132,10 @@ def test_results_from_before_there_were_cells_are_taken_over(tmp_path, instead):
 def test_cells_of_another_model_are_not_mixed_in(tmp_path, instead, monkeypatch):
     arguments = Args(suite="smoke", agents=("no-edit",), out=tmp_path)
     assert main(arguments) == 0
-    with pytest.raises(SystemExit, match="made with another suite"):
+    with pytest.raises(SystemExit, match=r"made with another suite\.modules"):
         main(replace(arguments, modules=("layers.2.mlp.down_proj",)))
     monkeypatch.setattr(type(find("smoke")), "check_fingerprints", lambda suite: {"model": "other", "edits": None})
-    with pytest.raises(SystemExit, match="made with another fingerprints"):
+    with pytest.raises(SystemExit, match=r"made with another fingerprints\.edits, fingerprints\.model"):
         main(arguments)
     assert len(instead[1]) == 1
 

@@ -1,5 +1,6 @@
 """A submission that holds, and each way in which one does not."""
 
+import hashlib
 import json
 import shutil
 from dataclasses import asdict, replace
@@ -108,7 +109,8 @@ def test_an_honest_submission_holds_to_the_bit(check, submission, model_folder, 
     assert record.failures == 2  # the refused action's batch
     assert record.actions_per_batch == 2
     assert record.mean_reward < 0
-    assert record.configuration["settings"] == {}
+    source = hashlib.sha256(AGENT.encode()).hexdigest()
+    assert record.configuration["settings"] == {"actions_per_batch": 2, "source": source}
 
 
 def test_low_rank_deltas_are_kept_low_rank_and_give_the_edited_model(submission, model_folder):

@@ -4,6 +4,7 @@ import resource
 
 import pytest
 import torch
+from safetensors.torch import save
 
 from editenv.journal import Journal, JournalError
 
@@ -63,6 +64,25 @@ def test_another_run_is_refused_and_said_how_it_differs(three):
         Journal(folder, HEADER | {"model": "xyz"})
     assert (folder / "journal.jsonl").read_bytes() == before
     Journal(folder, HEADER).close()
+
+
+def test_a_run_that_came_to_nothing_may_be_begun_anew(tmp_path):
+    Journal(tmp_path, HEADER).close()
+    again = Journal(tmp_path, HEADER | {"model": "xyz"})
+    again.append(*batch(0))
+    again.close()
+    assert len(Journal(tmp_path, HEADER | {"model": "xyz"}).entries) == 1
+
+
+def test_tensors_that_share_memory_are_written(tmp_path):
+    """As the keys of a single token and the delta that is made of them do."""
+    keys = torch.randn(1, 5)
+    with pytest.raises(RuntimeError, match="share memory"):
+        save({"keys": keys, "left": keys.T})
+    journal = Journal(tmp_path, HEADER)
+    journal.append({"edits": 1}, {"keys": keys, "left": keys.T})
+    assert torch.equal(journal.tensors(1)["left"], keys.T)
+    assert torch.equal(journal.tensors(1)["keys"], keys)
 
 
 @pytest.mark.parametrize("line", [1, 2, 3, 4])
