@@ -169,16 +169,22 @@ def generation(
     texts, answers = map(list, zip(*questions.texts, strict=True)) if questions.texts else ([], [])
     ours = len(texts) - len(before)
     limit = generation_limit(questions)
-    right = np.concatenate(
-        [
-            says(lm, texts[:ours], answers[:ours], limit, batch_size),
-            says(lm, texts[ours:], before, limit, batch_size, unfinished=True),
-        ]
+    prompts, place = questions.prompts, torch.arange(len(texts), device=questions.kind.device)
+    same = torch.tensor(
+        [True] * ours + [text == answers[i] for i, text in enumerate(before, start=ours)], device=place.device
     )
+    right = np.zeros(len(texts), dtype=bool)
     as_given = right.copy()
-    differing = [i for i, text in enumerate(before, start=ours) if text != answers[i]]
-    as_given[differing] = says(
-        lm, [texts[i] for i in differing], [answers[i] for i in differing], limit, batch_size, unfinished=True
+    for chosen, unfinished in (((place < ours), False), ((place >= ours) & same, True), (~same, True)):
+        rows = chosen.nonzero().flatten().tolist()
+        wanted = [answers[i] for i in rows]
+        as_given[rows] = says(
+            lm, [texts[i] for i in rows], wanted, limit, batch_size, unfinished, encoded=prompts.select(chosen)
+        )
+    right[same.cpu().numpy()] = as_given[same.cpu().numpy()]
+    rows = (~same).nonzero().flatten().tolist()
+    right[rows] = says(
+        lm, [texts[i] for i in rows], [before[i - ours] for i in rows], limit, batch_size, unfinished=True
     )
     return _per_edit(questions, right.astype(np.float32), as_given.astype(np.float32))
 
@@ -190,11 +196,12 @@ def generation_limit(questions: Questions) -> int:
 
 def generate_before(lm: EditableLM, questions: Questions) -> list[str | None]:
     """What theta_0 writes for the locality prompts."""
-    locality = (questions.kind == LOCALITY).tolist()
-    asked = [text for text, chosen in zip(questions.texts, locality, strict=True) if chosen]
+    locality = questions.kind == LOCALITY
+    asked = [text for text, chosen in zip(questions.texts, locality.tolist(), strict=True) if chosen]
+    texts, answers = [text for text, _ in asked], [answer for _, answer in asked]
     with lm.at_initial_weights():
         return generate_expecting(
-            lm, [t for t, _ in asked], [answer for _, answer in asked], generation_limit(questions)
+            lm, texts, answers, generation_limit(questions), encoded=questions.prompts.select(locality)
         )
 
 
@@ -206,7 +213,7 @@ def generate(
 
 
 def generate_expecting(
-    lm: EditableLM, texts: Sequence[str], guesses: Sequence[str], limit: int, asked_before: bool = True
+    lm: EditableLM, texts: Sequence[str], guesses: Sequence[str], limit: int, encoded: Prompts | None = None
 ) -> list[str | None]:
     """What the model writes, unfinished texts included; sooner known where it is what was guessed (:func:`says`).
 
@@ -214,8 +221,8 @@ def generate_expecting(
     """
     written: list[str | None] = [None] * len(texts)
     open_ = dict(enumerate(guesses))
-    for asked in (asked_before, False):
-        known, begun = _compare(lm, [texts[i] for i in open_], list(open_.values()), limit, 512, True, asked)
+    for prompts in (encoded, None):
+        known, begun = _compare(lm, [texts[i] for i in open_], list(open_.values()), limit, 512, True, prompts)
         for (i, guess), right in zip(open_.items(), known, strict=True):
             written[i] = guess.strip() if right else None
         open_ = {i: text for i, text in zip(open_, begun, strict=True) if text is not None}
@@ -233,7 +240,7 @@ def says(
     limit: int,
     batch_size: int = 512,
     unfinished: bool = False,
-    asked_before: bool = True,
+    encoded: Prompts | None = None,
 ) -> np.ndarray:
     """``(n,)`` bool: whether :func:`generate` at the current weights writes the wanted text, and stops.
 
@@ -248,10 +255,10 @@ def says(
         limit: New tokens at most, the end-of-sequence token among them.
         batch_size: Prompts run together.
         unfinished: A text with an ellipsis is wanted from a model that does not stop.
-        asked_before: The frozen layers have been run over the prompts with these answers; the end is asked for only where
-            all before it is right. False asks for both in one run.
+        encoded: The prompts with these continuations, if the frozen layers have been run over them: the end is asked for only
+            where all before it is right. Without them both are asked for in one run.
     """
-    return _compare(lm, texts, wanted, limit, batch_size, unfinished, asked_before)[0]
+    return _compare(lm, texts, wanted, limit, batch_size, unfinished, encoded)[0]
 
 
 def _compare(
@@ -261,7 +268,7 @@ def _compare(
     limit: int,
     batch_size: int,
     unfinished: bool,
-    asked_before: bool,
+    encoded: Prompts | None,
 ) -> tuple[np.ndarray, list[str | None]]:
     """:func:`says`, and for each text that is not said what the model writes up to where the two part, if that is known."""
     begun: list[str | None] = [None] * len(texts)
@@ -270,17 +277,20 @@ def _compare(
     doubtful: list[int] = []
     if lm.tokenizer.eos_token_id is None:  # no text has an end to be asked for
         open_, doubtful = [], open_
-    for ends in (False, True) if asked_before else (True,):
+    for known in (None,) if encoded is None else (encoded, None):
         going_on: list[int] = []
         for start in range(0, len(open_), batch_size):
             chunk = open_[start : start + batch_size]
             answers = [wanted[i] or "" for i in chunk]
-            prompts = lm.encode([texts[i] for i in chunk], answers, ends=ends)
+            if known is None:
+                prompts = lm.encode([texts[i] for i in chunk], answers, ends=True)
+            else:
+                prompts = known.select(torch.isin(torch.arange(len(texts)), torch.tensor(chunk)).to(lm.device))
             lengths = prompts.lengths.tolist()
             labels, choices = prompts.labels.cpu().split(lengths), first_choices(lm, prompts).cpu().split(lengths)
             for i, answer, label, choice in zip(chunk, answers, labels, choices, strict=True):
                 wrong = (label != choice).nonzero()
-                if len(wrong) == 0 and not ends:
+                if len(wrong) == 0 and known is not None:
                     going_on.append(i)
                     continue
                 first = int(wrong[0]) + 1 if len(wrong) else len(label)

@@ -36,8 +36,8 @@ def probe(lm: EditableLM, edits: Sequence[Edit]) -> dict[str, float | None]:
         olds = [Probe(p.edit, p.prompt, edits[p.edit].old_answer or "") for p in negated]
         found["negation_before"] = _share(_says(lm, olds), wanted=False)
         prompts, answers = [p.prompt for p in distracted], [p.answer for p in distracted]
-        reference = generate_expecting(lm, prompts, answers, TOKENS, asked_before=False)
-    found["distractor"] = _share(says(lm, prompts, reference, TOKENS, unfinished=True, asked_before=False))
+        reference = generate_expecting(lm, prompts, answers, TOKENS)
+    found["distractor"] = _share(says(lm, prompts, reference, TOKENS, unfinished=True))
     for i, (name, probes) in enumerate(hops.items(), start=1):
         found[name] = _share(_says(lm, probes))
         with lm.at_initial_weights():

@@ -131,11 +131,9 @@ def test_an_unedited_model_agrees_with_itself_in_generation(make_lm, base, token
     assert (metrics.generation(lm, questions).specificity == 1).all()
 
 
-@pytest.mark.parametrize("asked_before", [True, False])
+@pytest.mark.parametrize("given", [True, False])
 @pytest.mark.parametrize(("limit", "batch_size"), [(2, 256), (3, 256), (9, 256), (9, 4)])
-def test_what_is_said_is_what_is_written(
-    make_lm, base, tokenizer, edits, taught_lm, taught, limit, batch_size, asked_before
-):
+def test_what_is_said_is_what_is_written(make_lm, base, tokenizer, edits, taught_lm, taught, limit, batch_size, given):
     """A model that stops and one that does not; the text, a part of it, more of it, another and unfinished ones."""
     prompts = texts_of(edits)
     for lm, plain in ((taught_lm, taught), (make_lm(), base)):
@@ -151,11 +149,13 @@ def test_what_is_said_is_what_is_written(
                 written[::-1],
                 [None] * len(written),
             ):
-                found = metrics.says(lm, prompts, wanted, limit, batch_size, unfinished, asked_before)
+                encoded = lm.encode(prompts, [text or "" for text in wanted]) if given else None
+                found = metrics.says(lm, prompts, wanted, limit, batch_size, unfinished, encoded)
                 expected = [a == b is not None for a, b in zip(right, wanted, strict=True)]
                 assert found.tolist() == expected
-        assert metrics.generate_expecting(lm, prompts, [e or "" for e in whole], limit, asked_before) == written
-        assert metrics.generate_expecting(lm, prompts, written[::-1], limit, asked_before) == written
+        for guesses in ([text or "" for text in whole], written[::-1]):
+            encoded = lm.encode(prompts, guesses) if given else None
+            assert metrics.generate_expecting(lm, prompts, guesses, limit, encoded) == written
 
 
 def test_the_text_counts_whatever_tokens_it_is_in(taught_lm, tokenizer, edits, monkeypatch):
