@@ -110,5 +110,6 @@ class TrainedOnFixedModel(RLEdit):
             self.policy = copy.deepcopy(self._prepared)
             self.policy.load_state_dict(learned)
             self._trajectory += self.retrain_trajectories
-        self._batches = int(memory.pop("batches"))
-        super().recall({name: value for name, value in memory.items() if not name.startswith(prefix)})
+        self._batches = int(memory["batches"])
+        rest = {name: value for name, value in memory.items() if name != "batches" and not name.startswith(prefix)}
+        super().recall(rest)

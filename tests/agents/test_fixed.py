@@ -167,7 +167,8 @@ def test_an_interrupted_run_goes_on_the_same(make_env, small_world, kind):
         assert torch.equal(first.act(observation, info)[LAST].dense(), action)
         memories.append({name: value.clone() for name, value in first.remember().items()})
         observation, *_, info = env.step({LAST: action})
-    assert [bool(memory) for memory in memories] == [False, False, True]
+    learned = [any(name.startswith("policy/") for name in memory) for memory in memories]
+    assert learned == [False, False, True]
     for memory in memories:
         second.recall(memory)
     for one, other in zip(play(env, second, 3, observation, info), actions[3:], strict=True):
