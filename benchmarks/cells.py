@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.base import Agent
-from agents.registry import make_agent
+from agents.registry import AGENTS, make_agent
 from benchmarks.records import Record, commit, disagreements, hardware, read, versions, write_whole
 from benchmarks.suites import Suite, id_of
 
@@ -178,8 +178,6 @@ def records_of(out: Path) -> list[Record]:
     Raises:
         ValueError: If a cell's file is not a record; names it.
     """
-    from agents.registry import AGENTS
-
     rows = {name: place for place, name in enumerate(AGENTS)}
     found = [record for path in cell_files(out) for record in read(path)]
     return sorted(found, key=lambda r: (r.suite, rows.get(r.agent, len(rows)), r.agent, r.seed))

@@ -173,15 +173,14 @@ def generation(
     same = torch.tensor(
         [True] * ours + [text == answers[i] for i, text in enumerate(before, start=ours)], device=place.device
     )
-    right = np.zeros(len(texts), dtype=bool)
-    as_given = right.copy()
+    as_given = np.zeros(len(texts), dtype=bool)
     for chosen, unfinished in (((place < ours), False), ((place >= ours) & same, True), (~same, True)):
         rows = chosen.nonzero().flatten().tolist()
         wanted = [answers[i] for i in rows]
         as_given[rows] = says(
             lm, [texts[i] for i in rows], wanted, limit, batch_size, unfinished, encoded=prompts.select(chosen)
         )
-    right[same.cpu().numpy()] = as_given[same.cpu().numpy()]
+    right = as_given.copy()
     rows = (~same).nonzero().flatten().tolist()
     right[rows] = says(
         lm, [texts[i] for i in rows], [before[i - ours] for i in rows], limit, batch_size, unfinished=True

@@ -71,6 +71,10 @@ def test_the_model_of_the_real_data_sets_believes_what_they_correct():
     assert sum(text == edit.old_answer for text, edit in zip(written, known, strict=True)) >= 85
 
 
+def test_what_the_models_are_said_to_know_is_what_there_is():
+    assert PACKAGED["atlas"] == f"the embedded world's {len(atlas.facts()):,} facts"
+
+
 def test_counterfactual_answers_are_as_unlikely_as_to_a_large_model(embedded):
     model, tokenizer = embedded
     nats = []

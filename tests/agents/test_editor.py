@@ -150,33 +150,6 @@ def test_a_bad_batch_can_stop_the_run(make_editor):
     assert torch.equal(editor.lm.snapshot()[LAST], before)
 
 
-@pytest.mark.parametrize("resumed", [False, True])
-def test_prune_forgets_a_batch_that_was_taken_back(make_editor, tmp_path, monkeypatch, resumed):
-    """With a batch in between that was taken back, the next one leads where it would have led without."""
-    text = tmp_path / "text.txt"
-    text.write_text("Ada is in Rome.\nPeople find the Long River in Ecuador and in Peru.\n", encoding="utf-8")
-    settings = {"value": {"token": "last", "steps": 5, "prefixes": 0}, "weight": 1.0, "every_batch": True}
-    first, bad, last = edits(["Rome", "Oslo", "Bonn"])
-    ends = {}
-    for batches in ([first, last], [first, bad, last]):
-        out = tmp_path / str(len(batches))
-        loose = Guard(max_perplexity=1e9, max_weight_norm=1e9)
-        options = {"method": "prune", "settings": settings, "text": str(text), "guard": loose}
-        editor = make_editor(out, **options)
-        for batch in batches:
-            with monkeypatch.context() as patched:
-                if batch is bad:
-                    patched.setattr(editor, "_out_of_bounds", lambda *_: "so it is said")
-                assert editor.edit([batch]).applied == (batch is not bad)
-            if resumed:
-                editor.close()
-                editor = make_editor(out, **options)
-        ends[len(batches)] = editor.lm.snapshot()[LAST]
-        editor.close()
-    assert (ends[2] != editor.lm.initial_weight(LAST).T).any()
-    torch.testing.assert_close(ends[3], ends[2], rtol=1e-5, atol=1e-6)
-
-
 class Breaks(Jump):
     """Two actions a batch; the second fails for some edits."""
 
@@ -224,6 +197,7 @@ def test_a_batch_that_cannot_be_written_down_is_not_in_the_model(make_editor, tm
 
 
 REMEMBERING = {
+    "prune": {"value": {"token": "last", "steps": 5, "prefixes": 0}, "weight": 1.0, "every_batch": True},
     "memit-seq": {"value": {"token": "last", "steps": 5, "prefixes": 0}, "weight": 1.0, "cache_keys": True},
     "alphaedit": {"value": {"token": "last", "steps": 5, "prefixes": 0}, "threshold": 100.0},
     "ultraedit": {},
