@@ -72,7 +72,7 @@ class KeyStatistics:
                     real &= ids != (lm.tokenizer.bos_token_id if lm.tokenizer.bos_token_id is not None else -1)
                     lm.model.get_decoder()(input_ids=ids, use_cache=False)
                     for name, key in keys.items():
-                        picked = key[real].float()
+                        picked = key.to(lm.device)[real].float()
                         self.sums[name].addmm_(picked.T, picked)
                     self.tokens += int(real.sum())
         finally:

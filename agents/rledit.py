@@ -484,7 +484,7 @@ def main(args: Args, algorithm: type[Trainer] = Trainer) -> None:
     options["algorithm"] = algorithm.title
     identity = hashlib.sha256(json.dumps(options, sort_keys=True, default=str).encode()).hexdigest()
     if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=args.device, weights_only=True)
+        state = torch.load(checkpoint, map_location=env.language_model.device, weights_only=True)
         if state["identity"] != identity:
             raise SystemExit(
                 f"{checkpoint} belongs to a training run with other options; remove it or choose another --output"

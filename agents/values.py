@@ -105,7 +105,7 @@ def look_up(lm: EditableLM, edits: Sequence[Edit], token: str, prefixes: Sequenc
     texts = [start + edit.prompt for edit in edits for start in starts]
     targets = [edit.target for edit in edits for _ in starts]
     prompts = lm.encode(texts, targets)
-    device = prompts.hidden.device
+    device = lm.device
     first = prompts.lengths.cumsum(0) - prompts.lengths  # the token that predicts the answer's first one
     rows, columns = prompts.rows[first], prompts.columns[first]
     if token == "subject_last":
@@ -146,7 +146,7 @@ def read_token(lm: EditableLM, module: nn.Module, lookup: Lookup) -> tuple[torch
 
     def keep(_: nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, Any], output: Any) -> None:
         given = args[0] if args else kwargs["hidden_states"]
-        found.extend(part[lookup.rows, lookup.columns].float() for part in (given, _tensor_of(output)))
+        found.extend(part.to(lm.device)[lookup.rows, lookup.columns].float() for part in (given, _tensor_of(output)))
 
     handle = module.register_forward_hook(keep, with_kwargs=True)
     try:
@@ -237,8 +237,9 @@ def _changed(module: nn.Module, lookup: Lookup, change: torch.Tensor) -> Iterato
     """Within the context the module's output at each lookup token is larger by its edit's change."""
 
     def add(_: nn.Module, args: tuple[torch.Tensor, ...], output: Any) -> Any:
-        hidden, place = _tensor_of(output), (lookup.rows, lookup.columns)
-        larger = hidden.index_put(place, change[lookup.owner].to(hidden.dtype), accumulate=True)
+        hidden = _tensor_of(output)
+        place = lookup.rows.to(hidden.device), lookup.columns.to(hidden.device)
+        larger = hidden.index_put(place, change[lookup.owner].to(hidden), accumulate=True)
         return (larger, *output[1:]) if isinstance(output, tuple) else larger
 
     handle = module.register_forward_hook(add)

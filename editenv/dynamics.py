@@ -109,7 +109,9 @@ class FrozenOutputs:
 class EditableLM:
     """A causal language model with edited modules.
 
-    The model given is not touched: all parameters but the edited weights are shared with it, those are copied.
+    The model given is not touched: all parameters but the edited weights are shared with it, those are copied. Its layers may lie
+    on several devices (accelerate moves what goes between them). Whatever comes out of here, gradients and weights included, is on
+    :attr:`device`, that of the model's first parameter; deltas are taken from anywhere.
 
     Args:
         model: A Hugging Face causal LM.
@@ -188,25 +190,33 @@ class EditableLM:
         return int(name[len(self._stack_name) + 1 :].split(".")[0])
 
     def weight(self, name: str) -> torch.Tensor:
-        """The current weight, ``(d_in, d_out)`` float32, as a view: to be read; :meth:`assign` sets it."""
-        return self._sums[name] if self._transposed[name] else self._sums[name].T
+        """The current weight, ``(d_in, d_out)`` float32: to be read; :meth:`assign` sets it.
+
+        A view; a copy on :attr:`device` if the module lies on another one.
+        """
+        return self._sum(name).to(self.device)
 
     def initial_weight(self, name: str) -> torch.Tensor:
-        """theta_0's weight, ``(d_in, d_out)``, as a view."""
-        return self._initial[name] if self._transposed[name] else self._initial[name].T
+        """theta_0's weight, ``(d_in, d_out)``, likewise."""
+        initial = self._initial[name] if self._transposed[name] else self._initial[name].T
+        return initial.to(self.device)
+
+    def _sum(self, name: str) -> torch.Tensor:
+        """The current weight, ``(d_in, d_out)``, where it lies."""
+        return self._sums[name] if self._transposed[name] else self._sums[name].T
 
     @torch.no_grad()
     def assign(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Sets weights, ``(d_in, d_out)``, of some modules."""
         for name, weight in weights.items():
-            self.weight(name).copy_(weight)
+            self._sum(name).copy_(weight)
             self._round(name)
 
     @torch.no_grad()
     def apply(self, deltas: Mapping[str, Delta]) -> None:
         """theta <- theta + D, in float32."""
         for name, delta in deltas.items():
-            total = self.weight(name)
+            total = self._sum(name)
             if isinstance(delta, LowRank):
                 total.addmm_(delta.left.to(total), delta.right.to(total))
             else:
@@ -372,7 +382,8 @@ class EditableLM:
         rows, columns = prompts.rows, prompts.columns
 
         def select(_: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-            return (args[0][rows, columns], *args[1:])
+            hidden = args[0]
+            return (hidden[rows.to(hidden.device), columns.to(hidden.device)], *args[1:])
 
         if not len(prompts):
             head = self.model.get_output_embeddings().get_parameter("weight")
@@ -458,6 +469,7 @@ class EditableLM:
         found = {}
         rows, columns = prompts.rows, prompts.columns
         for (name, key), grad in zip(keys.items(), grads, strict=True):
+            key, grad = key.to(self.device), grad.to(self.device)
             if answer_positions:
                 key, grad = key[rows, columns], grad[rows, columns]
             found[name] = Gradient(key.flatten(0, -2).float(), grad.flatten(0, -2).float())
