@@ -41,6 +41,9 @@ class Agent(ABC):
         found = {"model": self.looks_at_model, "edits": self.learns, "text": self.reads_text}
         return tuple(name for name, needed in found.items() if needed)
 
+    looks_ahead: bool = False
+    """Whether it acts by the whole stream, or by where it ends: in its middle it is not what it is for a shorter one."""
+
     workspace: Path | None = None
     """Folder in which :meth:`prepare` may keep what it made, for the next suite with the same agent and seed."""
 

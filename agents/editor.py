@@ -24,7 +24,7 @@ from agents.covariance import training_edits
 from agents.registry import METHODS, make_agent, make_method, packaged_policy
 from agents.rledit import RLEdit
 from editenv import metrics
-from editenv.data import Edit
+from editenv.data import Edit, load_edits
 from editenv.data.formats import FORMATS, Fields, to_edit
 from editenv.delta_files import fingerprint, read_delta, tensors_of, write_delta_file
 from editenv.deltas import Delta
@@ -165,7 +165,11 @@ class LifelongEditor:
                 f"method {method!r} takes statistics of ordinary text: name a file, a hub data set or a folder made by python "
                 "-m agents.covariance as text (or a data set of edits as training), or choose another method, such as fine-tune"
             )
-        learning = LifelongEditEnv(**common, dataset=training, split="train", dataset_options=options)
+        # Methods that learn or warm up do so in batches of 20, as in the benchmarks; of fewer where there are fewer edits.
+        there = 20 if training is None else len(load_edits(training, "train", options=options))
+        learning = LifelongEditEnv(
+            **common, dataset=training, split="train", dataset_options=options, edits_per_step=min(20, max(1, there))
+        )
         self.base_fingerprint = fingerprint(learning.language_model)
         self.journal: Journal | None = None
         if output is not None:

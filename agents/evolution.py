@@ -91,11 +91,13 @@ class Evolution(Trainer):
 def pair_weights(returns: np.ndarray) -> np.ndarray:
     """What each pair's noise counts for, from ``(pairs, 2)`` returns: half the mean difference of their centred ranks.
 
-    Ranks lie evenly in [-1/2, 1/2]; equal returns share theirs.
+    Ranks lie evenly in [-1/2, 1/2]; equal returns share theirs, and those of a model that broke (NaN) are the last.
     """
     from scipy.stats import rankdata
 
-    ranks = (rankdata(returns).reshape(returns.shape) - 1) / (returns.size - 1) - 0.5
+    ranks = (
+        rankdata(np.nan_to_num(returns, nan=-np.inf, posinf=np.inf, neginf=-np.inf)).reshape(returns.shape) - 1
+    ) / (returns.size - 1) - 0.5
     return (ranks[:, 0] - ranks[:, 1]) / (2 * len(returns))
 
 

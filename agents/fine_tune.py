@@ -94,6 +94,7 @@ class JointFineTune(Agent):
 
     reads_text = True
     looks_at_model = True
+    looks_ahead = True
 
     def __init__(
         self,

@@ -52,6 +52,11 @@ class PRUNE(MEMIT):
         super().__init__(value, weight, samples, epsilon)
         self.base, self.every_batch = base, every_batch
 
+    @property
+    def looks_ahead(self) -> bool:  # type: ignore[override]
+        """Once, after the last edit."""
+        return not self.every_batch
+
     def begin(self, env: LifelongEditEnv) -> None:
         super().begin(env)
         lm = env.language_model

@@ -14,6 +14,7 @@ import json
 import os
 import random
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from agents.covariance import covariance_of
 from agents.hypernetwork import PolicyConfig, load_policy, make_policy, save_policy
 from agents.preconditioner import Preconditioner, inverse_covariance
 from editenv.data.files import FileOptions
+from editenv.delta_files import fingerprint
 from editenv.deltas import LowRank, inner, squared_norm
 from editenv.dynamics import Gradient
 from editenv.env import Action, LifelongEditEnv, Observation
@@ -80,7 +82,7 @@ class TrainConfig:
     absorb_noise: float = 1.0
     """How firmly they are added (smaller is firmer), relative to a typical key."""
     warm_up_batches: int = 50
-    """Batches on theta_0 that the normalizer sees before training."""
+    """Batches on theta_0 that the normalizer sees before training, of one stream: ``horizon`` at most."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     """The network; the training is a plug-in to any of them (section 3.3)."""
 
@@ -132,9 +134,11 @@ class RLEdit(Agent):
         self.folder = Path(policy) if policy is not None else None
         self.train = train
         self.config = config or TrainConfig()
+        self._trained_on: dict[str, Any] = {}
         if self.folder is not None:
             self.policy, record = load_policy(self.folder)
             self.config = config_from_json(record["train"])
+            self._trained_on = record
         self.actions_per_batch = actions_per_batch or self.config.actions_per_batch
         self.learns = self.folder is None
         self.reads_text = self.config.preconditioner
@@ -173,11 +177,19 @@ class RLEdit(Agent):
                 raise ValueError(
                     f"the policy was trained for another model: {name} is {lm.shape(name)} here, and {tuple(shape)} for it"
                 )
+        for what, here in (("weights", fingerprint(lm)), ("end_of_answer", env.end_of_answer)):
+            there = self._trained_on.get(what, here)  # older policies do not say
+            if there != here:
+                warnings.warn(
+                    f"the policy of {self.folder} was trained with other {what}: {there} there, {here} here",
+                    stacklevel=2,
+                )
 
     def _identity(self, env: LifelongEditEnv, seed: int) -> dict[str, object]:
         """What a kept policy must agree on to be taken."""
         made_of = {"trained": self.train, "train": asdict(self.config), "seed": seed, "model": env.model_arguments}
         made_of["algorithm"] = self.algorithm.title
+        made_of["weights"] = fingerprint(env.language_model)
         if self.text is not None:
             made_of["text"] = self.text
         return json.loads(json.dumps(made_of))
@@ -193,6 +205,11 @@ class RLEdit(Agent):
         return True
 
     def begin(self, env: LifelongEditEnv) -> None:
+        if env.actions_per_batch != self.actions_per_batch:
+            raise ValueError(
+                f"actions_per_batch: this agent looks at a batch {self.actions_per_batch} times, the environment shows it "
+                f"{env.actions_per_batch} times"
+            )
         self._env = env
         self._finished: tuple[dict[str, Gradient], dict[str, torch.Tensor] | None] | None = None
         if self._preconditioner is not None:
@@ -342,8 +359,17 @@ class Trainer:
         return steps, self.ascend()
 
     def ascend(self) -> float:
-        """An optimiser step along the gradient at hand, which is clipped; its norm before that."""
+        """An optimiser step along the gradient at hand, which is clipped; its norm before that.
+
+        Raises:
+            FloatingPointError: If it is not finite; the policy is as it was.
+        """
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.gradient_clip)
+        if not norm.isfinite():
+            raise FloatingPointError(
+                f"trajectory {self.trajectory + 1}: the policy's gradient is not finite; its deltas have broken the model. Set "
+                "policy.step_size or the learning rates lower"
+            )
         self.optimizer.step()
         return float(norm)
 
@@ -436,7 +462,8 @@ class Args:
     modules: tuple[str, ...] = ()
     """Edited modules, as endings of dotted names; the model's default if none are given."""
     preset: str | None = None
-    """Modules, rank and lambda_loc of the paper's Table 3, such as llama-3-8b/zsre; `editenv models` lists them."""
+    """Modules, rank and lambda_loc of the paper's Table 3, such as llama-3-8b/zsre, in place of --train.policy.rank and
+    --train.locality; `editenv models` lists them."""
     end_of_answer: bool = False
     """Teach the end-of-sequence token after each target, and protect it after each locality answer."""
     device: str = "cpu"
@@ -482,6 +509,7 @@ def main(args: Args, algorithm: type[Trainer] = Trainer) -> None:
     trainer = algorithm(training_environment(env, args.train), args.train, args.seed, preconditioner)
     options = {k: v for k, v in asdict(args).items() if k not in ("output", "device", "checkpoint_every")}
     options["algorithm"] = algorithm.title
+    options["weights"] = fingerprint(env.language_model)
     identity = hashlib.sha256(json.dumps(options, sort_keys=True, default=str).encode()).hexdigest()
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location=env.language_model.device, weights_only=True)
@@ -492,7 +520,7 @@ def main(args: Args, algorithm: type[Trainer] = Trainer) -> None:
         trainer.load_state(state["trainer"])
         print(f"going on from trajectory {trainer.trajectory}")
 
-    writer = SummaryWriter(str(args.output / "tensorboard"), purge_step=trainer.trajectory)
+    writer = SummaryWriter(str(args.output / "tensorboard"), purge_step=trainer.trajectory + 1)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress:
         bar = progress.add_task(algorithm.title, total=args.train.trajectories, completed=trainer.trajectory)
@@ -508,7 +536,9 @@ def main(args: Args, algorithm: type[Trainer] = Trainer) -> None:
 
         trainer.run(args.train.trajectories, after_each)
     writer.close()
-    save_policy(trainer.policy, args.output, {"train": asdict(args.train), "model": args.model, "seed": args.seed})
+    told = {"train": asdict(args.train), "model": args.model, "seed": args.seed, "weights": options["weights"]}
+    told |= {"dataset": args.dataset, "end_of_answer": args.end_of_answer, "algorithm": algorithm.title}
+    save_policy(trainer.policy, args.output, told)
     print(f"saved {args.output / 'policy.safetensors'}")
 
 

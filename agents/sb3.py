@@ -366,6 +366,8 @@ def main(args: Args) -> None:
     restore(model, args.output)
     if model.num_timesteps:
         print(f"going on from step {model.num_timesteps}")
+        assert model.env is not None
+        model.env.seed(args.seed + 1_000_003 * model.num_timesteps)  # else the first streams would come again
 
     judged = Monitor(wrapped(SameStream(LifelongEditEnv(**arguments, split="validation"), args.seed)))
 

@@ -23,10 +23,10 @@ import numpy as np
 import torch
 
 from agents.base import Agent
-from agents.no_edit import no_change
 from agents.registry import make_agent
 from benchmarks.progress import console_progress
 from benchmarks.records import append
+from benchmarks.rollout import propose, take
 from editenv.data.files import FileOptions
 from editenv.dynamics import EditableLM
 from editenv.env import LifelongEditEnv
@@ -281,13 +281,9 @@ def roll(
     if at[0] == 0:
         visit(0, 0)
     while info["batch"] < last:
-        try:
-            observation, _, _, _, info = env.step(agent.act(observation, info))
-        except ValueError as error:
-            if "NaN or infinity" not in str(error):
-                raise
-            failed = True
-            observation, _, _, _, info = env.step(no_change(env.language_model))
+        action = propose(agent, observation, info, env.language_model)
+        (observation, _, _, _, info), refused = take(env, agent, action)
+        failed = failed or refused
         if info["attempt"] == 0:
             failures += env.edits_per_step * failed
             failed = False
@@ -305,6 +301,11 @@ def run(args: Args, setting: Setting, missing: Sequence[int], results: Path) -> 
     """
     manager = task_manager(setting.tasks, args.data)
     agent = make_agent(args.agent)
+    if agent.looks_ahead and any(edits not in (0, max(args.at)) for edits in args.at):
+        raise ValueError(
+            f"{args.agent} acts by where its stream ends, so that one run has no figures along the way: name one number of edits "
+            "besides 0 with --at, and give the command again for each other one"
+        )
     agent.workspace = args.out / "policies" / f"{args.agent.replace('/', '_')}-seed{args.seed}"
     model: dict[str, Any] = {"model": args.model, "modules": args.modules, "device": args.device, "dtype": args.dtype}
     env = LifelongEditEnv(

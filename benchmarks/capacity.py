@@ -6,7 +6,8 @@
 One run of a lifelong method gives its whole curve: a stream's first edits are the stream of a shorter run. The ceiling, joint
 fine-tuning, sees all its edits at once and is run anew for each number of them. Quality is the harmonic mean of teacher-forced
 efficacy, generalization and specificity over all edits so far. A method breaks where its curve first falls below 90% of its
-start, the first batch; between two points the curve is taken as straight over the logarithm of the number of edits.
+start, the first batch; between two points the curve is taken as straight over the logarithm of the number of edits. One that starts
+below 10 never worked, and has nothing to lose.
 
 Cells are those of benchmarks.run, in OUT/cells: what is there is not run again, and --suites may be added to later. Writes
 OUT/capacity.md, OUT/capacity.json and OUT/capacity.png from all capacity suites in OUT.
@@ -22,6 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from agents.registry import make_agent
 from benchmarks import cells, figures
 from benchmarks.cells import Cell
 from benchmarks.records import Record, write_whole
@@ -33,6 +35,8 @@ from benchmarks.table import markdown
 CEILING = "joint-fine-tune"
 BROKEN = 0.9
 """Share of its start below which a method has broken."""
+WORKS = 10.0
+"""Quality at the start below which a method never worked."""
 
 
 @dataclass
@@ -60,7 +64,7 @@ class Curve:
         agent: Name of the row.
         seeds: Runs of which the points are interquartile means.
         points: Number of edits, and quality over all of them, 0 to 100.
-        breaks_at: Edits at which the curve falls below 90% of its start; None if it does not.
+        breaks_at: Edits at which the curve falls below 90% of its start; None if it does not, or never worked.
     """
 
     suite: str
@@ -76,10 +80,19 @@ def cells_of(suite: Suite, args: Args, seeds: Sequence[int]) -> list[Cell]:
     """The runs that a suite's curves are made of.
 
     Raises:
-        ValueError: If the suite's model or edits are not those it is about.
+        ValueError: If the suite's model or edits are not those it is about, if a method's run does not give its curve, or if a
+            ceiling is not of whole batches.
     """
+    for edits in args.ceiling:
+        if edits % suite.edits_per_step:
+            raise ValueError(
+                f"ceiling: {suite.id} has batches of {suite.edits_per_step} edits; {edits} edits are no whole number of them"
+            )
     prints, out = suite.check_fingerprints(), args.out.resolve()
     methods = [name for name in parse_agents(args.agents) or suite.agents if name != CEILING]
+    for name in methods:
+        if make_agent(name).looks_ahead:
+            raise ValueError(f"agents: {name} acts by where its stream ends; one run does not give its curve")
     found = [Cell(suite, prints, agent, seed, out) for seed in seeds for agent in methods]
     whole = find(f"{suite.name.partition('@')[0]}-v{suite.version}")
     for batches in sorted({edits // suite.edits_per_step for edits in args.ceiling}):
@@ -89,7 +102,12 @@ def cells_of(suite: Suite, args: Args, seeds: Sequence[int]) -> list[Cell]:
 
 
 def breaking_point(points: Sequence[tuple[int, float]]) -> float | None:
-    """Where a curve of (edits, quality) first falls below :data:`BROKEN` of its first point; None if it does not."""
+    """Where a curve of (edits, quality) first falls below :data:`BROKEN` of its first point.
+
+    None if it does not, or starts below :data:`WORKS`.
+    """
+    if points[0][1] < WORKS:
+        return None
     floor = BROKEN * points[0][1]
     for (before, high), (after, low) in itertools.pairwise(points):
         if low < floor:
@@ -150,8 +168,12 @@ def as_markdown(found: Sequence[Curve]) -> str:
     body = []
     for curve in found:
         last = curve.points[-1]
-        end = f"{curve.breaks_at:,.0f} edits" if curve.breaks_at else f"not up to {last[0]:,}"
-        each = f"{curve.breaks_at / curve.inputs:.2f}" if curve.breaks_at else f"over {last[0] / curve.inputs:.2f}"
+        if curve.breaks_at:
+            end, each = f"{curve.breaks_at:,.0f} edits", f"{curve.breaks_at / curve.inputs:.2f}"
+        elif curve.points[0][1] < WORKS:
+            end, each = "never worked", "-"
+        else:
+            end, each = f"not up to {last[0]:,}", f"over {last[0] / curve.inputs:.2f}"
         start, then = f"{curve.points[0][1]:.1f} ({curve.points[0][0]:,})", f"{last[1]:.1f} ({last[0]:,})"
         layers = ", ".join(name.removeprefix("layers.") for name in curve.modules)
         body.append([layers, f"{curve.inputs:,}", curve.agent, str(curve.seeds), start, then, end, each])
@@ -205,7 +227,7 @@ def main(args: Args) -> int:
         wanted = [cell for name in args.suites for cell in cells_of(find(name), args, seeds)]
         failed = run_cells(wanted, args.out, run_here)
         found = curves(cells.collect(args.out))
-    except ValueError as error:
+    except (ValueError, FileNotFoundError) as error:
         raise SystemExit(str(error)) from None
     if found:
         write_whole(args.out / "capacity.json", json.dumps([asdict(curve) for curve in found], indent=2) + "\n")

@@ -17,6 +17,7 @@ from benchmarks.statistics import (
     estimate,
     harmonic_mean,
     interquartile_mean,
+    interquartile_mean_over_tasks,
     normalized,
     pareto_front,
     probability_of_improvement,
@@ -155,6 +156,16 @@ def _settings_of(record: Record) -> dict[str, Any]:
     return (record.configuration or {}).get("settings") or {}
 
 
+def stream_of(row: Entry) -> str:
+    """What a row's stream is told by: suites that say the same here (the paper has several at 20x100) are one stream."""
+    record = row.records[0]
+    suite = _made_of(record)["suite"]
+    if not suite:  # an older record
+        return str(row.task)
+    told = ("dataset", "split", "options", "order", "batches", "edits_per_step", "modules", "dtype", "end_of_answer")
+    return repr((record.model, [suite.get(name) for name in told], _made_of(record)["fingerprints"]))
+
+
 @dataclass(frozen=True, slots=True)
 class FailedCell:
     """A cell that ended in an error, as ``benchmarks.run`` leaves it in ``cells/``."""
@@ -188,12 +199,14 @@ class Leaderboard:
         self.protocol = protocol
         self.agents = list(dict.fromkeys(row.agent for row in self.rows))
         self.tasks = list(dict.fromkeys(row.task for row in self.rows))
+        firsts: dict[str, Task] = {}
+        self._alike = {row.task: firsts.setdefault(stream_of(row), row.task) for row in rows}
         self._floor, self._ceiling = self.scores(FLOOR), self.scores(CEILING)
 
     def scores(self, agent: str) -> dict[Stream, float]:
-        """Harmonic means of one agent's runs."""
+        """Harmonic means of one agent's runs; a run on two suites that are the same stream is there once."""
         return {
-            (str(row.task), seed): score
+            (str(self._alike[row.task]), seed): score
             for row in self.rows
             if row.agent == agent
             for seed, score in row.values(self.protocol, MEAN).items()
@@ -206,26 +219,33 @@ class Leaderboard:
 
     def _normalized(self, row: Entry) -> list[float]:
         scores = row.values(self.protocol, MEAN)
-        found = (normalized(score, (str(row.task), seed), self._floor, self._ceiling) for seed, score in scores.items())
+        task = str(self._alike[row.task])
+        found = (normalized(score, (task, seed), self._floor, self._ceiling) for seed, score in scores.items())
         return [value for value in found if value is not None]
 
     def referenced(self) -> list[Task]:
-        """The tasks that have both references, and so a normalised score."""
+        """The tasks that have both references, and so a normalised score; suites that are the same stream lend them."""
         return [task for task in self.tasks if any(row.task == task and self._normalized(row) for row in self.rows)]
 
     def overall(self) -> dict[str, Estimate | None]:
-        """Interquartile mean of the normalised scores of all runs; None for an agent that is missing from a task.
+        """Interquartile mean of the normalised scores of all runs, tasks counting the same; None for an agent that is missing
+        from one.
 
         Every row is over the same tasks, those with both references. Empty if there are fewer than two.
         """
-        tasks = self.referenced()
+        tasks = list(dict.fromkeys(self._alike[task] for task in self.referenced()))
         if len(tasks) < 2:
             return {}
         found: dict[str, Estimate | None] = {}
         for agent in self.agents:
-            rows = [row for task in tasks for row in self.rows if (row.task, row.agent) == (task, agent)]
-            strata = [values for row in rows if (values := self._normalized(row))]
-            found[agent] = estimate(strata) if len(strata) == len(tasks) else None
+            by_task: dict[str, dict[int, float]] = {str(task): {} for task in tasks}
+            for (task, seed), score in self.scores(agent).items():
+                value = normalized(score, (task, seed), self._floor, self._ceiling)
+                if task in by_task and value is not None:
+                    by_task[task][seed] = value
+            strata = [list(values.values()) for values in by_task.values() if values]
+            whole = len(strata) == len(tasks)
+            found[agent] = estimate(strata, interquartile_mean_over_tasks) if whole else None
         return found
 
     def improvements(self) -> dict[tuple[str, str], Estimate]:

@@ -60,13 +60,14 @@ class Replay(Agent):
     Args:
         path: The file.
         actions_per_batch: K of the agent that made it.
+        looks_ahead: Whether that agent did.
 
     Raises:
         ValueError: If the file does not hold deltas.
     """
 
-    def __init__(self, path: Path, actions_per_batch: int) -> None:
-        self.path, self.actions_per_batch = path, actions_per_batch
+    def __init__(self, path: Path, actions_per_batch: int, looks_ahead: bool = False) -> None:
+        self.path, self.actions_per_batch, self.looks_ahead = path, actions_per_batch, looks_ahead
         self.actions, self._metadata = read_delta_file(path)
 
     def begin(self, env: LifelongEditEnv) -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from benchmarks.records import Record, versions
 from benchmarks.suites import Suite
 from editenv import metrics
 from editenv.dynamics import EditableLM
-from editenv.env import Action, LifelongEditEnv
+from editenv.env import Action, LifelongEditEnv, Observation
 from editenv.probes import probe as ask_beyond
 from editenv.questions import Questions, ask
 
@@ -81,6 +82,8 @@ def run(
     if recording is not None:
         recording.start(lm)
     checkpoints = {1 << i for i in range(suite.batches.bit_length())} | {suite.batches}
+    if agent.looks_ahead:  # before the end it is not yet, or more than, what it is for so many edits
+        checkpoints = {suite.batches}
     probed = set(np.linspace(0, suite.batches - 1, PROBES).astype(int).tolist())
     act_seconds, observe_seconds, floor_seconds = 0.0, [], []
     immediate: list[dict[str, float | None]] = []
@@ -96,25 +99,15 @@ def run(
         if first_attempt:
             asked.append(env.questions)
         started = clock(lm.device)
-        try:
-            action = agent.act(observation, info)
-        except torch.linalg.LinAlgError:  # what NaN and infinity end in; refused below, and in a replay
-            action = {name: torch.full(lm.shape(name), math.nan) for name in lm.modules}
+        action = propose(agent, observation, info, lm)
         act_seconds += clock(lm.device) - started
         if recording is not None:
             recording.add(action)
         if probe:
             observe_seconds.append(time_observation_and_update(env, action))
             floor_seconds.append(time_floor(env))
-        try:
-            observation, reward, terminated, truncated, info = env.step(action)
-        except ValueError as error:
-            if "NaN or infinity" not in str(error):
-                raise
-            failed = True
-            if agent.actions_per_batch == 1:  # else a part of the batch stays
-                agent.taken_back()
-            observation, reward, terminated, truncated, info = env.step(no_change(lm))
+        (observation, reward, terminated, truncated, info), refused = take(env, agent, action)
+        failed = failed or refused
         rewards.append(reward)
         done = terminated or truncated
         failed = failed or not all(map(math.isfinite, info["reward_terms"].values()))
@@ -163,6 +156,28 @@ def run(
         mean_reward=mean_reward(rewards),
         actions_per_batch=agent.actions_per_batch,
     )
+
+
+def propose(agent: Agent, observation: Observation, info: dict[str, Any], lm: EditableLM) -> Action:
+    """The agent's action; NaN, which will be refused (and in a replay, too), where its algebra ends in an error."""
+    try:
+        return agent.act(observation, info)
+    except torch.linalg.LinAlgError:  # what NaN and infinity end in
+        return {name: torch.full(lm.shape(name), math.nan) for name in lm.modules}
+
+
+def take(
+    env: LifelongEditEnv, agent: Agent, action: Action
+) -> tuple[tuple[Observation, float, bool, bool, dict[str, Any]], bool]:
+    """A step of the environment, with no change in place of an action that is not finite; and whether it was refused."""
+    try:
+        return env.step(action), False
+    except ValueError as error:
+        if "NaN or infinity" not in str(error):
+            raise
+    if agent.actions_per_batch == 1:  # else a part of the batch stays
+        agent.taken_back()
+    return env.step(no_change(env.language_model)), True
 
 
 def mean(values: Sequence[float | None]) -> float | None:

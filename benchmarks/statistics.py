@@ -4,6 +4,7 @@ A *task* is one suite with one model; its runs differ in their seed, which sets 
 strata: one sequence of values for each task. What cannot be said is None, never an invented number: see docs/statistics.md.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,6 +47,17 @@ def interquartile_mean(*strata: Any, axis: int = -1) -> Any:
     Below four runs nothing is left out, and it is the mean.
     """
     return stats.trim_mean(np.concatenate(strata, axis=axis), 0.25, axis=axis)
+
+
+def interquartile_mean_over_tasks(*strata: Any, axis: int = -1) -> Any:
+    """Interquartile mean of all runs, each of which counts by its share in its task: tasks count the same.
+
+    With as many runs in every task it is :func:`interquartile_mean`.
+    """
+    sizes = [np.shape(values)[axis] for values in strata]
+    whole = math.lcm(*sizes)
+    alike = [np.repeat(values, whole // size, axis=axis) for values, size in zip(strata, sizes, strict=True)]
+    return interquartile_mean(*alike, axis=axis)
 
 
 def mean_over_tasks(*strata: Any, axis: int = -1) -> Any:

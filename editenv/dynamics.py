@@ -170,6 +170,13 @@ class EditableLM:
             self.frozen_keys = True
             self.frozen_keys = self._cut_is_exact()
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy of a float32 weight and the copy of its sum, which are one, are one again (``copy.deepcopy``, ``pickle``)."""
+        self.__dict__.update(state)
+        for name, weight in self._weights.items():
+            if weight.dtype == torch.float32:
+                self._sums[name] = weight.data
+
     # -- shapes and weights ---------------------------------------------------------------------------------------
 
     @property

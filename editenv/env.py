@@ -16,6 +16,7 @@ from editenv.deltas import Delta, LowRank
 from editenv.dynamics import EditableLM, Gradient
 from editenv.models import load_model
 from editenv.models.modules import default_modules
+from editenv.prompts import Prompts
 from editenv.questions import PROMPT, ask
 from editenv.rewards import RewardConfig
 
@@ -158,6 +159,7 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
             }
         )
         self.stream: Sequence[Edit] = Stream((), np.zeros(0, dtype=int))
+        self._beyond = self.stream
         self._batch: list[Edit] = []
         self.batches_done = 0
         self.attempt = 0
@@ -193,12 +195,14 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         if self.horizon is not None:
             length = min(length, self.horizon * self.edits_per_step)
         self.stream = Stream(self._edits, order[:length])
+        # The batch that a horizon keeps from being edited is observed all the same: the state that it cut off at.
+        self._beyond = Stream(self._edits, order[length : length + self.edits_per_step])
         self.language_model.restore()
         if not options.get("keep_encodings", False):
             self.language_model.forget()
         self.batches_done, self.attempt, self._over = 0, 0, length == 0
         self.reward = rewards.Reward(self.language_model, self.reward_config)
-        self.history = rendering.History()
+        self.history = rendering.History(batches=length // self.edits_per_step or None)
         self._gradients = {
             name: Gradient(*(torch.zeros(0, size, device=self.language_model.device) for size in shape))
             for name, shape in ((name, self.language_model.shape(name)) for name in self.language_model.modules)
@@ -251,6 +255,8 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         self._advance()
         terminated = (self.batches_done + 1) * self.edits_per_step > len(self._edits)
         truncated = not terminated and self.batches_done == self.horizon
+        if truncated:
+            self._gradients = self._gradient_of(self._beyond)
         if self.render_mode == "human":
             self.render()
         info = self._place() | {"reward_terms": terms.as_dict()} | dict(scores)
@@ -334,10 +340,17 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         """
         if self._over:
             return {name: Gradient(g.keys[:0], g.value_grads[:0]) for name, g in self._gradients.items()}
-        labels = self._edit_prompts.labels
+        return self._gradient_at(self._edit_prompts)
+
+    def _gradient_of(self, edits: Sequence[Edit]) -> dict[str, Gradient]:
+        """What would be observed of a batch."""
+        prompts, targets = [edit.prompt for edit in edits], [edit.target for edit in edits]
+        return self._gradient_at(self.language_model.encode(prompts, targets, ends=self.end_of_answer))
+
+    def _gradient_at(self, prompts: Prompts) -> dict[str, Gradient]:
         _, gradients = self.language_model.gradients(
-            self._edit_prompts,
-            lambda logits: torch.nn.functional.cross_entropy(logits, labels, reduction="sum"),
+            prompts,
+            lambda logits: torch.nn.functional.cross_entropy(logits, prompts.labels, reduction="sum"),
             answer_positions=True,
         )
         return gradients
@@ -470,10 +483,11 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
                 finite = bool((delta.left.norm() * delta.right.norm()).isfinite())
             else:
                 delta = self._tensor(given)
-                finite = bool(delta.isfinite().all())
+                finite = bool(delta.norm().isfinite())  # so is the regularization then
             if not finite:
                 raise ValueError(
-                    f"action: module {name!r} expects shape {expected} of finite numbers, was given NaN or infinity"
+                    f"action: module {name!r} expects shape {expected} of finite numbers, was given NaN or infinity (or "
+                    "numbers whose squares are)"
                 )
             deltas[name] = delta
         return deltas

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 ROWS_SHOWN = 12
+LARGEST = 1024
+"""Pixels of the heat map's sides at most."""
 
 
 @dataclass
@@ -25,7 +27,10 @@ class History:
         steps: ``(batch, attempt, terms, scores)`` of every step.
         questions: The questions about every batch edited so far, if there is to be a heat map: they are large.
         retention: One row for each look back: efficacy, 0 to 100, of every batch done by then.
+        batches: Of the whole stream; None if it has no end.
     """
+
+    batches: int | None = None
 
     steps: list[tuple[int, int, RewardTerms, dict[str, float | None]]] = field(default_factory=list)
     questions: list[Questions] = field(default_factory=list)
@@ -74,20 +79,23 @@ def as_text(history: History) -> str:
 
 
 def heat_map(history: History, cell: int = 8, least: int = 64) -> np.ndarray:
-    """``(height, width, 3)`` uint8: a row for each time looked, a column for each batch, from dark (lost) to light (kept).
+    """``(height, width, 3)`` uint8: a row for each batch done, a column for each asked about, from dark (lost) to light (kept).
 
-    The map is as wide as the batches done so far and as high as the number of times it was drawn.
+    Frames of one stream are of one size, as videos need them: a row for each number of batches done, the last look at it. Without
+    the stream's length the map grows.
     """
-    rows = [row for _, row in history.retention]
-    width = max((len(row) for row in rows), default=1)
-    image = np.full((max(1, len(rows)), width, 3), 40, np.uint8)
+    rows = {len(row): row for _, row in history.retention}
+    batches = history.batches or max(rows, default=1)
+    every = -(-batches // LARGEST)  # of a longer stream every so many batches are shown
+    width = -(-batches // every)
+    image = np.full((width, width, 3), 40, np.uint8)
     # Two anchors of a colour-blind-safe ramp; what is not there yet stays grey.
     low, high = np.array([68, 1, 84]), np.array([253, 231, 37])
-    for i, row in enumerate(rows):
-        share = np.array(row)[:, None] / 100
-        image[i, : len(row)] = (low + share * (high - low)).astype(np.uint8)
+    for done, row in rows.items():
+        share = np.array(row[::every])[:, None] / 100
+        image[(done - 1) // every, : len(share)] = (low + share * (high - low)).astype(np.uint8)
     scale = max(cell, -(-least // min(image.shape[:2])))
-    scale = min(scale, max(1, 1024 // max(image.shape[:2])))
+    scale = min(scale, LARGEST // width)
     return image.repeat(scale, 0).repeat(scale, 1)
 
 

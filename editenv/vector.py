@@ -86,6 +86,8 @@ class LifelongEditVectorEnv(VectorEnv[Any, Any, np.ndarray]):
         mask = options.pop("reset_mask", np.ones(self.num_envs, dtype=bool))
         if not isinstance(mask, np.ndarray) or mask.shape != (self.num_envs,) or mask.dtype != bool or not mask.any():
             raise ValueError(f"reset_mask must be an array of {self.num_envs} bools, at least one of them true")
+        if any(self._observed[i] is None for i in np.flatnonzero(~mask)):
+            raise RuntimeError("reset: the environments left out by reset_mask never began; reset all of them first")
         if seed is None or isinstance(seed, int | np.integer):
             seeds: list[int | None] = [None if seed is None else int(seed) + i for i in range(self.num_envs)]
         else:

@@ -45,6 +45,8 @@ class RelativeReward(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         """Raises what the environment raises; the reference has then not moved."""
+        if not hasattr(self, "_reference"):
+            raise RuntimeError("step: the episode never began; call reset() first")
         none, reference, moved = self._references()
         observation, reward, terminated, truncated, info = self.env.step(action)
         self._reference = moved

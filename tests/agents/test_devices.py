@@ -33,7 +33,7 @@ def two_devices(base):
 
 
 def test_the_devices_of_the_tests_do_not_mix(base, two_devices):
-    with pytest.raises(RuntimeError, match="cpu:0.*cpu:1"):
+    with pytest.raises(RuntimeError, match=r"cpu:0.*cpu:1"):
         torch.ones(2, device=FIRST) + torch.ones(2, device=SECOND)
     with pytest.raises(RuntimeError, match="indices"):
         torch.ones(2, device=FIRST)[torch.zeros(1, dtype=torch.long, device=SECOND)]

@@ -1,5 +1,6 @@
 import io
 import json
+import math
 from dataclasses import fields, replace
 
 import numpy as np
@@ -23,6 +24,12 @@ def test_ranks_by_hand():
     weights = pair_weights(np.array([[2.0, -5.0], [0.0, 9.0], [1.0, 2.0]]))
     np.testing.assert_allclose(weights, np.array([0.2 + 0.5, -0.3 - 0.5, -0.1 - 0.2]) / 6)
     np.testing.assert_array_equal(pair_weights(np.full((2, 2), 7.0)), 0)
+
+
+def test_a_model_that_broke_is_the_last():
+    assert pair_weights(np.array([[math.nan, 1.0], [2.0, -math.inf]])) == pytest.approx(
+        pair_weights(np.array([[-math.inf, 1.0], [2.0, -math.inf]]))
+    )
 
 
 def test_only_the_order_of_returns_matters():

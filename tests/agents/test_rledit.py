@@ -2,6 +2,8 @@ import copy
 import io
 import json
 import random
+import shutil
+import warnings
 from collections import Counter
 from dataclasses import asdict, replace
 
@@ -13,6 +15,7 @@ from agents.covariance import key_covariance
 from agents.hypernetwork import PolicyConfig, save_policy
 from agents.preconditioner import Preconditioner, inverse_covariance
 from agents.rledit import RLEdit, TrainConfig, Trainer, config_from_json, sample_lags, training_environment
+from editenv.delta_files import fingerprint
 from editenv.deltas import LowRank
 
 LAST = "model.layers.2.mlp.down_proj"
@@ -29,6 +32,17 @@ CONFIG = TrainConfig(
     warm_up_batches=2,
     policy=PolicyConfig(blocks=2, rank=3, step_size=1.0),
 )
+
+
+@pytest.fixture
+def saved(make_env, tmp_path):
+    """A policy for the environment's two modules."""
+    trainer = make_trainer(make_env, modules=MODULES)
+    save_policy(trainer.policy, tmp_path / "saved", {"train": asdict(CONFIG)})
+    return tmp_path / "saved"
+
+
+MODULES = ("layers.1.mlp.down_proj", "layers.2.mlp.down_proj")
 MEND = PolicyConfig(network="mend", blocks=2, rank=3, step_size=0.3)
 TEXTS = ["Ada is in Rome", "So, people find the Long River in Ecuador and in Peru", "Who saw Kepler? Oslo"]
 
@@ -52,13 +66,11 @@ def make_trainer(make_env, config=CONFIG, seed=0, modules=(LAST,), preconditione
 @pytest.mark.parametrize(
     ("edits_per_step", "horizon", "fits"), [(3, 3, True), (5, 2, True), (3, 4, False), (5, 3, False)]
 )
-def test_a_trajectory_longer_than_the_training_edits_is_refused(
-    make_env, small_world, tmp_path, edits_per_step, horizon, fits
-):
+def test_a_trajectory_longer_than_the_training_edits_is_refused(make_env, tmp_path, edits_per_step, horizon, fits):
     """Past the end of a stream there would be nothing but the last batch, judged again and again."""
     rows = [{"prompt": f"The seat of body {i} is", "target": "Rome"} for i in range(10)]
-    (tmp_path / "ten.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    env = make_env(modules=[LAST], dataset=str(tmp_path / "ten.jsonl"), split="all")
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    env = make_env(modules=[LAST], dataset=str(tmp_path), split="train")
     config = replace(CONFIG, edits_per_step=edits_per_step, horizon=horizon)
     if fits:
         assert training_environment(env, config).longest_stream == 10
@@ -378,7 +390,7 @@ def test_a_saved_policy_brings_its_configuration(make_env, small_world, tmp_path
     assert agent.config == trained.config
     assert agent.actions_per_batch == 2
     assert RLEdit(policy=tmp_path, actions_per_batch=3).actions_per_batch == 3
-    env = make_env(modules=[LAST])
+    env = make_env(modules=[LAST], actions_per_batch=2)
     observation, info = started(env, agent)
     expected = trained.policy(env.gradients)[LAST].dense()
     assert torch.equal(agent.act(observation, info)[LAST].dense(), expected)
@@ -404,3 +416,39 @@ def test_a_preconditioner_needs_a_ridge_regression():
 def test_a_configuration_survives_json(make_env):
     config = replace(CONFIG, memory_samples=2, credit="step", policy=MEND)
     assert config_from_json(json.loads(json.dumps(asdict(config)))) == config
+
+
+@pytest.mark.parametrize(("policy", "shown"), [(1, 2), (2, 1)])
+def test_an_environment_that_shows_a_batch_another_number_of_times_is_refused(
+    make_env, saved, small_world, policy, shown
+):
+    """Its preconditioner would take in a batch's keys before its last action, or never."""
+    agent = RLEdit(policy=saved, actions_per_batch=policy)
+    env = make_env(actions_per_batch=shown)
+    agent.prepare(env, 0, lambda *_: None)
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=f"{policy} times, the environment shows it {shown} times"):
+        agent.begin(env)
+
+
+def test_a_policy_of_another_model_or_another_teaching_is_told(make_env, saved, small_world, tmp_path):
+    shutil.copytree(saved, tmp_path / "policy")
+    record = json.loads((tmp_path / "policy/policy.json").read_text())
+    record |= {"weights": "0" * 64, "end_of_answer": True}
+    (tmp_path / "policy/policy.json").write_text(json.dumps(record))
+    with pytest.warns(UserWarning, match="with other") as told:
+        RLEdit(policy=tmp_path / "policy").prepare(make_env(), 0, lambda *_: None)
+    assert ["weights" in str(w.message) for w in told] == [True, False]
+    record["weights"], record["end_of_answer"] = fingerprint(make_env().language_model), False
+    (tmp_path / "policy/policy.json").write_text(json.dumps(record))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        RLEdit(policy=tmp_path / "policy").prepare(make_env(), 0, lambda *_: None)
+
+
+def test_a_gradient_that_is_not_finite_ends_the_training(make_env, small_world):
+    trainer = make_trainer(make_env, replace(CONFIG, policy=replace(CONFIG.policy, step_size=3e18)))
+    before = copy.deepcopy(trainer.policy.state_dict())
+    with pytest.raises(FloatingPointError, match=r"trajectory 1: .*step_size"):
+        trainer.run(3)
+    assert all(torch.equal(value, before[name]) for name, value in trainer.policy.state_dict().items())

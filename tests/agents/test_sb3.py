@@ -25,6 +25,7 @@ from agents.sb3 import (
     train,
     wrapped,
 )
+from editenv.env import LifelongEditEnv
 
 NAMES = ("ppo", "a2c", "sac", "td3", "ddpg", "tqc")
 CONFIG = TrainConfig(horizon=2, edits_per_step=3)
@@ -227,6 +228,26 @@ def test_the_command_trains_goes_on_and_refuses_other_options(model_folder, tmp_
     assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 10
     with pytest.raises(SystemExit, match="other options"):
         main(Args(**arguments | {"seed": 1}, steps=10))
+
+
+def test_a_training_that_goes_on_does_not_play_its_first_streams_again(model_folder, tmp_path, monkeypatch):
+    settings = tmp_path / "settings.json"
+    settings.write_text(json.dumps(quick("ppo")))
+    played = []
+
+    def draw(env, seed, options, real=LifelongEditEnv._draw_stream):
+        real(env, seed, options)
+        if env.split == "train":
+            played.append([edit.id for edit in env.stream])
+
+    monkeypatch.setattr(LifelongEditEnv, "_draw_stream", draw)
+    arguments = {"horizon": 2, "edits_per_step": 3, "model": model_folder, "modules": ("layers.2.mlp.down_proj",)}
+    for steps in (8, 16):
+        main(
+            Args(tmp_path / "run", "ppo", steps, settings=settings, checkpoint_every=4, evaluate_every=99, **arguments)
+        )
+    assert len(played) >= 8
+    assert len({tuple(stream) for stream in played}) == len(played)
 
 
 def test_the_command_plays_several_streams(model_folder, tmp_path):

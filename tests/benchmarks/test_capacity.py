@@ -27,6 +27,7 @@ def level(value):
         ([(10, 80.0), (20, 100.0), (40, 40.0)], 20 * 2 ** (28 / 60)),
         ([(10, 80.0)], None),
         ([(10, 0.0), (100, 0.0)], None),
+        ([(10, 2.0), (100, 1.0)], None),  # it never worked
     ],
 )
 def test_where_a_curve_falls_below_nine_tenths_of_its_start(points, edits):
@@ -35,7 +36,7 @@ def test_where_a_curve_falls_below_nine_tenths_of_its_start(points, edits):
 
 
 def test_runs_are_one_stream_for_a_method_and_one_each_for_the_ceiling(tmp_path):
-    arguments = Args(tmp_path, agents=("untrained", CEILING), ceiling=(20, 50, 200, 8000))
+    arguments = Args(tmp_path, agents=("untrained", CEILING), ceiling=(20, 40, 200, 8000))
     cells = cells_of(find("capacity-1-layer@10"), arguments, [0, 1])
     wanted = [(name, agent, seed) for seed in (0, 1) for name, agent in [("capacity-1-layer@10", "untrained")]]
     wanted += [(f"capacity-1-layer@{n}", CEILING, seed) for n in (1, 2, 10) for seed in (0, 1)]
@@ -71,6 +72,16 @@ def test_curves_are_over_what_all_seeds_have_and_know_the_width():
     table = as_markdown([method, ceiling])
     assert "51 edits" in table
     assert "not up to 160" in table
+    never = replace(method, points=((20, 2.0), (160, 1.0)), breaks_at=None)
+    assert "never worked" in as_markdown([never])
+
+
+@pytest.mark.parametrize(
+    ("agents", "ceiling", "words"), [(("prune",), (0,), "prune acts by where"), (("no-edit",), (50,), "50 edits")]
+)
+def test_what_gives_no_curve_is_refused(tmp_path, agents, ceiling, words):
+    with pytest.raises(ValueError, match=words):
+        cells_of(find("capacity-1-layer@10"), Args(tmp_path, agents=agents, ceiling=ceiling), [0])
 
 
 def test_table_and_figure_are_written_from_the_cells_and_failures_end_the_command(tmp_path, monkeypatch, capsys):

@@ -79,6 +79,36 @@ def test_overall_is_over_the_suites_with_references_and_a_dash_for_who_misses_on
     assert found.overall()["joint-fine-tune"].value == 1
 
 
+def test_every_task_counts_the_same_however_many_seeds_it_has():
+    both = [
+        run(agent, seed, value, suite)
+        for suite in ("s", "t")
+        for seed in range(4)
+        for agent, value in (("no-edit", 0.0), ("joint-fine-tune", 100.0))
+    ]
+    few = [run("few", 0, 20.0, "s"), run("few", 0, 80.0, "t")]
+    many = [run("many", seed, 20.0, "s") for seed in range(4)] + [run("many", 0, 80.0, "t")]
+    found = board(*both, *few, *many).overall()
+    assert found["few"].value == found["many"].value == pytest.approx(0.5)
+
+
+def test_suites_that_are_the_same_stream_are_one_and_lend_each_other_their_references():
+    told = {"configuration": {"suite": {"dataset": "atlas", "batches": 20, "edits_per_step": 100}}}
+    other = {"configuration": {"suite": {"dataset": "atlas", "batches": 50, "edits_per_step": 100}}}
+    found = board(
+        run("no-edit", 0, 0.0, "time", **told),
+        run("joint-fine-tune", 0, 100.0, "time", **told),
+        run("a", 0, 40.0, "time", **told),
+        run("a", 0, 40.0, "ablations", **told),
+        run("b", 0, 50.0, "ablations", **told),
+        run("a", 0, 40.0, "long", **other),
+    )
+    assert found.normalized(row(found, "b", "ablations")).value == pytest.approx(0.5)
+    assert found.improvements()["b", "a"].value == 1, "one pair"
+    assert len(found.scores("a")) == 2
+    assert found.overall() == {}, "it is one task"
+
+
 def test_one_suite_has_no_overall():
     assert board(run("no-edit", 0, 0.0), run("joint-fine-tune", 0, 100.0), run("a")).overall() == {}
 

@@ -283,6 +283,11 @@ def test_deltas_without_a_factor_do_not_hold(check, submission, model_folder, ca
     assert f"without {gone}" in capsys.readouterr().out
 
 
+def test_a_model_that_is_not_there_is_named(check, submission, tmp_path):
+    with pytest.raises(SystemExit, match="no-such-model"):
+        check(submission, tmp_path / "no-such-model")
+
+
 def test_a_folder_without_cells_is_refused(tmp_path):
     with pytest.raises(SystemExit, match="no finished cell"):
         main(Args(tmp_path))
@@ -312,6 +317,7 @@ def test_a_folder_without_cells_is_refused(tmp_path):
         ("mean_reward", None, None, []),
         ("failures", 0, 20, ["failures"]),
         ("probability", None, {"efficacy": 1.0}, ["probability"]),
+        ("probes", {"negation": "many"}, {"negation": 1.0}, ["probes.negation"]),
     ],
 )
 def test_what_counts_as_a_difference(tmp_path, name, claimed, found, differs):

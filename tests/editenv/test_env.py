@@ -1,4 +1,6 @@
+import copy
 import json
+import pickle
 import subprocess
 import sys
 
@@ -313,6 +315,9 @@ def test_core_and_shell_give_the_same_trajectory(make_env):
         assert info["reward_terms"] == pytest.approx(terms.as_dict(), rel=1e-6, abs=1e-7)
         assert reward == pytest.approx(terms.reward, rel=1e-6)
         assert (shell.batches_done, shell.batch) == (core.batches_done, core.batch)
+        if step == 3:  # the shell shows the batch that would have come; training has no use for it
+            assert not any(len(gradient.keys) for gradient in core.gradients.values())
+            break
         for name, part in observation.items():
             tokens = len(core.gradients[name].keys)
             assert tokens == part["token_mask"].sum()
@@ -408,7 +413,50 @@ def test_the_end_of_the_stream_terminates_and_the_horizon_truncates(make_env, sm
     assert info["edits"] == len(env.edits_done) == 3 * len(expected)
     assert len(env.batch) == 0
     assert observation in env.observation_space
-    assert not any(value.any() for part in observation.values() for value in part.values())
+    seen = [value.any() for part in observation.values() for value in part.values()]
+    assert all(seen) if truncated else not any(seen)
+
+
+def test_what_is_observed_at_a_truncation_is_the_batch_that_would_have_come(make_env, small_world):
+    """A value function is asked about it."""
+    cut, whole = make_env(horizon=1), make_env(horizon=None)
+    rng = np.random.default_rng(0)
+    for env in (cut, whole):
+        env.reset(seed=4)
+    action = {name: 0.1 * rng.standard_normal(cut.language_model.shape(name)) for name in cut.language_model.modules}
+    one, _, _, truncated, _ = cut.step(action)
+    other, _, _, goes_on, _ = whole.step(action)
+    assert (truncated, goes_on) == (True, False)
+    for name, part in other.items():
+        for key, value in part.items():
+            np.testing.assert_allclose(one[name][key], value, rtol=1e-4, atol=1e-5)
+    with pytest.raises(RuntimeError, match="over"):
+        cut.step(action)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda env: pickle.loads(pickle.dumps(env))])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_copy_is_an_environment_of_its_own(make_env, small_world, copied, dtype):
+    env = make_env(dtype=dtype)
+    env.reset(seed=0)
+    action = {n: np.full(env.language_model.shape(n), 0.05, np.float32) for n in env.language_model.modules}
+    env.step(action)
+    other = copied(env)
+    for _ in range(2):
+        one, two = env.step(action), other.step(action)
+        assert one[1] == two[1]
+        assert one[4] == two[4]
+    before = other.language_model.snapshot()
+    env.reset(seed=0)
+    assert all(torch.equal(weight, before[name]) for name, weight in other.language_model.snapshot().items())
+
+
+def test_an_action_whose_square_is_infinite_is_refused(make_env, small_world):
+    env = make_env()
+    env.reset(seed=0)
+    action = {n: np.full(env.language_model.shape(n), 1e30, np.float32) for n in env.language_model.modules}
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        env.step(action)
 
 
 def test_batches_are_presented_to_an_environment_without_a_stream(make_env, small_world):

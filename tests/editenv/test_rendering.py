@@ -58,8 +58,22 @@ def test_heat_map_colours():
 
 
 def test_a_long_episode_still_fits_a_screen():
-    image = heat_map(History(retention=[(i, [50.0] * 500) for i in range(500)]))
-    assert max(image.shape) <= 1024
+    for batches in (500, 5000):
+        image = heat_map(History(retention=[(i, [50.0] * i) for i in (1, 2, batches)], batches=batches))
+        assert max(image.shape) <= 1024
+        assert tuple(image[-1, -1]) == tuple((low + high) // 2 for low, high in zip(DARK, LIGHT, strict=True))
+        assert tuple(image[0, -1]) == EMPTY
+
+
+def test_frames_of_a_stream_are_of_one_size(make_env):
+    env = make_env(render_mode="rgb_array", modules=[LAST], horizon=3)
+    env.reset(seed=0)
+    shapes = [env.render().shape]
+    for i in range(3):
+        step(env, 0.1, i)
+        shapes.append(env.render().shape)
+    assert len(set(shapes)) == 1
+    assert (env.render() != EMPTY[0]).any(-1).sum() > (env.render() == EMPTY[0]).all(-1).sum()  # 6 of 9 fields
 
 
 def test_retention_is_asked_at_the_weights_of_the_moment(make_env):

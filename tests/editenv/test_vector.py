@@ -205,7 +205,8 @@ def test_resets_by_mask(make):
      (lambda make: make(stream_wrappers=[lambda e: GradientStatistics(RelativeReward(e))]), TypeError, "RelativeReward"),
      (lambda make: make().reset(seed=[1, 2]), ValueError, "seed"),
      (lambda make: make().reset(options={"colour": 1}), ValueError, "colour"),
-     (lambda make: make().reset(options={"reset_mask": np.array([False] * 3)}), ValueError, "reset_mask")],
+     (lambda make: make().reset(options={"reset_mask": np.array([False] * 3)}), ValueError, "reset_mask"),
+     (lambda make: make().reset(options={"reset_mask": np.array([True, False, True])}), RuntimeError, "never began")],
 )  # fmt: skip
 def test_wrong_arguments_are_named(make, call, error, word):
     with pytest.raises(error, match=word):
