@@ -1,7 +1,9 @@
 """Progress bars: for one rollout, and for the cells of a table."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -24,10 +26,20 @@ def console_progress(label: str) -> Iterator[Callable[[str, int, int], None]]:
 class CellsProgress:
     """How many cells of a table are done, with the time that is left, and how far the running one is."""
 
-    def __init__(self, bars: "Progress", total: int) -> None:
-        self._bars = bars
-        self._cells = bars.add_task("cells", total=total)
-        self._cell = bars.add_task("", visible=False)
+    def __init__(self, bars: "Progress", total: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._bars, self._total, self._clock = bars, total, clock
+        self._started = self._last = clock()
+        self._done = 0
+        self._cells = bars.add_task("cells", total=total, left=self.left)
+        self._cell = bars.add_task("", visible=False, left=str)
+
+    def left(self) -> str:
+        """The mean time of a cell so far, for those that are left; nothing before the first has finished."""
+        if not self._done:
+            return ""
+        each = (self._last - self._started) / self._done
+        seconds = each * (self._total - self._done) - (self._clock() - self._last)
+        return f"left: {timedelta(seconds=round(max(0.0, seconds)))}"
 
     def report(self, what: str, done: int, total: int) -> None:
         """What the running cell is at."""
@@ -35,8 +47,10 @@ class CellsProgress:
 
     def finished(self) -> None:
         """One more cell is done."""
+        self._done += 1
+        self._last = self._clock()
         self._bars.advance(self._cells)
-        self._bars.update(self._cell, visible=False)
+        self._bars.reset(self._cell, visible=False)
 
 
 @contextmanager
@@ -47,21 +61,18 @@ def cells_progress(total: int) -> Iterator[CellsProgress]:
         BarColumn,
         MofNCompleteColumn,
         Progress,
+        ProgressColumn,
+        Task,
         TextColumn,
         TimeElapsedColumn,
-        TimeRemainingColumn,
     )
+    from rich.text import Text
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left:"),
-        TimeRemainingColumn(),
-    )
+    class Left(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(task.fields["left"]())
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), Left())
     console = Console()
-    # The speed is taken over the whole run: a cell may take longer than rich's default of half a minute.
-    period = float(10**9)
-    with Progress(*columns, console=console, disable=not console.is_terminal, speed_estimate_period=period) as bars:
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
         yield CellsProgress(bars, total)

@@ -60,6 +60,12 @@ def run_in_worker(cell: Cell, folder: str) -> Record | Failure:
     """On some machine of the cluster."""
     try:
         os.chdir(folder)  # agents may be named by a relative file
+        there = cell.suite.check_fingerprints()
+        if there != cell.fingerprints:
+            differing = ", ".join(what for what in there if there[what] != cell.fingerprints[what])
+            return Failure(
+                f"{socket.gethostname()} has another {differing} than the machine of the command (fingerprints)"
+            )
         return cell.run(lambda what, done, total: None)
     except Exception as error:
         return Failure(f"{type(error).__name__}: {error}", traceback.format_exc())

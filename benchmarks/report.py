@@ -38,10 +38,11 @@ def main(args: Args) -> None:
     if not args.results:
         raise SystemExit("name at least one folder with a results.jsonl (or such a file)")
     try:
-        found = leaderboard.entries(leaderboard.read(args.results))
         failed = leaderboard.read_failures(args.results)
+        found = leaderboard.entries(leaderboard.read(args.results))
     except ValueError as error:
-        raise SystemExit(str(error)) from None
+        every = [f"failed: {cell.suite}, {cell.agent}, seed {cell.seed}: {cell.error}" for cell in failed]
+        raise SystemExit("\n".join([str(error), *every])) from None
     out = args.out or (args.results[0].parent if args.results[0].suffix == ".jsonl" else args.results[0])
     out.mkdir(parents=True, exist_ok=True)
     console = Console()

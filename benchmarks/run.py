@@ -178,6 +178,8 @@ def main(args: Args) -> int:
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(str(error)) from None
     table.show([record for record in cells.collect(args.out) if record.suite == suite.label])
+    if suite.command:
+        print(f"\nThe rest of what {suite.id} is about:\n{suite.command}")
     for line in failed:
         print(f"failed: {line}", file=sys.stderr)
     return 1 if failed else 0

@@ -107,9 +107,10 @@ def as_summary(records: Sequence[Record]) -> str:
 
 
 def as_details(records: Sequence[Record]) -> str:
-    """A second table: the other protocol, drift, and the probes, where they were measured, over seeds."""
+    """A second table: the other protocol, drift, and the probes, over the seeds whose records have them."""
     headings = [
         "agent",
+        "seeds",
         "probability Eff / Gen / Spe",
         "locality accuracy: forced, free",
         "perplexity before, after",
@@ -118,12 +119,13 @@ def as_details(records: Sequence[Record]) -> str:
     probed = any(record.probes for record in records)
     headings += ["not", "distractor", "one hop (before; n)", "two hops (before; n)"] if probed else []
     lines = []
-    for agent in dict.fromkeys(record.agent for record in records):
-        group = [record for record in records if record.agent == agent and record.drift is not None]
+    for entry in entries(records):
+        group = [record for record in entry.records if record.drift is not None]
         if not group:
             continue
         drifts = [record.drift for record in group if record.drift]
-        line = [agent, triple([r.probability for r in group if r.probability]) if group[0].probability else "-"]
+        line = [entry.agent, str(len(group))]
+        line.append(triple([r.probability for r in group if r.probability]) if group[0].probability else "-")
         accuracies = [[s.get("locality_accuracy") for s in (r.teacher_forced, r.generation)] for r in group]
         line.append(", ".join(_mean([pair[i] for pair in accuracies]) for i in range(2)))
         line.append(", ".join(_if_finite([d[key] for d in drifts], 2) for key in ("perplexity_before", "perplexity")))
@@ -193,15 +195,15 @@ class Args:
 
 
 def main(args: Args) -> None:
-    """Prints one Markdown table for each suite."""
+    """Prints Markdown tables for each suite and model."""
     found = read(args.results)
     if args.figure is not None and len(suites := {record.suite for record in found}) > 1:
         raise SystemExit(
             f"--figure draws one suite, but {args.results} has {', '.join(sorted(suites))}: use benchmarks.report"
         )
-    for suite in dict.fromkeys(record.suite for record in found):
-        group = [record for record in found if record.suite == suite]
-        print(f"{suite}:\n\n{as_markdown(group)}")
+    for suite, model in dict.fromkeys((record.suite, record.model) for record in found):
+        group = [record for record in found if (record.suite, record.model) == (suite, model)]
+        print(f"{suite} on {model}:\n\n{as_markdown(group)}")
         if any(record.drift for record in group):
             print(as_details(group))
     if args.figure is not None:

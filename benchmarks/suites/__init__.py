@@ -302,15 +302,19 @@ def id_of(label: str) -> str:
 
 
 def find(text: str) -> Suite:
-    """A suite by ``NAME``, ``NAME-vN`` for an old version, ``NAME@BATCHES`` for the first batches of it.
+    """A suite by ``NAME``, ``NAME-vN`` for an old version, ``NAME@BATCHES`` for the first batches of it, or both.
 
     Raises:
         ValueError: If there is none.
     """
-    parts = re.fullmatch(r"(?P<name>[^@]+?)(?:@(?P<batches>\d+))?(?:-v(?P<version>\d+))?", text)
+    # A record's id has the version last, as the file of a shortened suite would.
+    parts = re.fullmatch(r"(?P<name>[^@]+?)(?:-v(?P<first>\d+))?(?:@(?P<batches>\d+))?(?:-v(?P<last>\d+))?", text)
+    if parts and parts["first"] and parts["last"]:
+        parts = None
+    version = parts and (parts["first"] or parts["last"])
     found = [suite for suite in all_suites() if parts and suite.name == parts["name"]]
-    if parts and parts["version"]:
-        found = [suite for suite in found if suite.version == int(parts["version"])]
+    if version:
+        found = [suite for suite in found if suite.version == int(version)]
     if not parts or not found:
         raise ValueError(f"unknown suite {text!r}; there are {', '.join(suite.id for suite in all_suites())}")
     return found[-1].first(int(parts["batches"])) if parts["batches"] else found[-1]

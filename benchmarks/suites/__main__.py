@@ -13,7 +13,8 @@ def main() -> None:
     view.add_column("paper")
     view.add_column("what it is")
     for suite in all_suites():
-        view.add_row(suite.id, suite.paper.where if suite.paper else "", suite.about)
+        about = f"{suite.about}\n{suite.command}" if suite.command else suite.about
+        view.add_row(suite.id, suite.paper.where if suite.paper else "", about)
     Console().print(view)
 
 

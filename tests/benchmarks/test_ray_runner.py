@@ -91,11 +91,18 @@ def test_nothing_to_do_is_done(cells):
 
 def test_what_a_cell_raises_on_a_worker_is_its_failure(cells, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("benchmarks.suites.Suite.check_fingerprints", lambda suite: {"model": None, "edits": None})
     outcome = run_in_worker(replace(cells[0], agent="nobody"), str(Path.cwd()))
     assert outcome.error.startswith("ValueError: unknown agent 'nobody'")
     assert "Traceback" in outcome.traceback
     missing = run_in_worker(cells[0], str(tmp_path / "elsewhere"))
     assert missing.error.startswith("FileNotFoundError")
+
+
+def test_a_worker_with_another_model_or_other_edits_makes_no_record(cells, tmp_path):
+    told = cells[0].suite.check_fingerprints()
+    outcome = run_in_worker(replace(cells[0], fingerprints=told | {"edits": "0" * 64}), str(tmp_path))
+    assert "has another edits than" in outcome.error
 
 
 def test_what_a_machine_cannot_run_is_that_cells_failure(monkeypatch):

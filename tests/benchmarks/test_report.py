@@ -169,6 +169,11 @@ def test_bad_input_is_named(tmp_path):
     with pytest.raises(SystemExit, match="line 1: missing fields"):
         main(Args((tmp_path,)))
     assert [path.name for path in tmp_path.iterdir()] == ["results.jsonl"]
+    failed = tmp_path / "failed/cells/smoke-v1/rledit-seed0.failed.json"
+    failed.parent.mkdir(parents=True)
+    failed.write_text(json.dumps({"suite": "smoke-v1", "agent": "rledit", "seed": 0, "error": "no room"}))
+    with pytest.raises(SystemExit, match="failed: smoke-v1, rledit, seed 0: no room"):
+        main(Args((tmp_path / "failed",)))
 
 
 def test_a_record_without_a_curve_has_all_but_the_curve(tmp_path):

@@ -1,4 +1,5 @@
 import json
+import re
 import shlex
 import shutil
 from dataclasses import replace
@@ -58,8 +59,9 @@ def test_commands_of_suites_are_accepted():
     commands = [suite.command for suite in all_suites() if suite.command]
     assert commands
     for command in commands:
-        assert command.startswith("python -m benchmarks.capability ")
-        tyro.cli(capability.Args, args=shlex.split(command)[3:])
+        loop = re.fullmatch(r"for AGENT in ([\w -]+); do (python -m benchmarks\.capability .+); done", command)
+        assert set(loop[1].split()) <= set(AGENTS)
+        assert tyro.cli(capability.Args, args=shlex.split(loop[2])[3:]).agent == "$AGENT"
 
 
 def test_fingerprints_of_the_embedded_model_and_world_are_right():
@@ -76,12 +78,13 @@ def test_versions_and_cuts(folder):
     assert (find("smoke-v1").version, find("smoke-v1").batches) == (1, 5)
     assert (find("smoke-v1").label, find("smoke").label) == ("smoke", "smoke-v2")
     cut = find("smoke@3-v1")
+    assert find("smoke-v1@3") == cut
     assert (cut.batches, cut.id, cut.label, cut.version) == (3, "smoke@3-v1", "smoke@3", 1)
     for suite in (find("smoke-v1"), find("smoke"), cut, find("smoke@3")):
         assert find(id_of(suite.label)) == find(suite.id) == suite
 
 
-@pytest.mark.parametrize("text", ["smok", "smoke-v3", "smoke@6-v1", "smoke@0", "", "@2", "smoke-v1@2"])
+@pytest.mark.parametrize("text", ["smok", "smoke-v3", "smoke@6-v1", "smoke@0", "", "@2", "smoke-v1@2-v1"])
 def test_what_is_no_suite_is_refused(folder, text):
     with pytest.raises(ValueError, match="suite"):
         find(text)

@@ -76,7 +76,11 @@ def test_details_have_columns_for_probes_where_they_were_asked():
     lines = as_details([plain, probed]).splitlines()
     assert lines[2].endswith("| 0.125 | - | - | - (-; -) | - (-; -) |")
     assert lines[3].endswith("| 0.125 | 90.0 | 50.0 | 12.5 (25.0; 8) | 12.5 (25.0; 8) |")
-    assert {line.count("|") for line in lines} == {10}
+    assert {line.count("|") for line in lines} == {11}
+    two = replace(plain, model="another", drift=drift | {"perplexity": 30.5})
+    lines = as_details([plain, two, replace(two, seed=1), replace(two, seed=2, drift=None)]).splitlines()
+    assert [line.split("|")[2].strip() for line in lines[2:]] == ["1", "2"], "models are rows of their own"
+    assert "17.00, 30.50" in lines[3]
 
 
 def test_one_line_and_show_hold_the_figures(capsys):
