@@ -4,6 +4,7 @@ import json
 import resource
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,9 +12,12 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from agents.editor import BadEditError, Guard, LifelongEditor, TooManyDeltasError, edits_digest
+from agents import corrections
+from agents.editor import BadEditError, Guard, LifelongEditor, TooManyDeltasError
 from agents.registry import AGENTS
-from editenv.data.files import FileOptions, load_file_edits
+from agents.saving import check_place, save_model
+from editenv.data.files import EditFile, FileOptions, load_file_edits
+from editenv.data.records import BadRecordError
 from editenv.models import EMBEDDED, PACKAGED
 from editenv.models.modules import PRESETS, preset
 
@@ -22,9 +26,10 @@ from editenv.models.modules import PRESETS, preset
 class Edit:
     """Corrects a model: applies a file of edits in order, batch by batch, and saves what came of it.
 
-    OUTPUT gets the edited model (OUTPUT/model, for plain transformers), the deltas as a small file (OUTPUT/deltas.safetensors),
-    a report (OUTPUT/report.json) and a journal. Killed at any moment, the same command goes on to the same weights, bit for
-    bit. The model given is not changed.
+    OUTPUT gets the edited model (OUTPUT/model, for plain transformers), the deltas (OUTPUT/deltas.safetensors), a report
+    (OUTPUT/report.json), what became of each edit (OUTPUT/results.jsonl) and a journal. Killed at any moment, the same command goes
+    on to the same weights, bit for bit; edits added at the file's end are made by the same command, too. The model given is not
+    changed.
 
     editenv edit --edits corrections.jsonl --output out
 
@@ -115,6 +120,9 @@ class Apply:
     model: str = EMBEDDED
     """The base model that the deltas were made for."""
     dtype: str = "float32"
+    """The precision they were made in."""
+    allow_rounding: bool = False
+    """Save a result that differs from the editing run's, as it may by rounding on another machine; without it that is an error."""
 
 
 @dataclass
@@ -130,6 +138,7 @@ class Revert:
     model: str
     """The edited model."""
     dtype: str = "float32"
+    """The precision it was edited in."""
 
 
 @dataclass
@@ -147,8 +156,9 @@ class Inspect:
     zsre:edits.json."""
     train: Path | None = None
     """A training file to compare with."""
-    model: str = EMBEDDED
-    """Embedded model, Hugging Face folder or hub id: its tokens are counted, and it is asked what it believes."""
+    model: str | None = None
+    """Embedded model, Hugging Face folder or hub id: its tokens are counted, and it is asked what it believes. By default the
+    embedded model: name your own."""
     sample: int = 200
     """How many edits the model is asked about; 0 for none."""
     json: bool = False
@@ -177,9 +187,24 @@ def edit(args: Edit) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    options = FileOptions(bad_records=args.bad_records)
-    edits = load_file_edits(args.edits, "all", options)
-    console = Console(stderr=True)
+    console = Console(stderr=True, soft_wrap=True)
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False)
+
+    if args.edits_per_step < 1:
+        raise ValueError(f"--edits-per-step must be at least 1, not {args.edits_per_step}")
+    check_place(args.output / "model", args.model)
+    if (args.output / "report.json").exists() and not (args.output / "journal.jsonl").exists():
+        raise ValueError(f"{args.output} holds a report.json of something else; choose another folder")
+    edits = _edits_for(args.edits, args.bad_records, args.model, args.device, args.dtype)
+    for line in edits.report.refused:
+        say(f"left out: {line}")
+    if (stored := _stored_type(args.model)) not in (None, args.dtype):
+        say(
+            f"note: {args.model} is {stored}, and is edited and saved in {args.dtype}; --dtype {stored} keeps its precision"
+        )
+
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         bar = bars.add_task("preparing", total=len(edits))
@@ -192,7 +217,7 @@ def edit(args: Edit) -> None:
             settings=None if args.settings is None else _read_settings(args.settings),
             training=args.training,
             text=args.text,
-            edits=f"{edits_digest(edits)}/{args.edits_per_step}",
+            to_come=edits,
             guard=args.guard,
             device=args.device,
             dtype=args.dtype,
@@ -201,12 +226,10 @@ def edit(args: Edit) -> None:
             progress=lambda what, done, total: bars.update(bar, description=what),
         )
         with editor:
-            context = getattr(editor.lm.model.config.get_text_config(), "max_position_embeddings", None)
-            if context:
-                edits = edits.check_lengths(editor.lm.tokenizer, context, options)
+            first = corrections.done_already(editor, edits)
             if editor.batches:
-                console.print(f"going on after batch {editor.batches}")
-            started, first = time.perf_counter(), editor.batches * args.edits_per_step
+                say(f"going on after batch {editor.batches}: {first} of {len(edits)} edits are done")
+            started = time.perf_counter()
             for start in range(first, len(edits), args.edits_per_step):
                 result = editor.edit(edits[start : start + args.edits_per_step])
                 done = start + result.edits
@@ -215,26 +238,78 @@ def edit(args: Edit) -> None:
                 bars.update(bar, completed=done, description=told)
                 if not result.applied:
                     ids = ", ".join(edit.id for edit in edits[start:done])
-                    console.print(f"batch {result.batch} was taken back: {result.reason} ({ids})", markup=False)
-            bars.update(bar, description="evaluating")
-            report = editor.evaluate() | {"model": args.model, "method": args.method, "edits_file": args.edits}
-            text = json.dumps(report, indent=2)
-            (args.output / "report.json").write_text(text + "\n", encoding="utf-8")
-            saved = ["report.json", "journal.jsonl"]
-            if args.save_model:
-                editor.save(args.output / "model")
-                saved.append("model")
+                    say(f"batch {result.batch} was taken back: {result.reason} ({ids})")
+            bars.update(bar, description="saving")
+            saved = ["journal.jsonl"]
             try:
                 if any(result.applied for result in editor.results):
                     editor.save_deltas(args.output / "deltas.safetensors")
                     saved.append("deltas.safetensors")
             except TooManyDeltasError as error:
-                console.print(str(error), markup=False)
+                say(str(error))
+            if args.save_model:
+                editor.save(args.output / "model")
+                saved.append("model")
+            refused = corrections.not_applied(editor, edits)
+            (args.output / "not-applied.jsonl").unlink(missing_ok=True)
+            if refused:
+                corrections.write_lines(
+                    args.output / "not-applied.jsonl", [corrections.as_record(edit) for edit, _ in refused]
+                )
+                saved.append("not-applied.jsonl")
+            bars.update(bar, description="evaluating")
+            report: dict[str, Any] = {"model": args.model, "method": args.method, "edits_file": args.edits}
+            report |= {"asked": len(edits), "left_out": dict(edits.report.bad)}
+            try:
+                report |= editor.evaluate()
+                corrections.write_lines(args.output / "results.jsonl", corrections.outcomes(editor, edits))
+                saved.append("results.jsonl")
+            except (
+                RuntimeError,
+                TypeError,
+                ValueError,
+                LookupError,
+            ) as error:  # the model is saved; figures are not it
+                report["not_evaluated"] = f"{type(error).__name__}: {error}"
+                say(f"the edited model is saved, but could not be asked about its edits: {report['not_evaluated']}")
+            text = json.dumps(report, indent=2)
+            (args.output / "report.json").write_text(text + "\n", encoding="utf-8")
+            saved.append("report.json")
     if args.json:
         print(json.dumps(report))
         return
-    _show_scores(f"{report['edits']} edits of {args.edits}", report)
+    if "edits" in report:
+        of = f"{report['edits']} edits" if not refused else f"{report['edits']} of {len(edits)} edits"
+        _show_scores(f"{of} of {args.edits}", report)
+    if refused:
+        print(f"{len(refused)} edits were taken back with their batches: not-applied.jsonl has them, report.json why")
     print(f"Saved in {args.output}: {', '.join(saved)}")
+
+
+def _edits_for(file: str, bad_records: Literal["error", "skip"], model: str, device: str, dtype: str) -> EditFile:
+    """The file's edits that fit into the model, read and checked to the end before anything is done."""
+    from editenv.models import load_model
+
+    options = FileOptions(bad_records=bad_records)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the caller says what was left out
+            edits = load_file_edits(file, "all", options)
+        loaded, tokenizer = load_model(model, device, dtype)
+        context = getattr(loaded.config.get_text_config(), "max_position_embeddings", None)
+        return edits.check_lengths(tokenizer, context, options) if context else edits
+    except BadRecordError as error:
+        told = str(error).replace("the dataset option bad_records=skip", "--bad-records skip")
+        raise ValueError(told) from None
+
+
+def _stored_type(model: str) -> str | None:
+    """The precision in which a folder's weights are kept, if its config says."""
+    path = Path(model) / "config.json"
+    if not path.is_file():  # in the package or on the hub
+        return None
+    config = json.loads(path.read_text(encoding="utf-8"))
+    return config.get("dtype") or config.get("torch_dtype")
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
@@ -255,7 +330,7 @@ def evaluate(args: Evaluate) -> None:
     from editenv.models.modules import mlp_outputs
     from editenv.questions import ask
 
-    edits = load_file_edits(args.edits, "all", FileOptions(bad_records=args.bad_records))[:]
+    edits = _edits_for(args.edits, args.bad_records, args.model, args.device, args.dtype)[:]
     model, tokenizer = load_model(args.model, args.device, args.dtype)
     modules = mlp_outputs(model)[-1:]
     lm = EditableLM(model, tokenizer, modules)
@@ -283,9 +358,10 @@ def apply(args: Apply) -> None:
     from editenv.delta_files import apply_file, modules_of, read_delta_file
 
     lm = _load_editable(args.model, args.dtype, modules_of(read_delta_file(args.deltas)[0], args.deltas), args.output)
-    apply_file(lm, args.deltas)
-    _save(lm, args.output)
-    print(f"{args.output}: the edited model, the same to the bit as the editing run's")
+    exact = apply_file(lm, args.deltas, args.allow_rounding)
+    save_model(lm, args.output, {"base": args.model, "deltas": str(args.deltas)}, args.model)
+    how = "the same to the bit as the editing run's" if exact else "not to the bit the editing run's"
+    print(f"{args.output}: the edited model, {how}")
 
 
 def revert(args: Revert) -> None:
@@ -293,7 +369,7 @@ def revert(args: Revert) -> None:
 
     lm = _load_editable(args.model, args.dtype, modules_of(read_delta_file(args.deltas)[0], args.deltas), args.output)
     exact = revert_file(lm, args.deltas)
-    _save(lm, args.output)
+    save_model(lm, args.output, {"edited": args.model, "without": str(args.deltas)}, args.model)
     print(f"{args.output}: the base model, {'bit for bit' if exact else 'within rounding'}")
 
 
@@ -303,7 +379,10 @@ def inspect(args: Inspect) -> None:
 
     from editenv.inspection import inspect as read
 
-    found = read(args.file, args.train, args.model, args.sample)
+    model = args.model or EMBEDDED
+    found = read(args.file, args.train, model, args.sample)
+    if args.model is None:
+        found.notes.append(f"lengths and beliefs are those of the embedded model, {model}: name yours with --model")
     if args.json:
         print(json.dumps(asdict(found)))
         return
@@ -321,9 +400,9 @@ def inspect(args: Inspect) -> None:
         table.add_row("tokens of a target", f"{low:.0f} to {top:.0f}, median {middle:.0f}, 90% up to {high:.0f}")
         table.add_row("targets of one token", f"{found.one_token_targets}%")
     if found.already_believed is not None:
-        table.add_row(f"{args.model} says the target already", f"{found.already_believed}% of {found.asked} asked")
+        table.add_row(f"{model} says the target already", f"{found.already_believed}% of {found.asked} asked")
     if found.old_answer_known is not None:
-        table.add_row(f"{args.model} says the old answer", f"{found.old_answer_known}%")
+        table.add_row(f"{model} says the old answer", f"{found.old_answer_known}%")
     if found.overlap is not None:
         table.add_row(
             "prompts in the training file too",
@@ -368,11 +447,6 @@ def _load_editable(model: str, dtype: str, modules: Sequence[str], output: Path)
     return EditableLM(*load_model(model, dtype=dtype), modules)
 
 
-def _save(lm: Any, output: Path) -> None:
-    lm.model.save_pretrained(output)
-    lm.tokenizer.save_pretrained(output)
-
-
 def _memory() -> float:
     """Peak of this process, in GB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
@@ -389,8 +463,8 @@ def _show_scores(title: str, report: dict[str, Any]) -> None:
             cells = (scores[name] for name in ("efficacy", "generalization", "specificity"))
             table.add_row(protocol.replace("_", "-"), *("-" if v is None else f"{v:.1f}" for v in cells))
     Console().print(table)
-    if report.get("rolled_back"):
-        print(f"{len(report['rolled_back'])} batches were taken back; report.json says which and why")
+    if drift := report.get("drift"):
+        print("perplexity of held-out text: {perplexity_before:.4g} before, {perplexity:.4g} after".format(**drift))
 
 
 COMMANDS: dict[Any, Callable[[Any], None]] = {
@@ -409,7 +483,8 @@ def main() -> None:
     if sys.argv[1:2] == ["train"]:
         from agents import rledit
 
-        rledit.main(tyro.cli(rledit.Args, prog="editenv train", args=sys.argv[2:], description=rledit.__doc__))
+        told = tyro.cli(rledit.Args, prog="editenv train", args=sys.argv[2:], description=rledit.__doc__)
+        _run(rledit.main, told, told.output / "checkpoint.pt")
         return
     named = {kind.__name__.lower(): kind for kind in (Edit, Train, Evaluate, Apply, Revert, Inspect, Methods, Models)}
     union: Any = None
@@ -417,16 +492,30 @@ def main() -> None:
         one = Annotated[kind, tyro.conf.subcommand(name)]  # type: ignore[valid-type]
         union = one if union is None else union | one
     args: Any = tyro.cli(union, prog="editenv", description="Lifelong editing of language models.")
+    kept = args.output / "journal.jsonl" if isinstance(args, Edit) else None
+    _run(COMMANDS[type(args)], args, kept)
+
+
+def _run(command: Callable[[Any], None], args: Any, kept: Path | None) -> None:
+    """Runs it; ``kept`` is the file, if there is one, with which the same command goes on."""
     try:
-        COMMANDS[type(args)](args)
-    except (ValueError, FileNotFoundError, BadEditError, ImportError) as error:  # a method may need an extra
+        command(args)
+    except (
+        ValueError,
+        FileNotFoundError,
+        FloatingPointError,
+        BadEditError,
+        ImportError,
+    ) as error:  # a method may need an extra
         print(f"editenv: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     except OSError as error:
-        print(f"editenv: {error}; what was finished before is kept, and the same command goes on", file=sys.stderr)
+        hint = "; what was finished before is kept, and the same command goes on" if kept and kept.exists() else ""
+        print(f"editenv: {error}{hint}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
-        print("editenv: interrupted; the same command goes on from here", file=sys.stderr)
+        hint = "; the same command goes on from here" if kept and kept.exists() else ""
+        print(f"editenv: interrupted{hint}", file=sys.stderr)
         raise SystemExit(130) from None
 
 

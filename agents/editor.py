@@ -8,12 +8,9 @@ editor.save("out/model")
 import hashlib
 import json
 import math
-import os
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,10 +20,12 @@ from agents.base import Agent
 from agents.covariance import training_edits
 from agents.registry import METHODS, make_agent, make_method, packaged_policy
 from agents.rledit import RLEdit
+from agents.saving import save_model
+from agents.values import end_of_subject
 from editenv import metrics
 from editenv.data import Edit, load_edits
 from editenv.data.formats import FORMATS, Fields, to_edit
-from editenv.delta_files import fingerprint, read_delta, tensors_of, write_delta_file
+from editenv.delta_files import fingerprint, frozen_fingerprint, read_delta, tensors_of, write_delta_file
 from editenv.deltas import Delta
 from editenv.env import LifelongEditEnv, Observation
 from editenv.journal import Journal
@@ -115,7 +114,8 @@ class LifelongEditor:
             ``python -m agents.covariance``; sentences of the training data by default.
         settings: Constructor arguments of the method (``editenv methods`` says which take some); by default those chosen for the
             embedded model, and the method's own for any other.
-        edits: What a run is about, for the journal's header: the same folder refuses to go on with other edits.
+        edits: What a run is about, for the journal's header: the same folder refuses to go on with anything else.
+        to_come: The edits that are to be made, if they are known: what the method cannot make is refused before it is prepared.
         guard: Bounds.
         device, dtype: Where and in which precision the model runs.
         seed: For methods that draw anything.
@@ -139,6 +139,7 @@ class LifelongEditor:
         text: str | None = None,
         settings: Mapping[str, Any] | None = None,
         edits: str = "",
+        to_come: Sequence[Edit] = (),
         guard: Guard | None = None,
         device: str = "cpu",
         dtype: str = "float32",
@@ -146,8 +147,12 @@ class LifelongEditor:
         end_of_answer: bool = False,
         progress: Any = lambda what, done, total: None,
     ) -> None:
+        self.model, self.method = model, method
         self.guard = guard or Guard()
         self.agent = _agent(method, policy, model, settings)
+        if "subjects" in self.agent.needs:
+            for edit in to_come:
+                end_of_subject(edit)
         common: dict[str, Any] = {"model": model, "modules": modules, "device": device, "dtype": dtype}
         if end_of_answer:
             common["end_of_answer"] = True
@@ -171,11 +176,13 @@ class LifelongEditor:
             **common, dataset=training, split="train", dataset_options=options, edits_per_step=min(20, max(1, there))
         )
         self.base_fingerprint = fingerprint(learning.language_model)
+        self._frozen = frozen_fingerprint(learning.language_model) if output is not None else ""
         self.journal: Journal | None = None
         if output is not None:
             prepared_from = self.agent.learns or (self.agent.reads_text and text is None)
             header = {
                 "model": self.base_fingerprint,
+                "frozen": self._frozen,
                 "modules": list(learning.language_model.modules),
                 "method": method,
                 "settings": dict(settings) if settings is not None else None,
@@ -316,22 +323,14 @@ class LifelongEditor:
         """The edited model as a Hugging Face folder, which plain transformers loads; whole or not at all.
 
         Args:
-            folder: Made; a model that is there already is replaced once the new one is whole.
+            folder: Made; one that was saved there before is replaced once the new one is whole.
 
         Raises:
-            ValueError: If it is there and holds anything but a model.
+            ValueError: If it is there and holds anything else, or is in the place of the base model.
+            OSError: If it cannot be written.
         """
-        folder = Path(folder)
-        if folder.exists() and not _holds_a_model_alone(folder):
-            raise ValueError(f"save: {folder} holds something else than a model; choose a folder that is not there yet")
-        partial, old = (folder.with_name(f"{folder.name}.{os.getpid()}.{kind}") for kind in ("partial", "old"))
-        shutil.rmtree(partial, ignore_errors=True)
-        self.lm.model.save_pretrained(partial)
-        self.lm.tokenizer.save_pretrained(partial)
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(partial, folder)
-        shutil.rmtree(old, ignore_errors=True)
+        about = {"base": self.model, "method": self.method, "edits": len(self.edits), "batches": self.batches}
+        save_model(self.lm, Path(folder), about, self.model)
 
     def save_deltas(self, path: str | Path) -> None:
         """All deltas in order as one safetensors file, for ``editenv apply`` and ``editenv revert``.
@@ -351,9 +350,8 @@ class LifelongEditor:
                 f"{self.journal.folder / 'batches'}, and the edited model holds their sum"
             )
         batches = [read_delta(self.journal.tensors(i + 1)) for i in range(self.batches)]
-        write_delta_file(
-            Path(path), [d for batch in batches for d in batch], self.base_fingerprint, fingerprint(self.lm)
-        )
+        actions = [deltas for batch in batches for deltas in batch]
+        write_delta_file(Path(path), actions, self.base_fingerprint, fingerprint(self.lm), self._frozen)
 
     def revert(self) -> None:
         """The model as it was before the first edit, bit for bit. With a journal, which keeps what was done, this is the end."""
@@ -436,32 +434,6 @@ def _agent(method: str, policy: str | Path | None, model: str, settings: Mapping
     if method in METHODS and (settings is not None or model != EMBEDDED):
         return make_method(method, settings or {})
     return make_agent(method)
-
-
-MODEL_FILES = (
-    *("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*"),
-    *(
-        "tokenizer*",
-        "special_tokens_map.json",
-        "added_tokens.json",
-        "vocab.*",
-        "merges.txt",
-        "*.model",
-        "chat_template*",
-    ),
-    *("additional_chat_templates", "preprocessor_config.json", "processor_config.json"),
-)
-"""What transformers saves of a model and its tokenizer."""
-
-
-def _holds_a_model_alone(folder: Path) -> bool:
-    """Whether it may be replaced: an empty folder, or one with a model's files and no others."""
-    if not folder.is_dir():
-        return False
-    names = [path.name for path in folder.iterdir()]
-    return not names or (
-        "config.json" in names and all(any(fnmatch(name, known) for known in MODEL_FILES) for name in names)
-    )
 
 
 def _text_digest(text: str | None) -> str | None:

@@ -114,12 +114,17 @@ def look_up(lm: EditableLM, edits: Sequence[Edit], token: str, prefixes: Sequenc
                 "token: the subject's last token cannot change the answer from the last layer's MLP, behind which no token sees "
                 "another; edit earlier layers (modules), or look facts up at the prompt's last token (token='last')"
             )
-        ends = [len(start) + _end_of_subject(edit) for edit in edits for start in starts]
+        ends = [len(start) + end_of_subject(edit) for edit in edits for start in starts]
         columns = torch.tensor([_token_at(lm, text, end) for text, end in zip(texts, ends, strict=True)], device=device)
     return Lookup(prompts, rows, columns, torch.arange(len(edits), device=device).repeat_interleave(len(starts)))
 
 
-def _end_of_subject(edit: Edit) -> int:
+def end_of_subject(edit: Edit) -> int:
+    """Where the subject ends in the prompt, in characters.
+
+    Raises:
+        ValueError: If there is none, or it does not stand there.
+    """
     if not edit.subject:
         raise ValueError(
             f"{edit.id} has no subject, at whose last token facts are looked up; give it one, or set token='last'"

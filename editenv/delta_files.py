@@ -1,6 +1,7 @@
 """Deltas as safetensors files, which can be added to a base model and taken away again."""
 
 import hashlib
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,20 @@ def fingerprint(lm: EditableLM) -> str:
         weight = lm.model.get_parameter(f"{name}.weight").detach().cpu().contiguous()
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}\n".encode())
         digest.update(weight.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def frozen_fingerprint(lm: EditableLM) -> str:
+    """SHA-256 over the rest of the model: every parameter that is not edited, and the tokenizer's vocabulary."""
+    digest = hashlib.sha256()
+    edited = {f"{name}.weight" for name in lm.modules}
+    for name, parameter in lm.model.named_parameters():
+        if name in edited:
+            continue
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\n".encode())
+        if not parameter.is_meta:  # moved out of memory
+            digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    digest.update(json.dumps(sorted(lm.tokenizer.get_vocab().items())).encode())
     return digest.hexdigest()
 
 
@@ -54,15 +69,19 @@ def read_delta(tensors: Mapping[str, torch.Tensor]) -> list[dict[str, Delta]]:
     return [actions[i] for i in sorted(actions)]
 
 
-def write_delta_file(path: Path, actions: Sequence[Mapping[str, Delta]], before: str, after: str) -> None:
+def write_delta_file(
+    path: Path, actions: Sequence[Mapping[str, Delta]], before: str, after: str, frozen: str | None = None
+) -> None:
     """One file of all actions in order; whole or not at all.
 
     Args:
         path: Where.
         actions: Deltas by module.
         before, after: :func:`fingerprint` of the model without and with them.
+        frozen: :func:`frozen_fingerprint` of it; None leaves open what else is in the model.
     """
     metadata = {"format": FORMAT, "before": before, "after": after, "actions": str(len(actions))}
+    metadata |= {} if frozen is None else {"frozen": frozen}
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -106,22 +125,41 @@ def modules_of(actions: Sequence[Mapping[str, Delta]], path: Path) -> list[str]:
     return names
 
 
-def apply_file(lm: EditableLM, path: Path) -> None:
+def apply_file(lm: EditableLM, path: Path, allow_rounding: bool = False) -> bool:
     """Adds a file's deltas to the base model, in order: the same bits as editing it had given.
 
+    Args:
+        lm: The base model.
+        path: The file.
+        allow_rounding: Take a result that differs, as it may by rounding on another machine.
+
+    Returns:
+        Whether the result is the edited model to the bit.
+
     Raises:
-        ValueError: If the model is not the one the deltas were made for.
+        ValueError: If the model is not the one the deltas were made for, or the result is another.
     """
     actions, metadata = read_delta_file(path)
     if fingerprint(lm) != metadata["before"]:
         raise ValueError(
-            f"{path} was made for another base model, or one in another precision: the fingerprints differ"
+            f"{path} was made for another base model, or one in another precision: the fingerprints of the edited modules differ"
         )
+    _check_frozen(lm, path, metadata)
     for deltas in actions:
         lm.apply(deltas)
-    if fingerprint(lm) != metadata["after"]:
+    exact = fingerprint(lm) == metadata["after"]
+    if not exact and not allow_rounding:
         raise ValueError(
-            f"{path}: the result is not the edited model to the bit (another machine or number of threads?)"
+            f"{path}: the result is not the edited model to the bit (another machine or number of threads?); --allow-rounding "
+            "takes it all the same"
+        )
+    return exact
+
+
+def _check_frozen(lm: EditableLM, path: Path, metadata: Mapping[str, str]) -> None:
+    if metadata.get("frozen", frozen := frozen_fingerprint(lm)) != frozen:
+        raise ValueError(
+            f"{path} was made for another model: the edited modules are the same, other weights or the tokenizer are not"
         )
 
 
@@ -136,7 +174,10 @@ def revert_file(lm: EditableLM, path: Path) -> bool:
     """
     actions, metadata = read_delta_file(path)
     if fingerprint(lm) != metadata["after"]:
-        raise ValueError(f"{path} was not what this model was edited with: the fingerprints differ")
+        raise ValueError(
+            f"{path} was not what this model was edited with, or not in this precision: the fingerprints differ"
+        )
+    _check_frozen(lm, path, metadata)
     for deltas in reversed(actions):
         lm.apply({n: LowRank(-d.left, d.right) if isinstance(d, LowRank) else -d for n, d in deltas.items()})
     return fingerprint(lm) == metadata["before"]

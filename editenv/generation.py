@@ -32,7 +32,9 @@ def generate(
         unfinished: Return what there is, with an ellipsis, where the model did not stop.
     """
     encoded = tokenizer(list(texts))["input_ids"] if texts else []
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    # What stands before a text is masked: any token will do.
+    pad = next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0)
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
     written: list[str | None] = [None] * len(encoded)
     for start in range(0, len(order), batch_size):
@@ -46,7 +48,8 @@ def generate(
         output = model.generate(
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),
-            max_new_tokens=limit,
+            # The last token is written, not read: it needs no room.
+            max_new_tokens=limit if context is None else max(1, min(limit, context - width + 1)),
             do_sample=False,
             pad_token_id=pad,
             eos_token_id=tokenizer.eos_token_id,

@@ -21,6 +21,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 FORMAT = 1
+BEGINNING = b'{"chain": "'
+"""Of every line."""
 
 
 class JournalError(ValueError):
@@ -139,10 +141,8 @@ class Journal:
     def _read(self) -> None:
         content = self.path.read_bytes()
         whole, newline, unfinished = content.rpartition(b"\n")
-        if unfinished or not newline:
-            # The writer was killed in the middle of this line; nothing was done on the strength of it.
-            with self.path.open("r+b") as file:
-                file.truncate(len(whole) + len(newline))
+        if not newline and unfinished[: len(BEGINNING)] != BEGINNING[: len(unfinished)]:
+            raise JournalError(f"{self.path}: not a journal")
         differing: list[str] = []
         for number, line in enumerate(whole.split(b"\n") if newline else [], start=1):
             try:
@@ -161,6 +161,10 @@ class Journal:
                 differing = self._differing(body)
             else:
                 self.entries.append(body)
+        if unfinished:
+            # The writer was killed in the middle of this line; nothing was done on the strength of it.
+            with self.path.open("r+b") as file:
+                file.truncate(len(whole) + len(newline))
         if differing and self.entries:
             raise JournalError(f"{self.path} belongs to another run ({'; '.join(differing)}); choose another folder")
         if differing:  # a run that came to nothing
@@ -172,7 +176,10 @@ class Journal:
         if found.pop("journal", None) != FORMAT:
             raise JournalError(f"{self.path}: not a journal of format {FORMAT}")
         keys = sorted(key for key in {*found, *self.header} if found.get(key) != self.header.get(key))
-        return [f"{key} was {found.get(key)!r}, is {self.header.get(key)!r}" for key in keys]
+        told = {key: f"{key} was {found.get(key)!r}, is {self.header.get(key)!r}" for key in keys}
+        if "threads" in told:
+            told["threads"] += f": set OMP_NUM_THREADS={found.get('threads')} to go on to the same bits"
+        return list(told.values())
 
 
 def _sync_folder(folder: Path) -> None:

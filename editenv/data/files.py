@@ -27,8 +27,10 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-VERSION = 1
+VERSION = 2
 """Of the tables kept on disk; raised when the same file would give other edits."""
+
+REFUSALS_TOLD = 1000
 
 SUFFIXES = (".json", ".jsonl", ".csv")
 SPLIT_NAMES = {"train": ("train",), "validation": ("valid", "dev"), "test": ("test", "edit", "eval")}
@@ -94,6 +96,7 @@ class Report:
         records: Records read.
         bad: How many of them were bad, by kind.
         examples: The first message of each kind.
+        refused: What was said about each of them, the first :data:`REFUSALS_TOLD`.
     """
 
     source: str
@@ -101,10 +104,13 @@ class Report:
     records: int = 0
     bad: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
+    refused: list[str] = field(default_factory=list)
 
     def add(self, error: BadRecordError) -> None:
         self.bad[error.kind] += 1
         self.examples.setdefault(error.kind, str(error))
+        if len(self.refused) < REFUSALS_TOLD:
+            self.refused.append(str(error))
 
     def __str__(self) -> str:
         if not self.bad:
@@ -313,16 +319,36 @@ def _hub_split(place: str, name: str, split: str, options: FileOptions) -> EditF
 
 
 def read_edits(path: Path, name: str, options: FileOptions) -> EditFile:
-    """All edits of one file, validated; read again only if the file or the options have changed.
+    """All edits of one file, validated; read again only if its content or the options have changed.
 
     Raises:
         BadRecordError: For the first record that cannot be used, unless they are to be skipped.
     """
-    stat = path.stat()
-    table = table_path(f"{path.resolve()}/{stat.st_size}/{stat.st_mtime_ns}", name, options)
-    if not table.exists():
+    table = table_path(f"{path.name}/{_content_digest(path)}", name, options)
+    if not table.exists() or not _whole(table):
         _write(table, path.name, name, options, read_records(path))
     return _index(table, options)
+
+
+def _content_digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 24):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _whole(table: Path) -> bool:
+    """Whether a table can be opened; one that a full disk or a copy has cut is made again."""
+    import pyarrow as pa
+    from datasets import Dataset
+
+    try:
+        json.loads(table.with_suffix(".json").read_text(encoding="utf-8"))
+        Dataset.from_file(str(table))
+    except (pa.ArrowException, ValueError, OSError):
+        return False
+    return True
 
 
 def table_path(identity: str, name: str, options: FileOptions) -> Path:
@@ -375,7 +401,7 @@ def _write(table: Path, source: str, name: str, options: FileOptions, records: I
         if parse is None and first is not None:  # not a file of edits at all
             raise first
         found = {"source": report.source, "format": report.format, "records": report.records}
-        found |= {"bad": dict(report.bad), "examples": report.examples}
+        found |= {"bad": dict(report.bad), "examples": report.examples, "refused": report.refused}
         table.with_suffix(".json").write_text(json.dumps(found), encoding="utf-8")
         os.replace(partial, table)
     finally:
@@ -410,7 +436,9 @@ def _index(path: Path, options: FileOptions) -> EditFile:
     from datasets import Dataset
 
     found = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    report = Report(found["source"], found["format"], found["records"], Counter(found["bad"]), found["examples"])
+    report = Report(
+        found["source"], found["format"], found["records"], Counter(found["bad"]), found["examples"], found["refused"]
+    )
     table = Dataset.from_file(str(path))
     edits = EditFile(table, np.arange(len(table)), report)
     keep = np.ones(len(edits), dtype=bool)

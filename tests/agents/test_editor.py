@@ -344,7 +344,7 @@ def test_save_replaces_a_model_and_nothing_else(make_editor, tmp_path):
     (precious / "thesis.txt").write_text("years of work")
     (precious / "config.json").write_text("{}")
     for folder in (precious, tmp_path, tmp_path / "out", precious / "thesis.txt"):
-        with pytest.raises(ValueError, match="holds something else"):
+        with pytest.raises(ValueError, match="was not saved here"):
             editor.save(folder)
     assert (precious / "thesis.txt").read_text() == "years of work"
     assert (tmp_path / "out" / "journal.jsonl").exists()

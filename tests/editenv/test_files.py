@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from editenv.data import Edit, Locality, load_edits
+from editenv.data import Edit, Locality, files, load_edits
 from editenv.data.files import SHARES, FileOptions, load_file_edits, true_rephrases
 from editenv.data.records import BadRecordError, read_records
 
@@ -536,3 +536,27 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
         peaks.append(int(subprocess.check_output(command, cwd=root, env=os.environ | {"OMP_NUM_THREADS": "1"})))
     grown = path.stat().st_size - (tmp_path / "3000.json").stat().st_size
     assert 1024 * (peaks[1] - peaks[0]) < grown / 2
+
+
+def test_content_decides_whether_a_file_is_read_again(tmp_path):
+    path = tmp_path / "edits.jsonl"
+    for target in ("Ann", "Bob"):  # as cp -p and archives leave them
+        path.write_text(json.dumps({"prompt": "The chief engineer is", "target": target}) + "\n")
+        os.utime(path, (1e9, 1e9))
+        assert [edit.target for edit in load_file_edits(str(path), "all", FileOptions())] == [target]
+
+
+def test_a_damaged_table_is_made_again(tmp_path, monkeypatch):
+    path = tmp_path / "edits.jsonl"
+    path.write_text(json.dumps({"prompt": "The chief engineer is", "target": f"Ann {tmp_path.name}"}) + "\n")
+    made = []
+    monkeypatch.setattr(
+        files, "_write", lambda table, *rest, real=files._write: made.append(table) or real(table, *rest)
+    )
+    for _ in range(2):
+        assert len(load_file_edits(str(path), "all", FileOptions())) == 1
+    assert len(made) == 1
+    for damaged, damage in ((made[0], b""), (made[0].with_suffix(".json"), b"{")):
+        damaged.write_bytes(damage)
+        assert len(load_file_edits(str(path), "all", FileOptions())) == 1
+    assert len(made) == 3

@@ -49,6 +49,14 @@ def test_an_unfinished_line_is_cleared_away(three, cut):
     assert len(Journal(folder, HEADER).entries) == 3
 
 
+@pytest.mark.parametrize("foreign", [b"my notes", b"my notes\nand", b'{"mine": 1}\n{"half', b'{"chain": 3}\nx'])
+def test_a_foreign_file_of_that_name_is_left_as_it_is(tmp_path, foreign):
+    (tmp_path / "journal.jsonl").write_bytes(foreign)
+    with pytest.raises(JournalError, match=r"not a|was changed"):
+        Journal(tmp_path, HEADER)
+    assert (tmp_path / "journal.jsonl").read_bytes() == foreign
+
+
 def test_an_unfinished_header_begins_anew(tmp_path):
     (tmp_path / "journal.jsonl").write_bytes(b'{"chain": "12')
     journal = Journal(tmp_path, HEADER)

@@ -6,10 +6,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from plain import answer_logits, edited_weights, nll, tokens
+from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from editenv.dynamics import EditableLM
+from editenv.generation import generate
 from editenv.models import load_model
 from editenv.models.modules import PRESETS, default_modules, mlp_outputs
 
@@ -165,3 +167,56 @@ def test_a_model_spread_over_devices_is_edited_like_a_whole_one(model_folder, ba
         other.apply(delta)
     with pytest.raises(ValueError, match="moved out of memory"):
         EditableLM(spread, tokenizer, ["layers.1.mlp.down_proj"])
+
+
+def test_a_folder_that_has_changed_is_loaded_again(model_folder, tmp_path):
+    folder = str(shutil.copytree(model_folder, tmp_path / "model"))
+    first = load_model(folder)[0]
+    assert load_model(folder)[0] is first
+    weights = load_file(tmp_path / "model/model.safetensors")
+    save_file({name: weight + 1 for name, weight in weights.items()}, tmp_path / "model/new", {"format": "pt"})
+    (tmp_path / "model/new").replace(tmp_path / "model/model.safetensors")
+    second = load_model(folder)[0]
+    name, weight = next(iter(first.named_parameters()))
+    assert torch.equal(second.get_parameter(name), weight + 1)
+
+
+def test_weights_that_are_missing_or_damaged_or_unknown_are_named(model_folder, tmp_path):
+    folder = shutil.copytree(model_folder, tmp_path / "model")
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    gone = "model.layers.0.mlp.up_proj.weight"
+    save_file({name: weight for name, weight in weights.items() if name != gone}, path, {"format": "pt"})
+    with pytest.raises(ValueError, match=rf"lacks weights .*{gone}"):
+        load_model(str(folder))
+    save_file(weights | {"mtp.weight": torch.zeros(2)}, path, {"format": "pt"})
+    with pytest.warns(UserWarning, match=r"mtp\.weight"):
+        load_model(str(folder))
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="damaged"):
+        load_model(str(folder))
+
+
+def test_devices_and_folders_that_are_not_there_are_named(model_folder, tmp_path):
+    with pytest.raises(ValueError, match="device 'cdua'"):
+        load_model(model_folder, device="cdua")
+    for name in (str(tmp_path / "nowhere"), "./my-modle", "a/b/c"):
+        with pytest.raises(FileNotFoundError, match="there is no model folder"):
+            load_model(name)
+
+
+def test_a_model_without_end_or_padding_generates_up_to_its_context(tokenizer):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("gpt2", **LIKE_GPT | {"n_positions": 16})
+    model = AutoModelForCausalLM.from_config(config).eval()
+    bare = copy.deepcopy(tokenizer)
+    bare.pad_token = bare.eos_token = None
+    model.generation_config.eos_token_id = model.config.eos_token_id = None
+    texts = ["Rome", "x" * 14]
+    written = generate(model, bare, texts, limit=40, unfinished=True)
+    ids = [bare(text)["input_ids"] for text in texts]
+    for row, text in zip(ids, written, strict=True):
+        assert len(row) < 16
+        first = model(torch.tensor([row])).logits[0, -1].argmax()
+        assert text.startswith(bare.decode(first).strip())
+    assert generate(model, bare, texts, limit=40) == [None, None]

@@ -1,0 +1,93 @@
+"""A file of corrections against a run that may have begun: where it goes on, and what became of each of them."""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from agents.editor import LifelongEditor
+from editenv import metrics
+from editenv.data import Edit
+from editenv.journal import JournalError
+
+LONGEST_SAID = 24
+"""Tokens of what the model says that are shown, if the targets are no longer."""
+
+
+def done_already(editor: LifelongEditor, edits: Sequence[Edit]) -> int:
+    """How many of the file's edits the editor's journal has: the first ones. More may have been added since.
+
+    Raises:
+        JournalError: If the file's first edits are not the journal's; names the first that differs.
+    """
+    place = 0
+    for entry in editor.journal.entries if editor.journal is not None else ():
+        for written in entry["content"]:
+            found = _content(edits[place]) if place < len(edits) else None
+            if found != {key: value for key, value in written.items() if key != "id"}:
+                there = repr(edits[place].prompt) if found else "nothing"
+                raise JournalError(
+                    f"{editor.journal.folder if editor.journal else ''}: its edit {place + 1} was {written['prompt']!r} -> "
+                    f"{written['target']!r}, the file has {there} there. Corrections may be added at the file's end; for other "
+                    "ones choose another folder"
+                )
+            place += 1
+    return place
+
+
+def _content(edit: Edit) -> dict[str, Any]:
+    """All but the id, in which the file's name stands; as JSON has it."""
+    found: dict[str, Any] = json.loads(json.dumps(asdict(edit)))
+    del found["id"]
+    return found
+
+
+def not_applied(editor: LifelongEditor, edits: Sequence[Edit]) -> list[tuple[Edit, str]]:
+    """The edits of batches that were taken back, each with the reason."""
+    found, place = [], 0
+    for result in editor.results:
+        if not result.applied:
+            found += [(edit, str(result.reason)) for edit in edits[place : place + result.edits]]
+        place += result.edits
+    return found
+
+
+def outcomes(editor: LifelongEditor, edits: Sequence[Edit]) -> Iterator[dict[str, Any]]:
+    """Of each correction: whether it was applied, and what the model says now at its prompt."""
+    refused = {edit.id: reason for edit, reason in not_applied(editor, edits)}
+    lm = editor.lm
+    targets = lm.tokenizer([f" {edit.target}" for edit in edits], add_special_tokens=False)["input_ids"]
+    limit = max(LONGEST_SAID, 2 + max(map(len, targets), default=0))
+    said = metrics.generate(lm, [edit.prompt for edit in edits], limit, unfinished=True)
+    for edit, text in zip(edits, said, strict=True):
+        yield {
+            "id": edit.id,
+            "prompt": edit.prompt,
+            "target": edit.target,
+            "applied": edit.id not in refused,
+            "said": text,
+            "right": text == edit.target,
+            "begins_right": str(text).startswith(edit.target),
+        } | ({"reason": refused[edit.id]} if edit.id in refused else {})
+
+
+def as_record(edit: Edit) -> dict[str, Any]:
+    """An edit as a line of a file of edits."""
+    return {key: value for key, value in asdict(edit).items() if key != "id" and value}
+
+
+def write_lines(path: Path, rows: Iterator[dict[str, Any]] | Sequence[dict[str, Any]]) -> int:
+    """A JSON object a line; whole or not at all. How many there were."""
+    partial = path.with_name(f".{path.name}.partial")
+    count = 0
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            for row in rows:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                count += 1
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return count
