@@ -25,6 +25,7 @@ from agents.values import end_of_subject
 from editenv import metrics
 from editenv.data import Edit, load_edits
 from editenv.data.formats import FORMATS, Fields, to_edit
+from editenv.data.records import BadRecordError
 from editenv.delta_files import fingerprint, frozen_fingerprint, read_delta, tensors_of, write_delta_file
 from editenv.deltas import Delta
 from editenv.env import LifelongEditEnv, Observation
@@ -61,6 +62,9 @@ class Guard:
     """Largest factor by which a batch may raise the perplexity of held-out text."""
     max_weight_norm: float = 10.0
     """Largest factor by which a batch may raise the norm of an edited weight."""
+    max_drift: float | None = None
+    """Largest factor by which the perplexity of held-out text may be above the unedited model's, after any batch; None sets no
+    such bound: small steps may add up."""
     on_bad: Literal["roll-back", "stop"] = "roll-back"
     """Go on without a bad batch, or stop with an error; either way the model is as it was before the batch."""
 
@@ -214,7 +218,7 @@ class LifelongEditor:
             self._reverted = False
             pairs = [text.split(" ", 1) for text in HELD_OUT]
             self._texts = self.lm.encode([head for head, _ in pairs], [tail for _, tail in pairs], reuse=False)
-            self._perplexity = self._held_out()
+            self._perplexity = self._unedited = self._held_out()
             if self.journal is not None:
                 self._go_on()
         except BaseException:
@@ -233,7 +237,7 @@ class LifelongEditor:
             edits: Edits, or dictionaries as docs/data.md has them (``prompt``, ``target``, ...).
 
         Raises:
-            BadRecordError: If a dictionary is not an edit.
+            BadRecordError: If a dictionary is not an edit, or an edit is longer than the model's context.
             BadEditError: If the guard is to stop at a bad batch.
             OSError: If the batch could not be written to the journal; the editor takes no more then.
             ValueError: If the method refuses the batch, or if the editor takes no more.
@@ -244,6 +248,7 @@ class LifelongEditor:
             raise ValueError(f"edit: {self._ended}")
         started = time.perf_counter()
         batch = [edit if isinstance(edit, Edit) else _as_edit(edit, i) for i, edit in enumerate(edits, start=1)]
+        self._check_lengths(batch)
         before = self.lm.snapshot()
         observation, info = self.env.present(batch)
         try:
@@ -258,6 +263,16 @@ class LifelongEditor:
         if not result.applied and self.guard.on_bad == "stop":
             raise BadEditError(f"batch {result.batch} was taken back: {result.reason}")
         return result
+
+    def _check_lengths(self, batch: Sequence[Edit]) -> None:
+        context = getattr(self.lm.model.config.get_text_config(), "max_position_embeddings", None)
+        for i, edit in enumerate(batch, start=1):
+            texts = [f"{text} {edit.target}" for text in (edit.prompt, *edit.rephrases)]
+            texts += [f"{item.prompt} {item.answer}" for item in edit.locality]
+            longest = max(map(len, self.lm.tokenizer(texts)["input_ids"]))
+            if context is not None and longest > context:
+                what = f"has {longest} tokens with its answer; the model's context holds {context}"
+                raise BadRecordError("edit", i, what, "prompt", "length")
 
     def _make(
         self,
@@ -410,6 +425,12 @@ class LifelongEditor:
         if not perplexity <= self.guard.max_perplexity * self._perplexity:
             told = f"from {self._perplexity:.4g} to {perplexity:.4g}, over {self.guard.max_perplexity:g} times"
             return f"perplexity of held-out text went {told}"
+        drift = self.guard.max_drift
+        if drift is not None and not perplexity <= drift * self._unedited:
+            return (
+                f"perplexity of held-out text is {perplexity:.4g}, over {drift:g} times the unedited model's "
+                f"{self._unedited:.4g}"
+            )
         return None
 
 

@@ -165,7 +165,8 @@ def _wikibigedit(record: Fields, nq_prefix: str) -> dict[str, Any]:
 
 
 def _own(record: Fields, nq_prefix: str) -> dict[str, Any]:
-    unknown = sorted(set(record.values) - set(OWN_FIELDS))
+    # Spreadsheets leave empty columns at the end.
+    unknown = sorted(name for name, value in record.values.items() if name not in OWN_FIELDS and (name or value))
     if unknown:
         raise record.bad(unknown[0], f"is not known; the fields are {', '.join(OWN_FIELDS)}")
     values = dict(record.values)
@@ -246,6 +247,11 @@ def detect(
         f"{n}: {' or '.join(', '.join(fields) for fields, _ in forms)}" for n, forms in candidates.items()
     )
     shown = ", ".join(map(repr, list(record)[:12])) or "none"
+    likely = [
+        name for name in record if name not in ("prompt", "target") and name.strip().lower() in ("prompt", "target")
+    ]
+    if likely:
+        wanted += f" (are {', '.join(map(repr, likely))} meant to be prompt and target? write them so)"
     raise BadRecordError(
         file, number, f"its fields ({shown}) are those of no format known here; needed are {wanted}", kind="field"
     )

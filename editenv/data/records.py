@@ -162,6 +162,23 @@ def _too_long(name: str, number: int) -> BadRecordError:
 def _csv(file: TextIO, name: str) -> Iterator[tuple[int, Any]]:
     reader = csv.DictReader(file, strict=True)
     number = 0
+    try:
+        columns = list(reader.fieldnames or ())
+    except csv.Error as error:
+        yield 1, BadRecordError(name, 1, f"is not CSV ({error})", kind="syntax", fatal=True)
+        return
+    if twice := sorted({column for column in columns if columns.count(column) > 1}):
+        what = (
+            "has no name in the header"
+            if not twice[0]
+            else "stands in the header twice: only one of them could be read"
+        )
+        yield 1, BadRecordError(name, 1, what, twice[0], kind="syntax", fatal=True)
+        return
+    if len(columns) == 1 and ";" in columns[0]:
+        what = f"the header {columns[0]!r} is one column: are semicolons the separator? CSV has commas"
+        yield 1, BadRecordError(name, 1, what, kind="syntax", fatal=True)
+        return
     while True:
         number += 1
         try:

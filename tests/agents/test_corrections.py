@@ -239,6 +239,22 @@ def test_what_a_killed_process_left_is_cleared_away_and_a_failure_leaves_the_old
     assert not list(out.glob(".model*"))
 
 
+def test_small_steps_that_add_up_are_bounded_by_the_unedited_model(edit, tmp_path, monkeypatch):
+    perplexities = iter([10.0, 12.0, 16.0, 19.0, 25.0])  # the unedited model's, then after each batch
+    monkeypatch.setattr(LifelongEditor, "_held_out", lambda self: next(perplexities))
+    write(tmp_path / "edits.jsonl", rows(8))
+    report = edit(guard=Guard(max_perplexity=1.5, max_weight_norm=1e9, max_drift=1.5))
+    assert [row["batch"] for row in report["rolled_back"]] == [2, 3, 4]
+    assert "over 1.5 times the unedited model's 10" in report["rolled_back"][0]["reason"]
+
+
+def test_an_edit_beyond_the_context_is_refused_from_python_too(my_model):
+    with LifelongEditor(str(my_model), "fine-tune", modules=LAST) as editor:
+        with pytest.raises(ValueError, match=r"edit, record 2, field 'prompt': has \d+ tokens"):
+            editor.edit([rows(1)[0], {"prompt": "far " * 300, "target": "Rome"}])
+        assert editor.batches == 0
+
+
 def test_the_stored_precision_is_told(edit, my_model, capsys):
     config = json.loads((my_model / "config.json").read_text())
     (my_model / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))

@@ -5,6 +5,7 @@ import csv
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import textwrap
@@ -560,3 +561,23 @@ def test_a_damaged_table_is_made_again(tmp_path, monkeypatch):
         damaged.write_bytes(damage)
         assert len(load_file_edits(str(path), "all", FileOptions())) == 1
     assert len(made) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("prompt,target,target\nA is,B,C\n", "'target': stands in the header twice"),
+        ("prompt;target\nA is;B\n", "semicolons"),
+        ("Prompt, target\nA is,B\n", "are 'Prompt', ' target' meant to be prompt and target"),
+        ("prompt,target,note\nA is,B,C\n", "'note': is not known"),
+    ],
+)
+def test_what_is_wrong_with_a_header_is_said(tmp_path, text, words):
+    (tmp_path / "edits.csv").write_text(text)
+    with pytest.raises(BadRecordError, match=re.escape(words)):
+        load_file_edits(str(tmp_path / "edits.csv"), "all", FileOptions())
+
+
+def test_an_empty_last_column_of_a_spreadsheet_is_nothing(tmp_path):
+    (tmp_path / "edits.csv").write_text("prompt,target,\nA is,B,\n")
+    assert [edit.target for edit in load_file_edits(str(tmp_path / "edits.csv"), "all", FileOptions())] == ["B"]
