@@ -262,8 +262,10 @@ def edit(args: Edit) -> None:
             report |= {"asked": len(edits), "left_out": dict(edits.report.bad)}
             try:
                 report |= editor.evaluate()
-                corrections.write_lines(args.output / "results.jsonl", corrections.outcomes(editor, edits))
+                outcomes = corrections.outcomes(editor, edits)
+                corrections.write_lines(args.output / "results.jsonl", outcomes)
                 saved.append("results.jsonl")
+                report["goes_on"] = sum(row["begins_right"] and not row["right"] for row in outcomes)
             except (
                 RuntimeError,
                 TypeError,
@@ -281,6 +283,9 @@ def edit(args: Edit) -> None:
     if "edits" in report:
         of = f"{report['edits']} edits" if not refused else f"{report['edits']} of {len(edits)} edits"
         _show_scores(f"{of} of {args.edits}", report)
+    if report.get("goes_on") and not args.end_of_answer:
+        told = "of the answers are right and go on: the end of an answer was not taught (--end-of-answer, in another folder)"
+        print(f"{report['goes_on']} {told}")
     if refused:
         print(f"{len(refused)} edits were taken back with their batches: not-applied.jsonl has them, report.json why")
     print(f"Saved in {args.output}: {', '.join(saved)}")

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -54,15 +54,16 @@ def not_applied(editor: LifelongEditor, edits: Sequence[Edit]) -> list[tuple[Edi
     return found
 
 
-def outcomes(editor: LifelongEditor, edits: Sequence[Edit]) -> Iterator[dict[str, Any]]:
+def outcomes(editor: LifelongEditor, edits: Sequence[Edit]) -> list[dict[str, Any]]:
     """Of each correction: whether it was applied, and what the model says now at its prompt."""
+    found = []
     refused = {edit.id: reason for edit, reason in not_applied(editor, edits)}
     lm = editor.lm
     targets = lm.tokenizer([f" {edit.target}" for edit in edits], add_special_tokens=False)["input_ids"]
     limit = max(LONGEST_SAID, 2 + max(map(len, targets), default=0))
     said = metrics.generate(lm, [edit.prompt for edit in edits], limit, unfinished=True)
     for edit, text in zip(edits, said, strict=True):
-        yield {
+        row = {
             "id": edit.id,
             "prompt": edit.prompt,
             "target": edit.target,
@@ -70,7 +71,9 @@ def outcomes(editor: LifelongEditor, edits: Sequence[Edit]) -> Iterator[dict[str
             "said": text,
             "right": text == edit.target,
             "begins_right": str(text).startswith(edit.target),
-        } | ({"reason": refused[edit.id]} if edit.id in refused else {})
+        }
+        found.append(row | ({"reason": refused[edit.id]} if edit.id in refused else {}))
+    return found
 
 
 def as_record(edit: Edit) -> dict[str, Any]:
@@ -78,16 +81,11 @@ def as_record(edit: Edit) -> dict[str, Any]:
     return {key: value for key, value in asdict(edit).items() if key != "id" and value}
 
 
-def write_lines(path: Path, rows: Iterator[dict[str, Any]] | Sequence[dict[str, Any]]) -> int:
-    """A JSON object a line; whole or not at all. How many there were."""
+def write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """A JSON object a line; whole or not at all."""
     partial = path.with_name(f".{path.name}.partial")
-    count = 0
     try:
-        with partial.open("w", encoding="utf-8") as file:
-            for row in rows:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-                count += 1
+        partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-    return count

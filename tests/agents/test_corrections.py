@@ -69,7 +69,10 @@ def test_each_correction_has_an_outcome(edit, tmp_path, capsys):
     right = 100 * sum(row["right"] for row in found) / 5
     assert right == pytest.approx(report["generation"]["efficacy"], abs=1e-3)
     assert (report["asked"], report["edits"], report["left_out"]) == (5, 5, {})
+    going_on = [row for row in found if row["said"].startswith(row["target"]) and not row["right"]]
     shown = capsys.readouterr().out
+    assert report["goes_on"] == len(going_on)
+    assert (f"{len(going_on)} of the answers are right and go on" in shown) == bool(going_on)
     assert "perplexity of held-out text" in shown
     assert "results.jsonl" in shown
 
