@@ -9,18 +9,20 @@ A table stands between two comments, which readers of the page do not see::
     ...
     <!-- end -->
 
-``table`` is benchmarks.table's first table and ``details`` its second, ``summary`` the first with fewer columns; of the records
-of one suite in a file, named from the document's folder.
+``table`` is benchmarks.table's first table and ``details`` its second, ``summary`` the first with fewer columns, ``capacity`` that of
+benchmarks.capacity; of the records of one suite in a file, named from the document's folder. A suite may be a pattern: capacity-*.
 Everything between the comments is written anew; --check only says which documents would change.
 """
 
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import tyro
 
+from benchmarks import capacity
 from benchmarks.records import Record, read, write_whole
 from benchmarks.table import as_details, as_markdown, as_summary
 
@@ -28,6 +30,7 @@ KINDS: dict[str, Callable[[Sequence[Record]], str]] = {
     "table": as_markdown,
     "details": as_details,
     "summary": as_summary,
+    "capacity": lambda records: capacity.as_markdown(capacity.curves(records)),
 }
 
 BEGIN = re.compile(r"^<!-- (\w+): (.*) -->\n", re.MULTILINE)
@@ -56,7 +59,7 @@ def rewritten(document: Path) -> str:
         if kind not in KINDS or len(source) != 2:
             raise ValueError(f"{where}: must be '<!-- KIND: FILE SUITE -->', KIND being {' or '.join(KINDS)}")
         file, suite = source
-        records = [record for record in read(document.parent / file) if record.suite == suite]
+        records = [record for record in read(document.parent / file) if fnmatchcase(record.suite, suite)]
         if not records:
             raise ValueError(f"{where}: {file} holds no record of suite {suite!r}")
         end = text.find(END, begin.end())
