@@ -32,7 +32,8 @@ class Args:
     name: str = "random-v0"
     """Name and version; the data set's id is lifelongedit/NAME."""
     policy: Path | None = None
-    """OUTPUT of `python -m agents.sb3`: its policy acts, with its own exploration; without one, actions are uniformly random."""
+    """OUTPUT of `python -m agents.sb3`: its policy acts, with its own exploration (TD3 and DDPG have none); without one,
+    actions are uniformly random."""
     episodes: int = 10
     """Episodes recorded."""
     horizon: int = 25

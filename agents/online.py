@@ -14,7 +14,10 @@ from agents.rledit import Args, Step, Trainer
 
 
 class Online(Trainer):
-    """Trajectories in which the policy changes at each step."""
+    """Trajectories in which the policy changes at each step.
+
+    Each step stands alone, so that ``credit`` and ``discount`` have nothing to act on.
+    """
 
     title = "online RLEdit"
 

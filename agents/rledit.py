@@ -106,7 +106,8 @@ class Step:
 
 @dataclass(slots=True)
 class DifferentiableStep(Step):
-    """With what the sweep back needs: the gradient of minus the reward with respect to each weight, ``(d_in, d_out)``."""
+    """With what the sweep back needs: the gradient of minus the reward with respect to each weight, ``(d_in, d_out)``, on the
+    CPU."""
 
     weight_gradients: dict[str, torch.Tensor]
 
@@ -301,9 +302,10 @@ class Trainer:
     ) -> None:
         self.env, self.config, self.seed, self.preconditioner = env, config, seed, preconditioner
         self.lm = env.language_model
-        torch.manual_seed(seed)
         shapes = {name: self.lm.shape(name) for name in self.lm.modules}
-        self.policy = make_policy(shapes, config.policy).to(self.lm.device)
+        with torch.random.fork_rng(devices=[]):  # the network is made on the CPU; the caller's generator is not touched
+            torch.manual_seed(seed)
+            self.policy = make_policy(shapes, config.policy).to(self.lm.device)
         scalars = self.policy.scalars()
         network = list(self.policy.networks.parameters())
         self.optimizer = torch.optim.Adam(
@@ -391,7 +393,8 @@ class Trainer:
                 if last and self.preconditioner is not None and config.environment == "lifelong":
                     self.preconditioner.absorb(gradients, dict.fromkeys(gradients, config.absorb_noise), projected)
                 terms, weight_gradients = env.transition(deltas, lags)
-                dense = {name: gradient.dense() for name, gradient in weight_gradients.items()}
+                # As large as the edited weights at every step: they wait for the sweep in the host's memory.
+                dense = {name: gradient.dense().cpu() for name, gradient in weight_gradients.items()}
                 yield DifferentiableStep(gradients, projected, terms, dense)
             if config.environment == "fixed":
                 lm.restore()
@@ -405,7 +408,7 @@ class Trainer:
         for t in reversed(range(len(steps))):
             step = steps[t]
             weight = config.discount**t
-            own = {name: weight * gradient for name, gradient in step.weight_gradients.items()}
+            own = {name: weight * gradient.to(self.lm.device) for name, gradient in step.weight_gradients.items()}
             reach = config.credit == "trajectory" and t + 1 < len(steps)
             if config.environment == "fixed":
                 # Attempts on one batch share weights; batches do not.

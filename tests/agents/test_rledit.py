@@ -446,6 +446,15 @@ def test_a_policy_of_another_model_or_another_teaching_is_told(make_env, saved, 
         RLEdit(policy=tmp_path / "policy").prepare(make_env(), 0, lambda *_: None)
 
 
+def test_the_callers_generator_is_left_alone(make_env, small_world):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    one, two = (make_trainer(make_env).policy.state_dict() for _ in range(2))
+    assert torch.equal(torch.rand(3), expected)
+    assert all(torch.equal(value, two[name]) for name, value in one.items())
+
+
 def test_a_gradient_that_is_not_finite_ends_the_training(make_env, small_world):
     trainer = make_trainer(make_env, replace(CONFIG, policy=replace(CONFIG.policy, step_size=3e18)))
     before = copy.deepcopy(trainer.policy.state_dict())
