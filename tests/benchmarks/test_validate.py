@@ -283,9 +283,13 @@ def test_deltas_without_a_factor_do_not_hold(check, submission, model_folder, ca
     assert f"without {gone}" in capsys.readouterr().out
 
 
-def test_a_model_that_is_not_there_is_named(check, submission, tmp_path):
-    with pytest.raises(SystemExit, match="no-such-model"):
-        check(submission, tmp_path / "no-such-model")
+def test_a_file_that_is_not_there_ends_the_check_and_is_named(submission, monkeypatch):
+    def missing(*_):
+        raise FileNotFoundError("there is no file edits.jsonl")
+
+    monkeypatch.setattr(validate, "replay", missing)
+    with pytest.raises(SystemExit, match=r"no file edits\.jsonl"):
+        main(Args(submission))
 
 
 def test_a_folder_without_cells_is_refused(tmp_path):
