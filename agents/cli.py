@@ -194,12 +194,11 @@ def edit(args: Edit) -> None:
 
     if args.edits_per_step < 1:
         raise ValueError(f"--edits-per-step must be at least 1, not {args.edits_per_step}")
-    check_place(args.output / "model", args.model)
+    if args.save_model:
+        check_place(args.output / "model", args.model)
     if (args.output / "report.json").exists() and not (args.output / "journal.jsonl").exists():
         raise ValueError(f"{args.output} holds a report.json of something else; choose another folder")
     edits = _edits_for(args.edits, args.bad_records, args.model, args.device, args.dtype)
-    for line in edits.report.refused:
-        say(f"left out: {line}")
     if (stored := _stored_type(args.model)) not in (None, args.dtype):
         say(
             f"note: {args.model} is {stored}, and is edited and saved in {args.dtype}; --dtype {stored} keeps its precision"
@@ -217,6 +216,7 @@ def edit(args: Edit) -> None:
             settings=None if args.settings is None else _read_settings(args.settings),
             training=args.training,
             text=args.text,
+            edits=f"batches of {args.edits_per_step}",
             to_come=edits,
             guard=args.guard,
             device=args.device,
@@ -241,6 +241,8 @@ def edit(args: Edit) -> None:
                     say(f"batch {result.batch} was taken back: {result.reason} ({ids})")
             bars.update(bar, description="saving")
             saved = ["journal.jsonl"]
+            for earlier in ("deltas.safetensors", "results.jsonl", "not-applied.jsonl"):  # of fewer edits
+                (args.output / earlier).unlink(missing_ok=True)
             try:
                 if any(result.applied for result in editor.results):
                     editor.save_deltas(args.output / "deltas.safetensors")
@@ -250,8 +252,9 @@ def edit(args: Edit) -> None:
             if args.save_model:
                 editor.save(args.output / "model")
                 saved.append("model")
+            elif (args.output / "model").exists():
+                say(f"{args.output / 'model'} is of an earlier run, which saved it")
             refused = corrections.not_applied(editor, edits)
-            (args.output / "not-applied.jsonl").unlink(missing_ok=True)
             if refused:
                 corrections.write_lines(
                     args.output / "not-applied.jsonl", [corrections.as_record(edit) for edit, _ in refused]
@@ -265,7 +268,7 @@ def edit(args: Edit) -> None:
                 outcomes = corrections.outcomes(editor, edits)
                 corrections.write_lines(args.output / "results.jsonl", outcomes)
                 saved.append("results.jsonl")
-                report["goes_on"] = sum(row["begins_right"] and not row["right"] for row in outcomes)
+                report["goes_on"] = sum(row["applied"] and row["begins_right"] and not row["right"] for row in outcomes)
             except (
                 RuntimeError,
                 TypeError,
@@ -298,19 +301,24 @@ def _edits_for(file: str, bad_records: Literal["error", "skip"], model: str, dev
     options = FileOptions(bad_records=bad_records)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the caller says what was left out
+            warnings.simplefilter("ignore")  # what was left out is said below
             edits = load_file_edits(file, "all", options)
         loaded, tokenizer = load_model(model, device, dtype)
         context = getattr(loaded.config.get_text_config(), "max_position_embeddings", None)
-        return edits.check_lengths(tokenizer, context, options) if context else edits
+        edits = edits.check_lengths(tokenizer, context, options) if context else edits
     except BadRecordError as error:
         told = str(error).replace("the dataset option bad_records=skip", "--bad-records skip")
         raise ValueError(told) from None
+    for line in edits.report.refused:
+        print(f"left out: {line}", file=sys.stderr)
+    if more := edits.report.bad.total() - len(edits.report.refused):
+        print(f"left out: {more:,} more", file=sys.stderr)
+    return edits
 
 
 def _stored_type(model: str) -> str | None:
     """The precision in which a folder's weights are kept, if its config says."""
-    path = Path(model) / "config.json"
+    path = Path(model).expanduser() / "config.json"
     if not path.is_file():  # in the package or on the hub
         return None
     config = json.loads(path.read_text(encoding="utf-8"))
@@ -335,7 +343,8 @@ def evaluate(args: Evaluate) -> None:
     from editenv.models.modules import mlp_outputs
     from editenv.questions import ask
 
-    edits = _edits_for(args.edits, args.bad_records, args.model, args.device, args.dtype)[:]
+    found = _edits_for(args.edits, args.bad_records, args.model, args.device, args.dtype)
+    edits = found[:]
     model, tokenizer = load_model(args.model, args.device, args.dtype)
     modules = mlp_outputs(model)[-1:]
     lm = EditableLM(model, tokenizer, modules)
@@ -348,6 +357,7 @@ def evaluate(args: Evaluate) -> None:
         questions.before, before = asked.before, metrics.generate_before(base, asked)
     report: dict[str, Any] = {
         "edits": len(edits),
+        "left_out": dict(found.report.bad),
         "teacher_forced": metrics.teacher_forced(lm, questions).percentages(),
         "generation": metrics.generation(lm, questions, before).percentages(),
     }

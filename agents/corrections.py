@@ -70,10 +70,15 @@ def outcomes(editor: LifelongEditor, edits: Sequence[Edit]) -> list[dict[str, An
             "applied": edit.id not in refused,
             "said": text,
             "right": text == edit.target,
-            "begins_right": str(text).startswith(edit.target),
+            "begins_right": _begins_with(str(text), edit.target),
         }
         found.append(row | ({"reason": refused[edit.id]} if edit.id in refused else {}))
     return found
+
+
+def _begins_with(text: str, target: str) -> bool:
+    """Whether it begins with the target and not only with the same letters: 19 does not begin with 1."""
+    return text.startswith(target) and not (text[len(target) :][:1].isalnum() and target[-1:].isdigit())
 
 
 def as_record(edit: Edit) -> dict[str, Any]:

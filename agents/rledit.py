@@ -304,7 +304,7 @@ class Trainer:
         self.lm = env.language_model
         shapes = {name: self.lm.shape(name) for name in self.lm.modules}
         with torch.random.fork_rng(devices=[]):  # the network is made on the CPU; the caller's generator is not touched
-            torch.manual_seed(seed)
+            torch.random.default_generator.manual_seed(seed)
             self.policy = make_policy(shapes, config.policy).to(self.lm.device)
         scalars = self.policy.scalars()
         network = list(self.policy.networks.parameters())

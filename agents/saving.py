@@ -33,10 +33,22 @@ def check_place(folder: Path, base: str | None = None) -> None:
             )
     if folder.is_symlink():
         raise ValueError(f"{folder} is a link; choose a folder that is not there yet")
-    if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or (folder / MARKER).is_file())):
+    if folder.exists() and (foreign := _foreign(folder)):
         raise ValueError(
-            f"{folder} holds something that was not saved here (there is no {MARKER} in it); choose a folder that is not there yet"
+            f"{folder} holds something that was not saved here: {', '.join(foreign[:3])}; choose a folder that is not there yet"
         )
+
+
+def _foreign(folder: Path) -> list[str]:
+    """What is in the way: the names that the folder's marker does not have, or the folder itself."""
+    if not folder.is_dir():
+        return [folder.name]
+    names = {path.name for path in folder.iterdir()}
+    try:
+        ours = json.loads((folder / MARKER).read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, LookupError, TypeError):
+        ours = []
+    return sorted(names - {*ours, MARKER}) or ([MARKER] if names and not ours else [])
 
 
 def save_model(lm: EditableLM, folder: Path, about: dict[str, Any], base: str | None = None) -> None:
@@ -54,11 +66,11 @@ def save_model(lm: EditableLM, folder: Path, about: dict[str, Any], base: str | 
     """
     check_place(folder, base)
     partial, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("partial", "old"))
-    for left in (partial, old):  # of a process that was killed
-        shutil.rmtree(left, ignore_errors=True)
+    _clear_away(folder, partial, old)  # what a killed process left
     try:
         lm.model.save_pretrained(partial)
         lm.tokenizer.save_pretrained(partial)
+        about = about | {"files": sorted(path.name for path in partial.iterdir())}
         (partial / MARKER).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
         if folder.exists():
             os.replace(folder, old)
@@ -66,5 +78,12 @@ def save_model(lm: EditableLM, folder: Path, about: dict[str, Any], base: str | 
     except SafetensorError as error:  # a full disk, for one
         raise OSError(f"{folder} could not be written: {error}") from error
     finally:
-        for left in (partial, old):
-            shutil.rmtree(left, ignore_errors=True)
+        _clear_away(folder, partial, old)
+
+
+def _clear_away(folder: Path, partial: Path, old: Path) -> None:
+    """The folder as it was, or the new one; nothing else."""
+    if old.exists() and not folder.exists():
+        os.replace(old, folder)
+    for left in (partial, old):
+        shutil.rmtree(left, ignore_errors=True)

@@ -156,14 +156,16 @@ def _settings_of(record: Record) -> dict[str, Any]:
     return (record.configuration or {}).get("settings") or {}
 
 
-def stream_of(row: Entry) -> str:
-    """What a row's stream is told by: suites that say the same here (the paper has several at 20x100) are one stream."""
-    record = row.records[0]
-    suite = _made_of(record)["suite"]
-    if not suite:  # an older record
-        return str(row.task)
+def stream_of(rows: Sequence[Entry]) -> str:
+    """What a task's stream is told by: suites that say the same here (the paper has several at 20x100) are one stream."""
+    made: dict[str, Any] = {}
+    for record in (record for row in rows for record in row.records):
+        made = _joined(_made_of(record), made)  # an older record says less
+    if not made["suite"]:
+        return str(rows[0].task)
     told = ("dataset", "split", "options", "order", "batches", "edits_per_step", "modules", "dtype", "end_of_answer")
-    return repr((record.model, [suite.get(name) for name in told], _made_of(record)["fingerprints"]))
+    alike = [rows[0].task.model, [made["suite"].get(name) for name in told], made["fingerprints"]]
+    return json.dumps(alike, sort_keys=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +202,10 @@ class Leaderboard:
         self.agents = list(dict.fromkeys(row.agent for row in self.rows))
         self.tasks = list(dict.fromkeys(row.task for row in self.rows))
         firsts: dict[str, Task] = {}
-        self._alike = {row.task: firsts.setdefault(stream_of(row), row.task) for row in rows}
+        self._alike = {
+            task: firsts.setdefault(stream_of([row for row in rows if row.task == task]), task)
+            for task in dict.fromkeys(row.task for row in rows)
+        }
         self._floor, self._ceiling = self.scores(FLOOR), self.scores(CEILING)
 
     def scores(self, agent: str) -> dict[Stream, float]:

@@ -37,6 +37,7 @@ def main(args: Args) -> None:
 
     if not args.results:
         raise SystemExit("name at least one folder with a results.jsonl (or such a file)")
+    failed: list[FailedCell] = []
     try:
         failed = leaderboard.read_failures(args.results)
         found = leaderboard.entries(leaderboard.read(args.results))
@@ -138,7 +139,7 @@ def differing(tasks: Sequence[list[Entry]], along: str) -> list[list[list[Entry]
     streams: dict[str, set[str]] = {}
     for every in tasks:
         # Of suites that are the same stream an agent's first one is shown.
-        shown = streams.setdefault(leaderboard.stream_of(every[0]), set())
+        shown = streams.setdefault(leaderboard.stream_of(every), set())
         rows = [row for row in every if row.agent not in shown]
         shown |= {row.agent for row in rows}
         if not rows:

@@ -12,6 +12,11 @@ ELLIPSIS = " ..."
 """Stands at the end of a text that the model did not finish."""
 
 
+def _shares(shorter: int, longer: int, limit: int, context: int) -> bool:
+    """Whether a text may be continued together with a shorter one, and both as far as if they were alone."""
+    return longer == shorter or longer + limit - 1 <= context
+
+
 @torch.no_grad()
 def generate(
     model: "PreTrainedModel",
@@ -37,9 +42,18 @@ def generate(
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
     written: list[str | None] = [None] * len(encoded)
-    for start in range(0, len(order), batch_size):
-        chunk = order[start : start + batch_size]
-        width = max(len(encoded[i]) for i in chunk)
+    lengths = [len(encoded[i]) for i in order]
+    start = 0
+    while start < len(order):
+        end = min(start + batch_size, len(order))
+        if context is not None:
+            # Texts near the end of the context have less room than the limit; those of other lengths must not share it.
+            end = next(
+                (e for e in range(start + 1, end) if not _shares(lengths[start], lengths[e], limit, context)), end
+            )
+        chunk = order[start:end]
+        start = end
+        width = len(encoded[chunk[-1]])
         ids = torch.full((len(chunk), width), pad)
         mask = torch.zeros(len(chunk), width, dtype=torch.long)
         for j, i in enumerate(chunk):

@@ -167,12 +167,8 @@ def _csv(file: TextIO, name: str) -> Iterator[tuple[int, Any]]:
     except csv.Error as error:
         yield 1, BadRecordError(name, 1, f"is not CSV ({error})", kind="syntax", fatal=True)
         return
-    if twice := sorted({column for column in columns if columns.count(column) > 1}):
-        what = (
-            "has no name in the header"
-            if not twice[0]
-            else "stands in the header twice: only one of them could be read"
-        )
+    if twice := sorted({column for column in columns if column and columns.count(column) > 1}):
+        what = "stands in the header twice: only one of them could be read"
         yield 1, BadRecordError(name, 1, what, twice[0], kind="syntax", fatal=True)
         return
     if len(columns) == 1 and ";" in columns[0]:

@@ -27,7 +27,7 @@ def model_path(name: str) -> str:
     """The folder or hub id that ``name`` stands for."""
     if name in PACKAGED:
         return str(resources.files(__package__).joinpath(name))
-    return name
+    return os.path.expanduser(name)
 
 
 _loaded: dict[tuple[str, str, str], tuple[object, "tuple[PreTrainedModel, PreTrainedTokenizerBase]"]] = {}
@@ -56,13 +56,14 @@ def load_model(
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
             raise ValueError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from None
-    folder = Path(model_path(name)).expanduser()
+    folder = Path(model_path(name))
     if (name.startswith((".", "/", "~")) or name.count("/") > 1) and not folder.is_dir():
         raise FileNotFoundError(f"there is no model folder {name}")
     files = [(file.name, file.stat()) for file in sorted(folder.iterdir()) if file.is_file()] if folder.is_dir() else []
     state = [(file, stat.st_size, stat.st_mtime_ns, stat.st_ino) for file, stat in files]
     known = _loaded.get((name, device, dtype))
     if known is None or known[0] != state:
+        _loaded.pop((name, device, dtype), None)  # not both in memory
         known = _loaded[name, device, dtype] = state, _load(name, str(folder) if files else name, device, dtype)
     return known[1]
 

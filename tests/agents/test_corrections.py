@@ -1,6 +1,7 @@
 """The command ``editenv edit``: a file of corrections and a model folder, and nothing lost of either."""
 
 import json
+import os
 import shutil
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from agents import cli
 from agents.editor import Guard, LifelongEditor
-from agents.saving import MARKER
+from editenv import metrics
 from editenv.data.files import FileOptions, load_file_edits
 from editenv.journal import JournalError
 
@@ -60,7 +61,14 @@ def lines(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_each_correction_has_an_outcome(edit, tmp_path, capsys):
+def test_each_correction_has_an_outcome(edit, tmp_path, capsys, monkeypatch):
+    says = metrics.generate
+
+    def goes_on(lm, texts, *rest, **options):
+        found = says(lm, texts, *rest, **options)
+        return [*found[:2], f"{TOWNS[2]} and on", *found[3:]] if len(texts) == 5 else found
+
+    monkeypatch.setattr("agents.corrections.metrics.generate", goes_on)
     report = edit()
     found = lines(tmp_path / "out/results.jsonl")
     assert [(row["prompt"], row["target"]) for row in found] == [(row["prompt"], row["target"]) for row in rows(5)]
@@ -70,6 +78,7 @@ def test_each_correction_has_an_outcome(edit, tmp_path, capsys):
     assert right == pytest.approx(report["generation"]["efficacy"], abs=1e-3)
     assert (report["asked"], report["edits"], report["left_out"]) == (5, 5, {})
     going_on = [row for row in found if row["said"].startswith(row["target"]) and not row["right"]]
+    assert found[2] in going_on
     shown = capsys.readouterr().out
     assert report["goes_on"] == len(going_on)
     assert (f"{len(going_on)} of the answers are right and go on" in shown) == bool(going_on)
@@ -102,16 +111,19 @@ def test_what_is_in_the_way_is_said_before_anything_is_done(edit, my_model, tmp_
     out = tmp_path / "out"
     shutil.copytree(my_model, out / "model")  # of somebody's own
     before = content(out)
-    with pytest.raises(ValueError, match=f"no {MARKER} in it"):
+    with pytest.raises(ValueError, match=r"was not saved here: config\.json"):
         edit()
     shutil.rmtree(out / "model")
     (out / "report.json").write_text("mine")
     with pytest.raises(ValueError, match=r"report\.json of something else"):
         edit()
     (out / "report.json").unlink()
-    (out / "model").symlink_to(my_model)
-    with pytest.raises(ValueError, match=r"never changed|is a link"):
-        edit()
+    for place, words in ((my_model, "never changed"), (tmp_path / "elsewhere", "is a link")):
+        (out / "model").symlink_to(place)
+        with pytest.raises(ValueError, match=words):
+            edit()
+        (out / "model").unlink()
+    (out / "model").mkdir()
     assert content(my_model) == {path.relative_to("model"): value for path, value in before.items()}
     assert [path.name for path in out.iterdir()] == ["model"]
 
@@ -256,6 +268,36 @@ def test_an_edit_beyond_the_context_is_refused_from_python_too(my_model):
         with pytest.raises(ValueError, match=r"edit, record 2, field 'prompt': has \d+ tokens"):
             editor.edit([rows(1)[0], {"prompt": "far " * 300, "target": "Rome"}])
         assert editor.batches == 0
+
+
+def test_a_model_that_was_moved_aside_comes_back(edit, tmp_path, monkeypatch):
+    """Killed, or failing, between the old model's going and the new one's coming."""
+    edit()
+    out = tmp_path / "out"
+    before = content(out / "model")
+    (out / "model").rename(out / ".model.old")
+    edit()
+    assert content(out / "model") == before
+
+    def replace(source, target, real=os.replace):
+        if str(source).endswith("model.partial"):
+            raise OSError(5, "Input/output error")
+        real(source, target)
+
+    monkeypatch.setattr("agents.saving.os.replace", replace)
+    with pytest.raises(OSError, match="Input/output"):
+        edit()
+    assert content(out / "model") == before
+    assert not list(out.glob(".model*"))
+
+
+def test_a_saved_model_with_something_beside_it_is_not_replaced(edit, tmp_path):
+    edit()
+    (tmp_path / "out/model/README.md").write_text("what I found out about it")
+    with pytest.raises(ValueError, match=r"not saved here: README\.md"):
+        edit()
+    assert (tmp_path / "out/model/README.md").exists()
+    edit(save_model=False)
 
 
 def test_the_stored_precision_is_told(edit, my_model, capsys):

@@ -578,6 +578,7 @@ def test_what_is_wrong_with_a_header_is_said(tmp_path, text, words):
         load_file_edits(str(tmp_path / "edits.csv"), "all", FileOptions())
 
 
-def test_an_empty_last_column_of_a_spreadsheet_is_nothing(tmp_path):
-    (tmp_path / "edits.csv").write_text("prompt,target,\nA is,B,\n")
+@pytest.mark.parametrize("more", [",", ",,,"])
+def test_empty_last_columns_of_a_spreadsheet_are_nothing(tmp_path, more):
+    (tmp_path / "edits.csv").write_text(f"prompt,target{more}\nA is,B{more}\n")
     assert [edit.target for edit in load_file_edits(str(tmp_path / "edits.csv"), "all", FileOptions())] == ["B"]

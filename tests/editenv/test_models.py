@@ -212,11 +212,13 @@ def test_a_model_without_end_or_padding_generates_up_to_its_context(tokenizer):
     bare = copy.deepcopy(tokenizer)
     bare.pad_token = bare.eos_token = None
     model.generation_config.eos_token_id = model.config.eos_token_id = None
-    texts = ["Rome", "x" * 14]
+    texts = ["Rome", "x" * 14, "Oslo is", "y" * 14]
     written = generate(model, bare, texts, limit=40, unfinished=True)
+    assert written == [generate(model, bare, [text], limit=40, unfinished=True)[0] for text in texts]
+    assert len(written[0]) > len(written[1])
     ids = [bare(text)["input_ids"] for text in texts]
     for row, text in zip(ids, written, strict=True):
         assert len(row) < 16
         first = model(torch.tensor([row])).logits[0, -1].argmax()
         assert text.startswith(bare.decode(first).strip())
-    assert generate(model, bare, texts, limit=40) == [None, None]
+    assert generate(model, bare, texts, limit=40) == [None] * 4
