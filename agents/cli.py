@@ -269,12 +269,8 @@ def edit(args: Edit) -> None:
                 corrections.write_lines(args.output / "results.jsonl", outcomes)
                 saved.append("results.jsonl")
                 report["goes_on"] = sum(row["applied"] and row["begins_right"] and not row["right"] for row in outcomes)
-            except (
-                RuntimeError,
-                TypeError,
-                ValueError,
-                LookupError,
-            ) as error:  # the model is saved; figures are not it
+            except (RuntimeError, TypeError, ValueError, LookupError) as error:
+                # Whatever a model or tokenizer of somebody's own may fail with: the edited one is saved, and this is told.
                 report["not_evaluated"] = f"{type(error).__name__}: {error}"
                 say(f"the edited model is saved, but could not be asked about its edits: {report['not_evaluated']}")
             text = json.dumps(report, indent=2)
@@ -515,13 +511,7 @@ def _run(command: Callable[[Any], None], args: Any, kept: Path | None) -> None:
     """Runs it; ``kept`` is the file, if there is one, with which the same command goes on."""
     try:
         command(args)
-    except (
-        ValueError,
-        FileNotFoundError,
-        FloatingPointError,
-        BadEditError,
-        ImportError,
-    ) as error:  # a method may need an extra
+    except (ValueError, FileNotFoundError, FloatingPointError, BadEditError, ImportError) as error:
         print(f"editenv: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     except OSError as error:

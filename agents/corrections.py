@@ -22,16 +22,15 @@ def done_already(editor: LifelongEditor, edits: Sequence[Edit]) -> int:
     Raises:
         JournalError: If the file's first edits are not the journal's; names the first that differs.
     """
-    place = 0
-    for entry in editor.journal.entries if editor.journal is not None else ():
+    place, journal = 0, editor.journal
+    for entry in journal.entries if journal is not None else ():
         for written in entry["content"]:
             found = _content(edits[place]) if place < len(edits) else None
             if found != {key: value for key, value in written.items() if key != "id"}:
                 there = repr(edits[place].prompt) if found else "nothing"
                 raise JournalError(
-                    f"{editor.journal.folder if editor.journal else ''}: its edit {place + 1} was {written['prompt']!r} -> "
-                    f"{written['target']!r}, the file has {there} there. Corrections may be added at the file's end; for other "
-                    "ones choose another folder"
+                    f"the journal's edit {place + 1} was {written['prompt']!r} -> {written['target']!r}, the file has {there} "
+                    "there. Corrections may be added at the file's end; for other ones choose another folder"
                 )
             place += 1
     return place

@@ -24,6 +24,7 @@ from agents.saving import save_model
 from agents.values import end_of_subject
 from editenv import metrics
 from editenv.data import Edit, load_edits
+from editenv.data.files import content_digest
 from editenv.data.formats import FORMATS, Fields, to_edit
 from editenv.data.records import BadRecordError
 from editenv.delta_files import fingerprint, frozen_fingerprint, read_delta, tensors_of, write_delta_file
@@ -464,13 +465,7 @@ def _text_digest(text: str | None) -> str | None:
     path = Path(text)
     if path.is_dir():
         path = path / "covariance.json"
-    if not path.is_file():
-        return text
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 24):
-            digest.update(piece)
-    return digest.hexdigest()
+    return content_digest(path) if path.is_file() else text
 
 
 def _policy_digest(agent: Agent) -> str | None:

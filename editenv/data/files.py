@@ -324,13 +324,14 @@ def read_edits(path: Path, name: str, options: FileOptions) -> EditFile:
     Raises:
         BadRecordError: For the first record that cannot be used, unless they are to be skipped.
     """
-    table = table_path(f"{path.name}/{_content_digest(path)}", name, options)
+    table = table_path(f"{path.name}/{content_digest(path)}", name, options)
     if not table.exists() or not _whole(table):
         _write(table, path.name, name, options, read_records(path))
     return _index(table, options)
 
 
-def _content_digest(path: Path) -> str:
+def content_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while piece := file.read(1 << 24):
