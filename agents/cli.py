@@ -20,6 +20,7 @@ from editenv.data.files import EditFile, FileOptions, load_file_edits
 from editenv.data.records import BadRecordError
 from editenv.models import EMBEDDED, PACKAGED
 from editenv.models.modules import PRESETS, preset
+from editenv.whole_files import write_whole
 
 
 @dataclass
@@ -274,7 +275,7 @@ def edit(args: Edit) -> None:
                 report["not_evaluated"] = f"{type(error).__name__}: {error}"
                 say(f"the edited model is saved, but could not be asked about its edits: {report['not_evaluated']}")
             text = json.dumps(report, indent=2)
-            (args.output / "report.json").write_text(text + "\n", encoding="utf-8")
+            write_whole(args.output / "report.json", text + "\n")
             saved.append("report.json")
     if args.json:
         print(json.dumps(report))

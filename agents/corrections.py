@@ -1,7 +1,6 @@
 """A file of corrections against a run that may have begun: where it goes on, and what became of each of them."""
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +10,7 @@ from agents.editor import LifelongEditor
 from editenv import metrics
 from editenv.data import Edit
 from editenv.journal import JournalError
+from editenv.whole_files import write_whole
 
 LONGEST_SAID = 24
 """Tokens of what the model says that are shown, if the targets are no longer."""
@@ -87,9 +87,4 @@ def as_record(edit: Edit) -> dict[str, Any]:
 
 def write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """A JSON object a line; whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -10,7 +10,6 @@ was stopped.
 
 import hashlib
 import json
-import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from editenv.dynamics import EditableLM
 from editenv.env import LifelongEditEnv
 from editenv.models import EMBEDDED, load_model
 from editenv.models.modules import default_modules
+from editenv.whole_files import whole_file, write_whole
 
 RECORD = "covariance.json"
 PORTION = 512
@@ -259,14 +259,12 @@ def _load_sums(statistics: KeyStatistics, folder: Path, record: dict[str, Any]) 
 
 def _save(statistics: KeyStatistics, folder: Path, about: dict[str, Any]) -> None:
     """New sums get a file of their own and the record is replaced last: a kill leaves the old pair or the new one."""
-    folder.mkdir(parents=True, exist_ok=True)
     sums = folder / f"covariance-{statistics.texts}.safetensors"
-    save_file({name: total.cpu() for name, total in statistics.sums.items()}, sums)
+    with whole_file(sums) as partial:
+        save_file({name: total.cpu() for name, total in statistics.sums.items()}, partial)
     digest = hashlib.sha256(sums.read_bytes()).hexdigest()
     counts = {"texts": statistics.texts, "tokens": statistics.tokens}
-    partial = folder / (RECORD + ".partial")
-    partial.write_text(json.dumps(about | counts | {"file": sums.name, "sha256": digest}, indent=2) + "\n", "utf-8")
-    os.replace(partial, folder / RECORD)
+    write_whole(folder / RECORD, json.dumps(about | counts | {"file": sums.name, "sha256": digest}, indent=2) + "\n")
     for old in set(folder.glob("covariance-*.safetensors")) - {sums}:
         old.unlink()
 

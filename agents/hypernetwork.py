@@ -7,7 +7,6 @@ through low-rank residual blocks that all modules of a shape share, up to a scal
 
 import json
 import math
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -20,6 +19,7 @@ from torch import nn
 
 from editenv.deltas import LowRank, ridge_regression
 from editenv.dynamics import Gradient
+from editenv.whole_files import whole_file, write_whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,14 +261,10 @@ def _key(shape: tuple[int, int]) -> str:
 
 def save_policy(policy: Saved, folder: Path, extra: Mapping[str, object]) -> None:
     """Writes ``policy.safetensors`` and ``policy.json``, each whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / "policy.safetensors.partial"
-    save_file({key: value.contiguous() for key, value in policy.state_dict().items()}, partial)
-    os.replace(partial, folder / "policy.safetensors")
+    with whole_file(folder / "policy.safetensors") as partial:
+        save_file({key: value.contiguous() for key, value in policy.state_dict().items()}, partial)
     record = {"policy": asdict(policy.config), "shapes": policy.shapes, **extra}
-    partial = folder / "policy.json.partial"
-    partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, folder / "policy.json")
+    write_whole(folder / "policy.json", json.dumps(record, indent=2) + "\n")
 
 
 def load_policy(folder: Path) -> tuple[GradientPolicy, dict[str, object]]:

@@ -11,7 +11,6 @@ the same command is given again, to the same result.
 
 import hashlib
 import json
-import os
 import random
 import time
 import warnings
@@ -33,6 +32,7 @@ from editenv.dynamics import Gradient
 from editenv.env import Action, LifelongEditEnv, Observation
 from editenv.models.modules import preset
 from editenv.rewards import RewardTerms
+from editenv.whole_files import whole_file
 
 
 @dataclass(frozen=True)
@@ -533,9 +533,8 @@ def main(args: Args, algorithm: type[Trainer] = Trainer) -> None:
                 writer.add_scalar(f"train/{key}", value, trainer.trajectory)
             progress.update(bar, completed=trainer.trajectory, description=f"{algorithm.title} {describe(log)}")
             if trainer.trajectory % args.checkpoint_every == 0:
-                partial = checkpoint.with_suffix(".partial")
-                torch.save({"identity": identity, "trainer": trainer.state()}, partial)
-                os.replace(partial, checkpoint)
+                with whole_file(checkpoint) as partial:
+                    torch.save({"identity": identity, "trainer": trainer.state()}, partial)
 
         trainer.run(args.train.trajectories, after_each)
     writer.close()

@@ -70,6 +70,9 @@ def save_model(lm: EditableLM, folder: Path, about: dict[str, Any], base: str | 
     try:
         lm.model.save_pretrained(partial)
         lm.tokenizer.save_pretrained(partial)
+        usual = (partial / "config.json").stat().st_mode
+        for path in partial.glob("*.safetensors"):  # safetensors makes files that nobody else may read
+            path.chmod(usual)
         about = about | {"files": sorted(path.name for path in partial.iterdir())}
         (partial / MARKER).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
         if folder.exists():

@@ -12,7 +12,6 @@ files you trust. This command and SB3Agent read nothing but the weights in them,
 
 import importlib
 import json
-import os
 import sys
 import time
 import zipfile
@@ -30,6 +29,7 @@ from agents.base import Agent, Progress
 from agents.rledit import TrainConfig, training_environment
 from editenv.data.files import FileOptions
 from editenv.env import Action, LifelongEditEnv, Observation
+from editenv.whole_files import whole_file, write_whole
 from editenv.wrappers import GradientStatistics, LayerStatistics, StepSizeAction
 from editenv.wrappers.chain import inner_action, outer_observation
 
@@ -197,17 +197,13 @@ class SB3Agent(Agent):
 
 
 def write_json(file: Path, content: object) -> None:
-    partial = file.with_suffix(".json.partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, file)
+    write_whole(file, json.dumps(content, indent=2) + "\n")
 
 
 def save(model: "BaseAlgorithm", file: Path) -> None:
     """Writes Stable-Baselines3's zip, whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial.zip")
-    model.save(partial)
-    os.replace(partial, file)
+    with whole_file(file) as partial, partial.open("wb") as opened:
+        model.save(opened)
 
 
 def save_buffer(model: "BaseAlgorithm", file: Path) -> None:
@@ -219,10 +215,9 @@ def save_buffer(model: "BaseAlgorithm", file: Path) -> None:
     arrays = {name: getattr(buffer, name)[:size] for name in ("actions", "rewards", "dones", "timeouts")}
     for kind in ("observations", "next_observations"):
         arrays |= {f"{kind}/{key}": values[:size] for key, values in getattr(buffer, kind).items()}
-    partial = file.with_suffix(".partial")
     place = {"position": str(buffer.pos), "full": str(int(buffer.full))}
-    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, partial, place)
-    os.replace(partial, file)
+    with whole_file(file) as partial:
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, partial, place)
 
 
 def load_buffer(model: "BaseAlgorithm", file: Path) -> None:

@@ -26,11 +26,12 @@ from typing import Any
 from agents.registry import make_agent
 from benchmarks import cells, figures
 from benchmarks.cells import Cell
-from benchmarks.records import Record, write_whole
+from benchmarks.records import Record
 from benchmarks.run import parse_agents, parse_seeds, run_cells, run_here
 from benchmarks.statistics import harmonic_mean, interquartile_mean
 from benchmarks.suites import Suite, find, id_of
 from benchmarks.table import markdown
+from editenv.whole_files import write_whole
 
 CEILING = "joint-fine-tune"
 BROKEN = 0.9

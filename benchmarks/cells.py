@@ -20,8 +20,9 @@ from typing import Any
 
 from agents.base import Agent
 from agents.registry import AGENTS, make_agent
-from benchmarks.records import Record, commit, disagreements, hardware, read, versions, write_whole
+from benchmarks.records import Record, commit, disagreements, hardware, read, versions
 from benchmarks.suites import Suite, id_of
+from editenv.whole_files import write_whole
 
 Report = Callable[[str, int, int], None]
 """Called with what is going on, how much of it is done, and of how much."""

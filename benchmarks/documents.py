@@ -24,8 +24,9 @@ from pathlib import Path
 import tyro
 
 from benchmarks import capacity
-from benchmarks.records import Record, read, write_whole
+from benchmarks.records import Record, read
 from benchmarks.table import as_details, as_markdown, as_summary
+from editenv.whole_files import write_whole
 
 KINDS: dict[str, Callable[[Sequence[Record]], str]] = {
     "table": as_markdown,

@@ -1,6 +1,5 @@
 """The leaderboard's figures, drawn with matplotlib. What each of them shows is said in docs/statistics.md."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import numpy as np
 
 from benchmarks.leaderboard import CEILING, FLOOR, Entry, Leaderboard, Task, curve
 from editenv.metrics import METRICS
+from editenv.whole_files import whole_file
 
 # Eight hues apart in hue and lightness; the page has the same ones. Rows beyond the eighth differ in line and marker.
 COLOURS = ("#2f6db5", "#d97b1f", "#2e8f62", "#b8405e", "#7655b3", "#86691f", "#1d93ab", "#c04fa3")
@@ -208,16 +208,9 @@ def size(row: Entry, along: str) -> int:
 
 def save(figure: Any, path: Path) -> None:
     """Writes a figure, in the format that the path ends in; whole or not at all."""
-    partial = path.with_name(f"{path.stem}.{os.getpid()}.partial{path.suffix}")
-    try:
-        with _styled(), partial.open("wb") as file:
-            metadata = {"Date": None} if path.suffix == ".svg" else None
-            figure.savefig(file, format=path.suffix[1:], dpi=150, metadata=metadata)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    metadata = {"Date": None} if path.suffix == ".svg" else None
+    with _styled(), whole_file(path) as partial:
+        figure.savefig(partial, format=path.suffix[1:], dpi=150, metadata=metadata)
 
 
 def _styled() -> Any:

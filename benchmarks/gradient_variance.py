@@ -27,9 +27,10 @@ from agents.base import Progress
 from agents.reinforce import Reinforce, ReinforceConfig
 from agents.rledit import TrainConfig, Trainer, training_environment
 from benchmarks.progress import console_progress
-from benchmarks.records import versions, write_whole
+from benchmarks.records import versions
 from benchmarks.rl import RLEDIT, SHARED
 from editenv.env import LifelongEditEnv
+from editenv.whole_files import write_whole
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ What is unusual, and why:
 
 import json
 import math
-import os
 import random
 import time
 from collections import Counter, defaultdict
@@ -38,6 +37,7 @@ from benchmarks.corpus import LEAD_INS, Statement, Text, atlas_text, dataset_tex
 from benchmarks.suites import SUITES
 from editenv.data import atlas
 from editenv.models import model_path
+from editenv.whole_files import whole_file
 
 SIZES = {
     "mini": {"hidden_size": 256, "intermediate_size": 3072, "num_hidden_layers": 4, "num_attention_heads": 4},
@@ -259,12 +259,6 @@ def suites_text(args: Args) -> list[Text]:
     return texts
 
 
-def save_atomically(state: dict[str, object], path: Path) -> None:
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    os.replace(partial, path)
-
-
 def main(args: Args) -> None:
     torch.manual_seed(args.seed)
     facts = list(atlas.facts())[:: max(1, len(atlas.facts()) // args.facts) if args.facts else 1]
@@ -343,7 +337,8 @@ def main(args: Args) -> None:
                         "model": model.state_dict(),
                         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
                     }
-                    save_atomically(state, checkpoint)
+                    with whole_file(checkpoint) as partial:
+                        torch.save(state, partial)
                     last_saved = time.monotonic()
             known = {name: known_share(model, tokenizer, probe) for name, probe in probes.items()}
             log_file.write(json.dumps({"step": done, "loss": float(recent), "known": known}) + "\n")

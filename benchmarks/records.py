@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from editenv.metrics import METRICS
+from editenv.whole_files import write_whole
 
 PACKAGES = ("torch", "transformers", "gymnasium", "numpy")
 DRIFT = ("perplexity_before", "perplexity", "kl")
@@ -210,17 +211,3 @@ def append(path: Path, record: Any) -> None:
     if old and not old.endswith("\n"):
         old += "\n"
     write_whole(path, old + json.dumps(asdict(record)) + "\n")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """A file with this text, whole or not at all, also if several processes write it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -21,7 +21,7 @@ import tyro
 from benchmarks import figures, leaderboard, published, table
 from benchmarks.leaderboard import PROTOCOLS, Entry, FailedCell, Leaderboard, Task
 from benchmarks.page import page
-from benchmarks.records import write_whole
+from editenv.whole_files import write_whole
 
 
 @dataclass

@@ -16,6 +16,7 @@ import tyro
 
 from benchmarks.rl import FIGURES, Run, read
 from benchmarks.statistics import Estimate, estimate
+from editenv.whole_files import whole_file
 
 Unit = Literal["steps", "seconds"]
 UNITS: tuple[Unit, ...] = ("steps", "seconds")
@@ -84,11 +85,9 @@ def draw(runs: Sequence[Run], path: Path) -> None:
         row[1].set_ylabel("% of all its edits, teacher-forced")
     handles = axes[0][0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=5, frameon=False)
-    partial = path.with_name(path.stem + ".partial.png")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(partial, dpi=110)
+    with whole_file(path) as partial:
+        figure.savefig(partial, format="png", dpi=110)
     plt.close(figure)
-    partial.replace(path)
 
 
 def _limits(runs: Sequence[Run]) -> tuple[float, float]:

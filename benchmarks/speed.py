@@ -30,6 +30,7 @@ from editenv.data import Edit
 from editenv.dynamics import EditableLM, Gradient
 from editenv.env import LifelongEditEnv
 from editenv.questions import LOCALITY, ask
+from editenv.whole_files import write_whole
 
 
 @dataclass
@@ -253,8 +254,7 @@ def main(args: Args) -> None:
         )
     print(f"largest relative difference of the losses: {difference:.1e}")
     if args.out is not None:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        write_whole(args.out, json.dumps(found, indent=2) + "\n")
     if difference > 1e-4:
         raise SystemExit("the two do not compute the same thing")
 

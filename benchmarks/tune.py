@@ -21,10 +21,11 @@ from typing import Any
 from agents.registry import METHODS, make_method
 from agents.settings import read_settings, settings_path
 from benchmarks.progress import console_progress
-from benchmarks.records import append, write_whole
+from benchmarks.records import append
 from benchmarks.rollout import run
 from benchmarks.statistics import harmonic_mean
 from benchmarks.suites import find
+from editenv.whole_files import write_whole
 
 Ranges = Mapping[str, tuple[float, float]]
 

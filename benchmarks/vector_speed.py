@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from editenv.whole_files import write_whole
+
 MODES = ("sync", "vector_entry_point")
 
 
@@ -115,8 +117,7 @@ def main(args: Args) -> None:
     for pipe in pipes.values():
         pipe.send(None)
     if args.out is not None:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        write_whole(args.out, json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":

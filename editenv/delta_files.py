@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from safetensors.torch import save_file
 
 from editenv.deltas import Delta, LowRank
 from editenv.dynamics import EditableLM
+from editenv.whole_files import whole_file
 
 FORMAT = "lifelongedit-deltas-1"
 
@@ -82,13 +82,8 @@ def write_delta_file(
     """
     metadata = {"format": FORMAT, "before": before, "after": after, "actions": str(len(actions))}
     metadata |= {} if frozen is None else {"frozen": frozen}
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with whole_file(path) as partial:
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors_of(actions).items()}, partial, metadata)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read_delta_file(path: Path) -> tuple[list[dict[str, Delta]], dict[str, str]]:

@@ -315,3 +315,9 @@ def test_hints_are_given_where_they_hold(tmp_path, capsys, monkeypatch):
         with pytest.raises(SystemExit):
             cli._run(fails, SimpleNamespace(), kept)
         assert ("the same command goes on" in capsys.readouterr().err) == told
+
+
+def test_a_saved_model_may_be_read_by_others(edit, tmp_path):
+    edit()
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "out" / "model").iterdir()}
+    assert modes["model.safetensors"] == modes["config.json"]

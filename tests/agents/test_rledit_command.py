@@ -51,7 +51,8 @@ def command(how, folder, model_folder):
 def test_killed_and_given_again_is_as_if_never_killed(model_folder, tmp_path):
     killed = command(["-c", KILLED], tmp_path / "killed", model_folder)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert {"checkpoint.pt", "checkpoint.partial"} <= set(os.listdir(tmp_path / "killed"))
+    assert (tmp_path / "killed" / "checkpoint.pt").exists()
+    assert list((tmp_path / "killed").glob("checkpoint.pt.*.partial"))
     assert not (tmp_path / "killed" / "policy.safetensors").exists()
     state = torch.load(tmp_path / "killed" / "checkpoint.pt", weights_only=True)
     assert state["trainer"]["trajectory"] == 1
