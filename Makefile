@@ -1,7 +1,7 @@
 # Two commands: `make demo` sets everything up and runs the main job, `make test` sets up and runs all tests.
 PYTHON ?= python3
 VENV := .venv
-# The CPU build that the versions in constraints.txt were tested with; empty it to keep a torch of your own.
+# The torch that constraints.txt pins. The CPU build on Linux: make demo TORCH="torch==2.13.0 --extra-index-url https://download.pytorch.org/whl/cpu"
 TORCH ?= torch==2.13.0
 
 .PHONY: demo test lint setup

@@ -82,6 +82,7 @@ def make_model(
         settings: As :func:`settings_of` gives them, which is the default.
         tensorboard: Folder for the log.
     """
+    from stable_baselines3.common.logger import Logger
     from stable_baselines3.common.monitor import Monitor
     from stable_baselines3.common.noise import NormalActionNoise
 
@@ -97,9 +98,12 @@ def make_model(
         keywords["action_noise"] = NormalActionNoise(np.zeros_like(deviation), deviation)
     package = importlib.import_module("sb3_contrib" if algo == "tqc" else "stable_baselines3")
     log = None if tensorboard is None else str(tensorboard)
-    return getattr(package, algo.upper())(
+    model: BaseAlgorithm = getattr(package, algo.upper())(
         "MultiInputPolicy", small, seed=seed, tensorboard_log=log, device="cpu", **keywords
     )
+    if log is None:
+        model.set_logger(Logger(None, []))  # its own would leave an empty folder in the temporary one at every training
+    return model
 
 
 def train(

@@ -131,7 +131,7 @@ def test_a_failed_write_leaves_the_old_figure(tmp_path, monkeypatch):
     def full(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr("benchmarks.figures.os.fsync", full)
+    monkeypatch.setattr("editenv.whole_files.os.fsync", full)
     with pytest.raises(OSError, match="disk full"):
         figures.save(figures.retention([row], figures.styles(["a"])), path)
     assert path.read_bytes() == before
