@@ -34,7 +34,7 @@ PORTION = 512
 
 
 class KeyStatistics:
-    """Sums of ``u u^T`` over the tokens seen so far, BOS left out.
+    """Sums of ``u u^T`` over the tokens seen so far; with BOS, or without.
 
     Attributes:
         sums: For each edited module ``(d_in, d_in)``, float32.
@@ -42,7 +42,8 @@ class KeyStatistics:
         texts: How many texts.
     """
 
-    def __init__(self, lm: EditableLM) -> None:
+    def __init__(self, lm: EditableLM, bos: bool = False) -> None:
+        self.bos = bos
         self.sums = {name: torch.zeros(lm.shape(name)[0], lm.shape(name)[0], device=lm.device) for name in lm.modules}
         self.tokens = 0
         self.texts = 0
@@ -69,7 +70,8 @@ class KeyStatistics:
                     ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=lm.device)
                     ends = torch.tensor([[len(row)] for row in rows], device=lm.device)
                     real = torch.arange(width, device=lm.device) < ends
-                    real &= ids != (lm.tokenizer.bos_token_id if lm.tokenizer.bos_token_id is not None else -1)
+                    if not self.bos and lm.tokenizer.bos_token_id is not None:
+                        real &= ids != lm.tokenizer.bos_token_id
                     lm.model.get_decoder()(input_ids=ids, use_cache=False)
                     for name, key in keys.items():
                         picked = key.to(lm.device)[real].float()
@@ -85,9 +87,11 @@ class KeyStatistics:
         return {name: matrix / self.tokens for name, matrix in self.sums.items()}
 
 
-def key_covariance(lm: EditableLM, texts: Sequence[str], batch_size: int = 128) -> dict[str, torch.Tensor]:
-    """Second moment of each edited module's inputs at theta_0 over every token but BOS: ``(d_in, d_in)``."""
-    statistics = KeyStatistics(lm)
+def key_covariance(
+    lm: EditableLM, texts: Sequence[str], batch_size: int = 128, bos: bool = False
+) -> dict[str, torch.Tensor]:
+    """Second moment of each edited module's inputs at theta_0 over every token, with BOS or without: ``(d_in, d_in)``."""
+    statistics = KeyStatistics(lm, bos)
     statistics.add(lm, texts, batch_size)
     return statistics.covariance()
 
@@ -161,7 +165,7 @@ def collect(
     progress: Callable[[int], None] = lambda texts: None,
     portion: int = PORTION,
 ) -> KeyStatistics:
-    """Statistics over the first so many texts of a source, kept in a folder; goes on with what is there.
+    """Statistics over the first so many texts of a source, BOS included, kept in a folder; goes on with what is there.
 
     Args:
         lm: The model; its state at theta_0 is what counts.
@@ -174,21 +178,24 @@ def collect(
     Raises:
         ValueError: If the folder's statistics are of another model, other modules or another source.
     """
-    statistics = KeyStatistics(lm)
-    about = {"modules": list(lm.modules), "model": theta_0(lm), "source": source}
+    statistics = KeyStatistics(lm, bos=True)
+    about: dict[str, Any] = {"modules": list(lm.modules), "model": theta_0(lm), "source": source, "bos": True}
     if (folder / RECORD).exists():
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         for name, value in about.items():
-            if record[name] != value:
-                raise ValueError(f"{folder / RECORD}: {name} is {record[name]!r}, not {value!r}; choose another folder")
+            if record.get(name) != value:
+                raise ValueError(
+                    f"{folder / RECORD}: {name} is {record.get(name)!r}, not {value!r}; choose another folder"
+                )
         _load_sums(statistics, folder, record)
     texts = islice(read_texts(source), statistics.texts, samples)
     while batch := list(islice(texts, portion)):
         statistics.add(lm, batch)
-        _save(statistics, folder, about)
+        _save(statistics, folder, about | {"finished": False})
         progress(statistics.texts)
     if not statistics.tokens:
         raise ValueError(f"{source}: has no text")
+    _save(statistics, folder, about | {"finished": True})
     return statistics
 
 
@@ -196,7 +203,7 @@ def load_covariance(lm: EditableLM, folder: Path) -> dict[str, torch.Tensor]:
     """What :func:`collect` has kept, checked against the model.
 
     Raises:
-        ValueError: If it is of another model, or lacks a module.
+        ValueError: If it is of another model, or lacks a module, or if its making was interrupted.
         FileNotFoundError: If there is nothing in the folder.
     """
     if not (folder / RECORD).exists():
@@ -204,6 +211,11 @@ def load_covariance(lm: EditableLM, folder: Path) -> dict[str, torch.Tensor]:
     record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     if record["model"] != theta_0(lm):
         raise ValueError(f"{folder / RECORD} was made for other weights or other edited modules than these")
+    if not record.get("finished", True):  # older ones do not say
+        raise ValueError(
+            f"{folder / RECORD}: its making was interrupted after {record['texts']:,} texts of {record['source']}; give the same "
+            "command again (python -m agents.covariance) and it goes on"
+        )
     statistics = KeyStatistics(lm)
     _load_sums(statistics, folder, record)
     return statistics.covariance()
@@ -219,7 +231,8 @@ def covariance_of(
 
     Args:
         env: Whose model, and whose training split if no text is named.
-        text: A folder of :func:`collect`, or what :func:`read_texts` takes, or None for sentences of the training split.
+        text: A folder of :func:`collect`, or what :func:`read_texts` takes: over every token, as in ROME's and MEMIT's public
+            code. Or None for sentences of the training split: over every token but BOS.
         samples: Texts, at most.
         progress: Told how many are done.
     """
@@ -230,7 +243,7 @@ def covariance_of(
         return key_covariance(lm, sample_text(training_edits(env), samples))
     if Path(text).is_dir():
         return load_covariance(lm, Path(text))
-    statistics = KeyStatistics(lm)
+    statistics = KeyStatistics(lm, bos=True)
     texts = islice(read_texts(text), samples)
     while batch := list(islice(texts, PORTION)):
         statistics.add(lm, batch)

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from agents.base import Agent, Progress
 from agents.fine_tune import edit_prompts
 from agents.hypernetwork import Normalizer, save_policy
+from editenv.delta_files import fingerprint
 from editenv.deltas import LowRank, inner
 from editenv.dynamics import EditableLM, Gradient
 from editenv.env import Action, LifelongEditEnv, Observation
@@ -266,7 +267,12 @@ class DAFNet(Agent):
     def prepare(self, env: LifelongEditEnv, seed: int, progress: Progress) -> None:
         lm = env.language_model
         lm.restore()
-        made_of = {"dafnet": asdict(self.config), "seed": seed, "model": env.model_arguments}
+        made_of = {
+            "dafnet": asdict(self.config),
+            "seed": seed,
+            "model": env.model_arguments,
+            "weights": fingerprint(lm),
+        }
         identity: dict[str, object] = json.loads(json.dumps(made_of))
         torch.manual_seed(seed)
         self.network = DAFNetwork({name: lm.shape(name) for name in lm.modules}, self.config).to(lm.device)

@@ -22,7 +22,7 @@ class TrainedOnFixedModel(RLEdit):
     """An editor whose network is trained on single batches of theta_0, and may be trained again along the stream.
 
     Args:
-        config: How it is trained; ``environment`` must be ``"fixed"``.
+        config: How it is trained; ``environment`` must be ``"fixed"``. None with a policy, which brings its own.
         network: The form of network that it is about; ``config.policy`` must name it, and a policy of the folder be of it.
         policy: Folder of a policy trained before; without one, :meth:`prepare` trains.
         retrain_every: Train again after so many batches, on the model as it is then; the paper has 3. None never does. It
@@ -36,7 +36,7 @@ class TrainedOnFixedModel(RLEdit):
 
     def __init__(
         self,
-        config: TrainConfig,
+        config: TrainConfig | None,
         network: str,
         policy: str | Path | None = None,
         retrain_every: int | None = None,

@@ -39,7 +39,11 @@ class PolicyConfig:
 
 
 class Normalizer(nn.Module):
-    """Running mean and standard deviation per feature; frozen while acting, moved only by :meth:`observe`."""
+    """Running mean and standard deviation per feature; frozen while acting, moved only by :meth:`observe`.
+
+    A feature that never varied comes out as 0: how large a change of it would be is not known, and one may come after training, as
+    of a unit of a ReLU that no training edit had switched on.
+    """
 
     mean: torch.Tensor
     square: torch.Tensor
@@ -64,7 +68,8 @@ class Normalizer(nn.Module):
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         deviation = (self.square / (self.count - 1).clamp(min=1)).sqrt()
-        return (values - self.mean) / (deviation + 1e-6 * deviation.mean() + 1e-20)
+        least = 1e-6 * deviation.mean() + 1e-20
+        return ((values - self.mean) / (deviation + least)).masked_fill(deviation <= least, 0.0)
 
 
 class Block(nn.Module):

@@ -40,7 +40,7 @@ class MALMEN(TrainedOnFixedModel):
     :meth:`agents.rledit.Trainer.sweep_back`. Needs: training edits with rephrases and locality prompts; no subject, no text.
 
     Args:
-        config: How it is trained.
+        config: How it is trained; a policy trained before brings its own.
         policy: Folder of a policy trained before; without one, :meth:`prepare` trains.
         retrain_every: Makes it MALMEN* (Li et al. 2025, appendix A.1, with 3); see :class:`agents.fixed.TrainedOnFixedModel`.
         retrain_trajectories: How long each time, in trajectories of ``config.horizon`` batches.
@@ -55,6 +55,6 @@ class MALMEN(TrainedOnFixedModel):
         retrain_trajectories: int = 1,
         actions_per_batch: int | None = None,
     ) -> None:
-        super().__init__(
-            config or MALMENConfig(), "malmen", policy, retrain_every, retrain_trajectories, actions_per_batch
-        )
+        if policy is None:
+            config = config or MALMENConfig()
+        super().__init__(config, "malmen", policy, retrain_every, retrain_trajectories, actions_per_batch)

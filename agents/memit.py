@@ -8,7 +8,7 @@ from torch import nn
 
 from agents.base import Agent, Progress
 from agents.covariance import covariance_of
-from agents.preconditioner import Preconditioner, regularised
+from agents.preconditioner import Preconditioner, inverted, regularised
 from agents.values import (
     LayerValueConfig,
     look_up,
@@ -73,7 +73,7 @@ class MEMIT(Agent):
         self._prefixes = sample_prefixes(env.language_model, self.value, seed)
 
     def _precondition(self, covariance: dict[str, torch.Tensor]) -> Preconditioner:
-        start = {n: torch.linalg.inv(self.weight * regularised(C, self.epsilon)) for n, C in covariance.items()}
+        start = {n: inverted(self.weight * regularised(C, self.epsilon)) for n, C in covariance.items()}
         return Preconditioner(start, self.cache_keys)
 
     def begin(self, env: LifelongEditEnv) -> None:
@@ -104,7 +104,8 @@ class MEMIT(Agent):
                 projected = self._preconditioner.project(name, keys)
                 deltas[name] = ridge_regression(keys, missing / (len(names) - i), 1.0, projected)
                 lm.apply({name: deltas[name]})
-            self._finished = {name: mean_keys(read_token(lm, lm.modules[name], lookup)[0], lookup) for name in names}
+            if self.cache_keys:
+                self._finished = {n: mean_keys(read_token(lm, lm.modules[n], lookup)[0], lookup) for n in names}
         return deltas
 
     def _absorb(self, keys: dict[str, torch.Tensor]) -> None:
@@ -127,6 +128,9 @@ INSIDE = ("q_proj", "k_proj", "v_proj", "query", "key", "value", "wq", "wk", "wv
 
 def refuse_modules_inside(lm: EditableLM) -> None:
     """What is missing in the residual stream can be written only by what is added to it, layer after layer.
+
+    Gemma-2 normalises what an MLP says before it is added: there, as in the public code, an update asks for more or less than
+    arrives.
 
     Raises:
         ValueError: If an edited module is no projection to the residual stream, or lies in one layer with another.

@@ -38,7 +38,7 @@ class MEND(TrainedOnFixedModel):
     code starts at 1e-4 in the model's own).
 
     Args:
-        config: How it is trained.
+        config: How it is trained; a policy trained before brings its own.
         policy: Folder of a policy trained before; without one, :meth:`prepare` trains.
         retrain_every: Makes it MEND* (Li et al. 2025, appendix A.1, with 3); see :class:`agents.fixed.TrainedOnFixedModel`.
         retrain_trajectories: How long each time, in trajectories of ``config.horizon`` batches.
@@ -53,4 +53,6 @@ class MEND(TrainedOnFixedModel):
         retrain_trajectories: int = 1,
         actions_per_batch: int | None = None,
     ) -> None:
-        super().__init__(config or MENDConfig(), "mend", policy, retrain_every, retrain_trajectories, actions_per_batch)
+        if policy is None:
+            config = config or MENDConfig()
+        super().__init__(config, "mend", policy, retrain_every, retrain_trajectories, actions_per_batch)

@@ -1,7 +1,7 @@
 """PRUNE (Ma et al. 2025, ICLR): the singular values of all updates together are held down."""
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -34,8 +34,9 @@ class PRUNE(MEMIT):
         value, weight, samples, epsilon: As MEMIT has them.
         base: Of the logarithm: 1.2 in the paper; the public code offers e, 2, 1.5 and 1.2.
         every_batch: Hold the condensed sum in the model after each batch, too: for a stream without an end. The paper condenses
-            once, after all edits. (The public AlphaEdit repository adds a condensed sum to weights that hold the edits already;
-            that is not offered.)
+            once, after all edits.
+        onto: ``"initial"`` puts the condensed sum in the place of all updates, as in the paper; ``"edited"`` adds it to weights
+            that hold them already, as AlphaEdit's public code does.
     """
 
     def __init__(
@@ -46,11 +47,14 @@ class PRUNE(MEMIT):
         epsilon: float = 1e-4,
         base: float = 1.2,
         every_batch: bool = False,
+        onto: Literal["initial", "edited"] = "initial",
     ) -> None:
         if base <= 1:
             raise ValueError(f"base must be above 1, not {base}")
+        if every_batch and onto == "edited":
+            raise ValueError("onto: 'edited' would add all earlier edits again at every_batch; choose one of the two")
         super().__init__(value, weight, samples, epsilon)
-        self.base, self.every_batch = base, every_batch
+        self.base, self.every_batch, self.onto = base, every_batch, onto
 
     @property
     def looks_ahead(self) -> bool:  # type: ignore[override]
@@ -69,17 +73,25 @@ class PRUNE(MEMIT):
         lm, env = self._env.language_model, self._env
         if info["attempt"] == 0:
             self._before = {name: total.clone() for name, total in self._sum.items()}
-        deltas = self._write(env.batch)
-        for name, delta in deltas.items():
-            self._sum[name] += dense(delta)
         last_batch = (info["batch"] + 1) * env.edits_per_step >= len(env.stream)
         last = last_batch and info["attempt"] == env.actions_per_batch - 1
+        try:
+            deltas = {name: dense(delta) for name, delta in self._write(env.batch).items()}
+        except torch.linalg.LinAlgError:
+            if not last:
+                raise
+            deltas = {name: torch.full_like(total, torch.nan) for name, total in self._sum.items()}
+        if last and not all(delta.isfinite().all() for delta in deltas.values()):
+            # The batch would be refused, and with it the condensing of all the others.
+            deltas = {name: torch.zeros_like(total) for name, total in self._sum.items()}
+        for name, delta in deltas.items():
+            self._sum[name] += delta
         if not (last or self.every_batch):
-            return deltas
-        return {
-            name: self._initial[name] + condense(total, self._initial[name], self.base) - lm.weight(name)
-            for name, total in self._sum.items()
-        }
+            return {**deltas}
+        condensed = {n: condense(total, self._initial[n], self.base) for n, total in self._sum.items()}
+        if self.onto == "edited":
+            return {name: deltas[name] + condensed[name] for name in condensed}
+        return {name: self._initial[name] + condensed[name] - lm.weight(name) for name in condensed}
 
     def taken_back(self) -> None:
         super().taken_back()

@@ -116,11 +116,14 @@ class RLEdit(Agent):
     """The paper's editor.
 
     Args:
-        config: How it is trained.
+        config: How it is trained; a policy trained before brings its own.
         policy: Folder of a policy trained before; without one, :meth:`prepare` trains.
         train: False leaves the network as it is initialised: the control every comparison needs.
         actions_per_batch: K at edit time; the training's by default.
         algorithm: What trains the network.
+
+    Raises:
+        ValueError: If both a config and a policy are given.
     """
 
     def __init__(
@@ -131,6 +134,8 @@ class RLEdit(Agent):
         actions_per_batch: int | None = None,
         algorithm: "type[Trainer] | None" = None,
     ) -> None:
+        if config is not None and policy is not None:
+            raise ValueError("config: a policy that was trained before brings its own; give one or the other")
         self.algorithm = algorithm or Trainer
         self.folder = Path(policy) if policy is not None else None
         self.train = train

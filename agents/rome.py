@@ -6,7 +6,7 @@ import torch
 
 from agents.base import Agent, Progress
 from agents.covariance import covariance_of
-from agents.preconditioner import regularised
+from agents.preconditioner import inverted, regularised
 from agents.values import (
     ValueConfig,
     look_up,
@@ -76,7 +76,7 @@ class ROME(Agent):
             raise ValueError(f"ROME edits one module, not {', '.join(names)}: name one (modules)")
         (self._module,) = names
         C = covariance_of(env, self.text, self.samples, progress)[self._module]
-        self._inverse = torch.linalg.inv(regularised(C, self.epsilon))
+        self._inverse = inverted(regularised(C, self.epsilon))
         self._prefixes = sample_prefixes(env.language_model, self.value, seed)
 
     def begin(self, env: LifelongEditEnv) -> None:

@@ -28,6 +28,7 @@ from safetensors.numpy import load_file, save_file
 from agents.base import Agent, Progress
 from agents.rledit import TrainConfig, training_environment
 from editenv.data.files import FileOptions
+from editenv.delta_files import fingerprint
 from editenv.env import Action, LifelongEditEnv, Observation
 from editenv.whole_files import whole_file, write_whole
 from editenv.wrappers import GradientStatistics, LayerStatistics, StepSizeAction
@@ -175,7 +176,9 @@ class SB3Agent(Agent):
         algo, steps = self.algo, self.steps
         self.model = make_model(algo, training_environment(env, self.config), seed, self.settings)
         identity = {"algo": algo, "steps": steps, "settings": self.settings, "train": asdict(self.config), "seed": seed}
-        identity = json.loads(json.dumps(identity | {"model": env.model_arguments}))
+        identity = json.loads(
+            json.dumps(identity | {"model": env.model_arguments, "weights": fingerprint(env.language_model)})
+        )
         kept = None if self.workspace is None else self.workspace / "policy.json"
         if kept is not None and kept.exists():
             record = json.loads(kept.read_text(encoding="utf-8"))

@@ -33,8 +33,8 @@ class ValueConfig:
     """Adam's."""
     clamp: float = 4.0
     """Longest change of the value, relative to the value's length."""
-    weight_decay: float = 0.5
-    """Weight of |change| / |value|^2, in the form and with the value of MEMIT's public code (1e-3 in ROME's)."""
+    weight_decay: float = 1e-3
+    """Weight of |change| / |value|^2, the form of both public codes. ROME's has 1e-3 for Llama-3-8B and 0.5 for GPT-2 XL."""
     kl: float = 0.0625
     """Weight of the KL divergence of what is said after "{subject} is a" (eq. 4); only at the subject's last token."""
     enough: float = 0.05
@@ -52,6 +52,8 @@ class LayerValueConfig(ValueConfig):
 
     clamp: float = 0.75
     """As in :class:`ValueConfig`; this is MEMIT's, for GPT-J and for Llama-3-8B."""
+    weight_decay: float = 0.5
+    """As in :class:`ValueConfig`; this is MEMIT's."""
 
 
 @dataclass(frozen=True, slots=True)

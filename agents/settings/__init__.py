@@ -11,7 +11,7 @@ from dataclasses import is_dataclass
 from importlib import resources
 from inspect import signature
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 T = TypeVar("T")
 
@@ -47,18 +47,20 @@ def build(kind: Callable[..., T], settings: Mapping[str, Any]) -> T:
     """``kind(**settings)``, with an object made of each dictionary that stands for a dataclass.
 
     Raises:
-        ValueError: If an argument is unknown, naming it and the known ones.
+        ValueError: If an argument is unknown, naming it and the known ones, or is none of the choices there are for it.
     """
     hints = {name: parameter.annotation for name, parameter in signature(kind, eval_str=True).parameters.items()}
     for name in settings:
         if name not in hints:
             raise ValueError(f"{getattr(kind, '__name__', kind)} has no setting {name!r}; known are {', '.join(hints)}")
-    return kind(**{name: _as_hinted(hints[name], value) for name, value in settings.items()})
+    return kind(**{name: _as_hinted(name, hints[name], value) for name, value in settings.items()})
 
 
-def _as_hinted(hint: Any, value: Any) -> Any:
+def _as_hinted(name: str, hint: Any, value: Any) -> Any:
     options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     for option in options:
+        if get_origin(option) is Literal and value not in get_args(option):
+            raise ValueError(f"setting {name!r} is one of {', '.join(map(repr, get_args(option)))}, not {value!r}")
         if isinstance(option, type) and is_dataclass(option) and isinstance(value, Mapping):
             return build(option, value)
     return value

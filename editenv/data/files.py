@@ -224,33 +224,58 @@ def load_file_edits(dataset: str, split: str, options: FileOptions) -> EditFile:
     """
     if split not in (*SHARES, "all"):
         raise ValueError(f"unknown split {split!r}; there are {', '.join(SHARES)} and, of a single file, all")
-    name, colon, place = dataset.partition(":")
-    if not colon or name not in FORMATS:
-        name, place = "", dataset
-    path = Path(place).expanduser()
-    if path.is_dir():
-        edits = _folder_split(path, name, split, options)
-    elif path.is_file():
-        edits = _share(read_edits(path, name, options), split)
-    elif re.fullmatch(r"[\w.-]+/[\w.-]+", place) and not path.suffix:
-        edits = _hub_split(place, name, split, options)
-    else:
-        formats = ", ".join(FORMATS)
-        raise FileNotFoundError(
-            f"dataset {dataset!r}: there is no file or folder {place} (a format before it is one of {formats})"
-        )
+    edits = _read_split(dataset, split, options)
     if options.rephrases != "as-is":
         edits = _with_checked_rephrases(edits, first=options.rephrases == "checked-first")
     if options.limit is not None:
         edits = edits.where(np.arange(len(edits)) < options.limit)
-    if options.locality == "checked":
+    kept = (_asked(later) for later in _later_splits(dataset, split, options))
+    edited = frozenset().union(*kept, map(_digest, edits.column("prompt")) if options.locality == "checked" else ())
+    if edited:
         edits = edits.where(np.ones(len(edits), dtype=bool))
-        edits._edited = frozenset(map(_digest, edits.column("prompt")))
+        edits._edited = edited
     if len(edits) == 0:
         raise ValueError(f"dataset {dataset!r}: no edit is left in split {split!r} ({edits.report})")
     if edits.report.bad:
         warnings.warn(str(edits.report), stacklevel=2)
     return edits
+
+
+def _read_split(dataset: str, split: str, options: FileOptions) -> EditFile:
+    name, colon, place = dataset.partition(":")
+    if not colon or name not in FORMATS:
+        name, place = "", dataset
+    path = Path(place).expanduser()
+    if path.is_dir():
+        return _folder_split(path, name, split, options)
+    if path.is_file():
+        return _share(read_edits(path, name, options), split)
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", place) and not path.suffix:
+        return _hub_split(place, name, split, options)
+    formats = ", ".join(FORMATS)
+    raise FileNotFoundError(
+        f"dataset {dataset!r}: there is no file or folder {place} (a format before it is one of {formats})"
+    )
+
+
+def _later_splits(dataset: str, split: str, options: FileOptions) -> Iterator[EditFile]:
+    """Those that a policy of this split is judged on: what is edited there must not be learned as what has to stay."""
+    later = list(SHARES)[list(SHARES).index(split) + 1 :] if split in SHARES else []
+    whole = FileOptions("skip", nq_prefix=options.nq_prefix)
+    for name in later:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                yield _read_split(dataset, name, whole)
+            except (FileNotFoundError, ValueError):  # a folder that has no such file, a data set without such a split
+                continue
+
+
+def _asked(edits: EditFile) -> Iterator[bytes]:
+    """Digests of all prompts of these edits, rephrases included."""
+    yield from map(_digest, edits.column("prompt"))
+    for rephrases in edits.column("rephrases"):
+        yield from map(_digest, rephrases)
 
 
 def _folder_split(folder: Path, name: str, split: str, options: FileOptions) -> EditFile:

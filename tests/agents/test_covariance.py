@@ -26,8 +26,9 @@ from editenv.dynamics import EditableLM
 TEXTS = ["Ada is in Rome", "Tea", "So, people find the Long River in Ecuador and in Peru", "Who saw Kepler? Oslo"]
 
 
+@pytest.mark.parametrize("bos", [False, True])
 @pytest.mark.parametrize("modules", [["layers.2.mlp.down_proj"], ["layers.0.mlp.up_proj", "layers.2.self_attn.o_proj"]])
-def test_covariance_is_the_second_moment_of_the_modules_inputs(base, tokenizer, modules):
+def test_covariance_is_the_second_moment_of_the_modules_inputs(base, tokenizer, modules, bos):
     lm = EditableLM(base, tokenizer, modules)
     expected = {name: torch.zeros(lm.shape(name)[0], lm.shape(name)[0]) for name in lm.modules}
     count = 0
@@ -43,12 +44,12 @@ def test_covariance_is_the_second_moment_of_the_modules_inputs(base, tokenizer, 
         for handle in handles:
             handle.remove()
         for name in lm.modules:
-            for token in inputs[base.get_submodule(name)][0, 1:]:
+            for token in inputs[base.get_submodule(name)][0, 0 if bos else 1 :]:
                 expected[name] += torch.outer(token, token)
-        count += len(ids) - 1
+        count += len(ids) - (not bos)
     lm.apply({name: torch.randn(lm.shape(name)) for name in lm.modules})
     for batch_size in (128, 1, 3):
-        found = key_covariance(lm, TEXTS, batch_size)
+        found = key_covariance(lm, TEXTS, batch_size, bos)
         for name in lm.modules:
             torch.testing.assert_close(found[name], expected[name] / count, rtol=1e-4, atol=1e-5)
 
@@ -100,7 +101,9 @@ def test_collected_in_portions_is_the_same_as_at_once_and_an_interrupted_run_end
     lm = make_lm()
     (name,) = lm.modules
     whole = collect(lm, text_file, tmp_path / "whole", samples=40, portion=8)
-    torch.testing.assert_close(whole.covariance()[name], key_covariance(lm, list(read_texts(text_file)))[name])
+    torch.testing.assert_close(
+        whole.covariance()[name], key_covariance(lm, list(read_texts(text_file)), bos=True)[name]
+    )
 
     class StopError(Exception):
         pass
@@ -111,6 +114,8 @@ def test_collected_in_portions_is_the_same_as_at_once_and_an_interrupted_run_end
 
     with pytest.raises(StopError):
         collect(lm, text_file, tmp_path / "parts", samples=40, progress=stop, portion=8)
+    with pytest.raises(ValueError, match="interrupted after 16 texts"):
+        load_covariance(lm, tmp_path / "parts")
     parts = collect(lm, text_file, tmp_path / "parts", samples=40, portion=8)
     assert parts.texts == whole.texts == 40
     assert parts.tokens == whole.tokens
@@ -128,7 +133,7 @@ def test_an_agent_gets_the_same_covariance_from_a_text_and_from_its_statistics(
     monkeypatch.setattr("agents.covariance.PORTION", 16)
     told = []
     found = covariance_of(env, text_file, 40, lambda what, done, total: told.append((done, total)))[name]
-    torch.testing.assert_close(found, key_covariance(lm, list(read_texts(text_file)))[name])
+    torch.testing.assert_close(found, key_covariance(lm, list(read_texts(text_file)), bos=True)[name])
     assert told == [(0, 40), (16, 40), (32, 40), (40, 40)]
     collect(lm, text_file, tmp_path / "stats", samples=40, portion=16)
     assert torch.equal(covariance_of(env, str(tmp_path / "stats"), 40)[name], found)
@@ -172,7 +177,9 @@ def test_a_killed_command_goes_on(tmp_path, model_folder, text_file, make_lm):
     lm = make_lm()
     (name,) = lm.modules
     assert json.loads((folder / "covariance.json").read_text())["texts"] == 8000
-    torch.testing.assert_close(load_covariance(lm, folder)[name], key_covariance(lm, lines)[name], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        load_covariance(lm, folder)[name], key_covariance(lm, lines, bos=True)[name], rtol=1e-3, atol=1e-4
+    )
 
 
 def test_texts_are_read_from_json_lines_and_a_bad_line_is_named(tmp_path):

@@ -210,14 +210,14 @@ def test_training_starts_short_and_goes_to_the_longest_sequence(make_env, small_
     env = make_env(modules=[LAST])
     before = env.language_model.snapshot()
     told = []
-    begun(env, DAFNet(replace(CONFIG, steps=12, patience=1)), told=told)
+    agent = DAFNet(replace(CONFIG, steps=12, patience=1))
+    agent.prepare(env, 0, lambda *what: told.append(what))
+    assert all(torch.equal(value, before[name]) for name, value in env.language_model.snapshot().items())
     assert [entry[1:] for entry in told] == [(i + 1, 12) for i in range(12)]
     lengths = [int(re.search(r"up to (\d+)", what)[1]) for what, _, _ in told]
     assert lengths[0] == 1
     assert lengths == sorted(lengths)
     assert lengths[-1] == 8
-    env.language_model.restore()
-    assert all(torch.equal(value, before[name]) for name, value in env.language_model.snapshot().items())
 
 
 def test_no_sequence_is_shorter_than_the_shortest(make_env, small_world, monkeypatch):

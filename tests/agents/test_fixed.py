@@ -84,8 +84,9 @@ def test_training_changes_the_network_and_not_the_model(make_env, small_world, k
     trained, fresh = make(config), make(replace(config, trajectories=0))
     observation, info = begun(env, fresh)
     untrained = fresh.act(observation, info)[LAST].dense()
-    observation, info = begun(env, trained)
+    trained.prepare(env, 0, nothing)
     assert all(torch.equal(value, before[name]) for name, value in env.language_model.snapshot().items())
+    observation, info = begun(env, trained)
     assert (trained.act(observation, info)[LAST].dense() - untrained).norm() > 1e-3 * untrained.norm()
 
 

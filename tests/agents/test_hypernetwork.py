@@ -77,10 +77,13 @@ def test_normalizer_does_not_depend_on_order_and_stands_still_in_use():
         torch.testing.assert_close(value, second.state_dict()[name])
 
 
-def test_normalizer_of_a_constant_feature_is_finite():
+@pytest.mark.parametrize("constant", [0.0, 1.0])
+def test_what_a_feature_that_never_varied_does_later_is_left_out(constant):
     normalizer = Normalizer(2)
-    normalizer.observe(torch.tensor([[1.0, 1.0], [1.0, 2.0], [1.0, 4.0]]))
-    assert normalizer(torch.tensor([[1.0, 3.0]])).isfinite().all()
+    normalizer.observe(torch.tensor([[constant, 1.0], [constant, 2.0], [constant, 4.0]]))
+    for later in (constant, 0.5, 3.0):
+        found = normalizer(torch.tensor([[later, 3.0]]))
+        torch.testing.assert_close(found, torch.tensor([[0.0, (3 - 7 / 3) / (7 / 3) ** 0.5]]))
 
 
 def test_fresh_blocks_are_the_identity_and_every_parameter_can_learn():

@@ -16,10 +16,13 @@ from agents.prune import PRUNE, condense
 from agents.rect import RECT, keep_largest_relative
 from agents.rome import ROME, rank_one_update
 from agents.values import ValueConfig, look_up, mean_keys, optimise_values, read_token, sample_prefixes
+from benchmarks.rollout import propose, take
+from editenv.data import load_edits
 from editenv.deltas import dense, ridge_regression
 from editenv.dynamics import EditableLM, Gradient
 
 LAST = "layers.2.mlp.down_proj"
+FIRST = "layers.0.mlp.down_proj"
 MIDDLE = "layers.1.mlp.down_proj"
 VALUE = ValueConfig(learning_rate=0.3, steps=30, weight_decay=0.01, prefixes=0)
 
@@ -283,17 +286,17 @@ def test_memit_changes_the_residual_stream_by_what_was_wanted(tokenizer, make_en
 
 def test_memit_spreads_what_is_missing_over_the_layers(base, tokenizer, make_env, small_world):
     """Written out by hand: keys, what is missing in the residual stream, normal equations, layer by layer."""
-    env = make_env(modules=[MIDDLE, LAST], edits_per_step=4, horizon=2)
+    env = make_env(modules=[FIRST, MIDDLE], edits_per_step=4, horizon=2)
     agent = MEMIT(VALUE, weight=2.0, samples=30, epsilon=0.01)
     agent.prepare(env, 0, nothing)
     observation, info = env.reset(seed=0)
     agent.begin(env)
     found = agent.act(observation, info)
-    lm = EditableLM(base, tokenizer, [MIDDLE, LAST])
-    C = key_covariance(lm, sample_text(list(small_world), 30))
+    lm = EditableLM(base, tokenizer, [FIRST, MIDDLE])
+    C = key_covariance(lm, sample_text(load_edits("atlas", "train"), 30))
     names = list(lm.modules)
     lookup = look_up(lm, env.batch, "subject_last")
-    stream = lm.model.get_submodule("model.layers.2")
+    stream = lm.model.get_submodule("model.layers.1")
     change = optimise_values(lm, stream, env.batch, lookup, VALUE)
     wanted = read_token(lm, stream, lookup)[1] + change
     for i, name in enumerate(names):
@@ -302,6 +305,7 @@ def test_memit_spreads_what_is_missing_over_the_layers(base, tokenizer, make_env
         size = len(C[name])
         system = 2.0 * (C[name] + 0.01 * C[name].trace() / size * torch.eye(size)) + U.T @ U
         D = torch.linalg.solve(system, U.T @ missing)
+        assert D.norm() > 1
         torch.testing.assert_close(dense(found[name]), D, rtol=2e-3, atol=2e-3)
         lm.apply({name: D})
 
@@ -336,6 +340,43 @@ def test_prune_ends_in_the_condensed_sum_of_all_updates(make_env, small_world):
     total = ends[plain] - start
     assert torch.linalg.matrix_norm(total, 2) > largest
     torch.testing.assert_close(ends[agent], start + condense(total, start, 1.2), rtol=1e-3, atol=1e-3)
+
+
+def played(make_env, agent, module=MIDDLE):
+    """The model after two batches; what has no number in it is not done, as in the benchmarks."""
+    env, observation, info = started(make_env, agent, module)
+    lm, done = env.language_model, False
+    while not done:
+        action = propose(agent, observation, info, lm)
+        (observation, _, terminated, truncated, info), _ = take(env, agent, action)
+        done = terminated or truncated
+    (name,) = lm.modules
+    return lm.weight(name).clone(), lm.initial_weight(name).clone()
+
+
+def test_prune_as_alphaedits_public_code_has_it_adds_the_condensed_sum_to_what_is_there(make_env, small_world):
+    end, start = played(make_env, MEMIT(VALUE, weight=0.01, samples=30))
+    found, _ = played(make_env, PRUNE(VALUE, weight=0.01, samples=30, onto="edited"))
+    torch.testing.assert_close(found, end + condense(end - start, start, 1.2), rtol=1e-3, atol=1e-3)
+    with pytest.raises(ValueError, match="choose one of the two"):
+        PRUNE(VALUE, every_batch=True, onto="edited")
+
+
+@pytest.mark.parametrize("how", ["nan", "error"])
+def test_prune_condenses_though_its_last_batch_comes_to_nothing(make_env, small_world, monkeypatch, how):
+    agent = PRUNE(VALUE, weight=0.01, samples=30)
+    written, write = [], MEMIT._write
+
+    def fails_at_last(self, edits):
+        written.append(write(self, edits))
+        if len(written) == 2 and how == "error":
+            raise torch.linalg.LinAlgError
+        return {n: dense(d) * (torch.nan if len(written) == 2 else 1.0) for n, d in written[-1].items()}
+
+    monkeypatch.setattr(MEMIT, "_write", fails_at_last)
+    end, start = played(make_env, agent)
+    (first,) = (dense(delta) for delta in written[0].values())
+    torch.testing.assert_close(end, start + condense(first, start, 1.2), rtol=1e-3, atol=1e-3)
 
 
 def test_prune_without_an_end_says_so(make_env):
@@ -373,10 +414,66 @@ def test_the_cache_of_keys_does_not_leak_between_runs(make_env, small_world):
     agent = AlphaEdit(VALUE, threshold=100.0, samples=30)
     env, observation, info = started(make_env, agent)
     first = agent.act(observation, info)
+    for _ in range(2):  # the keys of a batch are taken in when the next one comes
+        observation, _, _, _, info = env.step(agent.act(observation, info))
+    observation, info = env.reset(seed=0)
     agent.begin(env)
     again = agent.act(observation, info)
     for name in first:
         assert torch.equal(dense(first[name]), dense(again[name]))
+
+
+@pytest.mark.parametrize("kind", [AlphaEdit, MEMIT])
+def test_earlier_batches_keys_are_in_the_solve(base, tokenizer, make_env, small_world, kind):
+    """Two batches through the agent; the second solved densely, with the keys of the first."""
+    lm = EditableLM(base, tokenizer, [MIDDLE])
+    C = key_covariance(lm, sample_text(load_edits("atlas", "train"), 30))[f"model.{MIDDLE}"].double()
+    eigenvalues, vectors = torch.linalg.eigh(C)
+    threshold = float(eigenvalues[48:50].mean())  # of 64: some of the text's directions are projected away
+    if kind is AlphaEdit:
+        agent = AlphaEdit(VALUE, threshold=threshold, ridge=0.5, samples=30)
+        free = vectors[:, eigenvalues < threshold]
+        Q, penalty = free @ free.T, 0.5 * torch.eye(64).double()
+    else:
+        agent = MEMIT(VALUE, weight=2.0, samples=30, epsilon=0.01, cache_keys=True)
+        Q, penalty = torch.eye(64).double(), 2.0 * (C + 0.01 * C.trace() / 64 * torch.eye(64).double())
+    env, observation, info = started(make_env, agent)
+    lm = env.language_model
+    layer, name = lm.model.get_submodule("model.layers.1"), f"model.{MIDDLE}"
+    earlier = torch.zeros(64, 64).double()
+    for _ in range(2):
+        lookup = look_up(lm, env.batch, "subject_last")
+        U = read_token(lm, lm.modules[name], lookup)[0].double()
+        change = optimise_values(lm, layer, env.batch, lookup, VALUE).double()
+        expected = torch.linalg.solve(Q @ (U.T @ U + earlier) + penalty, Q @ U.T @ change)
+        action = agent.act(observation, info)
+        torch.testing.assert_close(dense(action[name]).double(), expected, rtol=5e-3, atol=5e-3)
+        if kind is AlphaEdit:
+            preserved = vectors[:, eigenvalues > threshold].T
+            assert (preserved @ dense(action[name]).double()).abs().max() < 1e-5 * float(expected.abs().max()) + 1e-5
+        earlier += U.T @ U
+        observation, *_, info = env.step(action)
+
+
+def test_rect_thins_out_each_layers_update_at_the_weights_it_is_for(make_env, small_world):
+    arguments = {"weight": 1.0, "samples": 30}
+    agent, plain = RECT(VALUE, keep=0.3, **arguments), MEMIT(VALUE, **arguments)
+    env = make_env(modules=[FIRST, MIDDLE], edits_per_step=4, horizon=2)
+    for which in (agent, plain):
+        which.prepare(env, 0, nothing)
+    observation, info = env.reset(seed=0)
+    for which in (agent, plain):
+        which.begin(env)
+    lm = env.language_model
+    for _ in range(2):
+        whole, found = plain.act(observation, info), agent.act(observation, info)
+        for name in lm.modules:
+            delta, weight = dense(whole[name]).numpy(), lm.weight(name).numpy()
+            assert np.abs(delta).max() > 0.01
+            ratio = np.abs(delta / weight)
+            kept = ratio >= np.sort(ratio.ravel())[-round(0.3 * ratio.size)]
+            np.testing.assert_allclose(found[name].numpy(), np.where(kept, delta, 0), rtol=1e-4, atol=1e-6)
+        observation, *_, info = env.step(found)
 
 
 def test_rome_wants_one_module(make_env):

@@ -373,6 +373,30 @@ def test_limit_and_checked_locality(write):
     assert [len(edit.locality) for edit in edits] == [0, 0, 1]  # the third's asks for the fourth, which is not edited
 
 
+def test_what_a_later_split_edits_is_not_learned_as_what_has_to_stay(write, tmp_path):
+    """As in FEVER, whose locality prompts are other records' claims: each record's are its neighbour's prompt and rephrase."""
+
+    def asks(i):
+        return [{"prompt": text, "answer": "x"} for text in (own(i)["prompt"], f"Who leads number {i}?", "Tea is")]
+
+    records = [own(i, rephrases=[f"Who leads number {i}?"], locality=asks((i + 1) % 60)) for i in range(60)]
+    path = write(records)
+    asked = {split: {text for e in load(path, split) for text in (e.prompt, *e.rephrases)} for split in SHARES}
+    kept = {split: {it.prompt for e in load(path, split) for it in e.locality} for split in SHARES}
+    raw = {i for i in range(60) if own(i)["prompt"] in asked["train"]}
+    assert {own((i + 1) % 60)["prompt"] for i in raw} & asked["test"], "there is something to leak"
+    assert not kept["train"] & (asked["validation"] | asked["test"])
+    assert not kept["validation"] & asked["test"]
+    assert kept["train"] & asked["train"]
+    assert kept["test"] & asked["train"], "the split that is judged stays as it is"
+    assert all("Tea is" in prompts for prompts in kept.values())
+
+    write(records[:30], "set/my-train.json")
+    write(records[30:], "set/my-test.json")
+    kept = {it.prompt for e in load(tmp_path / "set", "train") for it in e.locality}
+    assert not kept & {own(i)["prompt"] for i in range(30, 60)}
+
+
 def test_generation_prompts_are_told_from_paraphrases(write):
     def record(subject, template, target, old, rephrase):
         fields = {"prompt": template.format(subject), "target_new": target, "ground_truth": old, "subject": subject}

@@ -22,9 +22,14 @@ with whole_file(Path(sys.argv[1])) as partial:
 def test_an_error_leaves_what_was_there(tmp_path):
     path = tmp_path / "made" / "file.txt"
     write_whole(path, "old: ä")
-    with pytest.raises(RuntimeError), whole_file(path) as partial:
-        partial.write_text("half of the new")
-        raise RuntimeError
+
+    def write():
+        with whole_file(path) as partial:
+            partial.write_text("half of the new")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write()
     assert path.read_bytes() == "old: ä".encode()
     assert os.listdir(path.parent) == ["file.txt"]
 
