@@ -10,6 +10,7 @@ from agents.editor import LifelongEditor
 from editenv import metrics
 from editenv.data import Edit
 from editenv.journal import JournalError
+from editenv.prompts import answer_ids
 from editenv.whole_files import write_whole
 
 LONGEST_SAID = 24
@@ -58,7 +59,7 @@ def outcomes(editor: LifelongEditor, edits: Sequence[Edit]) -> list[dict[str, An
     found = []
     refused = {edit.id: reason for edit, reason in not_applied(editor, edits)}
     lm = editor.lm
-    targets = lm.tokenizer([f" {edit.target}" for edit in edits], add_special_tokens=False)["input_ids"]
+    targets = answer_ids(lm.tokenizer, [edit.target for edit in edits])
     limit = max(LONGEST_SAID, 2 + max(map(len, targets), default=0))
     said = metrics.generate(lm, [edit.prompt for edit in edits], limit, unfinished=True)
     for edit, text in zip(edits, said, strict=True):

@@ -22,9 +22,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from agents.base import Agent, Progress
+from agents.covariance import training_edits
 from agents.fine_tune import edit_prompts
 from agents.hypernetwork import Normalizer, save_policy
-from editenv.delta_files import fingerprint
+from editenv.data import edits_digest
+from editenv.delta_files import fingerprint, frozen_fingerprint
 from editenv.deltas import LowRank, inner
 from editenv.dynamics import EditableLM, Gradient
 from editenv.env import Action, LifelongEditEnv, Observation
@@ -267,25 +269,34 @@ class DAFNet(Agent):
     def prepare(self, env: LifelongEditEnv, seed: int, progress: Progress) -> None:
         lm = env.language_model
         lm.restore()
+        with torch.random.fork_rng(devices=[]):  # the network is made on the CPU; the caller's generator is not touched
+            torch.random.default_generator.manual_seed(seed)
+            self.network = DAFNetwork({name: lm.shape(name) for name in lm.modules}, self.config).to(lm.device)
+        if not self._load_kept(env, seed):
+            started = time.perf_counter()
+            train(self.network, env, seed, progress)
+            if self.workspace is not None:
+                seconds = time.perf_counter() - started
+                save_policy(self.network, self.workspace, self._identity(env, seed) | {"seconds": seconds})
+        self.network.eval()
+
+    def _identity(self, env: LifelongEditEnv, seed: int) -> dict[str, object]:
+        """What a kept network must agree on to be taken."""
+        lm = env.language_model
         made_of = {
             "dafnet": asdict(self.config),
             "seed": seed,
             "model": env.model_arguments,
             "weights": fingerprint(lm),
         }
-        identity: dict[str, object] = json.loads(json.dumps(made_of))
-        torch.manual_seed(seed)
-        self.network = DAFNetwork({name: lm.shape(name) for name in lm.modules}, self.config).to(lm.device)
-        if not self._load_kept(identity):
-            started = time.perf_counter()
-            train(self.network, env, seed, progress)
-            if self.workspace is not None:
-                save_policy(self.network, self.workspace, identity | {"seconds": time.perf_counter() - started})
-        self.network.eval()
+        made_of |= {"frozen": frozen_fingerprint(lm), "edits": edits_digest(training_edits(env))}
+        found: dict[str, object] = json.loads(json.dumps(made_of))
+        return found
 
-    def _load_kept(self, identity: dict[str, object]) -> bool:
+    def _load_kept(self, env: LifelongEditEnv, seed: int) -> bool:
         if self.workspace is None or not (self.workspace / "policy.json").exists():
             return False
+        identity = self._identity(env, seed)
         record = json.loads((self.workspace / "policy.json").read_text(encoding="utf-8"))
         if any(record.get(key) != value for key, value in identity.items()):
             return False

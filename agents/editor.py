@@ -6,7 +6,6 @@ editor.save("out/model")
 """
 
 import hashlib
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -18,18 +17,18 @@ import torch
 
 from agents.base import Agent
 from agents.covariance import training_edits
-from agents.registry import METHODS, make_agent, make_method, packaged_policy
+from agents.registry import METHODS, make_agent, make_method, packaged_policy, settings_of
 from agents.rledit import RLEdit
 from agents.saving import save_model
 from agents.values import end_of_subject
 from editenv import metrics
-from editenv.data import Edit, load_edits
+from editenv.data import Edit, edits_digest, load_edits
 from editenv.data.files import content_digest
 from editenv.data.formats import FORMATS, Fields, to_edit
 from editenv.data.records import BadRecordError
 from editenv.delta_files import fingerprint, frozen_fingerprint, read_delta, tensors_of, write_delta_file
 from editenv.deltas import Delta
-from editenv.env import LifelongEditEnv, Observation
+from editenv.env import LifelongEditEnv, Observation, RefusedActionError
 from editenv.journal import Journal
 from editenv.models import EMBEDDED
 from editenv.questions import ask
@@ -155,6 +154,7 @@ class LifelongEditor:
         self.model, self.method = model, method
         self.guard = guard or Guard()
         self.agent = _agent(method, policy, model, settings)
+        made_with = settings_of(method, self.agent)
         if "subjects" in self.agent.needs:
             for edit in to_come:
                 end_of_subject(edit)
@@ -192,6 +192,7 @@ class LifelongEditor:
                 "method": method,
                 "settings": dict(settings) if settings is not None else None,
                 "policy": _policy_digest(self.agent),
+                "agent": made_with,
                 "edits": edits,
                 "text": _text_digest(text),
                 "training": edits_digest(training_edits(learning)) if prepared_from else None,
@@ -292,11 +293,9 @@ class LifelongEditor:
             except torch.linalg.LinAlgError as error:  # what NaN and infinity end in
                 reason = f"the method could not solve for an update: {error}"
                 break
-            except BaseException as error:
-                if "NaN or infinity" in str(error) and isinstance(error, ValueError):
-                    reason = str(error)
-                    break
-                raise  # the method's fault, not this batch's
+            except RefusedActionError as error:
+                reason = str(error)
+                break
             actions.append(deltas)
             observation, _, _, _, info = self.env.step(deltas)
             efficacy = info["efficacy"]
@@ -406,6 +405,7 @@ class LifelongEditor:
             self.results.append(BatchResult(**{name: entry[name] for name in names}))
             if entry["applied"]:
                 self.edits += [_from_json(row) for row in entry["content"]]
+        self.env.batches_done = len(self.journal.entries)
         if self.journal.entries:
             self._perplexity = self._held_out()
 
@@ -486,11 +486,3 @@ def _from_json(row: Mapping[str, Any]) -> Edit:
 
     locality = tuple(Locality(**item) for item in row["locality"])
     return Edit(**{**row, "rephrases": tuple(row["rephrases"]), "locality": locality})
-
-
-def edits_digest(edits: Sequence[Edit]) -> str:
-    """Tells one list of edits from another."""
-    digest = hashlib.sha256()
-    for edit in edits:
-        digest.update(json.dumps(asdict(edit), sort_keys=True).encode())
-    return digest.hexdigest()

@@ -265,7 +265,8 @@ def _key(shape: tuple[int, int]) -> str:
 
 
 def save_policy(policy: Saved, folder: Path, extra: Mapping[str, object]) -> None:
-    """Writes ``policy.safetensors`` and ``policy.json``, each whole or not at all."""
+    """Writes ``policy.safetensors``, then ``policy.json``, which is there only beside the weights that it is about."""
+    (folder / "policy.json").unlink(missing_ok=True)
     with whole_file(folder / "policy.safetensors") as partial:
         save_file({key: value.contiguous() for key, value in policy.state_dict().items()}, partial)
     record = {"policy": asdict(policy.config), "shapes": policy.shapes, **extra}

@@ -32,6 +32,8 @@ class MENDConfig(TrainConfig):
 class MEND(TrainedOnFixedModel):
     """Trained network, no regression: ``D = -lr sum over tokens of u~^T d~``.
 
+    Gradients are taken at answer positions; the public code takes every token of the prompt.
+
     Precomputes: the network, by Adam on ``c_edit (-log p(y | x')) + c_loc KL`` (eq. 4), an optimiser step for each batch of
     theta_0; ``trajectories * horizon`` batches in all. Needs: training edits with rephrases and locality prompts; no subject,
     no text. Everything is float32, and step sizes are in the units of :class:`agents.hypernetwork.GradientPolicy` (the public

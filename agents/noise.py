@@ -12,7 +12,7 @@ from gymnasium.utils import RecordConstructorArgs
 from agents.hypernetwork import Policy
 from agents.rledit import RLEdit
 from editenv.deltas import LowRank
-from editenv.env import LifelongEditEnv, lifelong_edit
+from editenv.env import LifelongEditEnv, RefusedActionError, lifelong_edit
 
 
 class HypernetworkNoise(gym.ActionWrapper[Any, np.ndarray, Any], RecordConstructorArgs):
@@ -61,7 +61,7 @@ class HypernetworkNoise(gym.ActionWrapper[Any, np.ndarray, Any], RecordConstruct
         if np.shape(action) != self.action_space.shape:
             raise ValueError(f"action expects shape {self.action_space.shape}, was given {np.shape(action)}")
         if not np.isfinite(action).all():
-            raise ValueError("action: expects finite numbers, was given NaN or infinity")
+            raise RefusedActionError("action: expects finite numbers, was given NaN or infinity")
         policy, gradients = self._policy, self._editing.gradients
         deltas, start = {}, 0
         for name, delta in self._agent.act({}, {"attempt": self._editing.attempt}).items():

@@ -1,4 +1,4 @@
-"""PRUNE (Ma et al. 2025, ICLR): the singular values of all updates together are held down."""
+"""PRUNE (Ma et al. 2025, ICLR; arXiv 2405.16821, section 4): the singular values of all updates together are held down."""
 
 import math
 from typing import Any, Literal

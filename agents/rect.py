@@ -11,7 +11,7 @@ from editenv.env import Action, Observation
 
 
 def keep_largest_relative(delta: torch.Tensor, weight: torch.Tensor, keep: float) -> torch.Tensor:
-    """The delta with all but the share ``keep`` of its entries set to zero: those largest in |D_ij / W_ij| stay .
+    """The delta with all but the share ``keep`` of its entries set to zero: those largest in |D_ij / W_ij| stay.
 
     Args:
         delta: D.
@@ -32,7 +32,7 @@ class RECT(MEMIT):
 
     Args:
         value, weight, samples, epsilon: As MEMIT has them.
-        keep: Share of an update's entries that stay: 40 per cent in AlphaEdit's public code; 20 is used as well.
+        keep: Share of an update's entries that stay: 40 per cent in AlphaEdit's public code (the default), 20 in RECT's.
     """
 
     def __init__(

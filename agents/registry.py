@@ -4,10 +4,12 @@ A name is a row of a table: a method with its options. ``some_file.py:Name`` and
 :class:`agents.base.Agent` of your own, made without arguments.
 """
 
+import hashlib
 import importlib
 import importlib.util
+import json
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, is_dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -237,3 +239,24 @@ def find_agent(name: str) -> Callable[[], Agent]:
         raise ValueError(f"agent {name!r}: {place} has no {attribute}")
     found: Callable[[], Agent] = getattr(module, attribute)
     return found
+
+
+def settings_of(name: str, agent: Agent) -> dict[str, Any]:
+    """What an agent was made with, as JSON has it: its attributes, a trained policy's digest, and that of a file of one's own."""
+    shown: dict[str, Any] = {"actions_per_batch": agent.actions_per_batch}
+    shown |= {name: _plain(value) for name, value in vars(agent).items() if not name.startswith("_")}
+    files = {"source": Path(name.rpartition(":")[0])}
+    if getattr(agent, "folder", None) is not None:
+        files["policy_file"] = Path(agent.folder) / "policy.safetensors"  # type: ignore[attr-defined]
+    shown |= {what: hashlib.sha256(path.read_bytes()).hexdigest() for what, path in files.items() if path.is_file()}
+    return {name: plain for name, plain in shown.items() if plain is not None}
+
+
+def _plain(value: Any) -> Any:
+    """A setting as JSON has it; None for what is none (a network, a tensor)."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    try:
+        return json.loads(json.dumps(value))
+    except (TypeError, ValueError):
+        return None

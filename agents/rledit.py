@@ -22,11 +22,12 @@ from typing import Any, Literal
 import torch
 
 from agents.base import Agent, Progress
-from agents.covariance import covariance_of
+from agents.covariance import covariance_of, training_edits
 from agents.hypernetwork import PolicyConfig, load_policy, make_policy, save_policy
 from agents.preconditioner import Preconditioner, inverse_covariance
+from editenv.data import edits_digest
 from editenv.data.files import FileOptions
-from editenv.delta_files import fingerprint
+from editenv.delta_files import fingerprint, frozen_fingerprint
 from editenv.deltas import LowRank, inner, squared_norm
 from editenv.dynamics import Gradient
 from editenv.env import Action, LifelongEditEnv, Observation
@@ -37,7 +38,12 @@ from editenv.whole_files import whole_file
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How a policy is trained. Symbols are the paper's."""
+    """How a policy is trained. Symbols are the paper's.
+
+    gamma, mu, k, eta and lambda_loc are the paper's values (appendix A.5 and B). Its rates, 1e-5 for the network and 1e-6 for step
+    sizes in the model's own units, belong to networks of rank 1,024 and more on models of 8 billion parameters; here step sizes are
+    relative to a typical output, and the rates are those that the embedded model was trained with.
+    """
 
     trajectories: int = 60
     """Trajectories, each over a freshly drawn and shuffled training stream; one optimiser step each (eq. 12)."""
@@ -87,6 +93,14 @@ class TrainConfig:
     """The network; the training is a plug-in to any of them (section 3.3)."""
 
     def __post_init__(self) -> None:
+        least = {"trajectories": 0, "horizon": 1, "edits_per_step": 1, "actions_per_batch": 1, "memory_batches": 0}
+        least |= {"memory_samples": 1, "warm_up_batches": 1, "covariance_texts": 1}
+        for name, low in least.items():
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise ValueError(f"{name} must be {low} or more, not {value}")
+        if not 0 <= self.discount <= 1:
+            raise ValueError(f"discount must be from 0 to 1, not {self.discount}")
         if self.reference == "previous" and self.environment == "fixed":
             raise ValueError("reference: in the environment 'fixed' every batch comes to theta_0; there is no other")
         if self.preconditioner and self.policy.network != "malmen":
@@ -195,7 +209,8 @@ class RLEdit(Agent):
         """What a kept policy must agree on to be taken."""
         made_of = {"trained": self.train, "train": asdict(self.config), "seed": seed, "model": env.model_arguments}
         made_of["algorithm"] = self.algorithm.title
-        made_of["weights"] = fingerprint(env.language_model)
+        made_of |= {"weights": fingerprint(env.language_model), "frozen": frozen_fingerprint(env.language_model)}
+        made_of["edits"] = edits_digest(training_edits(env))
         if self.text is not None:
             made_of["text"] = self.text
         return json.loads(json.dumps(made_of))

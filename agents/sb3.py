@@ -26,9 +26,11 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from agents.base import Agent, Progress
+from agents.covariance import training_edits
 from agents.rledit import TrainConfig, training_environment
+from editenv.data import edits_digest
 from editenv.data.files import FileOptions
-from editenv.delta_files import fingerprint
+from editenv.delta_files import fingerprint, frozen_fingerprint
 from editenv.env import Action, LifelongEditEnv, Observation
 from editenv.whole_files import whole_file, write_whole
 from editenv.wrappers import GradientStatistics, LayerStatistics, StepSizeAction
@@ -176,10 +178,13 @@ class SB3Agent(Agent):
         algo, steps = self.algo, self.steps
         self.model = make_model(algo, training_environment(env, self.config), seed, self.settings)
         identity = {"algo": algo, "steps": steps, "settings": self.settings, "train": asdict(self.config), "seed": seed}
-        identity = json.loads(
-            json.dumps(identity | {"model": env.model_arguments, "weights": fingerprint(env.language_model)})
-        )
+        identity |= {"model": env.model_arguments}
         kept = None if self.workspace is None else self.workspace / "policy.json"
+        if kept is not None:
+            lm = env.language_model
+            identity |= {"weights": fingerprint(lm), "frozen": frozen_fingerprint(lm)}
+            identity |= {"edits": edits_digest(training_edits(env))}
+        identity = json.loads(json.dumps(identity))
         if kept is not None and kept.exists():
             record = json.loads(kept.read_text(encoding="utf-8"))
             if record["made_of"] == identity:
@@ -190,7 +195,8 @@ class SB3Agent(Agent):
         train(self.model, steps, callbacks=[Report()])
         if kept is not None:
             save(self.model, kept.with_suffix(".zip"))
-            write_json(kept, {"made_of": identity, "seconds": time.perf_counter() - started})
+            told = {"made_of": identity, "seconds": time.perf_counter() - started}
+            write_whole(kept, json.dumps(told, indent=2) + "\n")
 
     def begin(self, env: LifelongEditEnv) -> None:
         self._wrapped = wrapped(env)
@@ -201,10 +207,6 @@ class SB3Agent(Agent):
 
 
 # -- files --------------------------------------------------------------------------------------------------------
-
-
-def write_json(file: Path, content: object) -> None:
-    write_whole(file, json.dumps(content, indent=2) + "\n")
 
 
 def save(model: "BaseAlgorithm", file: Path) -> None:
@@ -404,7 +406,7 @@ def main(args: Args) -> None:
     save(model, args.output / "policy.zip")
     mean, _ = evaluate_policy(model, judged, n_eval_episodes=1)
     result = made_of | {"steps": model.num_timesteps, "seconds": seconds, "validation_return": float(mean)}
-    write_json(args.output / "result.json", result)
+    write_whole(args.output / "result.json", json.dumps(result, indent=2) + "\n")
     print(f"return on the validation stream {float(mean):.2f}; saved {args.output / 'policy.zip'}")
 
 
@@ -423,7 +425,7 @@ def check_identity(file: Path, made_of: dict[str, Any]) -> None:
     """A folder belongs to one training run."""
     if file.exists() and json.loads(file.read_text(encoding="utf-8")) != made_of:
         raise SystemExit(f"{file.parent} belongs to a training run with other options; choose another --output")
-    write_json(file, made_of)
+    write_whole(file, json.dumps(made_of, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -76,8 +76,9 @@ class StableEdit(Agent):
     Args:
         step_size: eta.
         ridge: lambda.
-        warm_up_batches: Training batches, of the stream's size; the public code takes 20 of 100 edits.
-        floor: Smallest eigenvalue of the covariance that is believed, relative to the mean one.
+        warm_up_batches: Training batches, of the size of the environment that :meth:`prepare` is given: the stream's in
+            benchmarks, 20 in the editor. The public code takes 20 of 100 edits.
+        floor: Smallest eigenvalue of the covariance that is believed, relative to the mean one; 1e-6, absolute, in the public code.
         actions_per_batch: K.
     """
 

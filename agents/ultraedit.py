@@ -19,13 +19,16 @@ from editenv.env import Action, LifelongEditEnv, Observation
 
 
 class UltraEdit(Agent):
-    """Training-free; needs nothing but the gradients.
+    """Training-free; needs nothing but the gradients, and the edited weights' outputs for a unit.
+
+    Statistics begin with the first batch. Of one token alone there is no deviation, so that a first batch of one edit with a
+    one-token answer changes nothing, here as in the public code (which keeps its statistics by weight shape, not by module).
 
     The paper's learning rate and its unit ridge depend on a model's scale. Here both are relative to what has been seen:
     ``step_size`` to a typical output of the module and a typical ``|u~|^2``, ``ridge`` to a typical squared key.
 
     Args:
-        step_size: eta.
+        step_size: eta; the default is where the search on the embedded model began.
         ridge: lambda of ``(U U^T + lambda I)``.
         actions_per_batch: K.
     """

@@ -23,10 +23,14 @@ import numpy as np
 import torch
 
 from agents.base import Agent
-from agents.registry import make_agent
+from agents.registry import make_agent, settings_of
+from benchmarks import figures, table
+from benchmarks.cells import file_name
 from benchmarks.progress import console_progress
-from benchmarks.records import append
+from benchmarks.records import append, disagreements
 from benchmarks.rollout import propose, take
+from benchmarks.suites import model_fingerprint
+from editenv.data import edits_digest, load_edits
 from editenv.data.files import FileOptions
 from editenv.dynamics import EditableLM
 from editenv.env import LifelongEditEnv
@@ -115,6 +119,7 @@ class Capability:
         failures: Edits among them whose action was refused (NaN or infinity).
         setting: What the records of one file have in common.
         tasks: By task, the metrics from 0 to 1, with ``NAME_stderr`` (None where lm-eval has none), and ``records``.
+        made_with: The agent's settings, and the fingerprints of the model and of the edits; None in older records.
     """
 
     agent: str
@@ -123,6 +128,7 @@ class Capability:
     failures: int
     setting: Setting
     tasks: dict[str, dict[str, float | None]]
+    made_with: dict[str, Any] | None = None
 
 
 # -- scoring ------------------------------------------------------------------------------------------------------
@@ -292,7 +298,14 @@ def roll(
                 visit(info["edits"], failures)
 
 
-def run(args: Args, setting: Setting, missing: Sequence[int], results: Path) -> None:
+def describe(args: Args, setting: Setting) -> dict[str, Any]:
+    """What :class:`Setting` has the names of: the agent's settings, the model's weights, the edits."""
+    edits = load_edits(args.dataset, args.split, None, setting.dataset_options)
+    prints = {"model": model_fingerprint(args.model), "edits": edits_digest(edits)}
+    return {"settings": settings_of(args.agent, make_agent(args.agent)), **prints}
+
+
+def run(args: Args, setting: Setting, made_with: dict[str, Any], missing: Sequence[int], results: Path) -> None:
     """Rolls the agent and adds a record for each missing number of edits.
 
     Raises:
@@ -306,7 +319,7 @@ def run(args: Args, setting: Setting, missing: Sequence[int], results: Path) -> 
             f"{args.agent} acts by where its stream ends, so that one run has no figures along the way: name one number of edits "
             "besides 0 with --at, and give the command again for each other one"
         )
-    agent.workspace = args.out / "policies" / f"{args.agent.replace('/', '_')}-seed{args.seed}"
+    agent.workspace = args.out / "policies" / f"{file_name(args.agent)}-seed{args.seed}"
     model: dict[str, Any] = {"model": args.model, "modules": args.modules, "device": args.device, "dtype": args.dtype}
     env = LifelongEditEnv(
         **model,
@@ -324,7 +337,7 @@ def run(args: Args, setting: Setting, missing: Sequence[int], results: Path) -> 
 
     def visit(edits: int, failures: int) -> None:
         tasks = score(env.language_model, setting.tasks, manager, args.data, args.limit, args.batch_size)
-        append(results, Capability(args.agent, args.seed, edits, failures, setting, tasks))
+        append(results, Capability(args.agent, args.seed, edits, failures, setting, tasks, made_with))
 
     training = LifelongEditEnv(
         **model,
@@ -368,15 +381,15 @@ def as_markdown(records: Sequence[Capability]) -> str:
     """A row for each agent and number of edits, a column for each task and metric; in %, means over seeds."""
     columns = [(task, metric) for task in records[0].setting.tasks for metric in metrics(records, task)]
     headings = ["agent", "edits", "seeds", *(f"{task} {metric}" for task, metric in columns)]
-    lines = ["| " + " | ".join(headings) + " |", "|" + " --- |" * len(headings)]
+    body = []
     for agent in dict.fromkeys(record.agent for record in records):
         curves = [points(records, agent, task, metric) for task, metric in columns]
         for edits, (_, _, seeds) in curves[0].items():
             cells = []
             for mean, error, _ in (curve[edits] for curve in curves):
                 cells.append(f"{mean:.1f}" if math.isnan(error) else f"{mean:.1f} ± {error:.1f}")
-            lines.append("| " + " | ".join([agent, str(edits), str(seeds), *cells]) + " |")
-    return "\n".join(lines) + "\n"
+            body.append([agent, str(edits), str(seeds), *cells])
+    return table.markdown(headings, body)
 
 
 def draw(records: Sequence[Capability], path: Path) -> None:
@@ -424,10 +437,8 @@ def draw(records: Sequence[Capability], path: Path) -> None:
     handles = [Line2D([], [], color=f"C{i % 10}", label=agent) for i, agent in enumerate(agents)]
     handles += [Line2D([], [], color="black", linestyle=styles[i % 4], label=name) for i, name in enumerate(names)]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(handles)), frameon=False)
-    partial = path.with_name(path.stem + ".partial.png")
-    figure.savefig(partial, dpi=150)
+    figures.save(figure, path)
     plt.close(figure)
-    partial.replace(path)
 
 
 # -- command ------------------------------------------------------------------------------------------------------
@@ -466,10 +477,17 @@ def main(args: Args) -> None:
                 there, wanted = getattr(record.setting, name), getattr(setting, name)
                 if there != wanted:
                     raise ValueError(f"{results} was made with {name} {there!r}, not {wanted!r}; use another --out")
+        made_with = describe(args, setting)
+        for record in records:
+            alike = {k: v for k, v in made_with.items() if k != "settings" or record.agent == args.agent}
+            if differing := disagreements(record.made_with or {}, alike):
+                raise ValueError(
+                    f"{results}: {record.agent} was run with another {', '.join(sorted(differing))} than now; use another --out"
+                )
         done = {r.edits for r in records if (r.agent, r.seed) == (args.agent, args.seed)}
         missing = [edits for edits in at if edits not in done]
         if missing:
-            run(args, setting, missing, results)
+            run(args, setting, made_with, missing, results)
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(str(error)) from None
     records = read(results)

@@ -11,17 +11,15 @@ Files are written whole or not at all: whatever is killed, what has finished sta
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, is_dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from agents.base import Agent
-from agents.registry import AGENTS, make_agent
+from agents.registry import AGENTS, make_agent, settings_of
 from benchmarks.records import Record, commit, disagreements, hardware, read, versions
-from benchmarks.suites import Suite, id_of
+from benchmarks.suites import Suite, name_of
 from editenv.whole_files import write_whole
 
 Report = Callable[[str, int, int], None]
@@ -76,7 +74,7 @@ class Cell:
         (record,) = read(self.path)
         made: dict[str, Any] = {"model": record.model, "dataset": record.dataset} | (record.configuration or {})
         wanted = {
-            "model": Path(str(self.suite.model)).name,
+            "model": name_of(str(self.suite.model)),
             "dataset": f"{self.suite.dataset}/{self.suite.split}",
             "settings": settings_of(self.agent, make_agent(self.agent)),
             **self.configuration(),
@@ -103,7 +101,7 @@ class Cell:
         settings = settings_of(self.agent, agent)
         modules = "-".join(self.suite.modules or ())
         agent.workspace = (
-            self.out / "policies" / (_file_name(f"{self.agent}-{modules}".rstrip("-")) + f"-seed{self.seed}")
+            self.out / "policies" / (file_name(f"{self.agent}-{modules}".rstrip("-")) + f"-seed{self.seed}")
         )
         recording = Recording() if self.keep_deltas else None
         record = run(self.suite, self.agent, agent, self.seed, report, recording=recording)
@@ -148,27 +146,35 @@ class Failure:
     traceback: str = ""
 
 
+LONGEST_NAME = 150
+"""Bytes of a file's name that an agent's may take; file systems hold 255."""
+
+
 def cell_path(out: Path, suite: str, agent: str, seed: int) -> Path:
     """Where the record of a suite's NAME-vN lies."""
-    return out / "cells" / suite / f"{_file_name(agent)}-seed{seed}.json"
+    return out / "cells" / suite / f"{file_name(agent)}-seed{seed}.json"
 
 
 def deltas_path(out: Path, suite: str, agent: str, seed: int) -> Path:
     """Where its deltas lie."""
-    return out / "deltas" / suite / f"{_file_name(agent)}-seed{seed}.safetensors"
+    return out / "deltas" / suite / f"{file_name(agent)}-seed{seed}.safetensors"
 
 
-def _file_name(name: str) -> str:
+def file_name(name: str) -> str:
     """Any name as a file's: what was changed is told apart by a digest."""
     plain = re.sub(r"[^\w.-]", "_", name)
-    return plain if plain == name else f"{plain[-60:]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    if plain == name and len(name.encode()) <= LONGEST_NAME:
+        return name
+    end = plain.encode()[-60:].decode(errors="ignore")
+    return f"{end}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def collect(out: Path) -> list[Record]:
     """All finished cells; writes OUT/results.jsonl."""
     found = records_of(out)
     path = out / "results.jsonl"
-    if found and not (path.exists() and path.read_text(encoding="utf-8") == as_lines(found)):
+    there = path.read_text(encoding="utf-8") if path.exists() else ""
+    if there != as_lines(found):
         write_whole(path, as_lines(found))
     return found
 
@@ -192,38 +198,3 @@ def as_lines(records: list[Record]) -> str:
 def cell_files(out: Path) -> list[Path]:
     """The records' files."""
     return sorted(path for path in (out / "cells").glob("*/*.json") if not path.name.endswith(".failed.json"))
-
-
-def adopt(out: Path) -> None:
-    """Cells out of a results.jsonl that was written before there were any."""
-    results = out / "results.jsonl"
-    if results.exists() and not (out / "cells").exists():
-        partial = out / "adopted.partial"
-        for record in read(results):
-            write_whole(
-                cell_path(partial, id_of(record.suite), record.agent, record.seed), json.dumps(asdict(record)) + "\n"
-            )
-        if partial.exists():
-            os.replace(partial / "cells", out / "cells")
-            partial.rmdir()
-
-
-def settings_of(name: str, agent: Agent) -> dict[str, Any]:
-    """What an agent was made with, as JSON has it: its attributes, a trained policy's digest, and that of a file of one's own."""
-    shown: dict[str, Any] = {"actions_per_batch": agent.actions_per_batch}
-    shown |= {name: _plain(value) for name, value in vars(agent).items() if not name.startswith("_")}
-    files = {"source": Path(name.rpartition(":")[0])}
-    if getattr(agent, "folder", None) is not None:
-        files["policy_file"] = Path(agent.folder) / "policy.safetensors"  # type: ignore[attr-defined]
-    shown |= {what: hashlib.sha256(path.read_bytes()).hexdigest() for what, path in files.items() if path.is_file()}
-    return {name: plain for name, plain in shown.items() if plain is not None}
-
-
-def _plain(value: Any) -> Any:
-    """A setting as JSON has it; None for what is none (a network, a tensor)."""
-    if is_dataclass(value) and not isinstance(value, type):
-        value = asdict(value)
-    try:
-        return json.loads(json.dumps(value))
-    except (TypeError, ValueError):
-        return None

@@ -199,11 +199,14 @@ def by_length(tasks: Sequence[Sequence[Entry]], protocol: str, look: dict[str, d
 
 
 def size(row: Entry, along: str) -> int:
-    """A suite's number of edits, or its batch size: that of the first point of the retention curve."""
+    """A suite's number of edits, or its batch size."""
     record = row.records[0]
     if along == "edits":
         return record.edits
-    return int(record.retention[0]["edits"] or 0) if record.retention else 0
+    told = ((record.configuration or {}).get("suite") or {}).get("edits_per_step")
+    if told is not None:
+        return int(told)
+    return int(record.retention[0]["edits"] or 0) if record.retention else 0  # older records: a curve's first point
 
 
 def save(figure: Any, path: Path) -> None:

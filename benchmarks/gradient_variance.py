@@ -29,6 +29,7 @@ from agents.rledit import TrainConfig, Trainer, training_environment
 from benchmarks.progress import console_progress
 from benchmarks.records import versions
 from benchmarks.rl import RLEDIT, SHARED
+from benchmarks.table import markdown
 from editenv.env import LifelongEditEnv
 from editenv.whole_files import write_whole
 
@@ -128,13 +129,12 @@ def measure(args: "Args", trajectories: int, progress: Progress) -> list[Noise]:
 
 def as_markdown(found: Sequence[Noise]) -> str:
     headings = ("policy after", "parameters", "estimator", "steps each", "variance", "projection", "its deviation")
-    lines = ["| " + " | ".join(headings) + " |", "|" + " --- |" * len(headings)]
+    body = []
     for noise in found:
-        lines.append(
-            f"| {noise.trajectories} trajectories | {noise.parameters} | {noise.estimator} | {noise.steps} | {noise.variance:.3g} "
-            f"| {noise.projection:.2f} ± {noise.projection_error:.2f} | {noise.projection_deviation:.2f} |"
-        )
-    return "\n".join(lines) + "\n"
+        told = [f"{noise.trajectories} trajectories", noise.parameters, noise.estimator, str(noise.steps)]
+        told += [f"{noise.variance:.3g}", f"{noise.projection:.2f} ± {noise.projection_error:.2f}"]
+        body.append([*told, f"{noise.projection_deviation:.2f}"])
+    return markdown(headings, body)
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """Records as the rows of a leaderboard: one agent on one task, over its seeds."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -22,6 +22,7 @@ from benchmarks.statistics import (
     pareto_front,
     probability_of_improvement,
 )
+from benchmarks.suites import id_of
 from editenv.metrics import METRICS
 
 PROTOCOLS = ("generation", "teacher_forced", "probability")
@@ -113,7 +114,7 @@ def read(folders: Sequence[Path]) -> list[Record]:
         if not path.is_file():
             raise ValueError(f"there is no {path}: give a folder that benchmarks.run has written, or a .jsonl file")
         for record in records.read(path):
-            run = (record.suite, record.model, record.agent, record.seed)
+            run = (id_of(record.suite), record.model, record.agent, record.seed)
             if run in origins:
                 raise ValueError(
                     f"{record.suite}, {record.model}, {record.agent}, seed {record.seed} is there twice: in "
@@ -164,7 +165,8 @@ def stream_of(rows: Sequence[Entry]) -> str:
     if not made["suite"]:
         return str(rows[0].task)
     told = ("dataset", "split", "options", "order", "batches", "edits_per_step", "modules", "dtype", "end_of_answer")
-    alike = [rows[0].task.model, [made["suite"].get(name) for name in told], made["fingerprints"]]
+    prints = [made["fingerprints"].get(name) for name in ("model", "edits")]
+    alike = [rows[0].task.model, [made["suite"].get(name) for name in told], prints]
     return json.dumps(alike, sort_keys=True)
 
 
@@ -178,14 +180,15 @@ class FailedCell:
     error: str
 
 
-def read_failures(folders: Sequence[Path]) -> list[FailedCell]:
-    """The cells of the folders that have come to nothing."""
+def read_failures(folders: Sequence[Path], made: Container[tuple[str, str, int]] = ()) -> list[FailedCell]:
+    """The cells of the folders that have come to nothing, and have not been made since, in any of them."""
     rows = [
         json.loads(path.read_text(encoding="utf-8"))
         for folder in folders
         for path in sorted(((folder.parent if folder.suffix == ".jsonl" else folder) / "cells").glob("*/*.failed.json"))
     ]
-    return [FailedCell(row["suite"], row["agent"], row["seed"], row["error"]) for row in rows]
+    failed = [FailedCell(row["suite"], row["agent"], row["seed"], row["error"]) for row in rows]
+    return [cell for cell in failed if (id_of(cell.suite), cell.agent, cell.seed) not in made]
 
 
 class Leaderboard:

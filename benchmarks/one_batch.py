@@ -21,7 +21,7 @@ from agents.base import Agent, Progress
 from agents.registry import METHODS, make_agent, make_method
 from agents.settings import read_settings
 from benchmarks.progress import console_progress
-from benchmarks.rollout import mean
+from benchmarks.rollout import mean, propose, take
 from editenv.env import LifelongEditEnv
 from editenv.metrics import METRICS
 
@@ -69,7 +69,8 @@ def one_batch(agent: Agent, args: Args, progress: Progress) -> dict[str, float |
         agent.begin(env)
         done = False
         while not done:
-            observation, _, terminated, truncated, info = env.step(agent.act(observation, info))
+            action = propose(agent, observation, info, env.language_model)
+            (observation, _, terminated, truncated, info), _ = take(env, agent, action)
             done = terminated or truncated
         found.append({metric: info[metric] for metric in METRICS})
     return {metric: mean([row[metric] for row in found]) for metric in METRICS}

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +80,3 @@ class Replay(Agent):
 
     def act(self, observation: Observation, info: dict[str, Any]) -> Action:
         return self.actions[info["batch"] * self.actions_per_batch + info["attempt"]]
-
-
-def mean_reward(rewards: Sequence[float]) -> float | None:
-    """None if a reward is not finite: a model broke."""
-    return sum(rewards) / len(rewards) if all(map(math.isfinite, rewards)) else None

@@ -92,6 +92,10 @@ class Record:
     deltas: str | None = None
 
     def __post_init__(self) -> None:
+        for name in ("suite", "agent", "model", "dataset"):
+            value = getattr(self, name)
+            if not isinstance(value, str) or not value or value != value.encode(errors="replace").decode():
+                raise ValueError(f"{name} must be a text that UTF-8 can hold, not {value!r}")
         for name in ("teacher_forced", "generation", "immediate"):
             _check_percentages(name, getattr(self, name))
         if self.probability is not None:
@@ -106,13 +110,22 @@ class Record:
         if not isinstance(self.retention, list):
             raise ValueError(f"retention must be a list, not {self.retention!r}")
         for i, point in enumerate(self.retention):
-            if not isinstance(point, dict) or "edits" not in point:
-                raise ValueError(f"retention[{i}] must have edits and {', '.join(METRICS)}, not {point!r}")
+            at = point.get("edits") if isinstance(point, dict) else None
+            if not isinstance(at, int | float) or not 1 <= at < math.inf:
+                raise ValueError(f"retention[{i}] must have edits, from 1 on, and {', '.join(METRICS)}, not {point!r}")
             _check_percentages(f"retention[{i}]", {k: v for k, v in point.items() if k != "edits"})
-        for name in ("seed", "edits", "failures", "peak_memory_bytes", "setup_seconds", "edit_seconds", "floor_ratio"):
+        for name, least in (("seed", 0), ("edits", 1)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"{name} must be a whole number from {least} on, not {value!r}")
+        for name in ("failures", "peak_memory_bytes", "setup_seconds", "edit_seconds", "floor_ratio"):
             value = getattr(self, name)
             if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
                 raise ValueError(f"{name} must be a number that is not negative, not {value!r}")
+        if self.edit_seconds == 0:
+            raise ValueError("edit_seconds must be above 0")
+        if not isinstance(self.versions, dict) or not all(isinstance(value, str) for value in self.versions.values()):
+            raise ValueError(f"versions must be an object of texts, not {self.versions!r}")
         if self.mean_reward is not None and not (
             isinstance(self.mean_reward, int | float) and math.isfinite(self.mean_reward)
         ):
@@ -120,6 +133,9 @@ class Record:
         for name in ("configuration", "hardware"):
             if not isinstance(getattr(self, name), dict | None):
                 raise ValueError(f"{name} must be an object or null, not {getattr(self, name)!r}")
+        for name in ("suite", "fingerprints", "settings"):
+            if not isinstance((self.configuration or {}).get(name), dict | None):
+                raise ValueError(f"configuration.{name} must be an object or null, not {self.configuration!r}")
 
 
 def _check_percentages(name: str, values: Any) -> None:
@@ -128,6 +144,8 @@ def _check_percentages(name: str, values: Any) -> None:
     for metric, value in values.items():
         if value is not None and (not isinstance(value, int | float) or not 0 <= value <= 100):
             raise ValueError(f"{name}.{metric} must be a percentage from 0 to 100 (or null), not {value!r}")
+    if all(values[metric] is None for metric in METRICS):
+        raise ValueError(f"{name} has none of {', '.join(METRICS)}")
 
 
 def disagreements(first: Any, second: Any, place: str = "") -> list[str]:

@@ -21,6 +21,7 @@ import tyro
 from benchmarks import figures, leaderboard, published, table
 from benchmarks.leaderboard import PROTOCOLS, Entry, FailedCell, Leaderboard, Task
 from benchmarks.page import page
+from benchmarks.suites import id_of
 from editenv.whole_files import write_whole
 
 
@@ -40,10 +41,12 @@ def main(args: Args) -> None:
     failed: list[FailedCell] = []
     try:
         failed = leaderboard.read_failures(args.results)
-        found = leaderboard.entries(leaderboard.read(args.results))
+        records = leaderboard.read(args.results)
     except ValueError as error:
         every = [f"failed: {cell.suite}, {cell.agent}, seed {cell.seed}: {cell.error}" for cell in failed]
         raise SystemExit("\n".join([str(error), *every])) from None
+    failed = leaderboard.read_failures(args.results, {(id_of(r.suite), r.agent, r.seed) for r in records})
+    found = leaderboard.entries(records)
     out = args.out or (args.results[0].parent if args.results[0].suffix == ".jsonl" else args.results[0])
     out.mkdir(parents=True, exist_ok=True)
     console = Console()

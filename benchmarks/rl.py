@@ -34,6 +34,7 @@ from agents.reinforce import Reinforce, ReinforceConfig
 from agents.rledit import RLEdit, TrainConfig, Trainer, training_environment
 from benchmarks import records
 from benchmarks.progress import console_progress
+from benchmarks.rollout import propose, take
 from benchmarks.run import end_with_parent, parse_seeds
 from editenv import metrics
 from editenv.env import LifelongEditEnv
@@ -89,7 +90,8 @@ class Judge:
         agent.begin(env)
         total, done = 0.0, False
         while not done:
-            observation, reward, terminated, truncated, info = env.step(agent.act(observation, info))
+            action = propose(agent, observation, info, env.language_model)
+            (observation, reward, terminated, truncated, info), _ = take(env, agent, action)
             total += reward
             done = terminated or truncated
         scores = metrics.teacher_forced(env.language_model, ask(env.language_model, list(env.edits_done))).percentages()

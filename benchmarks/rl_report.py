@@ -14,9 +14,10 @@ from typing import Any, Literal
 import numpy as np
 import tyro
 
+from benchmarks import figures
 from benchmarks.rl import FIGURES, Run, read
 from benchmarks.statistics import Estimate, estimate
-from editenv.whole_files import whole_file
+from benchmarks.table import markdown
 
 Unit = Literal["steps", "seconds"]
 UNITS: tuple[Unit, ...] = ("steps", "seconds")
@@ -45,13 +46,13 @@ def as_markdown(runs: Sequence[Run], unit: Unit) -> str:
     budget = float(getattr(runs[0], unit))
     other: Unit = "seconds" if unit == "steps" else "steps"
     headings = [f"after {budget:g} {unit}", "seeds", *TITLES.values(), other]
-    lines = ["| " + " | ".join(headings) + " |", "|" + " --- |" * len(headings)]
+    body = []
     for name, group in grouped(runs).items():
         cells = [name, str(len(group))]
         cells += [shown(over_seeds(group, unit, budget, figure)) for figure in FIGURES]
         cells.append(f"{np.mean([figure_at(run, unit, budget, other) for run in group]):.0f}")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        body.append(cells)
+    return markdown(headings, body)
 
 
 def shown(found: Estimate) -> str:
@@ -85,8 +86,7 @@ def draw(runs: Sequence[Run], path: Path) -> None:
         row[1].set_ylabel("% of all its edits, teacher-forced")
     handles = axes[0][0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=5, frameon=False)
-    with whole_file(path) as partial:
-        figure.savefig(partial, format="png", dpi=110)
+    figures.save(figure, path)
     plt.close(figure)
 
 

@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,12 +15,12 @@ from torch.nn import functional as F
 from agents.base import Agent
 from agents.covariance import sample_text, training_edits
 from agents.no_edit import no_change
-from benchmarks.recording import Recording, mean_reward
+from benchmarks.recording import Recording
 from benchmarks.records import Record, versions
-from benchmarks.suites import Suite
+from benchmarks.suites import Suite, name_of
 from editenv import metrics
 from editenv.dynamics import EditableLM
-from editenv.env import Action, LifelongEditEnv, Observation
+from editenv.env import Action, LifelongEditEnv, Observation, RefusedActionError
 from editenv.probes import probe as ask_beyond
 from editenv.questions import Questions, ask
 
@@ -129,7 +128,7 @@ def run(
         suite=suite.label,
         agent=name,
         seed=seed,
-        model=Path(str(suite.model)).name,
+        model=name_of(str(suite.model)),
         dataset=f"{suite.dataset}/{suite.split}",
         edits=len(edits),
         teacher_forced=metrics.teacher_forced(lm, everything).percentages(),
@@ -172,9 +171,8 @@ def take(
     """A step of the environment, with no change in place of an action that is not finite; and whether it was refused."""
     try:
         return env.step(action), False
-    except ValueError as error:
-        if "NaN or infinity" not in str(error):
-            raise
+    except RefusedActionError:
+        pass
     if agent.actions_per_batch == 1:  # else a part of the batch stays
         agent.taken_back()
     return env.step(no_change(env.language_model)), True
@@ -184,6 +182,11 @@ def mean(values: Sequence[float | None]) -> float | None:
     """Of those that are there."""
     found = [value for value in values if value is not None]
     return round(float(np.mean(found)), 4) if found else None
+
+
+def mean_reward(rewards: Sequence[float]) -> float | None:
+    """None if a reward is not finite: a model broke."""
+    return sum(rewards) / len(rewards) if all(map(math.isfinite, rewards)) else None
 
 
 def finite(values: Mapping[str, float]) -> dict[str, float | None]:

@@ -135,7 +135,6 @@ def run_cells(wanted: list[Cell], out: Path, runner: Runner) -> list[str]:
     Returns:
         The failed ones, each with its error.
     """
-    cells.adopt(out)
     todo = [cell for cell in wanted if not cell.finished()]
     for cell in wanted:
         if cell not in todo:

@@ -3,6 +3,7 @@
 python -m benchmarks.table --results runs/smoke/results.jsonl --figure runs/smoke/retention.png
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,12 +37,15 @@ def escaped(text: str) -> str:
         "|": "&#124;",
         "`": "&#96;",
         "](": "]&#40;",
+        "*": "&#42;",
+        "~": "&#126;",
+        "://": ":&#47;/",
         "\n": " ",
         "\r": " ",
     }
     for mark, entity in entities.items():
         text = text.replace(mark, entity)
-    return text
+    return re.sub(r"(?<![^\W_])_|_(?![^\W_])", "&#95;", text)  # within a word it styles nothing
 
 
 def triple(scores: Sequence[Mapping[str, float | None]], between: str = " / ") -> str:
@@ -125,7 +129,7 @@ def as_details(records: Sequence[Record]) -> str:
             continue
         drifts = [record.drift for record in group if record.drift]
         line = [entry.agent, str(len(group))]
-        line.append(triple([r.probability for r in group if r.probability]) if group[0].probability else "-")
+        line.append(triple(asked) if (asked := [r.probability for r in group if r.probability]) else "-")
         accuracies = [[s.get("locality_accuracy") for s in (r.teacher_forced, r.generation)] for r in group]
         line.append(", ".join(_mean([pair[i] for pair in accuracies]) for i in range(2)))
         line.append(", ".join(_if_finite([d[key] for d in drifts], 2) for key in ("perplexity_before", "perplexity")))

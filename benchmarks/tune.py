@@ -1,12 +1,12 @@
-"""Chooses a method's hyperparameters on the validation split, with the same budget for every method.
+"""Chooses a method's hyperparameters on the validation split, with the same budget for every method that is searched.
 
     python -m benchmarks.tune --methods memit alphaedit --trials 8 --out runs/tune
     python -m benchmarks.tune --methods memit --trials 8 --out runs/tune --write
 
 Trial 0 is the settings as they stand; the others are drawn from the method's ranges (benchmarks/search_spaces.json) by a
 scrambled Sobol sequence, log-uniformly. A trial is one pass over the validation suite and counts by the harmonic mean
-of its teacher-forced figures. Trials that OUT already holds are not run again. --write puts the best into
-agents/settings, with how it was found.
+of its teacher-forced figures; one that ends in an error counts 0 and says which. Trials that OUT already holds are not run
+again. --write puts the best into agents/settings, with how it was found.
 """
 
 import json
@@ -25,6 +25,7 @@ from benchmarks.records import append
 from benchmarks.rollout import run
 from benchmarks.statistics import harmonic_mean
 from benchmarks.suites import find
+from editenv.metrics import METRICS
 from editenv.whole_files import write_whole
 
 Ranges = Mapping[str, tuple[float, float]]
@@ -56,6 +57,7 @@ class Trial:
     teacher_forced: dict[str, float | None]
     seconds: float
     about: dict[str, Any] = field(default_factory=dict)
+    error: str | None = None
 
 
 def search_space(method: str) -> dict[str, tuple[float, float]]:
@@ -128,19 +130,17 @@ def tune(method: str, args: Args) -> Trial:
                 )
             continue
         started = time.perf_counter()
-        with console_progress(f"{method}, trial {number}") as progress:
-            record = run(suite, method, make_method(method, settings), args.seed, progress, beyond=False)
-        trial = Trial(
-            number,
-            settings,
-            harmonic_mean(record.teacher_forced),
-            record.teacher_forced,
-            time.perf_counter() - started,
-            about,
-        )
+        scores, score, error = dict.fromkeys(METRICS), 0.0, None
+        try:
+            with console_progress(f"{method}, trial {number}") as progress:
+                record = run(suite, method, make_method(method, settings), args.seed, progress, beyond=False)
+            scores, score = record.teacher_forced, harmonic_mean(record.teacher_forced)
+        except (ArithmeticError, RuntimeError) as failed:  # a setting that its method cannot work with
+            error = f"{type(failed).__name__}: {failed}"
+        trial = Trial(number, settings, score, scores, time.perf_counter() - started, about, error)
         trials[number] = trial
         append(path, trial)
-        print(f"{method} {number}: {trial.score:.1f} {record.teacher_forced} {settings}", flush=True)
+        print(f"{method} {number}: {trial.score:.1f} {trial.error or trial.teacher_forced} {settings}", flush=True)
     return max((trials[number] for number in range(len(drawn))), key=lambda trial: trial.score)
 
 

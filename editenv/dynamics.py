@@ -23,7 +23,7 @@ from torch import nn
 
 from editenv.deltas import Delta, LowRank
 from editenv.models.modules import attention_and_mlp, find_modules, layer_stack
-from editenv.prompts import Prompts
+from editenv.prompts import Prompts, answer_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -277,8 +277,7 @@ class EditableLM:
     def tokenize(self, prompts: Sequence[str], answers: Sequence[str]) -> list[tuple[list[int], list[int]]]:
         """Token ids of each prompt and of each answer as it follows the prompt (with a space between)."""
         heads = self.tokenizer(list(prompts))["input_ids"]
-        tails = self.tokenizer([f" {answer}" for answer in answers], add_special_tokens=False)["input_ids"]
-        return list(zip(heads, tails, strict=True))
+        return list(zip(heads, answer_ids(self.tokenizer, answers), strict=True))
 
     @property
     def end_token(self) -> int:

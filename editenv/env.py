@@ -16,7 +16,7 @@ from editenv.deltas import Delta, LowRank
 from editenv.dynamics import EditableLM, Gradient
 from editenv.models import load_model
 from editenv.models.modules import default_modules
-from editenv.prompts import Prompts
+from editenv.prompts import Prompts, answer_ids
 from editenv.questions import PROMPT, ask
 from editenv.rewards import RewardConfig
 
@@ -41,6 +41,10 @@ class Stream(Sequence[Edit]):
         if isinstance(place, slice):
             return Stream(self._edits, self._order[place])
         return self._edits[int(self._order[place])]
+
+
+class RefusedActionError(ValueError):
+    """An action that is not finite, or whose squares are not; the model is as it was."""
 
 
 class LifelongEditEnv(gym.Env[Observation, Action]):
@@ -229,7 +233,8 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
             the stream has ended, whether the horizon has, and ``info``.
 
         Raises:
-            ValueError: For a missing or unknown module, a wrong shape, NaN or infinity; the model is as it was.
+            ValueError: For a missing or unknown module or a wrong shape; the model is as it was.
+            RefusedActionError: For NaN or infinity; likewise.
             RuntimeError: If the episode is over.
         """
         if self._over:
@@ -253,7 +258,9 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
     ) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """The second half: the next batch is opened."""
         self._advance()
-        terminated = (self.batches_done + 1) * self.edits_per_step > len(self._edits)
+        terminated = (
+            (self.batches_done + 1) * self.edits_per_step > len(self._edits) if len(self._edits) else self._over
+        )
         truncated = not terminated and self.batches_done == self.horizon
         if truncated:
             self._gradients = self._gradient_of(self._beyond)
@@ -400,9 +407,7 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
             targets = {name for group in objects().values() for name in group}
         else:
             targets = {edit.target for edit in self._edits}
-        return max(
-            len(row) for row in tokenizer([f" {t}" for t in sorted(targets)], add_special_tokens=False)["input_ids"]
-        )
+        return max(map(len, answer_ids(tokenizer, sorted(targets))))
 
     def _open_batch(self, edits: Sequence[Edit]) -> None:
         self._batch = list(edits)
@@ -485,7 +490,7 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
                 delta = self._tensor(given)
                 finite = bool(delta.norm().isfinite())  # so is the regularization then
             if not finite:
-                raise ValueError(
+                raise RefusedActionError(
                     f"action: module {name!r} expects shape {expected} of finite numbers, was given NaN or infinity (or "
                     "numbers whose squares are)"
                 )

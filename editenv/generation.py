@@ -1,6 +1,7 @@
 """Greedy generation with a natural stop."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +16,18 @@ ELLIPSIS = " ..."
 def _shares(shorter: int, longer: int, limit: int, context: int) -> bool:
     """Whether a text may be continued together with a shorter one, and both as far as if they were alone."""
     return longer == shorter or longer + limit - 1 <= context
+
+
+@contextmanager
+def _by_first_choice_alone(model: "PreTrainedModel") -> Iterator[None]:
+    """Without what else a model's folder asks for: a penalty on repetition, say, which is no greedy choice any more."""
+    from transformers import GenerationConfig
+
+    usual, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = usual
 
 
 @torch.no_grad()
@@ -59,15 +72,16 @@ def generate(
         for j, i in enumerate(chunk):
             ids[j, width - len(encoded[i]) :] = torch.tensor(encoded[i])
             mask[j, width - len(encoded[i]) :] = 1
-        output = model.generate(
-            input_ids=ids.to(model.device),
-            attention_mask=mask.to(model.device),
-            # The last token is written, not read: it needs no room.
-            max_new_tokens=limit if context is None else max(1, min(limit, context - width + 1)),
-            do_sample=False,
-            pad_token_id=pad,
-            eos_token_id=tokenizer.eos_token_id,
-        )[:, width:].cpu()
+        with _by_first_choice_alone(model):
+            output = model.generate(
+                input_ids=ids.to(model.device),
+                attention_mask=mask.to(model.device),
+                # The last token is written, not read: it needs no room.
+                max_new_tokens=limit if context is None else max(1, min(limit, context - width + 1)),
+                do_sample=False,
+                pad_token_id=pad,
+                eos_token_id=tokenizer.eos_token_id,
+            )[:, width:].cpu()
         for i, row in zip(chunk, output.tolist(), strict=True):
             if tokenizer.eos_token_id in row:
                 written[i] = tokenizer.decode(row[: row.index(tokenizer.eos_token_id)]).strip()

@@ -11,6 +11,7 @@ from editenv.data.edits import Edit
 from editenv.data.files import EditFile, FileOptions, load_file_edits, read_edits, true_rephrases
 from editenv.data.formats import FORMATS
 from editenv.models import load_model
+from editenv.prompts import answer_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -101,8 +102,7 @@ def inspect(file: str, train: Path | None = None, model: str = "atlas", sample: 
 
 
 def _token_lengths(edits: EditFile, tokenizer: "PreTrainedTokenizerBase") -> np.ndarray:
-    targets = [f" {target}" for target in edits.column("target")]
-    return np.array([len(ids) for ids in tokenizer(targets, add_special_tokens=False)["input_ids"]])
+    return np.array([len(ids) for ids in answer_ids(tokenizer, list(edits.column("target")))])
 
 
 def _ask(found: Inspection, edits: EditFile, model: str, sample: int) -> None:

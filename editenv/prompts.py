@@ -3,9 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import compress
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(slots=True)
@@ -85,3 +89,18 @@ class Prompts:
             labels=torch.cat([part.labels for part in parts]),
             lengths=torch.cat([part.lengths for part in parts]),
         )
+
+
+def answer_ids(tokenizer: "PreTrainedTokenizerBase", answers: Sequence[str]) -> list[list[int]]:
+    """Token ids of each answer as it follows a prompt, with a space between."""
+    lead = "" if _puts_a_space_first(tokenizer) else " "
+    ids: list[list[int]] = tokenizer([lead + answer for answer in answers], add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def _puts_a_space_first(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Whether a text by itself is tokenized as if a space stood before it, so that one of our own would be a second one."""
+    both, head, tail, spaced = (
+        tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("A B", "A", "B", " B")
+    )
+    return both == head + tail and tail != spaced

@@ -69,7 +69,7 @@ class Suite:
         max_actions_per_batch: The budget: how often an agent may see a batch; None sets no bound.
         agents: Whom it is about: the default of ``--agents``.
         model_fingerprint: :func:`model_fingerprint` of the model; None leaves it open.
-        edits_fingerprint: :func:`agents.editor.edits_digest` of the whole split, as it is read; None leaves it open.
+        edits_fingerprint: :func:`editenv.data.edits_digest` of the whole split, as it is read; None leaves it open.
         paper: What it repeats of the paper.
         end_of_answer: Whether answers are taught and protected with the end-of-sequence token after them; a file may leave
             it out, which is false.
@@ -181,17 +181,22 @@ class Suite:
         return replace(self, model=model or self.model, data=data, modules=modules, device=device, dtype=dtype)
 
     def check_fingerprints(self) -> dict[str, str | None]:
-        """Of the model and the edits that are there.
+        """Of the model, of the edits that are made and of those that agents may learn from, as they are here.
 
         Raises:
             ValueError: If they are not the suite's.
         """
-        from agents.editor import edits_digest
-        from editenv.data import load_edits
+        from editenv.data import edits_digest, load_edits
 
         told = self.environment()
         edits = load_edits(told["dataset"], told["split"], None, told.get("dataset_options"))
-        found = {"model": model_fingerprint(told["model"]), "edits": edits_digest(edits)}
+        taught = self.environment(training=True)
+        training = load_edits(taught["dataset"], taught["split"], None, taught.get("dataset_options"))
+        found = {
+            "model": model_fingerprint(told["model"]),
+            "edits": edits_digest(edits),
+            "training": edits_digest(training),
+        }
         for what, wanted, place in (
             ("model", self.model_fingerprint, told["model"]),
             ("edits", self.edits_fingerprint, f"{told['dataset']}, split {told['split']}"),
@@ -213,11 +218,18 @@ class Suite:
         """What must be alike in records that are compared, as JSON has it."""
         told = ("about", "agents", "paper", "command", "data", "device")
         row = {name: value for name, value in asdict(self).items() if name not in told}
-        row |= {"options": dict(self.options), "model": Path(str(self.model)).name}
+        row |= {"options": dict(self.options), "model": name_of(str(self.model))}
         if not self.end_of_answer:
             del row["end_of_answer"]  # as in records from before there was the choice
         found: dict[str, Any] = json.loads(json.dumps(row))
         return found
+
+
+def name_of(model: str) -> str:
+    """What records call a model: a folder's name, or the whole id of one of the hub."""
+    from editenv.models import model_path
+
+    return Path(model).name if Path(model_path(model)).is_dir() else model
 
 
 def model_fingerprint(model: str) -> str | None:

@@ -1,6 +1,9 @@
 """One edit, and nothing else: the record every data set is turned into."""
 
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,3 +37,11 @@ class Edit:
     subject: str | None = None
     old_answer: str | None = None
     relation: str | None = None
+
+
+def edits_digest(edits: Sequence[Edit]) -> str:
+    """Tells one list of edits from another."""
+    digest = hashlib.sha256()
+    for edit in edits:
+        digest.update(json.dumps(asdict(edit), sort_keys=True).encode())
+    return digest.hexdigest()

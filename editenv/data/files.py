@@ -22,6 +22,7 @@ import numpy as np
 from editenv.data.edits import Edit, Locality
 from editenv.data.formats import FORMATS, Fields, detect, to_edit
 from editenv.data.records import BadRecordError, read_records
+from editenv.whole_files import write_whole
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -338,7 +339,7 @@ def _hub_split(place: str, name: str, split: str, options: FileOptions) -> EditF
 
     table = load_dataset(place, split="train" if split == "all" else split)
     path = table_path(f"{place}/{table._fingerprint}/{split}", name, options)
-    if not path.exists():
+    if not path.exists() or not _whole(path):
         _write(path, place, name, options, enumerate(table, start=1))
     return _index(path, options)
 
@@ -428,7 +429,7 @@ def _write(table: Path, source: str, name: str, options: FileOptions, records: I
             raise first
         found = {"source": report.source, "format": report.format, "records": report.records}
         found |= {"bad": dict(report.bad), "examples": report.examples, "refused": report.refused}
-        table.with_suffix(".json").write_text(json.dumps(found), encoding="utf-8")
+        write_whole(table.with_suffix(".json"), json.dumps(found))
         os.replace(partial, table)
     finally:
         partial.unlink(missing_ok=True)

@@ -1,8 +1,13 @@
+from dataclasses import asdict
+
 import pytest
 import torch
 
 from agents.base import Agent
+from agents.hypernetwork import PolicyConfig, make_policy, save_policy
+from agents.malmen import MALMEN, MALMENConfig
 from agents.registry import AGENTS, METHODS, make_agent, make_method
+from agents.rledit import RLEdit, TrainConfig
 from agents.settings import merged, read_settings
 
 OWN = """
@@ -107,3 +112,32 @@ def test_settings_are_merged_object_by_object():
         "steps": 1,
     }
     assert start["config"]["policy"]["blocks"] == 2
+
+
+def test_a_choice_that_there_is_none_of_is_refused():
+    for method, settings, words in (
+        ("rome", {"keys": "publik"}, "'keys' is one of 'consistent', 'public', not 'publik'"),
+        ("memit", {"value": {"token": "subject-last"}}, "'token' is one of 'subject_last', 'last', not 'subject-last'"),
+        ("rledit", {"config": {"credit": "trajectorie"}}, "'credit' is one of"),
+        ("mend", {"config": {"policy": {"network": "men"}}}, "'network' is one of"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            make_method(method, settings)
+
+
+def test_a_policy_brings_its_own_config(tmp_path):
+    save_policy(make_policy({"m": (4, 3)}, PolicyConfig()), tmp_path, {"train": asdict(TrainConfig())})
+    with pytest.raises(ValueError, match="give one or the other"):
+        RLEdit(TrainConfig(), policy=tmp_path)
+    with pytest.raises(ValueError, match="give one or the other"):
+        MALMEN(MALMENConfig(), policy=tmp_path)
+    assert RLEdit(policy=tmp_path).config == TrainConfig()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("trajectories", -1), ("horizon", 0), ("memory_samples", 0), ("discount", 1.1), ("actions_per_batch", 0)],
+)
+def test_what_no_training_can_be_is_refused(name, value):
+    with pytest.raises(ValueError, match=name):
+        TrainConfig(**{name: value})

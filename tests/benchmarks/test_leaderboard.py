@@ -233,3 +233,4 @@ def test_failed_cells_are_read(tmp_path):
     assert read_failures([tmp_path]) == [FailedCell("micro-v1", "a", 3, "boom")]
     assert read_failures([tmp_path / "results.jsonl"]) == read_failures([tmp_path])
     assert read_failures([tmp_path / "elsewhere" / "results.jsonl"]) == []
+    assert read_failures([tmp_path], {("micro-v1", "a", 3)}) == []

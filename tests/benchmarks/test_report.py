@@ -209,6 +209,16 @@ def test_suites_are_compared_if_they_differ_in_one_thing():
             )
         )
 
+    def ahead(name, size):  # PRUNE has no curve but its end, and is the suite's first row
+        told = {"suite": {"edits_per_step": size}}
+        end = replace(
+            run("prune", suite=name, edits=40, configuration=told), retention=[{"edits": 40.0, **scores(1.0)}]
+        )
+        return entries([end, run("a", suite=name, edits=40, configuration=told)])
+
+    fine, rough = ahead("f", 10), ahead("r", 5)
+    assert differing([fine, rough], "batch size") == [[fine, rough]]
+    assert differing([fine, rough], "edits") == []
     short, long, coarse = suite("s", 40, 20), suite("l", 80, 20), suite("c", 40, 40)
     other, alone = suite("o", 160, 20, dataset="else"), suite("b", 320, 20, agent="b")
     wide = suite("w", 640, 20, configuration={"suite": {"modules": ["x"]}})

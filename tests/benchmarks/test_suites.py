@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 import tyro
 
-from agents.editor import edits_digest
 from agents.registry import AGENTS
 from benchmarks import capability, suites
 from benchmarks.suites import SUITES, Suite, all_suites, find, id_of, model_fingerprint, read_suite
-from editenv.data import load_edits
+from editenv.data import edits_digest, load_edits
 
 FOLDER = Path(str(resources.files("benchmarks.suites")))
 

@@ -10,7 +10,7 @@ from agents.registry import METHODS, make_method
 from agents.rledit import RLEdit
 from agents.settings import build, read_settings, settings_path
 from benchmarks import tune
-from benchmarks.tune import Args, draw, search_space
+from benchmarks.tune import Args, draw, read_trials, search_space
 
 
 def test_draws_stay_within_their_ranges_and_fill_them_by_orders_of_magnitude():
@@ -32,10 +32,28 @@ def test_draws_stay_within_their_ranges_and_fill_them_by_orders_of_magnitude():
 
 def test_every_search_space_is_of_settings_that_the_method_has():
     spaces = json.loads(tune.resources.files("benchmarks").joinpath("search_spaces.json").read_text())
+    assert set(spaces) <= set(METHODS)
     for method in spaces:
-        if method in METHODS:
-            for settings in draw(read_settings(method), search_space(method), 2, seed=0):
-                make_method(method, settings)
+        for settings in draw(read_settings(method), search_space(method), 2, seed=0):
+            make_method(method, settings)
+
+
+def test_a_trial_that_its_method_cannot_work_with_counts_nothing_and_the_search_goes_on(world, monkeypatch, capsys):
+    def run(suite, name, agent, *rest, play=tune.run, **options):
+        if agent.weight > 100:
+            raise FloatingPointError("the policy gradient is not finite")
+        return play(suite, name, agent, *rest, **options)
+
+    monkeypatch.setattr(tune, "run", run)
+    best = tune.tune("memit", world.args)
+    assert best.error is None
+    trials = read_trials(world.args.out / "memit.jsonl", best.about)
+    failed = [trial for trial in trials.values() if trial.error]
+    assert 0 < len(failed) < len(trials) == 8
+    assert {(trial.score, trial.error) for trial in failed} == {
+        (0.0, "FloatingPointError: the policy gradient is not finite")
+    }
+    assert tune.tune("memit", world.args) == best
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from agents.registry import make_agent
 from benchmarks import cells, suites, validate
 from benchmarks.cells import Cell, cell_path, collect, deltas_path
 from benchmarks.recording import Replay, digest
@@ -163,6 +164,41 @@ def test_tampered_deltas_are_found_even_if_the_record_names_them(check, submissi
     rewrite(submission, deltas=digest(deltas))
     assert check(submission, model_folder) == 1
     assert "in the replay" in capsys.readouterr().out
+
+
+def test_a_curve_that_was_cut_is_found(check, submission, model_folder, capsys, monkeypatch):
+    """An agent of one's own may have none; what a row of ours has is known."""
+    (record,) = read(place(submission)[0])
+    rewrite(submission, retention=record.retention[-1:])
+    assert check(submission, model_folder) == 0
+    agent = make_agent(record.agent)
+    monkeypatch.setitem(validate.AGENTS, record.agent, ("", lambda: agent))
+    assert check(submission, model_folder) == 1
+    assert "retention" in capsys.readouterr().out
+
+
+def test_another_name_for_the_suite_is_found(check, submission, model_folder, capsys):
+    rewrite(submission, suite="micro-v1")
+    assert check(submission, model_folder) == 1
+    assert "calls its suite 'micro-v1', which is 'micro'" in capsys.readouterr().out
+
+
+def test_whatever_a_cell_ends_in_the_others_are_checked(check, submission, model_folder, capsys, monkeypatch):
+    class StrangeError(Exception):
+        pass
+
+    replayed, replay = [], validate.replay
+
+    def fails_once(*arguments):
+        replayed.append(arguments)
+        if len(replayed) == 1:
+            raise StrangeError("of another kind")
+        return replay(*arguments)
+
+    monkeypatch.setattr(validate, "replay", fails_once)
+    assert check(submission, model_folder) == 1
+    assert "StrangeError: of another kind" in capsys.readouterr().out
+    assert len(replayed) == 2
 
 
 def test_missing_deltas_are_found(check, submission, model_folder, capsys):

@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 from plain import answer_factors, answer_logits, edited_weights, random_deltas
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch.nn.functional import cross_entropy
 from transformers import (
     AutoModelForCausalLM,
@@ -11,11 +12,12 @@ from transformers import (
     GPTNeoXConfig,
     MistralConfig,
     PhiConfig,
+    PreTrainedTokenizerFast,
     Qwen2Config,
 )
 
 from editenv.dynamics import EditableLM
-from editenv.prompts import Prompts
+from editenv.prompts import Prompts, answer_ids
 
 QUESTIONS = [
     ("The home of Ada is", "Rome"),
@@ -79,6 +81,30 @@ def encode(lm, questions=QUESTIONS):
 
 def labels_of(tokenizer):
     return [tokenizer(f" {answer}", add_special_tokens=False)["input_ids"] for _, answer in QUESTIONS]
+
+
+def test_an_answer_is_tokenized_as_it_follows_the_prompt_whatever_the_tokenizer_puts_first():
+    """Byte-level BPE, and the two ways of SentencePiece: one puts a space before whatever it is given."""
+    made = {
+        "bytes": ([], pre_tokenizers.ByteLevel(add_prefix_space=False)),
+        "prepend": ([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")], None),
+        "metaspace": ([], pre_tokenizers.Metaspace(prepend_scheme="first")),
+    }
+    words = ["Who", " saw", " Paris", "Paris", "saw", " is", " in", " A", " B"]  # no token spans a space, as usual
+    for name, (normal, before) in made.items():
+        backend = Tokenizer(models.BPE(unk_token="?"))
+        if normal:
+            backend.normalizer = normalizers.Sequence(normal)
+        if before is not None:
+            backend.pre_tokenizer = before
+        alphabet = pre_tokenizers.ByteLevel.alphabet() if name == "bytes" else [*"▁abcABFPWhoswrinecs?"]
+        backend.train_from_iterator(
+            words * 3, trainers.BpeTrainer(vocab_size=320, special_tokens=["?"], initial_alphabet=alphabet)
+        )
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+        whole, head = (tokenizer(text)["input_ids"] for text in ("Who saw Paris", "Who saw"))
+        assert whole[: len(head)] == head
+        assert answer_ids(tokenizer, ["Paris"]) == [whole[len(head) :]], name
 
 
 def test_logits_are_those_of_the_whole_edited_model(pair, tokenizer):

@@ -468,6 +468,12 @@ def test_batches_are_presented_to_an_environment_without_a_stream(make_env, smal
         env.present([])
     env.present(small_world[:2])
     assert list(env.batch) == small_world[:2]
+    thrice = make_env(dataset=None, actions_per_batch=3)
+    thrice.reset(seed=0)
+    for _ in range(2):
+        thrice.present(small_world[:2])
+        nothing = {n: np.zeros(thrice.language_model.shape(n), np.float32) for n in thrice.language_model.modules}
+        assert [thrice.step(nothing)[2] for _ in range(3)] == [False, False, True]
     streaming = make_env()
     streaming.reset(seed=0)
     before = list(streaming.batch)

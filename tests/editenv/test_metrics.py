@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from plain import answer_logits, edited_weights, greedy, kl, nll, random_deltas, tokens
+from transformers import GenerationConfig
 
 from editenv import metrics
 from editenv.data import Edit, Locality, atlas
@@ -89,6 +90,15 @@ def test_generate_is_greedy_token_by_token(taught_lm, taught, tokenizer, edits, 
     written = metrics.generate(taught_lm, texts, limit=9, batch_size=batch_size)
     assert written == [greedy(taught, tokenizer, text, 9) for text in texts]
     assert len(set(written)) > 4
+
+
+def test_generate_is_greedy_whatever_else_the_model_folder_asks_for(taught_lm, tokenizer, edits, monkeypatch):
+    texts = texts_of(edits)
+    plain = metrics.generate(taught_lm, texts, limit=9)
+    asks = GenerationConfig(repetition_penalty=50.0, no_repeat_ngram_size=1, suppress_tokens=[5], do_sample=True)
+    monkeypatch.setattr(taught_lm.model, "generation_config", asks)
+    assert metrics.generate(taught_lm, texts, limit=9) == plain
+    assert taught_lm.model.generation_config is asks
 
 
 def test_generate_gives_none_without_an_end_and_nothing_for_nothing(taught_lm, tokenizer, edits):

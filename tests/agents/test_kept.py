@@ -1,0 +1,52 @@
+"""What agents keep of their training is taken again only for the model and the edits that it was made with."""
+
+import shutil
+from dataclasses import replace
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from agents.dafnet import DAFNet, DAFNetConfig
+from agents.hypernetwork import PolicyConfig
+from agents.rledit import RLEdit, TrainConfig
+from agents.sb3 import SB3Agent
+
+SMALL = TrainConfig(
+    trajectories=1, horizon=2, edits_per_step=2, warm_up_batches=2, policy=PolicyConfig(rank=4, blocks=1)
+)
+MADE = {
+    "rledit": lambda: RLEdit(SMALL),
+    "dafnet": lambda: DAFNet(DAFNetConfig(layers=1, steps=1, judged=2, longest=3, warm_up_edits=4)),
+    "sb3": lambda: SB3Agent("sac", steps=2, config=replace(SMALL, horizon=2)),
+}
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_a_kept_training_is_of_this_model_and_these_edits(
+    make_env, model_folder, small_world, tmp_path, monkeypatch, name
+):
+    folder = tmp_path / "model"
+    shutil.copytree(model_folder, folder)
+
+    def taken():
+        agent = MADE[name]()
+        agent.workspace = tmp_path / "kept"
+        agent.prepare(make_env(model=str(folder)), 0, lambda *_: None)
+        return agent.kept_seconds > 0
+
+    assert not taken()
+    assert taken()
+
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"] = 1.5 * weights["model.norm.weight"]
+    (folder / "model.safetensors").unlink()
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    assert not taken(), "other weights around the edited ones"
+    assert taken()
+
+    edits = list(small_world)
+    for module in ("rledit", "dafnet", "sb3"):
+        monkeypatch.setattr(
+            f"agents.{module}.training_edits", lambda env: [replace(edits[0], target="Lima"), *edits[1:]]
+        )
+    assert not taken(), "other edits in a file of the same name"
