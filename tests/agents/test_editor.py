@@ -50,6 +50,18 @@ class Jump(Agent):
         return {LAST: size * torch.randn(64, 32, generator=torch.Generator().manual_seed(self.count))}
 
 
+OWN_METHOD = """
+import torch
+from agents.base import Agent
+
+class Mine(Agent):
+    def begin(self, env):
+        pass
+    def act(self, observation, info):
+        return {"model.layers.2.mlp.down_proj": 0.01 * torch.ones(64, 32)}
+"""
+
+
 def edits(targets):
     return [{"prompt": f"The home of number {i} is", "target": target} for i, target in enumerate(targets)]
 
@@ -74,6 +86,36 @@ def policy_folder(tmp_path):
     policy.observe({LAST: Gradient(torch.randn(50, 64), 0.1 * torch.randn(50, 32))})
     save_policy(policy, tmp_path / "policy", {"train": asdict(config), "model": "tiny", "seed": 3})
     return str(tmp_path / "policy")
+
+
+class Scheduled(Jump):
+    """Larger steps later: what it does hangs on how many batches there were."""
+
+    def act(self, observation, info):
+        return {name: (1 + info["batch"]) * delta for name, delta in super().act(observation, info).items()}
+
+
+def test_a_run_that_goes_on_counts_its_batches_on(make_editor, tmp_path):
+    method = f"{__file__}:Scheduled"
+    whole = make_editor(method=method)
+    for target in ("Rome", "Oslo", "Bonn"):
+        whole.edit(edits([target]))
+    with make_editor(tmp_path / "out", method=method) as first:
+        for target in ("Rome", "Oslo"):
+            first.edit(edits([target]))
+    with make_editor(tmp_path / "out", method=method) as second:
+        second.edit(edits(["Bonn"]))
+    assert torch.equal(second.lm.weight(LAST), whole.lm.weight(LAST))
+
+
+def test_a_run_does_not_go_on_with_a_method_that_was_changed(make_editor, tmp_path):
+    own = tmp_path / "own.py"
+    own.write_text(OWN_METHOD)
+    with make_editor(tmp_path / "out", method=f"{own}:Mine") as editor:
+        editor.edit(edits(["Rome"]))
+    own.write_text(OWN_METHOD.replace("0.01", "0.02"))
+    with pytest.raises(JournalError, match="agent was"):
+        make_editor(tmp_path / "out", method=f"{own}:Mine")
 
 
 def test_edits_are_made_and_counted(make_editor):
