@@ -118,12 +118,10 @@ def breaking_point(points: Sequence[tuple[int, float]]) -> float | None:
 
 
 def curves(records: Sequence[Record]) -> list[Curve]:
-    """Of every capacity suite and method among the records, the widest edited part last."""
+    """Of every suite and method among the records that has more than one point, the widest edited part last."""
     runs: dict[tuple[str, str], dict[int, dict[int, float]]] = {}
     for record in records:
         name = re.split(r"@|-v\d+$", record.suite)[0]
-        if not name.startswith("capacity-"):
-            continue
         points = runs.setdefault((name, record.agent), {}).setdefault(record.seed, {})
         if record.agent == CEILING:
             points[record.edits] = harmonic_mean(record.teacher_forced)
@@ -133,16 +131,21 @@ def curves(records: Sequence[Record]) -> list[Curve]:
     found = []
     for (name, agent), by_seed in runs.items():
         common = sorted(set.intersection(*(set(points) for points in by_seed.values())))
-        if common:
+        if len(common) > 1:
             mean = tuple((n, float(interquartile_mean([seed[n] for seed in by_seed.values()]))) for n in common)
             found.append(Curve(name, *edited[name], agent, len(by_seed), mean, breaking_point(mean)))
     return sorted(found, key=lambda curve: (curve.inputs, curve.suite))
 
 
 def _modules(records: Sequence[Record]) -> dict[str, tuple[str, ...]]:
-    """Edited modules of each capacity suite."""
-    names = {re.split(r"@|-v\d+$", r.suite)[0]: id_of(r.suite) for r in records if r.suite.startswith("capacity-")}
-    return {name: find(suite).modules or () for name, suite in names.items()}
+    """Edited modules of each suite, which are the model's own where it names none."""
+    from transformers import AutoConfig
+
+    from editenv.models import EMBEDDED, model_path
+
+    names = {re.split(r"@|-v\d+$", r.suite)[0]: id_of(r.suite) for r in records}
+    own = AutoConfig.from_pretrained(model_path(EMBEDDED)).edited_modules
+    return {name: find(suite).modules or tuple(own) for name, suite in names.items()}
 
 
 def _inputs(patterns: Sequence[str]) -> int:
@@ -227,7 +230,7 @@ def main(args: Args) -> int:
         seeds = parse_seeds(args.seeds)
         wanted = [cell for name in args.suites for cell in cells_of(find(name), args, seeds)]
         failed = run_cells(wanted, args.out, run_here)
-        found = curves(cells.collect(args.out))
+        found = curves([record for record in cells.collect(args.out) if record.suite.startswith("capacity-")])
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(str(error)) from None
     if found:

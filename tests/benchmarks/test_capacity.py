@@ -45,7 +45,7 @@ def test_runs_are_one_stream_for_a_method_and_one_each_for_the_ceiling(tmp_path)
 
 
 def records():
-    """Two seeds of a method that breaks, one of them longer, the ceiling at two lengths, and what is no part of it."""
+    """Two seeds of a method that breaks, one of them longer, the ceiling at two lengths, and what is no curve."""
     suite = "capacity-1-layer"
     short = [{"edits": n, **level(v)} for n, v in ((20, 80.0), (40, 80.0), (80, 40.0))]
     long = [{"edits": n, **level(v)} for n, v in ((20, 60.0), (40, 60.0), (80, 60.0), (160, 1.0))]
@@ -54,8 +54,9 @@ def records():
         replace(RECORD, suite=suite, agent="untrained", seed=1, retention=long),
         replace(RECORD, suite=f"{suite}@1", agent=CEILING, edits=20, teacher_forced=level(90.0)),
         replace(RECORD, suite=f"{suite}@8", agent=CEILING, edits=160, teacher_forced=level(85.0)),
+        replace(RECORD, suite="capacity-narrow@1", agent=CEILING, edits=20, teacher_forced=level(8.0)),
         replace(RECORD, suite="capacity-narrow@8", agent=CEILING, edits=160, teacher_forced=level(5.0)),
-        replace(RECORD, suite="smoke", agent="untrained"),
+        replace(RECORD, suite="capacity-narrow@8", agent="untrained", retention=long[-1:]),  # a point is no curve
     ]
 
 
@@ -72,6 +73,8 @@ def test_curves_are_over_what_all_seeds_have_and_know_the_width():
     table = as_markdown([method, ceiling])
     assert "51 edits" in table
     assert "not up to 160" in table
+    (own,) = curves([replace(RECORD, suite="atlas-50x20", agent="untrained")])  # a suite that names no modules
+    assert (own.modules, own.inputs) == (("layers.3.mlp.down_proj",), config.intermediate_size)
     never = replace(method, points=((20, 2.0), (160, 1.0)), breaks_at=None)
     assert "never worked" in as_markdown([never])
 
