@@ -28,7 +28,7 @@ PROBES = 8
 """Steps at which the edit step and its floor are timed."""
 
 PROBE_TEXTS = 300
-"""Sentences of the training split on which drift is measured; no edit that is judged is about them."""
+"""Sentences of the training split on which drift is measured; methods with a covariance have it from these and others."""
 
 PROBED_EDITS = 1000
 """The first so many edits of the stream are asked about beyond themselves."""
