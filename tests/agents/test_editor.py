@@ -80,7 +80,9 @@ def make_editor(model_folder, monkeypatch):
 def policy_folder(tmp_path):
     """An untrained policy that solves under a recursive preconditioner: an agent with a memory."""
     torch.manual_seed(3)
-    config = TrainConfig(preconditioner=True, covariance_texts=40, policy=PolicyConfig(rank=4, step_size=5.0))
+    config = TrainConfig(
+        preconditioner=True, absorb_noise=0.3, covariance_texts=40, policy=PolicyConfig(rank=4, step_size=5.0)
+    )
     policy = Policy({LAST: (64, 32)}, config.policy)
     policy.set_scales({LAST: 1.0}, {LAST: 1.0})
     policy.observe({LAST: Gradient(torch.randn(50, 64), 0.1 * torch.randn(50, 32))})
@@ -312,6 +314,24 @@ def test_an_interruption_leaves_nothing_of_the_batch_in_the_method(make_editor, 
     assert torch.equal(*ends)
 
 
+def test_an_interrupted_run_with_a_policy_ends_as_if_it_never_was(make_editor, policy_folder, tmp_path):
+    """Closed after each batch, or never."""
+    text = tmp_path / "text.txt"
+    text.write_text("Ada is in Rome.\nPeople find the Long River in Peru.\n", encoding="utf-8")
+    options = {"method": "rledit", "policy": policy_folder, "text": str(text), "guard": Guard(1e9, 1e9)}
+    ends = []
+    for resumed in (False, True):
+        editor = make_editor(tmp_path / str(resumed), **options)
+        for fact in edits(["Rome", "Oslo", "Bonn"]):
+            assert editor.edit([fact]).applied
+            if resumed:
+                editor.close()
+                editor = make_editor(tmp_path / str(resumed), **options)
+        ends.append(editor.lm.snapshot()[LAST])
+        editor.close()
+    torch.testing.assert_close(*ends, rtol=1e-5, atol=1e-6)
+
+
 def test_settings_that_were_refused_can_be_corrected_in_the_same_folder(make_editor, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("Ada is in Rome.\nPeople find the Long River in Peru.\n", encoding="utf-8")
@@ -333,6 +353,35 @@ def test_a_text_is_what_it_says(make_editor, tmp_path):
     text.write_text("Ada is in Oslo.\n", encoding="utf-8")
     with pytest.raises(JournalError, match="text was"):
         make_editor(tmp_path / "out", **options)
+
+
+def test_the_norm_is_bounded_by_the_one_before_the_batch(make_editor):
+    editor = make_editor(guard=Guard(max_perplexity=1e30, max_weight_norm=30.0))
+    results = [editor.edit(edits(["loud"])) for _ in range(4)]
+    assert [result.applied for result in results] == [True] * 4, results
+
+
+def test_a_run_that_goes_on_is_bounded_by_the_batch_before(make_editor, tmp_path, monkeypatch):
+    monkeypatch.setattr(LifelongEditor, "_held_out", lambda self: float(self.lm.weight(LAST).norm()))
+    guard = Guard(max_perplexity=30.0, max_weight_norm=1e9)
+    for _ in range(4):
+        with make_editor(tmp_path / "out", guard=guard) as editor:
+            assert editor.edit(edits(["loud"])).applied
+
+
+def test_a_reverted_editor_is_bounded_by_the_model_it_has(make_editor, monkeypatch):
+    monkeypatch.setattr(LifelongEditor, "_held_out", lambda self: float(self.lm.weight(LAST).square().sum()))
+    editor = make_editor(guard=Guard(max_perplexity=1e6, max_weight_norm=1e9))
+    assert editor.edit(edits(["loud"])).applied
+    editor.revert()
+    assert not editor.edit(edits(["huge"])).applied
+
+
+def test_rephrases_and_locality_prompts_beyond_the_context_are_refused(make_editor):
+    editor, far = make_editor(), "far " * 300
+    for more in ({"rephrases": [far]}, {"locality": [{"prompt": far, "answer": "Rome"}]}):
+        with pytest.raises(BadRecordError, match="context holds 256"):
+            editor.edit([edits(["Rome"])[0] | more])
 
 
 class Poisoned(UltraEdit):

@@ -43,17 +43,23 @@ def test_fine_tuning_lowers_the_batchs_loss_and_leaves_the_weights(make_env, bas
     assert loss_of(base, tokenizer, env.batch, deltas) < 0.8 * loss_of(base, tokenizer, env.batch, zero)
 
 
-def test_fine_tuning_is_adam_on_the_plain_model(make_env, base, tokenizer):
+@pytest.mark.parametrize("constraint", [None, 0.012])
+def test_fine_tuning_is_adam_on_the_plain_model(make_env, base, tokenizer, constraint):
+    """Under a constraint every step ends within it, as the next one's start."""
     env = make_env(modules=[LAST])
-    agent = FineTune(steps=4, learning_rate=0.01)
+    agent = FineTune(steps=6, learning_rate=0.01, norm_constraint=constraint)
     observation, info = start(env, agent)
-    weight = base.get_submodule(LAST).weight.clone().requires_grad_()
+    began = base.get_submodule(LAST).weight
+    weight = began.clone().requires_grad_()
     optimizer = torch.optim.Adam([weight], lr=0.01)
-    for _ in range(4):
+    for _ in range(6):
         optimizer.zero_grad()
         mean(nll(base, tokenizer, e.prompt, e.target, {f"{LAST}.weight": weight}) for e in env.batch).backward()
         optimizer.step()
-    expected = (weight.detach() - base.get_submodule(LAST).weight).T
+        if constraint is not None:
+            with torch.no_grad():
+                weight.clamp_(began - constraint, began + constraint)
+    expected = (weight.detach() - began).T
     found = agent.act(observation, info)[LAST]
     assert (found - expected).norm() < 0.02 * expected.norm()
 

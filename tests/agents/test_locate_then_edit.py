@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from plain import random_deltas, tokens
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from agents.alphaedit import AlphaEdit
@@ -182,6 +183,79 @@ def test_the_value_makes_the_target_likely_and_edits_do_not_disturb_each_other(m
     torch.testing.assert_close(change[3:4], alone, rtol=2e-2, atol=2e-2)
 
 
+def plain_search(base, tokenizer, name, edit, prefixes, config):
+    """optimise_values for one edit: the whole model, one prompt at a time."""
+    module, losses = base.get_submodule(name), []
+
+    def logits(text, answer, end, change):
+        head, tail = tokens(tokenizer, text, answer)
+        spans = tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+        at = max(i for i, (start, stop) in enumerate(spans) if start < end and stop > start)
+        seen = []
+
+        def add(_, args, out):
+            seen.append(out[0, at].detach())
+            return out + torch.nn.functional.one_hot(torch.tensor(at), out.shape[1])[:, None] * change
+
+        handle = module.register_forward_hook(add)
+        found = base(torch.tensor([head + tail]), use_cache=False).logits[0, len(head) - 1 : -1]
+        handle.remove()
+        return found, torch.tensor(tail), seen[0]
+
+    def ends(start):
+        return len(start) + edit.prompt.index(edit.subject) + len(edit.subject)
+
+    starts = ["", *(f"{prefix} " for prefix in prefixes)]
+    zero = torch.zeros(base.get_submodule(name).weight.shape[0])
+    length = logits(edit.prompt, edit.target, ends(""), zero)[2].norm()
+    about = (f"{edit.subject} is a", "thing", len(edit.subject))
+    usual = logits(*about, zero)[0][0].log_softmax(-1).detach()
+    change = torch.zeros_like(zero, requires_grad=True)
+    optimizer = torch.optim.Adam([change], lr=config.learning_rate)
+    for _ in range(config.steps):
+        loss = 0.0
+        for start in starts:
+            found, labels, _ = logits(start + edit.prompt, edit.target, ends(start), change)
+            loss = loss + torch.nn.functional.cross_entropy(found, labels) / len(starts)
+        now = logits(*about, change)[0][0].log_softmax(-1)
+        loss = loss + config.kl * (usual.exp() * (usual - now)).sum()
+        loss = loss + config.weight_decay * (change.square().sum() + 1e-20).sqrt() / length.square()
+        losses.append(float(loss.detach()))
+        if losses[-1] < config.enough:
+            break
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            change.mul_((config.clamp * length / change.norm()).clamp(max=1))
+    return change.detach(), losses
+
+
+@pytest.mark.parametrize("enough", [False, True])
+def test_the_search_is_adam_on_its_loss_in_the_plain_model(base, tokenizer, make_lm, edits, enough):
+    lm, name, prefixes = make_lm(MIDDLE), f"model.{MIDDLE}", ["So it is.", "In a year."]
+    config = ValueConfig(learning_rate=0.3, steps=8, weight_decay=2.0, kl=1.0, prefixes=2)
+    if enough:
+        config = replace(config, kl=0.0625, weight_decay=0.01)
+        losses = plain_search(base, tokenizer, name, edits[0], prefixes, config)[1]
+        assert losses[4] < losses[3]
+        config = replace(config, enough=(losses[3] + losses[4]) / 2)
+    lookup = look_up(lm, edits[:2], "subject_last", prefixes)
+    found = optimise_values(lm, lm.modules[name], edits[:2], lookup, config)
+    for edit, change in zip(edits[:2], found, strict=True):
+        expected, _ = plain_search(base, tokenizer, name, edit, prefixes, config)
+        assert (change - expected).norm() < 0.01 * expected.norm()
+
+
+def test_prefixes_are_written_by_theta_0_and_drawn_by_the_seed(make_lm):
+    lm = make_lm(MIDDLE)
+    prefixes = sample_prefixes(lm, ValueConfig(), 1)
+    assert len(prefixes) == 20
+    assert sample_prefixes(lm, ValueConfig(), 2) != prefixes
+    lm.apply(random_deltas(lm, scale=1.0))
+    assert sample_prefixes(lm, ValueConfig(), 1) == prefixes
+
+
 # -- the agents ---------------------------------------------------------------------------------------------------------
 
 
@@ -222,6 +296,18 @@ def test_rome_puts_each_value_where_it_was_looked_up(make_env, small_world):
     torch.testing.assert_close(after, outputs[:1] + change, rtol=1e-3, atol=1e-4)
     agent.keys = "public"
     torch.testing.assert_close(keys[:1] @ agent._write(edit).dense(), change, rtol=1e-3, atol=1e-4)
+
+
+def test_rome_makes_one_edit_after_the_other(make_env, small_world):
+    agent = ROME(VALUE, samples=30)
+    env, observation, info = started(make_env, agent)
+    name, total = f"model.{MIDDLE}", 0.0
+    found = dense(agent.act(observation, info)[name])
+    for edit in env.batch:
+        update = agent._write(edit).dense()
+        env.language_model.apply({name: update})
+        total = total + update
+    torch.testing.assert_close(found, total, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("keys", ["consistent", "public"])
@@ -284,10 +370,12 @@ def test_memit_changes_the_residual_stream_by_what_was_wanted(tokenizer, make_en
     torch.testing.assert_close(stream(), before + change, rtol=1e-2, atol=2e-2)
 
 
-def test_memit_spreads_what_is_missing_over_the_layers(base, tokenizer, make_env, small_world):
+@pytest.mark.parametrize("prefixes", [0, 2])
+def test_memit_spreads_what_is_missing_over_the_layers(base, tokenizer, make_env, small_world, prefixes):
     """Written out by hand: keys, what is missing in the residual stream, normal equations, layer by layer."""
+    value, p = replace(VALUE, prefixes=prefixes), prefixes + 1
     env = make_env(modules=[FIRST, MIDDLE], edits_per_step=4, horizon=2)
-    agent = MEMIT(VALUE, weight=2.0, samples=30, epsilon=0.01)
+    agent = MEMIT(value, weight=2.0, samples=30, epsilon=0.01)
     agent.prepare(env, 0, nothing)
     observation, info = env.reset(seed=0)
     agent.begin(env)
@@ -295,13 +383,14 @@ def test_memit_spreads_what_is_missing_over_the_layers(base, tokenizer, make_env
     lm = EditableLM(base, tokenizer, [FIRST, MIDDLE])
     C = key_covariance(lm, sample_text(load_edits("atlas", "train"), 30))
     names = list(lm.modules)
-    lookup = look_up(lm, env.batch, "subject_last")
+    lookup = look_up(lm, env.batch, "subject_last", agent._prefixes)
     stream = lm.model.get_submodule("model.layers.1")
-    change = optimise_values(lm, stream, env.batch, lookup, VALUE)
-    wanted = read_token(lm, stream, lookup)[1] + change
+    change = optimise_values(lm, stream, env.batch, lookup, value)
+    wanted = read_token(lm, stream, lookup)[1][::p] + change
     for i, name in enumerate(names):
-        missing = (wanted - read_token(lm, stream, lookup)[1]) / (2 - i)
-        U = read_token(lm, lm.modules[name], lookup)[0]
+        missing = (wanted - read_token(lm, stream, lookup)[1][::p]) / (2 - i)
+        keys = read_token(lm, lm.modules[name], lookup)[0]
+        U = torch.stack([keys[p * j : p * (j + 1)].mean(0) for j in range(4)])
         size = len(C[name])
         system = 2.0 * (C[name] + 0.01 * C[name].trace() / size * torch.eye(size)) + U.T @ U
         D = torch.linalg.solve(system, U.T @ missing)
@@ -453,6 +542,21 @@ def test_earlier_batches_keys_are_in_the_solve(base, tokenizer, make_env, small_
             assert (preserved @ dense(action[name]).double()).abs().max() < 1e-5 * float(expected.abs().max()) + 1e-5
         earlier += U.T @ U
         observation, *_, info = env.step(action)
+
+
+def test_the_keys_that_are_kept_are_those_of_the_edited_model(make_env, small_world):
+    agent = MEMIT(VALUE, weight=1.0, samples=30, cache_keys=True)
+    env = make_env(modules=[FIRST, MIDDLE], edits_per_step=4, horizon=2)
+    agent.prepare(env, 0, nothing)
+    observation, info = env.reset(seed=0)
+    agent.begin(env)
+    lm, name = env.language_model, f"model.{MIDDLE}"
+    lookup = look_up(lm, env.batch, "subject_last")
+    action, before = agent.act(observation, info), read_token(lm, lm.modules[name], lookup)[0]
+    lm.apply(env.checked(action))
+    after = read_token(lm, lm.modules[name], lookup)[0]
+    assert (after - before).norm() > 0.05 * before.norm()
+    torch.testing.assert_close(agent.remember()[name], after, rtol=1e-3, atol=1e-3)
 
 
 def test_rect_thins_out_each_layers_update_at_the_weights_it_is_for(make_env, small_world):

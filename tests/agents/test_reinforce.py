@@ -6,7 +6,7 @@ from dataclasses import asdict, fields, replace
 import numpy as np
 import pytest
 import torch
-from test_rledit import CONFIG, LAST, same_policies
+from test_rledit import CONFIG, LAST, covariance_inverse_by_hand, same_policies
 
 from agents import reinforce, rledit
 from agents.episodes import rewards_to_go
@@ -303,3 +303,16 @@ def test_the_row_is_trained_by_reinforce_and_kept(make_env, small_world, tmp_pat
     other.workspace = tmp_path
     other.prepare(make_env(modules=[LAST]), 3, lambda what, done, total: None)
     assert not same_policies(other.policy, reference.policy)
+
+
+def test_rollouts_absorb_each_batch_once_and_begin_anew(make_env, small_world):
+    config = replace(NOISY, preconditioner=True, absorb_noise=0.5, actions_per_batch=2)
+    trainer = make_reinforce(make_env, config, preconditioned=True)
+    start = trainer.preconditioner.project(LAST, torch.eye(64)).clone()
+    for _ in range(2):
+        absorbed = []
+        for t, step in enumerate(trainer.roll_out_noisy(0)[0]):
+            keys = step.gradients[LAST].keys
+            expected = covariance_inverse_by_hand(start, absorbed, 0.5) @ keys.T
+            assert (step.projected[LAST] - expected).norm() < 2e-3 * expected.norm()
+            absorbed += [keys] * (t % 2)

@@ -17,6 +17,7 @@ from agents.preconditioner import Preconditioner, inverse_covariance
 from agents.rledit import RLEdit, TrainConfig, Trainer, config_from_json, sample_lags, training_environment
 from editenv.delta_files import fingerprint
 from editenv.deltas import LowRank
+from editenv.rewards import RewardConfig
 
 LAST = "model.layers.2.mlp.down_proj"
 CONFIG = TrainConfig(
@@ -461,3 +462,17 @@ def test_a_gradient_that_is_not_finite_ends_the_training(make_env, small_world):
     with pytest.raises(FloatingPointError, match=r"trajectory 1: .*step_size"):
         trainer.run(3)
     assert all(torch.equal(value, before[name]) for name, value in trainer.policy.state_dict().items())
+
+
+def test_the_training_environment_judges_as_the_config_says(make_env):
+    config = replace(CONFIG, reference="previous")
+    judged = training_environment(make_env(modules=[LAST]), config).reward_config
+    assert judged == RewardConfig(0.5, 0.7, 2, 0.01, "previous")
+
+
+def test_in_the_fixed_environment_nothing_is_absorbed(make_env, small_world):
+    config = replace(CONFIG, environment="fixed", preconditioner=True)
+    trainer = make_trainer(make_env, config, preconditioned=True)
+    start = trainer.preconditioner.project(LAST, torch.eye(64)).clone()
+    for step in trainer.roll_out():
+        torch.testing.assert_close(step.projected[LAST], start @ step.gradients[LAST].keys.T)

@@ -234,3 +234,19 @@ def test_failed_cells_are_read(tmp_path):
     assert read_failures([tmp_path / "results.jsonl"]) == read_failures([tmp_path])
     assert read_failures([tmp_path / "elsewhere" / "results.jsonl"]) == []
     assert read_failures([tmp_path], {("micro-v1", "a", 3)}) == []
+
+
+def test_overall_leaves_a_quarter_out_at_either_end():
+    references = [
+        run(agent, 0, value, suite)
+        for suite in ("s", "t")
+        for agent, value in (("no-edit", 0.0), ("joint-fine-tune", 100.0))
+    ]
+    lucky = [run("a", seed, 20.0 if seed else 100.0, suite) for seed in range(4) for suite in ("s", "t")]
+    assert board(*references, *lucky).overall()["a"].value == pytest.approx(0.2)
+
+
+def test_the_front_is_of_interquartile_means():
+    slow = [run("slow", seed, 60.0 if seed else 0.0, edit_seconds=0.02) for seed in range(4)]
+    found = board(*slow, *(run("fast", seed, 50.0, edit_seconds=0.01) for seed in range(4)))
+    assert found.front(found.tasks[0], setup=False) == {"slow", "fast"}

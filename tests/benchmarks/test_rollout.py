@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from agents.base import Agent
 from agents.no_edit import NoEdit
 from agents.ultraedit import UltraEdit
 from benchmarks.recording import Recording, Replay
-from benchmarks.rollout import run, time_floor, time_observation_and_update
+from benchmarks.rollout import mean_reward, run, time_floor, time_observation_and_update
 from benchmarks.suites import Suite
 from editenv.metrics import METRICS
 
@@ -195,3 +197,8 @@ def test_timing_leaves_the_model_as_it_was(make_env):
     env.refresh()
     for name, gradient in env.gradients.items():
         assert torch.equal(gradient.value_grads, gradients[name].value_grads)
+
+
+def test_the_mean_reward_is_a_mean_and_none_if_one_is_not_finite():
+    assert mean_reward([-1.0, -2.0]) == -1.5
+    assert mean_reward([-1.0, math.nan]) is None

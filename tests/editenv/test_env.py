@@ -417,9 +417,10 @@ def test_the_end_of_the_stream_terminates_and_the_horizon_truncates(make_env, sm
     assert all(seen) if truncated else not any(seen)
 
 
-def test_what_is_observed_at_a_truncation_is_the_batch_that_would_have_come(make_env, small_world):
+@pytest.mark.parametrize("ends", [False, True])
+def test_what_is_observed_at_a_truncation_is_the_batch_that_would_have_come(make_env, small_world, ends):
     """A value function is asked about it."""
-    cut, whole = make_env(horizon=1), make_env(horizon=None)
+    cut, whole = (make_env(horizon=horizon, end_of_answer=ends) for horizon in (1, None))
     rng = np.random.default_rng(0)
     for env in (cut, whole):
         env.reset(seed=4)
@@ -480,6 +481,22 @@ def test_batches_are_presented_to_an_environment_without_a_stream(make_env, smal
     with pytest.raises(ValueError, match="dataset=None"):
         streaming.present(small_world[:2])
     assert list(streaming.batch) == before
+
+
+def test_a_presented_batch_does_not_depend_on_those_before(make_env, small_world):
+    used, fresh = make_env(dataset=None), make_env(dataset=None)
+    action = {n: np.full((64, 32), 0.01, np.float32) for n in used.language_model.modules}
+    for env in (used, fresh):
+        env.reset(seed=0)
+    for i in (0, 3):
+        used.present(small_world[i : i + 3])
+        used.step(action)
+    used.language_model.restore()
+    one, two = (env.present(small_world[2:5])[0] for env in (used, fresh))
+    for name, part in one.items():
+        for key, value in part.items():
+            np.testing.assert_array_equal(value, two[name][key])
+    assert used.step(action)[1] == fresh.step(action)[1]
 
 
 def test_the_last_weights_stay_after_the_end_and_no_step_is_taken(make_env):

@@ -606,3 +606,17 @@ def test_what_is_wrong_with_a_header_is_said(tmp_path, text, words):
 def test_empty_last_columns_of_a_spreadsheet_are_nothing(tmp_path, more):
     (tmp_path / "edits.csv").write_text(f"prompt,target{more}\nA is,B{more}\n")
     assert [edit.target for edit in load_file_edits(str(tmp_path / "edits.csv"), "all", FileOptions())] == ["B"]
+
+
+def test_checked_locality_stays_checked_when_edits_are_left_out(write, tokenizer):
+    records = [own(i, locality=[{"prompt": own(i + 1)["prompt"], "answer": "x"}]) for i in range(3)]
+    path = write([*records, own(9, rephrases=["word " * 300])])
+    edits = load(path, locality="checked").check_lengths(tokenizer, 256, FileOptions("skip"))
+    assert [len(edit.locality) for edit in edits] == [0, 0, 1]
+
+
+def test_a_file_read_with_bad_records_left_out_is_still_refused_without(write):
+    path = write([own(0), own(1, target="")])
+    assert len(load(path, **SKIP)) == 1
+    with pytest.raises(BadRecordError, match="record 2"):
+        load(path)

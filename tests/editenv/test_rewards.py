@@ -226,3 +226,14 @@ def test_a_low_rank_delta_is_charged_like_its_matrix(make_lm, edits):
 def test_coefficients_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         RewardConfig(**wrong)
+
+
+def test_more_past_batches_than_fit_in_one_forward(make_lm, base, tokenizer, edits):
+    lm, batches = make_lm(), [[edit] for edit in edits]
+    config = RewardConfig(memory_decay=0.9, memory_batches=9)
+    reward = with_memory(lm, batches[:-1], config)
+    current, deltas = prepare(lm, ask(lm, batches[-1])), random_deltas(lm, scale=0.2)
+    lm.apply(deltas)
+    expected = float(by_hand(base, tokenizer, batches, deltas, config)["memory"])
+    assert reward.step(current, deltas).memory == pytest.approx(expected, rel=1e-4)
+    assert reward.step_with_gradient(current, deltas)[0].memory == pytest.approx(expected, rel=1e-4)

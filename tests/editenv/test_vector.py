@@ -81,6 +81,8 @@ def test_trajectories_are_those_of_single_environments(make, make_env, mode, arg
             for name in stream.language_model.modules:
                 torch.testing.assert_close(stream.language_model.weight(name), single.language_model.weight(name))
     assert_like(envs.reset(seed=[5, None, 2]), singles.reset(seed=[5, None, 2]))
+    actions = random_actions(envs, rng)
+    assert_like(envs.step(actions), singles.step(actions))
 
 
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
