@@ -178,7 +178,7 @@ def test_a_bad_batch_is_taken_back_and_the_run_goes_on(make_editor, tmp_path, ta
     assert not result.applied
     assert words in result.reason
     assert torch.equal(editor.lm.snapshot()[LAST], before)
-    assert editor.evaluate().get("rolled_back", [{"reason": result.reason}])[0]["reason"] == result.reason
+    assert editor.evaluate()["rolled_back"][0]["reason"] == result.reason
     editor.close()
     again = make_editor(tmp_path / "out", guard=guard)
     assert again.results == editor.results
