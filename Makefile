@@ -18,8 +18,8 @@ setup: $(VENV)/ready
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)/bin/python -m pip install --quiet --quiet --upgrade pip
 	@echo "Installing (a few minutes the first time) ..."
-	$(if $(TORCH),$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt $(TORCH))
-	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[lora,sb3,capability,dev]"
+	$(if $(TORCH),$(VENV)/bin/python -m pip install --quiet --quiet --constraint constraints.txt $(TORCH))
+	$(VENV)/bin/python -m pip install --quiet --quiet --constraint constraints.txt --editable ".[lora,sb3,capability,dev]"
 	touch $@
