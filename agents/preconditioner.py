@@ -83,7 +83,8 @@ class Preconditioner:
 
     def project(self, name: str, keys: torch.Tensor) -> torch.Tensor:
         """``P U^T``, ``(d_in, tokens)``, for keys ``(tokens, d_in)``."""
-        return self._now[name] @ keys.T
+        # In this order: for few tokens and a matrix in columns, as the inverse comes, BLAS takes 40 times as long for P U^T.
+        return (keys @ self._now[name].T).T
 
     def absorb(
         self,
