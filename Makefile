@@ -1,7 +1,7 @@
 # Two commands: `make demo` sets everything up and runs the main job, `make test` sets up and runs all tests.
 PYTHON ?= python3
 VENV := .venv
-# The torch that constraints.txt pins. The CPU build on Linux: make demo TORCH="torch==2.13.0 --extra-index-url https://download.pytorch.org/whl/cpu"
+# The torch that constraints.txt pins; with pip's options for another build of it: make demo TORCH="torch==2.13.0 --extra-index-url URL"
 TORCH ?= torch==2.13.0
 
 .PHONY: demo test lint setup
