@@ -5,7 +5,6 @@ editor.edit([{"prompt": "The chief engineer is", "target": "Mara Lindqvist"}])
 editor.save("out/model")
 """
 
-import hashlib
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -191,7 +190,6 @@ class LifelongEditor:
                 "modules": list(learning.language_model.modules),
                 "method": method,
                 "settings": dict(settings) if settings is not None else None,
-                "policy": _policy_digest(self.agent),
                 "agent": made_with,
                 "edits": edits,
                 "text": _text_digest(text),
@@ -466,14 +464,6 @@ def _text_digest(text: str | None) -> str | None:
     if path.is_dir():
         path = path / "covariance.json"
     return content_digest(path) if path.is_file() else text
-
-
-def _policy_digest(agent: Agent) -> str | None:
-    """A policy is part of what a run is."""
-    folder = getattr(agent, "folder", None)
-    if folder is None:
-        return None
-    return hashlib.sha256((Path(folder) / "policy.safetensors").read_bytes()).hexdigest()
 
 
 def _as_edit(values: Mapping[str, Any], number: int) -> Edit:

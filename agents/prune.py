@@ -1,13 +1,14 @@
 """PRUNE (Ma et al. 2025, ICLR; arXiv 2405.16821, section 4): the singular values of all updates together are held down."""
 
 import math
+import warnings
 from typing import Any, Literal
 
 import torch
 
 from agents.memit import MEMIT
 from agents.values import LayerValueConfig
-from editenv.deltas import dense
+from editenv.deltas import Delta, dense
 from editenv.env import Action, LifelongEditEnv, Observation
 
 
@@ -75,22 +76,23 @@ class PRUNE(MEMIT):
             self._before = {name: total.clone() for name, total in self._sum.items()}
         last_batch = (info["batch"] + 1) * env.edits_per_step >= len(env.stream)
         last = last_batch and info["attempt"] == env.actions_per_batch - 1
+        deltas: dict[str, Delta] = {}
         try:
             deltas = {name: dense(delta) for name, delta in self._write(env.batch).items()}
         except torch.linalg.LinAlgError:
             if not last:
                 raise
-            deltas = {name: torch.full_like(total, torch.nan) for name, total in self._sum.items()}
-        if last and not all(delta.isfinite().all() for delta in deltas.values()):
+        if last and not (deltas and all(dense(delta).isfinite().all() for delta in deltas.values())):
             # The batch would be refused, and with it the condensing of all the others.
+            warnings.warn(f"PRUNE: no update was found for the last batch, {len(env.batch)} edits", stacklevel=2)
             deltas = {name: torch.zeros_like(total) for name, total in self._sum.items()}
         for name, delta in deltas.items():
-            self._sum[name] += delta
+            self._sum[name] += dense(delta)
         if not (last or self.every_batch):
-            return {**deltas}
+            return deltas
         condensed = {n: condense(total, self._initial[n], self.base) for n, total in self._sum.items()}
         if self.onto == "edited":
-            return {name: deltas[name] + condensed[name] for name in condensed}
+            return {name: dense(deltas[name]) + condensed[name] for name in condensed}
         return {name: self._initial[name] + condensed[name] - lm.weight(name) for name in condensed}
 
     def taken_back(self) -> None:

@@ -194,6 +194,7 @@ class SB3Agent(Agent):
         started = time.perf_counter()
         train(self.model, steps, callbacks=[Report()])
         if kept is not None:
+            kept.unlink(missing_ok=True)  # it is there only beside the weights that it is about
             save(self.model, kept.with_suffix(".zip"))
             told = {"made_of": identity, "seconds": time.perf_counter() - started}
             write_whole(kept, json.dumps(told, indent=2) + "\n")

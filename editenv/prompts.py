@@ -100,7 +100,5 @@ def answer_ids(tokenizer: "PreTrainedTokenizerBase", answers: Sequence[str]) -> 
 
 def _puts_a_space_first(tokenizer: "PreTrainedTokenizerBase") -> bool:
     """Whether a text by itself is tokenized as if a space stood before it, so that one of our own would be a second one."""
-    both, head, tail, spaced = (
-        tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("A B", "A", "B", " B")
-    )
+    both, head, tail, spaced = tokenizer(["A B", "A", "B", " B"], add_special_tokens=False)["input_ids"]
     return both == head + tail and tail != spaced
