@@ -46,7 +46,7 @@ Settings = Mapping[str, Any]
 """``reward_scale``, and ``algorithm``: keywords of the algorithm's class; ``action_noise`` there is a standard deviation."""
 
 
-def settings_of(algo: str, file: Path | None = None) -> Settings:
+def read_settings(algo: str, file: Path | None = None) -> Settings:
     """The settings of an algorithm: those that ship with the package, or a JSON file of the same form.
 
     Raises:
@@ -82,14 +82,14 @@ def make_model(
         algo: Name of the algorithm.
         env: Not wrapped yet; or, ready as it is, a vector environment of Stable-Baselines3's.
         seed: Of the networks, the exploration and the environment's streams (Stable-Baselines3 seeds Python, NumPy and torch).
-        settings: As :func:`settings_of` gives them, which is the default.
+        settings: As :func:`read_settings` gives them, which is the default.
         tensorboard: Folder for the log.
     """
     from stable_baselines3.common.logger import Logger
     from stable_baselines3.common.monitor import Monitor
     from stable_baselines3.common.noise import NormalActionNoise
 
-    settings = settings or settings_of(algo)
+    settings = settings or read_settings(algo)
     keywords = dict(settings["algorithm"])
     scale = float(settings["reward_scale"])
     small = env
@@ -156,7 +156,7 @@ class SB3Agent(Agent):
 
     def __init__(self, algo: str, steps: int = 1000, config: TrainConfig | None = None) -> None:
         self.algo, self.steps = algo, steps
-        self.settings = settings_of(algo)
+        self.settings = read_settings(algo)
         self.config = config or TrainConfig(horizon=25)
         self.actions_per_batch = self.config.actions_per_batch
 
@@ -340,7 +340,7 @@ def main(args: Args) -> None:
     from stable_baselines3.common.monitor import Monitor
 
     try:
-        settings = settings_of(args.algo, args.settings)
+        settings = read_settings(args.algo, args.settings)
     except ValueError as error:
         raise SystemExit(str(error)) from None
     args.output.mkdir(parents=True, exist_ok=True)

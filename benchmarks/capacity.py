@@ -59,7 +59,7 @@ class Curve:
     """Quality of one method on one set of modules.
 
     Attributes:
-        suite: Its name, without batches.
+        suite: Its label in records, without batches.
         modules: That are edited.
         inputs: d_in summed over them: the rows of the linear memories that edits are written to.
         agent: Name of the row.
@@ -121,7 +121,7 @@ def curves(records: Sequence[Record]) -> list[Curve]:
     """Of every suite and method among the records that has more than one point, the widest edited part last."""
     runs: dict[tuple[str, str], dict[int, dict[int, float]]] = {}
     for record in records:
-        name = re.split(r"@|-v\d+$", record.suite)[0]
+        name = _suite_of(record)
         points = runs.setdefault((name, record.agent), {}).setdefault(record.seed, {})
         if record.agent == CEILING:
             points[record.edits] = harmonic_mean(record.teacher_forced)
@@ -137,13 +137,18 @@ def curves(records: Sequence[Record]) -> list[Curve]:
     return sorted(found, key=lambda curve: (curve.inputs, curve.suite))
 
 
+def _suite_of(record: Record) -> str:
+    """The suite's label, whatever number of its batches were run; another version is another suite."""
+    return re.sub(r"@\d+|-v1$", "", record.suite)
+
+
 def _modules(records: Sequence[Record]) -> dict[str, tuple[str, ...]]:
     """Edited modules of each suite, which are the model's own where it names none."""
     from transformers import AutoConfig
 
     from editenv.models import EMBEDDED, model_path
 
-    names = {re.split(r"@|-v\d+$", r.suite)[0]: id_of(r.suite) for r in records}
+    names = {_suite_of(record): id_of(record.suite) for record in records}
     own = AutoConfig.from_pretrained(model_path(EMBEDDED)).edited_modules
     return {name: find(suite).modules or tuple(own) for name, suite in names.items()}
 

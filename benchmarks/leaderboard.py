@@ -25,7 +25,8 @@ from benchmarks.statistics import (
 from benchmarks.suites import id_of
 from editenv.metrics import METRICS
 
-PROTOCOLS = ("generation", "teacher_forced", "probability")
+RANKED = ("generation", "teacher_forced", "probability")
+"""Protocols that rows are ranked by: those with efficacy, generalization and specificity."""
 MEAN = "mean"
 """Beside efficacy, generalization and specificity: their harmonic mean."""
 
@@ -196,7 +197,7 @@ class Leaderboard:
 
     Args:
         rows: Of :func:`entries`.
-        protocol: One of :data:`PROTOCOLS`.
+        protocol: One of :data:`RANKED`.
     """
 
     def __init__(self, rows: Sequence[Entry], protocol: str):

@@ -10,7 +10,7 @@ from benchmarks.leaderboard import (
     CEILING,
     FLOOR,
     MEAN,
-    PROTOCOLS,
+    RANKED,
     Entry,
     FailedCell,
     Leaderboard,
@@ -59,7 +59,7 @@ def page_data(entries: Sequence[Entry], boards: dict[str, Leaderboard], failed: 
         "agents": agents,
         "references": references,
         "colours": [agent for agent in agents if agent not in references],
-        "protocols": [protocol for protocol in PROTOCOLS if boards[protocol].rows],
+        "protocols": [protocol for protocol in RANKED if boards[protocol].rows],
         "rows": [_row(entry, tasks.index(entry.task), boards) for entry in entries],
         "boards": {protocol: _board(board) for protocol, board in boards.items()},
         "failed": [
@@ -79,12 +79,12 @@ def _row(entry: Entry, task: int, boards: dict[str, Leaderboard]) -> dict[str, A
         "agent": entry.agent,
         "scores": {
             protocol: {metric: _estimate(entry.estimate(protocol, metric)) for metric in (*METRICS, MEAN)}
-            for protocol in PROTOCOLS
+            for protocol in RANKED
         },
-        "normalized": {protocol: _estimate(boards[protocol].normalized(entry)) for protocol in PROTOCOLS},
+        "normalized": {protocol: _estimate(boards[protocol].normalized(entry)) for protocol in RANKED},
         "front": {
             protocol: [entry.agent in boards[protocol].front(entry.task, setup) for setup in (False, True)]
-            for protocol in PROTOCOLS
+            for protocol in RANKED
         },
         "milliseconds": [round(1000 * entry.seconds(setup), 4) for setup in (False, True)],
         "setup": round(entry.mean("setup_seconds"), 3),
@@ -97,7 +97,7 @@ def _row(entry: Entry, task: int, boards: dict[str, Leaderboard]) -> dict[str, A
 
 
 def _run(record: Record) -> dict[str, Any]:
-    scores = {protocol: getattr(record, protocol) for protocol in PROTOCOLS}
+    scores = {protocol: getattr(record, protocol) for protocol in RANKED}
     return {
         "seed": record.seed,
         "scores": {

@@ -19,7 +19,7 @@ from typing import Annotated
 import tyro
 
 from benchmarks import figures, leaderboard, published, table
-from benchmarks.leaderboard import PROTOCOLS, Entry, FailedCell, Leaderboard, Task
+from benchmarks.leaderboard import RANKED, Entry, FailedCell, Leaderboard, Task
 from benchmarks.page import page
 from benchmarks.suites import id_of
 from editenv.whole_files import write_whole
@@ -51,7 +51,7 @@ def main(args: Args) -> None:
     out.mkdir(parents=True, exist_ok=True)
     console = Console()
     with console.status("comparing runs ...") as status:
-        boards = {protocol: Leaderboard(found, protocol) for protocol in PROTOCOLS}
+        boards = {protocol: Leaderboard(found, protocol) for protocol in RANKED}
         write_whole(out / "index.html", page(found, boards, failed))
         drawn = draw(found, boards["generation"], out, lambda name: status.update(f"drawing {name} ..."))
         write_whole(out / "LEADERBOARD.md", as_markdown(found, boards["generation"], failed, drawn))

@@ -189,7 +189,7 @@ class OnTheWrapped:
     learning_rate: float
 
     def settings(self, rate_factor: float) -> dict[str, Any]:
-        found = dict(sb3.settings_of(self.name))
+        found = dict(sb3.read_settings(self.name))
         return found | {"algorithm": found["algorithm"] | {"learning_rate": self.learning_rate * rate_factor}}
 
     def train(self, seed: int, rate_factor: float, meter: Meter) -> None:

@@ -120,6 +120,10 @@ class Report:
         return f"{self.source}: {self.records:,} records, {self.bad.total():,} of them left out ({kinds})"
 
 
+class MissingSplitError(ValueError):
+    """A data set has no such split."""
+
+
 class EditFile(Sequence[Edit]):
     """The edits of a file, made when they are asked for.
 
@@ -260,7 +264,11 @@ def _read_split(dataset: str, split: str, options: FileOptions) -> EditFile:
 
 
 def _later_splits(dataset: str, split: str, options: FileOptions) -> Iterator[EditFile]:
-    """Those that a policy of this split is judged on: what is edited there must not be learned as what has to stay."""
+    """Those that a policy of this split is judged on: what is edited there must not be learned as what has to stay.
+
+    Raises:
+        ValueError: If one is there and cannot be read.
+    """
     later = list(SHARES)[list(SHARES).index(split) + 1 :] if split in SHARES else []
     whole = FileOptions("skip", nq_prefix=options.nq_prefix)
     for name in later:
@@ -268,7 +276,7 @@ def _later_splits(dataset: str, split: str, options: FileOptions) -> Iterator[Ed
             warnings.simplefilter("ignore")
             try:
                 yield _read_split(dataset, name, whole)
-            except (FileNotFoundError, ValueError):  # a folder that has no such file, a data set without such a split
+            except MissingSplitError:
                 continue
 
 
@@ -285,7 +293,7 @@ def _folder_split(folder: Path, name: str, split: str, options: FileOptions) -> 
     if split in ("train", "validation"):
         own = files[split] or files["train"]
         if own is None:
-            raise ValueError(
+            raise MissingSplitError(
                 f"{folder}: no file for split {split!r}; its name must contain {' or '.join(SPLIT_NAMES[split])}"
             )
         edits = read_edits(own, name, options)
@@ -299,7 +307,7 @@ def _folder_split(folder: Path, name: str, split: str, options: FileOptions) -> 
             if split == "all"
             else "test: its name must contain test, edit or eval"
         )
-        raise ValueError(f"{folder}: no file for split {asked}")
+        raise MissingSplitError(f"{folder}: no file for split {asked}")
     edits = read_edits(files["test"], name, options)
     if files["train"] is None:
         return edits
@@ -335,8 +343,10 @@ def _share(edits: EditFile, split: str) -> EditFile:
 
 
 def _hub_split(place: str, name: str, split: str, options: FileOptions) -> EditFile:
-    from datasets import load_dataset
+    from datasets import get_dataset_split_names, load_dataset
 
+    if split != "all" and split not in (known := get_dataset_split_names(place)):
+        raise MissingSplitError(f"dataset {place!r} of the hub has no split {split!r}; there are {', '.join(known)}")
     table = load_dataset(place, split="train" if split == "all" else split)
     path = table_path(f"{place}/{table._fingerprint}/{split}", name, options)
     if not path.exists() or not _whole(path):

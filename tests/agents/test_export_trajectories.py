@@ -7,7 +7,7 @@ pytest.importorskip("minari", reason="the interop extra is not installed")
 pytest.importorskip("stable_baselines3", reason="the sb3 extra is not installed")
 
 from agents.export_trajectories import Args, main
-from agents.sb3 import make_model, save, settings_of, wrapped
+from agents.sb3 import make_model, save, read_settings, wrapped
 
 MODULE = "layers.2.mlp.down_proj"
 
@@ -53,7 +53,7 @@ def test_a_trained_policy_is_recorded(arguments, make_env, tmp_path, monkeypatch
     with pytest.raises(SystemExit, match=r"options\.json"):
         main(Args(**arguments, policy=policy, name="sac-v0"))
     save(make_model("sac", make_env(modules=[MODULE]), 0), policy / "policy.zip")
-    (policy / "options.json").write_text(json.dumps({"algo": "sac", "settings": settings_of("sac")}))
+    (policy / "options.json").write_text(json.dumps({"algo": "sac", "settings": read_settings("sac")}))
     main(Args(**arguments, policy=policy, name="sac-v0"))
     dataset = load(arguments["output"], "sac-v0", monkeypatch)
     actions = np.concatenate([episode.actions for episode in dataset.iterate_episodes()])

@@ -21,7 +21,7 @@ from agents.sb3 import (
     restore,
     save,
     save_buffer,
-    settings_of,
+    read_settings,
     train,
     wrapped,
 )
@@ -36,7 +36,7 @@ def quiet(what, done, total):
 
 
 def quick(algo):
-    settings = settings_of(algo)
+    settings = read_settings(algo)
     brief = {"n_steps": 4, "batch_size": 4, "n_epochs": 1} if algo == "ppo" else {"learning_starts": 3}
     return settings if algo == "a2c" else settings | {"algorithm": settings["algorithm"] | brief}
 
@@ -271,7 +271,7 @@ def test_bad_settings_are_named(tmp_path, content, word):
     if content is not None:
         file.write_text(content)
     with pytest.raises(ValueError, match=word):
-        settings_of("ppo", file)
+        read_settings("ppo", file)
 
 
 def test_unknown_algorithms_are_named():

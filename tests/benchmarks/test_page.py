@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from test_records import RECORD
 
-from benchmarks.leaderboard import PROTOCOLS, FailedCell, Leaderboard, entries
+from benchmarks.leaderboard import RANKED, FailedCell, Leaderboard, entries
 from benchmarks.page import page as page_of
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[dev]'")
@@ -63,7 +63,7 @@ def browser():
 def address(tmp_path_factory):
     found = entries(RUNS)
     path = tmp_path_factory.mktemp("page") / "index.html"
-    boards = {protocol: Leaderboard(found, protocol) for protocol in PROTOCOLS}
+    boards = {protocol: Leaderboard(found, protocol) for protocol in RANKED}
     path.write_text(
         page_of(found, boards, [FailedCell("micro-v1", "lost", 2, "ValueError: <i>boom</i>")]), encoding="utf-8"
     )

@@ -10,7 +10,7 @@ import pytest
 from test_records import RECORD
 
 from benchmarks import figures
-from benchmarks.leaderboard import PROTOCOLS, Leaderboard, Task, entries
+from benchmarks.leaderboard import RANKED, Leaderboard, Task, entries
 from benchmarks.page import embedded, page
 from benchmarks.records import append
 from benchmarks.report import Args, differing, file_names, main
@@ -140,7 +140,7 @@ def test_a_failed_write_leaves_the_old_figure(tmp_path, monkeypatch):
 
 def test_a_name_cannot_leave_the_page_data():
     found = entries(RUNS)
-    text = page(found, {protocol: Leaderboard(found, protocol) for protocol in PROTOCOLS}, [])
+    text = page(found, {protocol: Leaderboard(found, protocol) for protocol in RANKED}, [])
     data, program = Scripts(text).found
     assert EVIL in json.loads(data)["agents"]
     assert "{{data}}" not in text
@@ -156,7 +156,7 @@ def test_embedded_json_is_the_same_data_without_markup():
 
 def test_the_page_names_no_address():
     found = entries(RUNS)
-    text = page(found, {protocol: Leaderboard(found, protocol) for protocol in PROTOCOLS}, [])
+    text = page(found, {protocol: Leaderboard(found, protocol) for protocol in RANKED}, [])
     assert [word for word in text.split('"') if word.startswith(("http", "//"))] == ["http://www.w3.org/2000/svg"]
 
 

@@ -355,14 +355,18 @@ def test_a_hub_data_set_is_read_like_a_file(write, tmp_path, monkeypatch):
 
     write([RECORDS["wise"] | {"ood_rephrase": None}, RECORDS["wise"] | {"prompt": "Bo,"}], "hub/test.jsonl")
     asked = []
+    split_names = datasets.get_dataset_split_names
 
     def from_folder(name, split):
         asked.append((name, split))
         return datasets.Dataset.from_json(str(tmp_path / "hub" / "test.jsonl"), cache_dir=str(tmp_path / "c"))
 
     monkeypatch.setattr("datasets.load_dataset", from_folder)
+    monkeypatch.setattr("datasets.get_dataset_split_names", lambda name: split_names(str(tmp_path / "hub")))
     assert [edit.prompt for edit in load("wise:someone/some-set", "test")] == ["Ada,", "Bo,"]
     assert asked == [("someone/some-set", "test")]
+    with pytest.raises(ValueError, match=r"someone/some-set' of the hub has no split 'validation'; there are test"):
+        load("wise:someone/some-set", "validation")
 
 
 def test_limit_and_checked_locality(write):
@@ -395,6 +399,10 @@ def test_what_a_later_split_edits_is_not_learned_as_what_has_to_stay(write, tmp_
     write(records[30:], "set/my-test.json")
     kept = {it.prompt for e in load(tmp_path / "set", "train") for it in e.locality}
     assert not kept & {own(i)["prompt"] for i in range(30, 60)}
+
+    (tmp_path / "set" / "my-test.json").write_text("[{")  # what it edits cannot be known: training would teach to keep it
+    with pytest.raises(ValueError, match=r"my-test\.json"):
+        load(tmp_path / "set", "train")
 
 
 def test_generation_prompts_are_told_from_paraphrases(write):
