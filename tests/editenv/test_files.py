@@ -400,7 +400,9 @@ def test_what_a_later_split_edits_is_not_learned_as_what_has_to_stay(write, tmp_
     kept = {it.prompt for e in load(tmp_path / "set", "train") for it in e.locality}
     assert not kept & {own(i)["prompt"] for i in range(30, 60)}
 
-    (tmp_path / "set" / "my-test.json").write_text("[{")  # what it edits cannot be known: training would teach to keep it
+    (tmp_path / "set" / "my-test.json").write_text(
+        "[{"
+    )  # what it edits cannot be known: training would teach to keep it
     with pytest.raises(ValueError, match=r"my-test\.json"):
         load(tmp_path / "set", "train")
 
