@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load, save_file
 
 from editenv.data import Edit, load_edits
-from editenv.delta_files import fingerprint
+from editenv.delta_files import fingerprint, frozen_fingerprint
 from editenv.dynamics import EditableLM
 from editenv.env import LifelongEditEnv
 from editenv.models import EMBEDDED, load_model
@@ -122,8 +122,12 @@ def sample_text(edits: Sequence[Edit], count: int = 3000) -> list[str]:
 def read_texts(source: str) -> Iterator[str]:
     """Texts of a file (``.txt``: one a line; ``.jsonl``: the field ``text``) or of a hub data set, one at a time.
 
+    Args:
+        source: A path, or a hub id, with a configuration behind a colon if the data set has several, as in
+            ``wikimedia/wikipedia:20231101.en``; its training split's column ``text`` is read.
+
     Raises:
-        ValueError: If a line is not such a record.
+        ValueError: If a line is not such a record, or if the data set has no such column.
         FileNotFoundError: If ``source`` looks like a file that is not there.
     """
     path = Path(source)
@@ -139,7 +143,10 @@ def read_texts(source: str) -> Iterator[str]:
         )
     from datasets import load_dataset
 
-    for record in load_dataset(source, split="train", streaming=True):
+    name, _, configuration = source.partition(":")
+    for record in load_dataset(name, configuration or None, split="train", streaming=True):
+        if not isinstance(record.get("text"), str):
+            raise ValueError(f"{source}: has no column 'text'; there are {', '.join(record)}")
         if record["text"].strip():
             yield record["text"].strip()
 
@@ -176,10 +183,13 @@ def collect(
         portion: Texts between two saves.
 
     Raises:
-        ValueError: If the folder's statistics are of another model, other modules or another source.
+        ValueError: If the folder's statistics are of another model, other modules, another source, or if what was read of it
+            has changed.
     """
     statistics = KeyStatistics(lm, bos=True)
-    about: dict[str, Any] = {"modules": list(lm.modules), "model": theta_0(lm), "source": source, "bos": True}
+    about: dict[str, Any] = {"modules": list(lm.modules), **theta_0(lm), "source": source, "bos": True}
+    read = hashlib.sha256()
+    texts = read_texts(source)
     if (folder / RECORD).exists():
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         for name, value in about.items():
@@ -188,14 +198,21 @@ def collect(
                     f"{folder / RECORD}: {name} is {record.get(name)!r}, not {value!r}; choose another folder"
                 )
         _load_sums(statistics, folder, record)
-    texts = islice(read_texts(source), statistics.texts, samples)
-    while batch := list(islice(texts, portion)):
+        for text in islice(texts, statistics.texts):
+            read.update(_as_read(text))
+        if record["read_sha256"] != read.hexdigest():
+            raise ValueError(
+                f"{source}: its first {statistics.texts:,} texts are not those that {folder / RECORD} is of; choose another folder"
+            )
+    while batch := list(islice(texts, min(portion, max(0, samples - statistics.texts)))):
         statistics.add(lm, batch)
-        _save(statistics, folder, about | {"finished": False})
+        for text in batch:
+            read.update(_as_read(text))
+        _save(statistics, folder, about | {"read_sha256": read.hexdigest(), "finished": False})
         progress(statistics.texts)
     if not statistics.tokens:
         raise ValueError(f"{source}: has no text")
-    _save(statistics, folder, about | {"finished": True})
+    _save(statistics, folder, about | {"read_sha256": read.hexdigest(), "finished": True})
     return statistics
 
 
@@ -209,7 +226,7 @@ def load_covariance(lm: EditableLM, folder: Path) -> dict[str, torch.Tensor]:
     if not (folder / RECORD).exists():
         raise FileNotFoundError(f"{folder} holds no {RECORD}; make it with python -m agents.covariance")
     record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    if record["model"] != theta_0(lm):
+    if any(record.get(name) != value for name, value in theta_0(lm).items()):
         raise ValueError(f"{folder / RECORD} was made for other weights or other edited modules than these")
     if not record.get("finished", True):  # older ones do not say
         raise ValueError(
@@ -253,10 +270,14 @@ def covariance_of(
     return statistics.covariance()
 
 
-def theta_0(lm: EditableLM) -> str:
-    """Fingerprint of the edited modules before any edit."""
+def theta_0(lm: EditableLM) -> dict[str, str]:
+    """Fingerprints of the model before any edit: of the edited modules, and of the rest, which makes their keys."""
     with lm.at_initial_weights():
-        return fingerprint(lm)
+        return {"model": fingerprint(lm), "frozen": frozen_fingerprint(lm)}
+
+
+def _as_read(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass") + b"\n"
 
 
 def _load_sums(statistics: KeyStatistics, folder: Path, record: dict[str, Any]) -> None:
@@ -285,7 +306,8 @@ def _save(statistics: KeyStatistics, folder: Path, about: dict[str, Any]) -> Non
 @dataclass
 class Args:
     text: str
-    """A .txt file (a text a line), a .jsonl file (field 'text'), or a hub data set with a column 'text'."""
+    """A .txt file (a text a line), a .jsonl file (field 'text'), or a hub data set with a column 'text', as in
+    wikimedia/wikipedia:20231101.en (behind the colon the configuration, if there are several)."""
     output: Path
     """Folder for the statistics; an interrupted run's is gone on with."""
     model: str = EMBEDDED

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -151,12 +152,49 @@ def test_statistics_of_something_else_are_refused(make_lm, text_file, tmp_path):
         load_covariance(make_lm("layers.1.mlp.down_proj"), tmp_path / "stats")
     with pytest.raises(FileNotFoundError, match=r"agents\.covariance"):
         load_covariance(lm, tmp_path / "nothing")
+    other = make_lm()
+    other.model.get_input_embeddings().weight = torch.nn.Parameter(other.model.get_input_embeddings().weight + 1e-3)
+    with pytest.raises(ValueError, match="other weights or other edited modules"):  # keys come from the layers below
+        load_covariance(other, tmp_path / "stats")
+    with pytest.raises(ValueError, match="frozen is"):
+        collect(other, text_file, tmp_path / "stats", samples=8)
     record = json.loads((tmp_path / "stats/covariance.json").read_text())
     assert record["texts"] == 8
     sums = tmp_path / "stats" / record["file"]
     sums.write_bytes(sums.read_bytes()[:-1] + b"x")
     with pytest.raises(ValueError, match="is not the file that"):
         load_covariance(lm, tmp_path / "stats")
+
+
+def test_a_text_that_has_changed_where_it_was_read_is_not_gone_on_with(make_lm, text_file, tmp_path):
+    lm = make_lm()
+    path = Path(text_file)
+    lines = path.read_text().splitlines()
+    collect(lm, text_file, tmp_path / "stats", samples=8, portion=4)
+    path.write_text("\n".join([*lines, "One more at the end"]))
+    assert collect(lm, text_file, tmp_path / "stats", samples=12, portion=4).texts == 12
+    path.write_text("\n".join(["Another", *lines[1:]]))
+    with pytest.raises(ValueError, match=r"text\.txt: its first 12 texts are not those"):
+        collect(lm, text_file, tmp_path / "stats", samples=16)
+    path.write_text("\n".join(lines[:8]))
+    with pytest.raises(ValueError, match=r"text\.txt: its first 12 texts are not those"):
+        collect(lm, text_file, tmp_path / "stats", samples=16)
+
+
+def test_a_hub_data_set_is_streamed_with_its_configuration(monkeypatch):
+    asked = []
+
+    def load_dataset(*args, **options):
+        asked.append((*args, options))
+        return iter([{"text": " one "}, {"text": " "}, {"text": "two"}] if args[0] == "some/wiki" else [{"body": "x"}])
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    assert list(read_texts("some/wiki:20231101.en")) == ["one", "two"]
+    assert list(read_texts("some/wiki")) == ["one", "two"]
+    how = {"split": "train", "streaming": True}
+    assert asked == [("some/wiki", "20231101.en", how), ("some/wiki", None, how)]
+    with pytest.raises(ValueError, match="some/other: has no column 'text'; there are body"):
+        list(read_texts("some/other"))
 
 
 def test_a_killed_command_goes_on(tmp_path, model_folder, text_file, make_lm):
