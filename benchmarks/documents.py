@@ -9,8 +9,8 @@ A table stands between two comments, which readers of the page do not see::
     ...
     <!-- end -->
 
-``table`` is benchmarks.table's first table and ``details`` its second, ``summary`` the first with fewer columns, ``capacity``
-that of benchmarks.capacity; of the records of one suite in a file, named from the document's folder. A suite may be a pattern:
+``table`` is benchmarks.table's first table and ``details`` its second, ``summary`` the first with fewer columns, ``intervals``
+each figure with its interval, ``capacity`` that of benchmarks.capacity; of the records of one suite in a file, named from the document's folder. A suite may be a pattern:
 capacity-*.
 Everything between the comments is written anew; --check only says which documents would change.
 """
@@ -25,13 +25,14 @@ import tyro
 
 from benchmarks import capacity
 from benchmarks.records import Record, read
-from benchmarks.table import as_details, as_markdown, as_summary
+from benchmarks.table import as_details, as_intervals, as_markdown, as_summary
 from editenv.whole_files import write_whole
 
 KINDS: dict[str, Callable[[Sequence[Record]], str]] = {
     "table": as_markdown,
     "details": as_details,
     "summary": as_summary,
+    "intervals": as_intervals,
     "capacity": lambda records: capacity.as_markdown(capacity.curves(records)),
 }
 

@@ -121,29 +121,30 @@ def bars(rows: Sequence[Entry], protocol: str) -> Any:
 
 
 def pareto(board: Leaderboard, task: Task, look: dict[str, dict[str, Any]]) -> Any:
-    """Quality against time per edit, without the setup and with it spread over the edits (the paper's Figure 4)."""
+    """Quality against time per edit in units of its floor, without the setup and with it spread over the edits (the paper's
+    Figure 4)."""
     rows = [row for row in board.rows if row.task == task]
     with _styled():
         figure, axes = _panels(2, 4.6, len(rows))
         for axis, setup in zip(axes, (False, True), strict=True):
             for row in rows:
                 style = {**look[row.agent], "linestyle": ""}
-                seconds, quality = 1000 * row.seconds(setup), board.quality(row)
-                axis.plot(seconds, quality.value, markersize=7, zorder=3, label=shown(row.agent), **style)
+                time, quality = row.floors(setup), board.quality(row)
+                axis.plot(time, quality.value, markersize=7, zorder=3, label=shown(row.agent), **style)
                 if quality.interval is not None:
-                    axis.plot([seconds, seconds], quality.interval, color=style["color"], linewidth=1.2)
+                    axis.plot([time, time], quality.interval, color=style["color"], linewidth=1.2)
             front = board.front(task, setup)
-            ahead = sorted((row for row in rows if row.agent in front), key=lambda row: row.seconds(setup))
-            steps = [(1000 * row.seconds(setup), board.quality(row).value) for row in ahead]
+            ahead = sorted((row for row in rows if row.agent in front), key=lambda row: row.floors(setup))
+            steps = [(row.floors(setup), board.quality(row).value) for row in ahead]
             times, best = [time for time, _ in steps], [quality for _, quality in steps]
             axis.step(times, best, where="post", color=INK, linewidth=1, alpha=0.55, zorder=1)
             axis.set(
                 title="With setup spread over the edits" if setup else "Without setup",
-                xlabel="milliseconds per edit",
+                xlabel="time per edit, in plain forwards and backwards",
                 xscale="log",
                 ylim=(-3, 103),
             )
-            _plain_ticks(axis, [1000 * row.seconds(setup) for row in rows])
+            _plain_ticks(axis, [row.floors(setup) for row in rows])
             axis.set_xlim(left=axis.get_xlim()[0] / 1.5)
             _names_ahead(axis, [(shown(row.agent), *step) for row, step in zip(ahead, steps, strict=True)])
         axes[0].set_ylabel(f"harmonic mean of the three, %, {_name(board.protocol)}")

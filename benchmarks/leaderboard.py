@@ -76,6 +76,11 @@ class Entry:
         """Per edit, averaged over seeds; with the setup spread over the edits, or without (the paper's Figure 4)."""
         return float(np.mean([r.edit_seconds + setup * r.setup_seconds / r.edits for r in self.records]))
 
+    def floors(self, setup: bool) -> float:
+        """The same in units of the floor, a plain forward and backward timed in the same run: machines and their load cancel."""
+        spent = [(r.edit_seconds + setup * r.setup_seconds / r.edits) / r.edit_seconds for r in self.records]
+        return float(np.mean([ratio * r.floor_ratio for ratio, r in zip(spent, self.records, strict=True)]))
+
     def mean(self, field: str) -> float:
         """Of one of the records' costs over seeds."""
         return float(np.mean([getattr(record, field) for record in self.records]))
@@ -213,13 +218,12 @@ class Leaderboard:
         self._floor, self._ceiling = self.scores(FLOOR), self.scores(CEILING)
 
     def scores(self, agent: str) -> dict[Stream, float]:
-        """Harmonic means of one agent's runs; a run on two suites that are the same stream is there once."""
-        return {
-            (str(self._alike[row.task]), seed): score
-            for row in self.rows
-            if row.agent == agent
-            for seed, score in row.values(self.protocol, MEAN).items()
-        }
+        """Harmonic means of one agent's runs; of runs on suites that are the same stream the first counts."""
+        found: dict[Stream, float] = {}
+        for row in (row for row in self.rows if row.agent == agent):
+            for seed, score in row.values(self.protocol, MEAN).items():
+                found.setdefault((str(self._alike[row.task]), seed), score)
+        return found
 
     def normalized(self, row: Entry) -> Estimate | None:
         """On the scale from no editing (0) to joint fine-tuning (1); None without both of them on this task."""
@@ -236,13 +240,21 @@ class Leaderboard:
         """The tasks that have both references, and so a normalised score; suites that are the same stream lend them."""
         return [task for task in self.tasks if any(row.task == task and self._normalized(row) for row in self.rows)]
 
+    def compared(self) -> list[Task]:
+        """The tasks that :meth:`overall` is over: those with both references, of suites that are the same stream the first."""
+        return list(dict.fromkeys(self._alike[task] for task in self.referenced()))
+
+    def streams_in_common(self, first: str, second: str) -> int:
+        """How many runs of two agents are compared."""
+        return len(self.scores(first).keys() & self.scores(second).keys())
+
     def overall(self) -> dict[str, Estimate | None]:
         """Interquartile mean of the normalised scores of all runs, tasks counting the same; None for an agent that is missing
         from one.
 
         Every row is over the same tasks, those with both references. Empty if there are fewer than two.
         """
-        tasks = list(dict.fromkeys(self._alike[task] for task in self.referenced()))
+        tasks = self.compared()
         if len(tasks) < 2:
             return {}
         found: dict[str, Estimate | None] = {}
@@ -269,10 +281,11 @@ class Leaderboard:
         return found
 
     def front(self, task: Task, setup: bool) -> set[str]:
-        """The agents of a task that no other one beats in both quality and time per edit; the references aside."""
+        """The agents of a task that no other one beats in both quality and time per edit (:meth:`Entry.floors`); the references
+        aside."""
         rows = [row for row in self.rows if row.task == task and row.agent not in (FLOOR, CEILING)]
         scores = [list(row.values(self.protocol, MEAN).values()) for row in rows]
-        points = [(row.seconds(setup), interquartile_mean(s)) for row, s in zip(rows, scores, strict=True)]
+        points = [(row.floors(setup), interquartile_mean(s)) for row, s in zip(rows, scores, strict=True)]
         return {row.agent for row, on_front in zip(rows, pareto_front(points), strict=True) if on_front}
 
     def quality(self, row: Entry) -> Estimate:

@@ -88,7 +88,7 @@ def _row(entry: Entry, task: int, boards: dict[str, Leaderboard]) -> dict[str, A
         },
         "milliseconds": [round(1000 * entry.seconds(setup), 4) for setup in (False, True)],
         "setup": round(entry.mean("setup_seconds"), 3),
-        "floor": round(entry.mean("floor_ratio"), 3),
+        "floors": [round(entry.floors(setup), 4) for setup in (False, True)],
         "memory": round(entry.mean("peak_memory_bytes") / 1e9, 3),
         "failures": entry.failures,
         "curve": curve(entry),
@@ -114,9 +114,11 @@ def _run(record: Record) -> dict[str, Any]:
 def _board(board: Leaderboard) -> dict[str, Any]:
     improvements = board.improvements()
     return {
-        "referenced": [str(task) for task in board.referenced()],
+        "compared": [str(task) for task in board.compared()],
         "overall": {agent: _estimate(found) for agent, found in board.overall().items()},
-        "improvements": [[a, b, _estimate(found)] for (a, b), found in improvements.items()],
+        "improvements": [
+            [a, b, _estimate(found), board.streams_in_common(a, b)] for (a, b), found in improvements.items()
+        ],
     }
 
 

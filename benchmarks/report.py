@@ -21,6 +21,7 @@ import tyro
 from benchmarks import figures, leaderboard, published, table
 from benchmarks.leaderboard import RANKED, Entry, FailedCell, Leaderboard, Task
 from benchmarks.page import page
+from benchmarks.statistics import Estimate
 from benchmarks.suites import id_of
 from editenv.whole_files import write_whole
 
@@ -177,6 +178,8 @@ def as_markdown(
             f"{records[0].edits:,} edits of {table.escaped(records[0].dataset)} in {table.escaped(task.model)}.\n"
         )
         parts.append(table.as_markdown(records))
+        if any(len(row.records) > 1 for row in rows):
+            parts += ["Each figure with its interval:\n", table.as_intervals(records)]
         if any(record.drift for record in records):
             parts.append(table.as_details(records))
         parts += [f"![{drawing.title}]({drawing.name}.png)\n" for drawing in drawn if drawing.task == task]
@@ -198,7 +201,8 @@ def _normalized(board: Leaderboard) -> list[str]:
     return [
         "## Normalised score\n",
         f"Harmonic mean of the {board.protocol} figures, 0 for `no-edit` and 1 for `joint-fine-tune` on the same suite; only "
-        "suites with both have it. `overall` is the interquartile mean over the runs on all of these; a dash: not run on all.\n",
+        "suites with both have it. `overall` is the interquartile mean over the runs on all of these, those that are the "
+        "same stream counted once; a dash: not run on all.\n",
         table.markdown(["agent", *map(str, tasks), *(["overall"] if overall else [])], body),
     ]
 
@@ -208,14 +212,19 @@ def _improvements(board: Leaderboard) -> list[str]:
     if not found:
         return []
     body = [
-        [a, *("" if a == b else table.with_interval(found.get((a, b)), 2) for b in board.agents)] for a in board.agents
+        [a, *("" if a == b else _improvement(board, found.get((a, b)), a, b) for b in board.agents)]
+        for a in board.agents
     ]
     return [
         "## Probability of improvement\n",
         f"How often the row is better than the column on the same stream, by the harmonic mean of the {board.protocol} figures; "
-        "a tie counts half.\n",
+        "a tie counts half. In brackets the interval, behind it the number of streams; pairs with few say little.\n",
         table.markdown(["row better than", *board.agents], body),
     ]
+
+
+def _improvement(board: Leaderboard, found: Estimate | None, a: str, b: str) -> str:
+    return "-" if found is None else f"{table.with_interval(found, 2)} n {board.streams_in_common(a, b)}"
 
 
 def _failures(failed: Sequence[FailedCell]) -> list[str]:

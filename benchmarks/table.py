@@ -18,8 +18,8 @@ def with_interval(found: Estimate | None, digits: int = 1) -> str:
     """``78.1 [77.0, 79.3]``; without an interval where there is none, and a dash where there is nothing."""
     if found is None:
         return "-"
-    value = f"{found.value:.{digits}f}"
-    return value if found.interval is None else f"{value} [{', '.join(f'{end:.{digits}f}' for end in found.interval)}]"
+    value, *ends = (f"{number:z.{digits}f}" for number in (found.value, *(found.interval or ())))
+    return f"{value} [{', '.join(ends)}]" if ends else value
 
 
 def markdown(headings: Sequence[str], body: Sequence[Sequence[str]]) -> str:
@@ -108,6 +108,23 @@ def as_summary(records: Sequence[Record]) -> str:
     """The same with the columns that matter most."""
     chosen = [HEADINGS.index(name) for name in SUMMARY]
     return markdown(SUMMARY, [[row[i] for i in chosen] for row in rows(records)])
+
+
+def as_intervals(records: Sequence[Record]) -> str:
+    """Each of the three figures under both protocols with its interval over seeds; rows of two seeds or more."""
+    protocols = ("teacher_forced", "generation")
+    headings = [
+        "agent",
+        "seeds",
+        *(f"{name.replace('_', '-')} {m}" for name in protocols for m in ("Eff", "Gen", "Spe")),
+    ]
+    body = [
+        [entry.agent, str(len(entry.records))]
+        + [with_interval(entry.estimate(protocol, metric)) for protocol in protocols for metric in METRICS]
+        for entry in entries(records)
+        if len(entry.records) > 1
+    ]
+    return markdown(headings, body)
 
 
 def as_details(records: Sequence[Record]) -> str:

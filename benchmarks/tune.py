@@ -1,12 +1,13 @@
-"""Chooses a method's hyperparameters on the validation split, with the same budget for every method that is searched.
+"""Chooses a method's hyperparameters, with the same budget for every method that is searched; never on a test split.
 
     python -m benchmarks.tune --methods memit alphaedit --trials 8 --out runs/tune
     python -m benchmarks.tune --methods memit --trials 8 --out runs/tune --write
+    python -m benchmarks.tune --methods memit-seq --suite atlas-400x20-training --settings atlas-long --out runs/long --write
 
 Trial 0 is the settings as they stand; the others are drawn from the method's ranges (benchmarks/search_spaces.json) by a
-scrambled Sobol sequence, log-uniformly. A trial is one pass over the validation suite and counts by the harmonic mean
+scrambled Sobol sequence, log-uniformly. A trial is one pass over the suite and counts by the harmonic mean
 of its teacher-forced figures; one that ends in an error counts 0 and says which. Trials that OUT already holds are not run
-again. --write puts the best into agents/settings, with how it was found.
+again. --write puts the best into a folder of agents/settings, with how it was found.
 """
 
 import json
@@ -40,9 +41,11 @@ class Args:
     trials: int = 8
     """Trials of each method, the present settings among them."""
     suite: str = "atlas-50x20-validation@25"
-    """What is edited; must be of a validation split."""
+    """What is edited; never of a test split."""
+    settings: str = "atlas"
+    """Folder of agents/settings for what is chosen; a search starts from what is there, or else from those of atlas."""
     write: bool = False
-    """Put the best settings into agents/settings."""
+    """Put the best settings there."""
     seed: int = 0
     """Seeds the search, the training and the stream's order."""
 
@@ -120,7 +123,8 @@ def tune(method: str, args: Args) -> Trial:
     path = args.out / f"{method}.jsonl"
     about = {"suite": args.suite, "seed": args.seed}
     trials = read_trials(path, about)
-    drawn = draw(read_settings(method), search_space(method), args.trials, args.seed)
+    start = args.settings if settings_path(method, args.settings).exists() else "atlas"
+    drawn = draw(read_settings(method, start), search_space(method), args.trials, args.seed)
     for number, settings in enumerate(drawn):
         if number in trials:
             if number and trials[number].settings != settings:  # --write has changed what trial 0 would be now
@@ -149,8 +153,8 @@ def main(args: Args) -> None:
         split = find(args.suite).split
     except ValueError as error:
         raise SystemExit(str(error)) from None
-    if split != "validation":
-        raise SystemExit(f"{args.suite} is not a validation suite: choices are never made on the test split")
+    if split not in ("train", "validation"):
+        raise SystemExit(f"{args.suite} is of split {split}: choices are never made on the test split")
     for method in args.methods:
         try:
             best = tune(method, args)
@@ -165,7 +169,8 @@ def main(args: Args) -> None:
                 "(python -m benchmarks.tune)"
             )
             write_whole(
-                settings_path(method), json.dumps({"settings": best.settings, "chosen": chosen}, indent=2) + "\n"
+                settings_path(method, args.settings),
+                json.dumps({"settings": best.settings, "chosen": chosen}, indent=2) + "\n",
             )
 
 

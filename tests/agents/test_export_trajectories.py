@@ -7,7 +7,7 @@ pytest.importorskip("minari", reason="the interop extra is not installed")
 pytest.importorskip("stable_baselines3", reason="the sb3 extra is not installed")
 
 from agents.export_trajectories import Args, main
-from agents.sb3 import make_model, save, read_settings, wrapped
+from agents.sb3 import make_model, read_settings, save, wrapped
 
 MODULE = "layers.2.mlp.down_proj"
 

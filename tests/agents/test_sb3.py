@@ -18,10 +18,10 @@ from agents.sb3 import (
     load_buffer,
     main,
     make_model,
+    read_settings,
     restore,
     save,
     save_buffer,
-    read_settings,
     train,
     wrapped,
 )

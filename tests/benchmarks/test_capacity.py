@@ -50,7 +50,8 @@ def test_another_version_of_a_suite_has_a_curve_of_its_own(monkeypatch):
     named = ("capacity-1-layer@4", "capacity-1-layer-v1", "capacity-1-layer@4-v2")
     points = [[{"edits": 20, **level(v)}, {"edits": 40, **level(v)}] for v in (80.0, 60.0, 10.0)]
     found = [
-        replace(RECORD, suite=s, seed=i, agent="untrained", retention=p) for i, (s, p) in enumerate(zip(named, points))
+        replace(RECORD, suite=s, seed=i, agent="untrained", retention=p)
+        for i, (s, p) in enumerate(zip(named, points, strict=True))
     ]
     assert {c.suite: (c.seeds, c.points[0][1]) for c in curves(found)} == {
         "capacity-1-layer": (2, pytest.approx(70.0)),

@@ -14,6 +14,9 @@ def scores(value, specificity=None):
 
 
 def run(agent, seed=0, value=50.0, suite="micro", **changes):
+    changes.setdefault(
+        "floor_ratio", 1000 * changes.get("edit_seconds", RECORD.edit_seconds)
+    )  # the floor is a millisecond
     return replace(RECORD, agent=agent, seed=seed, suite=suite, generation=scores(value), **changes)
 
 
@@ -49,6 +52,17 @@ def test_setup_is_spread_over_the_edits():
     (entry,) = entries([run("a", seconds, setup_seconds=8.0 * seconds, edit_seconds=0.5) for seconds in (1, 2)])
     assert entry.seconds(setup=False) == 0.5
     assert entry.seconds(setup=True) == pytest.approx(0.5 + 12.0 / 40)
+
+
+def test_time_in_units_of_the_floor_is_the_same_on_a_slower_machine():
+    (entry,) = entries(
+        [
+            run("a", 0, setup_seconds=80.0, edit_seconds=0.5, floor_ratio=2.0),
+            run("a", 1, setup_seconds=800.0, edit_seconds=5.0, floor_ratio=2.0),
+        ]
+    )
+    assert entry.floors(setup=False) == 2
+    assert entry.floors(setup=True) == pytest.approx(2 + 80 / 40 / 0.25)
 
 
 def test_normalised_by_hand():
@@ -106,6 +120,8 @@ def test_suites_that_are_the_same_stream_are_one_and_lend_each_other_their_refer
     assert found.normalized(row(found, "b", "ablations")).value == pytest.approx(0.5)
     assert found.improvements()["b", "a"].value == 1, "one pair"
     assert len(found.scores("a")) == 2
+    assert found.streams_in_common("a", "b") == 1
+    assert found.compared() == [Task("time", "atlas")]
     assert found.overall() == {}, "it is one task"
 
 

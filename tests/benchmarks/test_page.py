@@ -34,6 +34,7 @@ def run(agent, seed, value, milliseconds, setup=0.0, **changes):
         teacher_forced=scores(100 - value),
         retention=points,
         edit_seconds=milliseconds / 1000,
+        floor_ratio=milliseconds / 2,
         setup_seconds=setup,
         **changes,
     )
@@ -196,13 +197,13 @@ def test_the_pareto_front_with_and_without_setup(open_page):
     page = open_page()
     front = {agent for agent, label in points(page).items() if label.endswith("on the Pareto front")}
     assert front == {"fast", "trained"}
-    assert "at 4.00 ms per edit" in points(page)["trained"]
+    assert "at 2.00 x floor per edit" in points(page)["trained"]
     page.locator("#setup").check()
     front = {agent for agent, label in points(page).items() if label.endswith("on the Pareto front")}
     assert front == {"fast", "slow", "trained"}
-    assert "at 10,004.00 ms per edit" in points(page)["trained"], "4 ms and 400 s over 40 edits"
+    assert "at 5,002.00 x floor per edit" in points(page)["trained"], "4 ms and 400 s over 40 edits, the floor 2 ms"
     page.locator('#pareto g.dot[data-agent="slow"]').focus()
-    assert page.locator("#pareto .read").inner_text().startswith("slow: 61.0 at 9.00 ms")
+    assert page.locator("#pareto .read").inner_text().startswith("slow: 61.0 at 4.50 x floor")
 
 
 def test_names_in_the_pareto_plot_do_not_overlap(open_page):

@@ -66,6 +66,16 @@ def cell(table, ours, theirs, task, model=None):
     return row[place]
 
 
+def test_a_table_has_the_suites_beside_that_repeat_it():
+    suites = ("atlas-50x20", "atlas-400x20", "fever-100x20", "atlas-50x100", "ablations-20x100")
+    found = [replace(RECORD, agent="rledit-fixed", suite=suite) for suite in suites]
+    found.append(replace(RECORD, agent="mine", suite="atlas-50x100"))
+    ours = [{c.task for c in table.columns if c.owner == OURS} for table in comparisons(entries(found))]
+    assert ours == [{"atlas-400x20", "fever-100x20"}, {"ablations-20x100"}, {"atlas-50x100"}]
+    two, _, five = ({row[0] for row in table.rows} for table in comparisons(entries(found)))
+    assert "mine" in five - two
+
+
 def test_cells_by_hand(tables):
     two, four, five = tables
     assert cell(two, "rledit", "RLEdit", "micro") == "90.0 / 45.5 / 100.0, 0.1010 s", "(0.001 + 4 / 40) s"

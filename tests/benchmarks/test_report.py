@@ -24,6 +24,9 @@ def scores(value):
 
 def run(agent, seed=0, value=50.0, **changes):
     points = [{"edits": 20.0, **scores(value)}, {"edits": 40.0, **scores(value / 2)}]
+    changes.setdefault(
+        "floor_ratio", 1000 * changes.get("edit_seconds", RECORD.edit_seconds)
+    )  # the floor is a millisecond
     return replace(RECORD, agent=agent, seed=seed, generation=scores(value), retention=points, **changes)
 
 

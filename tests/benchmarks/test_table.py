@@ -7,6 +7,7 @@ from benchmarks.statistics import Estimate
 from benchmarks.table import (
     HEADINGS,
     as_details,
+    as_intervals,
     as_markdown,
     draw_retention,
     markdown,
@@ -24,6 +25,7 @@ def scores(efficacy, generalization, specificity):
 def test_an_estimate_is_shown_with_what_is_known_of_it():
     assert with_interval(Estimate(78.06, (77.0, 79.25))) == "78.1 [77.0, 79.2]"
     assert with_interval(Estimate(0.5), 2) == "0.50"
+    assert with_interval(Estimate(-0.001, (-0.004, 0.2)), 2) == "0.00 [0.00, 0.20]"
     assert with_interval(None) == "-"
 
 
@@ -53,6 +55,20 @@ def test_rows_are_interquartile_means_over_seeds():
     assert cells["ms/edit"] == "2.00"
     assert cells["failed"] == "3"
     assert dict(zip(HEADINGS, table[1], strict=True))["mean "] == "0.0", "one seed has no interval"
+
+
+def test_each_figure_has_its_interval_where_there_are_two_seeds():
+    first = replace(RECORD, teacher_forced=scores(100.0, 50.0, 25.0), generation=scores(10.0, None, 30.0))
+    second = replace(RECORD, seed=1, teacher_forced=scores(50.0, 50.0, 75.0), generation=scores(20.0, None, 30.0))
+    head, _, *lines = as_intervals([first, second, replace(RECORD, agent="fine-tune")]).splitlines()
+    assert [cell.strip() for cell in head.strip("| ").split("|")][2:] == [
+        f"{protocol} {metric}" for protocol in ("teacher-forced", "generation") for metric in ("Eff", "Gen", "Spe")
+    ]
+    (line,) = lines
+    assert [cell.strip() for cell in line.strip("| ").split("|")] == [
+        *("no-edit", "2", "75.0 [50.0, 100.0]", "50.0 [50.0, 50.0]", "50.0 [25.0, 75.0]"),
+        *("15.0 [10.0, 20.0]", "-", "30.0 [30.0, 30.0]"),
+    ]
 
 
 def test_markdown_has_a_line_for_each_agent():

@@ -67,7 +67,8 @@ def world(monkeypatch, tmp_path):
         return SimpleNamespace(teacher_forced=dict.fromkeys(("efficacy", "generalization", "specificity"), score))
 
     monkeypatch.setattr(tune, "run", run)
-    monkeypatch.setattr(tune, "settings_path", lambda method: tmp_path / f"{method}.json")
+    (tmp_path / "atlas").mkdir()
+    monkeypatch.setattr(tune, "settings_path", lambda method, folder: tmp_path / folder / f"{method}.json")
     return SimpleNamespace(calls=calls, args=Args(methods=("memit",), out=tmp_path / "out", trials=8, write=True))
 
 
@@ -75,7 +76,7 @@ def test_the_best_trial_is_written_and_nothing_is_run_twice(world, tmp_path, cap
     tune.main(world.args)
     assert len(world.calls) == 8
     best = min(world.calls, key=lambda weight: abs(np.log(weight / 100)))
-    written = json.loads((tmp_path / "memit.json").read_text())
+    written = json.loads((tmp_path / "atlas/memit.json").read_text())
     assert written["settings"]["weight"] == best
     assert "8 trials" in written["chosen"]
     lines = (tmp_path / "out/memit.jsonl").read_text().splitlines()
@@ -88,11 +89,22 @@ def test_the_best_trial_is_written_and_nothing_is_run_twice(world, tmp_path, cap
 def test_a_search_whose_result_was_written_goes_on(world, tmp_path, monkeypatch):
     world.args.trials = 4
     tune.main(world.args)
-    best = json.loads((tmp_path / "memit.json").read_text())["settings"]
-    monkeypatch.setattr(tune, "read_settings", lambda method: best)
+    best = json.loads((tmp_path / "atlas/memit.json").read_text())["settings"]
+    monkeypatch.setattr(tune, "read_settings", lambda method, folder: best)
     world.args.trials = 8
     tune.main(world.args)
     assert len(world.calls) == 8
+
+
+def test_settings_for_longer_streams_have_a_folder_of_their_own(world, tmp_path):
+    """Chosen on the training split; the search starts from those of the embedded model, and then from its own."""
+    world.args.trials, world.args.settings, world.args.suite = 4, "atlas-long", "atlas-400x20-training"
+    tune.main(world.args)
+    assert world.calls[0] == read_settings("memit")["weight"]
+    best = json.loads((tmp_path / "atlas-long/memit.json").read_text())
+    assert best["settings"]["weight"] == min(world.calls, key=lambda weight: abs(np.log(weight / 100)))
+    assert "atlas-400x20-training" in best["chosen"]
+    assert not (tmp_path / "atlas/memit.json").exists()
 
 
 def test_as_many_trials_count_as_were_asked_for(world, tmp_path):
@@ -102,7 +114,7 @@ def test_as_many_trials_count_as_were_asked_for(world, tmp_path):
     tune.main(world.args)
     assert len(world.calls) == 16
     best = min(world.calls[:2], key=lambda weight: abs(np.log(weight / 100)))
-    written = json.loads((tmp_path / "memit.json").read_text())
+    written = json.loads((tmp_path / "atlas/memit.json").read_text())
     assert written["settings"]["weight"] == best
     assert "2 trials" in written["chosen"]
 
