@@ -77,6 +77,7 @@ METHODS: dict[str, tuple[Callable[..., Agent], dict[str, Any]]] = {
     "ultraedit-k4": (UltraEdit, {"actions_per_batch": 4}),
     "stableedit": (StableEdit, {}),
     "rledit": (RLEdit, {}),
+    "untrained-p": (RLEdit, {"config": {"preconditioner": True}, "train": False}),
     "rledit-p": (RLEdit, {"config": {"preconditioner": True}}),
     "rledit-p-long": (RLEdit, {"config": {"preconditioner": True, "trajectories": 8, "horizon": 150}}),
     "rledit-p-k4": (RLEdit, {"config": {"preconditioner": True, "actions_per_batch": 4}}),
@@ -105,9 +106,9 @@ def make_method(name: str, settings: Mapping[str, Any]) -> Agent:
     return build(kind, merged(defining, settings))
 
 
-def tuned(method: str) -> Callable[[], Agent]:
-    """Makes the method with the settings chosen for the embedded model."""
-    return lambda: make_method(method, read_settings(method))
+def tuned(method: str, folder: str = "atlas") -> Callable[[], Agent]:
+    """Makes the method with the settings chosen for the embedded model, or those of another folder of agents/settings."""
+    return lambda: make_method(method, read_settings(method, folder))
 
 
 def packaged_policy(name: str) -> Path:
@@ -170,7 +171,7 @@ AGENTS: dict[str, tuple[str, Callable[[], Agent]]] = {
         lambda: RLEdit(EvolutionConfig(**EPISODES, pairs=4), algorithm=Evolution),
     ),
     # Beyond the paper: the recursive key-covariance preconditioner (P), and up to four actions per batch (K4).
-    "untrained-p": ("the untrained network with P", lambda: RLEdit(PRECONDITIONED, train=False)),
+    "untrained-p": ("the untrained network with P", tuned("untrained-p")),
     "rledit-p": ("RLEdit with P", tuned("rledit-p")),
     "rledit-p-fixed": (
         "the same, trained on the fixed initial model",
@@ -185,6 +186,10 @@ AGENTS: dict[str, tuple[str, Callable[[], Agent]]] = {
         "the same with each delta answering for its own reward only",
         lambda: RLEdit(replace(LONG, credit="step")),
     ),
+    # Settings chosen on 8,000 edits of the training split, as rledit-p-long's were.
+    "untrained-p-long": ("the untrained network with P, set for 8,000 edits", tuned("untrained-p", "atlas-long")),
+    "memit-seq-long": ("memit-seq, set for 8,000 edits", tuned("memit-seq", "atlas-long")),
+    "alphaedit-long": ("AlphaEdit, set for 8,000 edits", tuned("alphaedit", "atlas-long")),
     "untrained-p-k4": ("the untrained network with P, four actions", lambda: RLEdit(CLOSED_LOOP, train=False)),
     "rledit-p-k4": ("RLEdit with P, four actions", tuned("rledit-p-k4")),
     # Reinforcement learning in general, on two numbers a module (Stable-Baselines3).

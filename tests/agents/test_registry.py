@@ -78,6 +78,7 @@ DEFINING = {
     "ultraedit-k4": lambda agent: agent.actions_per_batch == 4,
     "mend-rledit": lambda agent: (agent.config.policy.network, agent.config.policy.blocks) == ("mend", 2),
     "malmen-rledit": lambda agent: (agent.config.policy.network, agent.config.policy.blocks) == ("malmen", 2),
+    "untrained-p": lambda agent: agent.config.preconditioner and not agent.train,
     "rledit-p": lambda agent: agent.config.preconditioner,
     "rledit-p-long": lambda agent: agent.config.preconditioner and agent.config.horizon == 150,
     "rledit-p-k4": lambda agent: agent.config.preconditioner and agent.actions_per_batch == 4,
