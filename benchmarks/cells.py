@@ -170,13 +170,16 @@ def file_name(name: str) -> str:
 
 
 def collect(out: Path) -> list[Record]:
-    """All finished cells; writes OUT/results.jsonl."""
-    found = records_of(out)
+    """All finished cells; writes OUT/results.jsonl.
+
+    Several commands may fill one folder: whichever writes last has looked again after the other's cells were there.
+    """
     path = out / "results.jsonl"
-    there = path.read_text(encoding="utf-8") if path.exists() else ""
-    if there != as_lines(found):
+    while True:
+        found = records_of(out)
+        if (path.read_text(encoding="utf-8") if path.exists() else "") == as_lines(found):
+            return found
         write_whole(path, as_lines(found))
-    return found
 
 
 def records_of(out: Path) -> list[Record]:

@@ -6,7 +6,9 @@
 A submission is the folder that benchmarks.run wrote with --keep-deltas. Each cell must be of a suite that this version
 knows, on its very model and edits (fingerprints), and its deltas, replayed on the stream of its seed, must give its figures again:
 percentages within --tolerance points, everything else (mean reward, perplexity, KL) within --relative of its size. Seconds and
-memory cannot be checked, nor whether an agent saw the test edits while it was prepared. Exit status 0 if every cell holds.
+memory cannot be checked, nor whether an agent saw the test edits while it was prepared, nor that the deltas are the work of the
+agent that they are named after. Cells that failed, seeds that are left out and curves that are not there are told. Exit status 0
+if every cell holds.
 """
 
 import sys
@@ -19,6 +21,7 @@ from tyro.conf import Positional
 
 from agents.registry import AGENTS, make_agent
 from benchmarks import cells
+from benchmarks.leaderboard import entries, read_failures
 from benchmarks.progress import cells_progress
 from benchmarks.records import Record, read
 from benchmarks.suites import Suite, find, id_of
@@ -128,8 +131,9 @@ def _suite(record: Record, args: Args) -> Suite:
         claimed = record.configuration.get(what, {})
         differing = [
             f"{key} is {claimed.get(key)!r} in the record and {wanted.get(key)!r} here"
-            for key in sorted({*claimed, *wanted} - {"training"})  # what an agent learned from is in no replay
+            for key in sorted({*claimed, *wanted})
             if claimed.get(key) != wanted.get(key)
+            and not (key == "training" and claimed.get(key) is None)  # older records
         ]
         if differing:
             raise ValueError(f"{what}: {'; '.join(differing)}")
@@ -191,8 +195,35 @@ def check(args: Args) -> int:
     elif not wrong and results.read_text(encoding="utf-8") != cells.as_lines(cells.records_of(args.submission)):
         wrong += 1
         print(f"{results} is not what the cells say")
+    for line in told_beside(args.submission):
+        print(line)
     print(f"{len(files)} cells, {'all hold' if not wrong else f'{wrong} wrong'}")
     return 1 if wrong else 0
+
+
+def told_beside(submission: Path) -> list[str]:
+    """What is no error, and a reader wants to know: what failed, which seeds are left out, which curves are not there."""
+    failed = read_failures([submission])
+    found = [f"{cell.suite}, {cell.agent}, seed {cell.seed}: failed ({cell.error})" for cell in failed]
+    try:
+        rows = entries(cells.records_of(submission))
+    except ValueError:  # a cell that does not hold
+        return found
+    for row in rows:
+        name = f"{row.task.suite}, {row.agent}"
+        there = {record.seed for record in row.records}
+        if gaps := sorted(set(range(max(there) + 1)) - there):
+            found.append(f"{name}: seeds {', '.join(map(str, gaps))} are not there")
+        if row.agent not in AGENTS and any(map(_lacks_its_curve, row.records)):
+            found.append(
+                f"{name}: has no curve along the stream, which only an agent may lack that acts by where it ends"
+            )
+    return found
+
+
+def _lacks_its_curve(record: Record) -> bool:
+    suite = (record.configuration or {}).get("suite") or {}
+    return len(record.retention) == 1 and suite.get("batches") != 1
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Files that are there whole or not at all, whenever a process is killed."""
 
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 def whole_file(path: Path) -> Iterator[Path]:
     """A place to write to, whose file takes ``path``'s when the block ends; after an error, ``path`` is as it was.
 
-    Several processes may write the same path: each has a place of its own, and the last to end stands.
+    Several processes, of several machines, may write the same path: each has a place of its own, and the last to end stands.
 
     Args:
         path: Its folder is made if need be.
@@ -19,7 +20,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         OSError: If the disk is full or read-only.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.partial")
     try:
         partial.touch()
         usual = partial.stat().st_mode

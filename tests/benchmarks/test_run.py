@@ -4,13 +4,14 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 from test_records import RECORD
 
 from agents.registry import make_agent, settings_of
+from benchmarks import cells
 from benchmarks import run as command
 from benchmarks.cells import Cell, Failure, cell_files, cell_path, collect
 from benchmarks.records import read
@@ -127,6 +128,22 @@ def test_results_are_what_the_cells_say_though_a_cell_was_removed(tmp_path, inst
     assert main(arguments) == 0
     assert instead[1] == [("no-edit", 0)] * 2
     assert len(read(tmp_path / "results.jsonl")) == 1
+
+
+def test_a_command_that_looked_before_another_had_its_cell_does_not_write_it_away(tmp_path, monkeypatch):
+    def cell(name):
+        write_whole(cell_path(tmp_path, "micro-v1", name, 0), json.dumps(asdict(replace(RECORD, agent=name))) + "\n")
+
+    def meanwhile(path, text):
+        monkeypatch.setattr(cells, "write_whole", write_whole)
+        cell("b")
+        collect(tmp_path)  # the other command ends first
+        write_whole(path, text)
+
+    cell("a")
+    monkeypatch.setattr(cells, "write_whole", meanwhile)
+    assert [r.agent for r in collect(tmp_path)] == ["a", "b"]
+    assert [r.agent for r in read(tmp_path / "results.jsonl")] == ["a", "b"]
 
 
 def test_cells_of_another_model_are_not_mixed_in(tmp_path, instead, monkeypatch):

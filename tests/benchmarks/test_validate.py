@@ -170,11 +170,41 @@ def test_a_curve_that_was_cut_is_found(check, submission, model_folder, capsys, 
     """An agent of one's own may have none; what a row of ours has is known."""
     (record,) = read(place(submission)[0])
     rewrite(submission, retention=record.retention[-1:])
+    capsys.readouterr()
     assert check(submission, model_folder) == 0
+    assert "has no curve along the stream" in capsys.readouterr().out, (
+        "it can act by where the stream ends: a reader is told"
+    )
     agent = make_agent(record.agent)
     monkeypatch.setitem(validate.AGENTS, record.agent, ("", lambda: agent))
     assert check(submission, model_folder) == 1
     assert "retention" in capsys.readouterr().out
+
+
+def test_what_agents_learned_from_is_what_this_version_gives_them(check, submission, model_folder, capsys):
+    (record,) = read(place(submission)[0])
+    prints = record.configuration["fingerprints"]
+    assert len(prints["training"]) == 64
+    rewrite(submission, configuration=record.configuration | {"fingerprints": prints | {"training": "0" * 64}})
+    assert check(submission, model_folder) == 1
+    assert "fingerprints: training is '000" in capsys.readouterr().out
+    rewrite(submission, configuration=record.configuration | {"fingerprints": prints | {"training": None}})
+    assert check(submission, model_folder) == 0, "older records do not say"
+
+
+def test_what_is_missing_is_said(check, submission, model_folder, capsys):
+    path, deltas = place(submission)
+    (record,) = read(path)
+    shutil.move(deltas, deltas_path(submission, "micro-v1", record.agent, 3))
+    cell_path(submission, "micro-v1", record.agent, 3).write_text(json.dumps(asdict(replace(record, seed=3))) + "\n")
+    path.unlink()
+    row = {"suite": "micro-v1", "agent": "lost", "seed": 4, "error": "ValueError: boom"}
+    (path.parent / "lost-seed4.failed.json").write_text(json.dumps(row))
+    collect(submission)
+    assert check(submission, model_folder) == 1, "seed 0's deltas are not those of seed 3"
+    told = capsys.readouterr().out
+    assert f"micro, {record.agent}: seeds 0, 2 are not there" in told
+    assert "micro-v1, lost, seed 4: failed (ValueError: boom)" in told
 
 
 def test_another_name_for_the_suite_is_found(check, submission, model_folder, capsys):

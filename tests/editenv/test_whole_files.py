@@ -34,6 +34,20 @@ def test_an_error_leaves_what_was_there(tmp_path):
     assert os.listdir(path.parent) == ["file.txt"]
 
 
+def test_writers_of_two_machines_do_not_share_a_place(tmp_path, monkeypatch):
+    """Processes of two machines may have the same number."""
+    monkeypatch.setattr(os, "getpid", lambda: 7)
+    path = tmp_path / "file.txt"
+    with whole_file(path) as first:
+        first.write_text("first")
+        with whole_file(path) as second:
+            second.write_text("second")
+        assert path.read_text() == "second"
+        assert first.read_text() == "first"
+    assert path.read_text() == "first"
+    assert os.listdir(tmp_path) == ["file.txt"]
+
+
 def test_so_does_a_kill_and_the_next_writer_is_not_in_its_way(tmp_path):
     path = tmp_path / "file.txt"
     write_whole(path, "old")
