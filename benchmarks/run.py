@@ -29,6 +29,7 @@ from benchmarks.cells import Cell, Failure, Report
 from benchmarks.progress import cells_progress
 from benchmarks.records import Record
 from benchmarks.suites import find
+from editenv.models.modules import preset
 
 Runner = Callable[[list[Cell], Report], Iterator[tuple[Cell, Record | Failure]]]
 """Runs cells, and yields each with what became of it, in any order."""
@@ -50,6 +51,8 @@ class Args:
     """Folder of the data sets, for suites that read real records."""
     modules: tuple[str, ...] = ()
     """Edited modules, as endings of dotted names; by default the suite's, or the model's own."""
+    preset: str | None = None
+    """Modules of the paper's Table 3, such as llama-3-8b/zsre; `editenv models` lists them."""
     device: str = "cpu"
     """A torch device, or auto for a model larger than one of them."""
     dtype: str = "float32"
@@ -64,6 +67,17 @@ class Args:
     """With Ray: cores, and with them threads, for each cell."""
     gpus: float = 0
     """With Ray: GPUs for each cell."""
+
+
+def modules_of(modules: tuple[str, ...], name: str | None) -> tuple[str, ...]:
+    """Those that were named, or a preset's.
+
+    Raises:
+        ValueError: If both were given, or there is no such preset.
+    """
+    if modules and name is not None:
+        raise ValueError("preset: it names the modules; give --modules or --preset")
+    return preset(name).modules if name is not None else modules
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -163,7 +177,8 @@ def make_runner(args: Args) -> Runner:
 
 def main(args: Args) -> int:
     try:
-        suite = find(args.suite).at(args.model, args.data, args.modules, args.device, args.dtype)
+        modules = modules_of(args.modules, args.preset)
+        suite = find(args.suite).at(args.model, args.data, modules, args.device, args.dtype)
         agents = parse_agents(args.agents) or suite.agents
         if not agents:
             raise ValueError(f"suite {suite.id} is about no agents in particular: name some with --agents")

@@ -24,6 +24,7 @@ from benchmarks import cells
 from benchmarks.leaderboard import entries, read_failures
 from benchmarks.progress import cells_progress
 from benchmarks.records import Record, read
+from benchmarks.run import modules_of
 from benchmarks.suites import Suite, find, id_of
 
 RECOMPUTED = (
@@ -58,6 +59,8 @@ class Args:
     """Folder of the data sets, for suites that read real records."""
     modules: tuple[str, ...] = ()
     """Edited modules, if they were named to benchmarks.run."""
+    preset: str | None = None
+    """The same for --preset."""
     device: str = "cpu"
     """A torch device."""
     dtype: str = "float32"
@@ -125,7 +128,9 @@ def replay(record: Record, path: Path, args: Args, report: cells.Report) -> Reco
 def _suite(record: Record, args: Args) -> Suite:
     """The suite of a record as this version knows it, with the model and the edits that are here."""
     assert record.configuration is not None
-    suite = find(id_of(record.suite)).at(args.model, args.data, args.modules, args.device, args.dtype)
+    suite = find(id_of(record.suite)).at(
+        args.model, args.data, modules_of(args.modules, args.preset), args.device, args.dtype
+    )
     found: dict[str, dict[str, Any]] = {"suite": suite.setting(), "fingerprints": suite.check_fingerprints()}
     for what, wanted in found.items():
         claimed = record.configuration.get(what, {})

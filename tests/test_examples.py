@@ -60,3 +60,10 @@ def test_it_edits(agent, make_env):
     nothing = {name: np.zeros(space.shape, np.float32) for name, space in env.action_space.items()}
     edited = env.step(agent.act(observation, info))[4]["reward_terms"]["edit"]
     assert edited < plain.step(nothing)[4]["reward_terms"]["edit"]
+
+
+def test_the_papers_configuration_is_that_of_its_table_3():
+    for name, rank, locality in (("LlamaZsRE", 1024, 0.6), ("MistralCounterFact", 1024, 0.8)):
+        agent = make_agent(f"{EXAMPLE.parent / 'paper_8b.py'}:{name}")
+        assert (agent.config.policy.rank, agent.config.locality) == (rank, locality)
+        assert (agent.config.learning_rate, agent.config.memory_batches, agent.config.memory_decay) == (1e-5, 10, 0.95)

@@ -41,6 +41,15 @@ def test_agents_with_commas_or_spaces(given):
     assert parse_agents(given) == ["a", "b", "c"]
 
 
+def test_modules_are_those_that_were_named_or_a_presets(tmp_path, instead):
+    assert command.modules_of(("layers.0.mlp.up_proj",), None) == ("layers.0.mlp.up_proj",)
+    assert command.modules_of((), "mistral-7b/zsre") == ("layers.17.mlp.down_proj", "layers.18.mlp.down_proj")
+    with pytest.raises(SystemExit, match="give --modules or --preset"):
+        main(Args(suite="smoke", out=tmp_path, modules=("layers.0.mlp.up_proj",), preset="mistral-7b/zsre"))
+    with pytest.raises(SystemExit, match="unknown preset 'mistral'; there are llama-3-8b/zsre"):
+        main(Args(suite="smoke", out=tmp_path, preset="mistral"))
+
+
 @pytest.fixture
 def instead(monkeypatch):
     """Cells are not run but become what the test says; returns those that were asked for."""
