@@ -30,6 +30,10 @@ PROBES = 8
 PROBE_TEXTS = 300
 """Sentences of the training split on which drift is measured; methods with a covariance have it from these and others."""
 
+ROOM = 4 * 2**30
+"""Bytes for what the frozen layers make of prompts. A run comes back to each of its prompts at the end, under every protocol, and
+holds most of that anyway: with room for all of it the frozen layers run over a prompt once, not five times."""
+
 PROBED_EDITS = 1000
 """The first so many edits of the stream are asked about beyond themselves."""
 
@@ -61,6 +65,7 @@ def run(
     if budget is not None and agent.actions_per_batch > budget:
         raise ValueError(f"{name} takes {agent.actions_per_batch} actions per batch; suite {suite.id} allows {budget}")
     training = LifelongEditEnv(**suite.environment(training=True), edits_per_step=suite.edits_per_step)
+    training.language_model.frozen_outputs.limit = ROOM
     progress("preparing", 0, suite.batches)
     started = time.perf_counter()
     agent.prepare(training, seed, progress)
@@ -76,6 +81,7 @@ def run(
         memory_batches=0,  # nothing here reads the reward's memory term
     )
     lm = env.language_model
+    lm.frozen_outputs.limit = ROOM
     observation, info = env.reset(seed=seed, options={"shuffle": suite.order == "shuffled"})
     agent.begin(env)
     if recording is not None:
