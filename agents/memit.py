@@ -44,7 +44,7 @@ class MEMIT(Agent):
         weight: Weight of C. The paper's lambda is 15,000 for GPT-J and 20,000 for GPT-NeoX; 15,000 in the public code for
             Llama-3-8B.
         samples: Texts for C; the paper takes 100,000.
-        epsilon: Ridge on C, relative to its mean eigenvalue, so that it has an inverse however few the texts.
+        epsilon: Ridge on C, relative to its mean eigenvalue, so that it has an inverse however few the texts; not in the paper.
         cache_keys: Add the keys of earlier batches to C (MEMIT-seq of AlphaEdit's public code). MEMIT itself does not.
     """
 

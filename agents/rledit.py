@@ -127,7 +127,12 @@ class DifferentiableStep(Step):
 
 
 class RLEdit(Agent):
-    """The paper's editor.
+    """RLEdit (Li et al. 2025, sections 3.1 to 3.3): a hypernetwork, trained over whole trajectories, turns a batch's fine-tuning
+    gradient at the current weights into the deltas of all edited modules: one forward, one backward, one least-squares solve.
+
+    Precomputes: the network, by Adam on the return of eq. 11 and 12, whose rewards are eq. 7 to 10 (:class:`Trainer`), and with
+    ``config.preconditioner`` the covariance of the text's keys. Needs: training edits with rephrases and locality prompts; no
+    subject; text for P alone. Defaults: the paper's where :class:`TrainConfig` says so.
 
     Args:
         config: How it is trained; a policy trained before brings its own.

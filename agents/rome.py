@@ -50,7 +50,7 @@ class ROME(Agent):
             al. 2024). ``"public"`` divides by the product with the key of the prompt alone, as ROME's public code does,
             which lets single edits break a model.
         samples: Texts for C; the paper takes 100,000.
-        epsilon: Ridge on C, relative to its mean eigenvalue, so that it has an inverse however few the texts.
+        epsilon: Ridge on C, relative to its mean eigenvalue, so that it has an inverse however few the texts; not in the paper.
     """
 
     reads_text = True
