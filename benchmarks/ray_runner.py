@@ -8,7 +8,8 @@ import logging
 import os
 import socket
 import traceback
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -109,6 +110,19 @@ class RayCluster:
             return Failure(f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}", str(error))
 
 
+def too_large(cores: int, gpus: float, machines: Sequence[Mapping[str, float]]) -> list[str]:
+    """What no machine of a cluster has, so that cells wait for one that has it (of a cluster that grows, say)."""
+    found = []
+    for name, wanted in (("CPU", cores), ("GPU", gpus)):
+        most = max((machine.get(name, 0) for machine in machines), default=0)
+        if wanted > most:
+            option = {"CPU": "--cores", "GPU": "--gpus"}[name]
+            found.append(
+                f"{option}: no machine of the cluster has {wanted:g} {name}s (the largest has {most:g}): cells wait for one"
+            )
+    return found
+
+
 def run_on_ray(todo: list[Cell], address: str, cores: int, gpus: float) -> Iterator[tuple[Cell, Record | Failure]]:
     """All cells over the cluster at an address.
 
@@ -126,6 +140,8 @@ def run_on_ray(todo: list[Cell], address: str, cores: int, gpus: float) -> Itera
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except OSError as error:  # ConnectionError among them
         raise ValueError(f"address: no Ray cluster was found at {address!r} ({error})") from error
+    for line in too_large(cores, gpus, [node["Resources"] for node in ray.nodes() if node["Alive"]]):
+        warnings.warn(line, stacklevel=2)
     try:
         yield from distribute(todo, RayCluster(cores, gpus))
     finally:

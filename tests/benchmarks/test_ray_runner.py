@@ -9,7 +9,7 @@ import pytest
 from test_records import RECORD
 
 from benchmarks.cells import Cell, Failure
-from benchmarks.ray_runner import ATTEMPTS, LostWorkerError, RayCluster, distribute, run_in_worker
+from benchmarks.ray_runner import ATTEMPTS, LostWorkerError, RayCluster, distribute, run_in_worker, too_large
 from benchmarks.suites import find
 
 
@@ -134,3 +134,11 @@ def test_what_a_machine_cannot_run_is_that_cells_failure(monkeypatch):
     raised.append(lost["NodeDiedError"]("gone"))
     with pytest.raises(LostWorkerError):
         cluster.outcome(None)
+
+
+def test_cells_that_fit_no_machine_are_told():
+    machines = [{"CPU": 4.0, "memory": 1e9}, {"CPU": 2.0, "GPU": 1.0}]
+    assert too_large(4, 0, machines) == too_large(1, 1, machines) == []
+    (line,) = too_large(8, 0.5, machines)
+    assert line.startswith("--cores: no machine of the cluster has 8 CPUs (the largest has 4)")
+    assert [line.split(":")[0] for line in too_large(8, 2, machines)] == ["--cores", "--gpus"]
