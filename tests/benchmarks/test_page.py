@@ -236,6 +236,24 @@ def test_choosing_a_name_brings_it_forward(open_page):
     )
 
 
+def test_of_a_crowd_the_best_come_forward_until_a_name_is_chosen(browser, tmp_path):
+    found = entries([run("no-edit", 0, 99.0, 1.0), *(run(f"agent-{i:02}", 0, 10.0 + i, 2.0) for i in range(12))])
+    (tmp_path / "crowd.html").write_text(
+        page_of(found, {p: Leaderboard(found, p) for p in RANKED}, []), encoding="utf-8"
+    )
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto((tmp_path / "crowd.html").as_uri())
+    forward = "lines => [...new Set(lines.map(line => line.dataset.agent))].sort()"
+    lines = page.locator("#curves .line:not(.faded)")
+    assert lines.evaluate_all(forward) == [f"agent-{i:02}" for i in range(6, 12)], "references aside"
+    assert page.locator("#pareto g.dot.faded").count() == 0
+    page.locator(".legend button", has_text="agent-01").click()
+    page.mouse.move(0, 0)
+    assert lines.evaluate_all(forward) == ["agent-01"]
+    context.close()
+
+
 def brightness(page, name):
     return sum(
         map(int, re.findall(r"\d+", page.locator("body").evaluate(f"body => getComputedStyle(body).{name}"))[:3])
