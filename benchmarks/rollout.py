@@ -19,7 +19,7 @@ from benchmarks.recording import Recording
 from benchmarks.records import Record, versions
 from benchmarks.suites import Suite, name_of
 from editenv import metrics
-from editenv.dynamics import EditableLM
+from editenv.dynamics import EditableLM, FrozenOutputs
 from editenv.env import Action, LifelongEditEnv, Observation, RefusedActionError
 from editenv.probes import probe as ask_beyond
 from editenv.questions import Questions, ask
@@ -46,6 +46,7 @@ def run(
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
     beyond: bool = True,
     recording: Recording | None = None,
+    frozen_outputs: FrozenOutputs | None = None,
 ) -> Record:
     """Prepares an agent, edits the suite's stream with it, and judges the result.
 
@@ -57,6 +58,8 @@ def run(
         progress: Called with what is going on, and how far it is.
         beyond: Ask the probes of editenv/probes.py too, if the suite does; they take longer than all other judging.
         recording: Is given every action.
+        frozen_outputs: What the frozen layers made of the suite's prompts in an earlier run, and takes in what this one adds: the
+            runs of a search meet the same prompts. Last bits depend on which run met a prompt first.
 
     Raises:
         ValueError: If the agent wants to see a batch more often than the suite allows.
@@ -81,8 +84,9 @@ def run(
         memory_batches=0,  # nothing here reads the reward's memory term
     )
     lm = env.language_model
-    lm.frozen_outputs.limit = ROOM
     observation, info = env.reset(seed=seed, options={"shuffle": suite.order == "shuffled"})
+    lm.frozen_outputs = frozen_outputs or FrozenOutputs()  # after the reset, which forgets what was kept
+    lm.frozen_outputs.limit = ROOM
     agent.begin(env)
     if recording is not None:
         recording.start(lm)

@@ -26,6 +26,7 @@ from benchmarks.records import append
 from benchmarks.rollout import run
 from benchmarks.statistics import harmonic_mean
 from benchmarks.suites import find
+from editenv.dynamics import FrozenOutputs
 from editenv.metrics import METRICS
 from editenv.whole_files import write_whole
 
@@ -125,6 +126,7 @@ def tune(method: str, args: Args) -> Trial:
     trials = read_trials(path, about)
     start = args.settings if settings_path(method, args.settings).exists() else "atlas"
     drawn = draw(read_settings(method, start), search_space(method), args.trials, args.seed)
+    kept = FrozenOutputs()
     for number, settings in enumerate(drawn):
         if number in trials:
             if number and trials[number].settings != settings:  # --write has changed what trial 0 would be now
@@ -137,7 +139,9 @@ def tune(method: str, args: Args) -> Trial:
         scores, score, error = dict.fromkeys(METRICS), 0.0, None
         try:
             with console_progress(f"{method}, trial {number}") as progress:
-                record = run(suite, method, make_method(method, settings), args.seed, progress, beyond=False)
+                record = run(
+                    suite, method, make_method(method, settings), args.seed, progress, beyond=False, frozen_outputs=kept
+                )
             scores, score = record.teacher_forced, harmonic_mean(record.teacher_forced)
         except (ArithmeticError, RuntimeError) as failed:  # a setting that its method cannot work with
             error = f"{type(failed).__name__}: {failed}"

@@ -11,6 +11,7 @@ from agents.ultraedit import UltraEdit
 from benchmarks.recording import Recording, Replay
 from benchmarks.rollout import mean_reward, run, time_floor, time_observation_and_update
 from benchmarks.suites import Suite
+from editenv.dynamics import EditableLM, FrozenOutputs
 from editenv.metrics import METRICS
 
 LAST = "model.layers.2.mlp.down_proj"
@@ -58,6 +59,27 @@ def test_doing_nothing_keeps_everything(suite):
     assert record.drift["perplexity"] == pytest.approx(record.drift["perplexity_before"])
     assert record.probes["distractor"] == 100
     assert record.peak_memory_bytes > 10**7
+
+
+def test_runs_of_one_search_run_the_frozen_layers_once(suite, monkeypatch):
+    asked, kept = [], FrozenOutputs()
+
+    def counted(lm, ids, run=EditableLM._frozen_output):
+        asked[-1] += len(ids)
+        return run(lm, ids)
+
+    monkeypatch.setattr(EditableLM, "_frozen_output", counted)
+    records = []
+    for agent in (Pusher(), Pusher(), NoEdit()):
+        asked.append(0)
+        records.append(run(suite, "any", agent, 0, beyond=False, frozen_outputs=kept))
+    asked.append(0)
+    records.append(run(suite, "any", Pusher(), 0, beyond=False))
+    assert asked[1] < 0.5 * asked[0] == 0.5 * asked[3], "the floor's timings and texts that nobody kept are run again"
+    first, again, nothing, alone = (record.teacher_forced for record in records)
+    assert again == pytest.approx(first)
+    assert alone == pytest.approx(first)
+    assert nothing["specificity"] == 100 > first["specificity"]
 
 
 def test_doing_nothing_keeps_everything_in_generation_too(suite):
