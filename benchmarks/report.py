@@ -180,6 +180,7 @@ def as_markdown(
         parts.append(table.as_markdown(records))
         if any(len(row.records) > 1 for row in rows):
             parts += ["Each figure with its interval:\n", table.as_intervals(records)]
+        parts += _not_there(task, rows, failed)
         if any(record.drift for record in records):
             parts.append(table.as_details(records))
         parts += [f"![{drawing.title}]({drawing.name}.png)\n" for drawing in drawn if drawing.task == task]
@@ -225,6 +226,16 @@ def _improvements(board: Leaderboard) -> list[str]:
 
 def _improvement(board: Leaderboard, found: Estimate | None, a: str, b: str) -> str:
     return "-" if found is None else f"{table.with_interval(found, 2)} n {board.streams_in_common(a, b)}"
+
+
+def _not_there(task: Task, rows: Sequence[Entry], failed: Sequence[FailedCell]) -> list[str]:
+    """The agents that have no row because they failed on this suite, each with the reason."""
+    there = {row.agent for row in rows}
+    reasons = {cell.agent: cell.error for cell in failed if id_of(cell.suite) == id_of(task.suite)}
+    lines = [
+        f"* {table.escaped(agent)}: - ({table.escaped(why)})" for agent, why in reasons.items() if agent not in there
+    ]
+    return ["\n".join(["No row, and why:\n", *lines, ""])] if lines else []
 
 
 def _failures(failed: Sequence[FailedCell]) -> list[str]:

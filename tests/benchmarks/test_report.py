@@ -106,6 +106,10 @@ def test_the_markdown_holds_figures_images_and_nothing_live(folder):
     html = MarkdownIt("commonmark").enable("table").render(text)
     assert "<script" not in html
     assert "<b>boom" not in html
+    micro, longer = html.index("<h2>micro</h2>"), html.index("<h2>longer</h2>")
+    why = "b: - (ValueError: &lt;b&gt;boom&lt;/b&gt;)"
+    assert why in html[micro:longer], "a row that is not there, and the reason"
+    assert why not in html[longer:]
     assert "65.0 [60.0, 70.0]" in html, "interquartile mean and interval of two seeds"
     assert "0.72 [0.66, 0.78]" in html, "normalised: (60 - 1) / 89 and (70 - 1) / 89"
     assert "91.75 / 62.40 / 52.38" in html, "the paper's"
