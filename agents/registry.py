@@ -189,7 +189,6 @@ AGENTS: dict[str, tuple[str, Callable[[], Agent]]] = {
     # Settings chosen on 8,000 edits of the training split, as rledit-p-long's were.
     "untrained-p-long": ("the untrained network with P, set for 8,000 edits", tuned("untrained-p", "atlas-long")),
     "memit-seq-long": ("memit-seq, set for 8,000 edits", tuned("memit-seq", "atlas-long")),
-    "alphaedit-long": ("AlphaEdit, set for 8,000 edits", tuned("alphaedit", "atlas-long")),
     "untrained-p-k4": ("the untrained network with P, four actions", lambda: RLEdit(CLOSED_LOOP, train=False)),
     "rledit-p-k4": ("RLEdit with P, four actions", tuned("rledit-p-k4")),
     # Reinforcement learning in general, on two numbers a module (Stable-Baselines3).
