@@ -213,11 +213,16 @@ class Args:
     """A results.jsonl."""
     figure: Path | None = None
     """Draw the retention curves of its one suite here (of several suites: benchmarks.report)."""
+    agents: tuple[str, ...] = ()
+    """Only these rows: of more than a dozen curves none is seen."""
 
 
 def main(args: Args) -> None:
     """Prints Markdown tables for each suite and model."""
     found = read(args.results)
+    if missing := sorted(set(args.agents) - {record.agent for record in found}):
+        raise SystemExit(f"--agents: {args.results} has no row {', '.join(missing)}")
+    found = [record for record in found if record.agent in args.agents or not args.agents]
     if args.figure is not None and len(suites := {record.suite for record in found}) > 1:
         raise SystemExit(
             f"--figure draws one suite, but {args.results} has {', '.join(sorted(suites))}: use benchmarks.report"

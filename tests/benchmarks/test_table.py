@@ -146,3 +146,16 @@ def test_a_picture_is_of_one_suite(tmp_path):
     with pytest.raises(SystemExit, match="micro, other"):
         main(Args(tmp_path / "results.jsonl", tmp_path / "retention.png"))
     assert not (tmp_path / "retention.png").exists()
+
+
+def test_only_the_rows_that_were_asked_for(tmp_path, capsys):
+    from benchmarks.records import append
+    from benchmarks.table import Args, main
+
+    for agent in ("a", "b", "c"):
+        append(tmp_path / "results.jsonl", replace(RECORD, agent=agent))
+    main(Args(tmp_path / "results.jsonl", agents=("a", "c")))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines if line.startswith("| ")] == ["agent", "---", "a", "c"]
+    with pytest.raises(SystemExit, match="has no row d"):
+        main(Args(tmp_path / "results.jsonl", agents=("a", "d")))
