@@ -70,6 +70,7 @@ class Suite:
         agents: Whom it is about: the default of ``--agents``.
         model_fingerprint: :func:`model_fingerprint` of the model; None leaves it open.
         edits_fingerprint: :func:`editenv.data.edits_digest` of the whole split, as it is read; None leaves it open.
+        training_fingerprint: The same of the edits that agents learn from; a file may leave it out.
         paper: What it repeats of the paper.
         end_of_answer: Whether answers are taught and protected with the end-of-sequence token after them; a file may leave
             it out, which is false.
@@ -95,6 +96,7 @@ class Suite:
     agents: tuple[str, ...] = ()
     model_fingerprint: str | None = None
     edits_fingerprint: str | None = None
+    training_fingerprint: str | None = None
     paper: Paper | None = None
     command: str | None = None
     end_of_answer: bool = False
@@ -105,7 +107,7 @@ class Suite:
         for name in ("name", "dataset", "split", "about", "order"):
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"{name} must be a text, not {getattr(self, name)!r}")
-        for name in ("model", "training", "model_fingerprint", "edits_fingerprint", "command"):
+        for name in ("model", "training", "model_fingerprint", "edits_fingerprint", "training_fingerprint", "command"):
             if not isinstance(getattr(self, name), str | None):
                 raise ValueError(f"{name} must be a text or null, not {getattr(self, name)!r}")
         for name in ("batches", "edits_per_step", "version", "max_actions_per_batch"):
@@ -124,7 +126,7 @@ class Suite:
             raise ValueError(f"order must be one of {', '.join(ORDERS)}, not {self.order!r}")
         if not set(PROTOCOLS[:2]) <= set(self.protocols) <= set(PROTOCOLS):
             raise ValueError(f"protocols must be {', '.join(PROTOCOLS[:2])} and any of {', '.join(PROTOCOLS[2:])}")
-        for name in ("model_fingerprint", "edits_fingerprint"):
+        for name in ("model_fingerprint", "edits_fingerprint", "training_fingerprint"):
             value = getattr(self, name)
             if value is not None and not re.fullmatch(r"[0-9a-f]{64}", value):
                 raise ValueError(f"{name} must be 64 hexadecimal digits (SHA-256) or null, not {value!r}")
@@ -200,6 +202,7 @@ class Suite:
         for what, wanted, place in (
             ("model", self.model_fingerprint, told["model"]),
             ("edits", self.edits_fingerprint, f"{told['dataset']}, split {told['split']}"),
+            ("training", self.training_fingerprint, f"{taught['dataset']}, split {taught['split']}"),
         ):
             there = found[what]
             if wanted is not None and there != wanted:
@@ -216,7 +219,8 @@ class Suite:
 
     def setting(self) -> dict[str, Any]:
         """What must be alike in records that are compared, as JSON has it."""
-        told = ("about", "agents", "paper", "command", "data", "device")
+        # What was learned from is in a record's fingerprints, whether a suite pins it or not.
+        told = ("about", "agents", "paper", "command", "data", "device", "training_fingerprint")
         row = {name: value for name, value in asdict(self).items() if name not in told}
         row |= {"options": dict(self.options), "model": name_of(str(self.model))}
         if not self.end_of_answer:
@@ -266,7 +270,7 @@ def read_suite(path: Path) -> Suite:
         row = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(row, dict):
             raise ValueError("must be an object")
-        row = {"end_of_answer": False} | row
+        row = {"end_of_answer": False, "training_fingerprint": None} | row
         if row.keys() != allowed:
             missing, unknown = sorted(allowed - row.keys()), sorted(row.keys() - allowed)
             raise ValueError(f"missing fields {missing}, unknown fields {unknown}")

@@ -28,7 +28,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_suites_fit_their_splits():
-    sizes = {"test": 8000, "validation": 1000}
+    sizes = {"test": 8000, "validation": 1000, "train": 8350}
     for name, suite in SUITES.items():
         assert suite.name == name
         if suite.dataset == "atlas":
@@ -70,6 +70,21 @@ def test_fingerprints_of_the_embedded_model_and_world_are_right():
         if suite.dataset == "atlas":
             assert suite.model_fingerprint == model
             assert suite.edits_fingerprint == edits_digest(load_edits("atlas", suite.split))
+        assert suite.training_fingerprint is not None
+        if (suite.training or suite.dataset) == "atlas":
+            assert suite.training_fingerprint == edits_digest(load_edits("atlas", "train"))
+
+
+def test_other_training_data_than_a_suites_are_refused():
+    suite = replace(find("smoke"), training_fingerprint="0" * 64)
+    with pytest.raises(
+        ValueError, match=r"is about training with fingerprint 000000000000\.\.\., but that of atlas, split train"
+    ):
+        suite.check_fingerprints()
+    assert (
+        replace(suite, training_fingerprint=None).check_fingerprints()["training"] == find("smoke").training_fingerprint
+    )
+    assert "training_fingerprint" not in suite.setting(), "a record says it once"
 
 
 def test_versions_and_cuts(folder):
@@ -104,6 +119,7 @@ def test_what_is_no_suite_is_refused(folder, text):
         ({"agents": [1]}, "agents"),
         ({"model_fingerprint": "abc"}, "model_fingerprint"),
         ({"edits_fingerprint": 5}, "edits_fingerprint"),
+        ({"training_fingerprint": "abc"}, "training_fingerprint"),
         ({"max_actions_per_batch": 0}, "max_actions_per_batch"),
         ({"paper": {"where": "Table 9"}}, "paper"),
         (
