@@ -16,7 +16,7 @@ from agents.saving import check_place
 from editenv.data.files import EditFile, FileOptions, load_file_edits
 from editenv.data.records import BadRecordError
 from editenv.models import EMBEDDED
-from editenv.models.modules import preset
+from editenv.models.modules import modules_of
 from editenv.whole_files import write_whole
 
 
@@ -111,7 +111,7 @@ def edit(args: Edit) -> None:
             method=args.method,
             policy=args.policy,
             output=args.output,
-            modules=args.modules or (preset(args.preset).modules if args.preset else None),
+            modules=modules_of(args.modules, args.preset) or None,
             settings=None if args.settings is None else _read_settings(args.settings),
             training=args.training,
             text=args.text,

@@ -78,8 +78,9 @@ class Entry:
 
     def floors(self, setup: bool) -> float:
         """The same in units of the floor, a plain forward and backward timed in the same run: machines and their load cancel."""
-        spent = [(r.edit_seconds + setup * r.setup_seconds / r.edits) / r.edit_seconds for r in self.records]
-        return float(np.mean([ratio * r.floor_ratio for ratio, r in zip(spent, self.records, strict=True)]))
+        return float(
+            np.mean([r.floor_ratio * (1 + setup * r.setup_seconds / r.edits / r.edit_seconds) for r in self.records])
+        )
 
     def mean(self, field: str) -> float:
         """Of one of the records' costs over seeds."""
@@ -215,15 +216,16 @@ class Leaderboard:
             task: firsts.setdefault(stream_of([row for row in rows if row.task == task]), task)
             for task in dict.fromkeys(row.task for row in rows)
         }
+        self._scores: dict[str, dict[Stream, float]] = {}
+        for row in self.rows:
+            found = self._scores.setdefault(row.agent, {})
+            for seed, score in row.values(protocol, MEAN).items():
+                found.setdefault((str(self._alike[row.task]), seed), score)
         self._floor, self._ceiling = self.scores(FLOOR), self.scores(CEILING)
 
     def scores(self, agent: str) -> dict[Stream, float]:
         """Harmonic means of one agent's runs; of runs on suites that are the same stream the first counts."""
-        found: dict[Stream, float] = {}
-        for row in (row for row in self.rows if row.agent == agent):
-            for seed, score in row.values(self.protocol, MEAN).items():
-                found.setdefault((str(self._alike[row.task]), seed), score)
-        return found
+        return self._scores.get(agent, {})
 
     def normalized(self, row: Entry) -> Estimate | None:
         """On the scale from no editing (0) to joint fine-tuning (1); None without both of them on this task."""

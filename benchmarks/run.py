@@ -29,7 +29,7 @@ from benchmarks.cells import Cell, Failure, Report
 from benchmarks.progress import cells_progress
 from benchmarks.records import Record
 from benchmarks.suites import find
-from editenv.models.modules import preset
+from editenv.models.modules import modules_of
 
 Runner = Callable[[list[Cell], Report], Iterator[tuple[Cell, Record | Failure]]]
 """Runs cells, and yields each with what became of it, in any order."""
@@ -67,17 +67,6 @@ class Args:
     """With Ray: cores, and with them threads, for each cell."""
     gpus: float = 0
     """With Ray: GPUs for each cell."""
-
-
-def modules_of(modules: tuple[str, ...], name: str | None) -> tuple[str, ...]:
-    """Those that were named, or a preset's.
-
-    Raises:
-        ValueError: If both were given, or there is no such preset.
-    """
-    if modules and name is not None:
-        raise ValueError("preset: it names the modules; give --modules or --preset")
-    return preset(name).modules if name is not None else modules
 
 
 def parse_seeds(text: str) -> list[int]:

@@ -24,8 +24,8 @@ from benchmarks import cells
 from benchmarks.leaderboard import entries, read_failures
 from benchmarks.progress import cells_progress
 from benchmarks.records import Record, read
-from benchmarks.run import modules_of
 from benchmarks.suites import Suite, find, id_of
+from editenv.models.modules import modules_of
 
 RECOMPUTED = (
     "model",

@@ -62,6 +62,17 @@ PRESETS: dict[str, Preset] = {
 """RLEdit (Li et al. 2025), Table 3, by model and data set."""
 
 
+def modules_of(modules: tuple[str, ...], name: str | None) -> tuple[str, ...]:
+    """Those that were named, or a preset's.
+
+    Raises:
+        ValueError: If both were given, or there is no such preset.
+    """
+    if modules and name is not None:
+        raise ValueError("preset: it names the modules; give --modules or --preset")
+    return preset(name).modules if name is not None else modules
+
+
 def default_modules(model: "PreTrainedModel", name: str) -> Sequence[str]:
     """The modules edited unless the user says otherwise.
 

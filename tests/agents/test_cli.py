@@ -74,3 +74,14 @@ def test_models_are_listed_with_the_papers_presets(said):
     }
     assert set(PRESETS) < set(found)
     assert "mistral-7b/zsre" in said("models")
+
+
+def test_modules_and_a_preset_are_not_both_taken(monkeypatch, capsys, tmp_path):
+    (tmp_path / "edits.jsonl").write_text('{"prompt": "The home of Ada is", "target": "Rome"}\n')
+    words = ["edit", "--edits", str(tmp_path / "edits.jsonl"), "--output", str(tmp_path / "out")]
+    words += ["--preset", "mistral-7b/zsre", "--modules", "layers.3.mlp.down_proj"]
+    monkeypatch.setattr("sys.argv", ["editenv", *words])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "give --modules or --preset" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
