@@ -187,7 +187,7 @@ def collect(
             has changed.
     """
     statistics = KeyStatistics(lm, bos=True)
-    about: dict[str, Any] = {"modules": list(lm.modules), **theta_0(lm), "source": source, "bos": True}
+    about: dict[str, Any] = {"modules": list(lm.modules), **fingerprints(lm), "source": source, "bos": True}
     read = hashlib.sha256()
     texts = read_texts(source)
     if (folder / RECORD).exists():
@@ -226,7 +226,7 @@ def load_covariance(lm: EditableLM, folder: Path) -> dict[str, torch.Tensor]:
     if not (folder / RECORD).exists():
         raise FileNotFoundError(f"{folder} holds no {RECORD}; make it with python -m agents.covariance")
     record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    if any(record.get(name) != value for name, value in theta_0(lm).items()):
+    if any(record.get(name) != value for name, value in fingerprints(lm).items()):
         raise ValueError(f"{folder / RECORD} was made for other weights or other edited modules than these")
     if not record.get("finished", True):  # older ones do not say
         raise ValueError(
@@ -270,7 +270,7 @@ def covariance_of(
     return statistics.covariance()
 
 
-def theta_0(lm: EditableLM) -> dict[str, str]:
+def fingerprints(lm: EditableLM) -> dict[str, str]:
     """Fingerprints of the model before any edit: of the edited modules, and of the rest, which makes their keys."""
     with lm.at_initial_weights():
         return {"model": fingerprint(lm), "frozen": frozen_fingerprint(lm)}
