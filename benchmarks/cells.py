@@ -4,6 +4,7 @@
     OUT/cells/SUITE-vN/AGENT-seedS.failed.json      the error, until it does
     OUT/deltas/SUITE-vN/AGENT-seedS.safetensors     what was added to the weights, if it is kept
     OUT/policies/...                                what agents keep of their training
+    OUT/frozen/SUITE-vN/seedS.safetensors           what the frozen layers made of a stream's prompts, until its last cell has run
     OUT/results.jsonl                               all records, made from the cells
 
 Files are written whole or not at all: whatever is killed, what has finished stays.
@@ -15,12 +16,15 @@ import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agents.registry import AGENTS, make_agent, settings_of
 from benchmarks.records import Record, commit, disagreements, hardware, read, versions
 from benchmarks.suites import Suite, name_of
 from editenv.whole_files import write_whole
+
+if TYPE_CHECKING:
+    from editenv.frozen_outputs import FrozenOutputs
 
 Report = Callable[[str, int, int], None]
 """Called with what is going on, how much of it is done, and of how much."""
@@ -92,7 +96,18 @@ class Cell:
         """What makes this cell's figures comparable with another's."""
         return {"suite": self.suite.setting(), "fingerprints": self.fingerprints}
 
-    def run(self, report: Report) -> Record:
+    @property
+    def stream(self) -> Path:
+        """Where what the frozen layers make of this cell's prompts is kept for other cells of its suite and seed."""
+        return self.out / "frozen" / self.suite.id / f"seed{self.seed}.safetensors"
+
+    @property
+    def stream_identity(self) -> dict[str, Any]:
+        """What cells must agree on to share it."""
+        computed = {"modules": self.suite.modules, "device": self.suite.device, "dtype": self.suite.dtype}
+        return self.configuration() | computed | {"seed": self.seed, "versions": versions()}
+
+    def run(self, report: Report, frozen_outputs: "FrozenOutputs | None" = None) -> Record:
         """Prepares the agent, edits, judges; a file of deltas is all that is written, and what the agent keeps."""
         from benchmarks.recording import Recording, digest
         from benchmarks.rollout import run
@@ -104,7 +119,9 @@ class Cell:
             self.out / "policies" / (file_name(f"{self.agent}-{modules}".rstrip("-")) + f"-seed{self.seed}")
         )
         recording = Recording() if self.keep_deltas else None
-        record = run(self.suite, self.agent, agent, self.seed, report, recording=recording)
+        record = run(
+            self.suite, self.agent, agent, self.seed, report, recording=recording, frozen_outputs=frozen_outputs
+        )
         deltas = None
         if recording is not None:
             recording.write(self.deltas_path)

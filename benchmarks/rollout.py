@@ -19,8 +19,9 @@ from benchmarks.recording import Recording
 from benchmarks.records import Record, versions
 from benchmarks.suites import Suite, name_of
 from editenv import metrics
-from editenv.dynamics import EditableLM, FrozenOutputs
+from editenv.dynamics import EditableLM
 from editenv.env import Action, LifelongEditEnv, Observation, RefusedActionError
+from editenv.frozen_outputs import FrozenOutputs
 from editenv.probes import probe as ask_beyond
 from editenv.questions import Questions, ask
 
@@ -58,8 +59,9 @@ def run(
         progress: Called with what is going on, and how far it is.
         beyond: Ask the probes of editenv/probes.py too, if the suite does; they take longer than all other judging.
         recording: Is given every action.
-        frozen_outputs: What the frozen layers made of the suite's prompts in an earlier run, and takes in what this one adds: the
-            runs of a search meet the same prompts. Last bits depend on which run met a prompt first.
+        frozen_outputs: What the frozen layers made of the suite's prompts in an earlier run, and takes in what this one adds: runs
+            on one stream meet the same prompts. What an agent asks on its own is not among them, for it is part of what the agent
+            costs. Last bits depend on which run met a prompt first.
 
     Raises:
         ValueError: If the agent wants to see a batch more often than the suite allows.
@@ -85,8 +87,11 @@ def run(
     )
     lm = env.language_model
     observation, info = env.reset(seed=seed, options={"shuffle": suite.order == "shuffled"})
-    lm.frozen_outputs = frozen_outputs or FrozenOutputs()  # after the reset, which forgets what was kept
-    lm.frozen_outputs.limit = ROOM
+    shared = FrozenOutputs() if frozen_outputs is None else frozen_outputs
+    shared.limit = ROOM
+    shared.to(lm.device)
+    agents_own = FrozenOutputs(ROOM, below=shared)
+    lm.frozen_outputs = shared  # after the reset, which forgets what was kept
     agent.begin(env)
     if recording is not None:
         recording.start(lm)
@@ -107,9 +112,11 @@ def run(
         probe = first_attempt and info["batch"] in probed
         if first_attempt:
             asked.append(env.questions)
+        lm.frozen_outputs = agents_own
         started = clock(lm.device)
         action = propose(agent, observation, info, lm)
         act_seconds += clock(lm.device) - started
+        lm.frozen_outputs = shared
         if recording is not None:
             recording.add(action)
         if probe:

@@ -18,6 +18,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -94,11 +95,12 @@ def parse_agents(given: Iterable[str]) -> list[str]:
 
 
 def run_here(todo: list[Cell], report: Report) -> Iterator[tuple[Cell, Record | Failure]]:
-    """Each cell in a process of its own, one after the other."""
+    """Each cell in a process of its own, one after the other; the frozen layers run over a stream's prompts in its first."""
     context = multiprocessing.get_context("spawn")
-    for cell in todo:
+    streams = [cell.stream for cell in todo]
+    for number, cell in enumerate(todo):
         receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=_in_process, args=(cell, sender))
+        process = context.Process(target=_in_process, args=(cell, sender, streams.count(cell.stream) > 1))
         process.start()
         sender.close()
         outcome: Record | Failure | None = None
@@ -113,15 +115,29 @@ def run_here(todo: list[Cell], report: Report) -> Iterator[tuple[Cell, Record | 
             process.join()
             outcome = Failure(f"the cell's process died (exit code {process.exitcode})")
         process.join()
+        if cell.stream not in streams[number + 1 :]:
+            with suppress(OSError):
+                cell.stream.unlink()
         yield cell, outcome
 
 
-def _in_process(cell: Cell, sender: Connection) -> None:
+def _in_process(cell: Cell, sender: Connection, shares: bool) -> None:
+    from benchmarks.rollout import ROOM
+    from editenv.frozen_outputs import FrozenOutputs
+
     threading.Thread(target=end_with_parent, daemon=True).start()
+    frozen_outputs = FrozenOutputs(ROOM)
+    there = shares and frozen_outputs.load(cell.stream, cell.stream_identity)
     try:
-        sender.send(cell.run(lambda what, done, total: sender.send((what, done, total))))
+        sender.send(cell.run(lambda what, done, total: sender.send((what, done, total)), frozen_outputs))
     except Exception as error:
         sender.send(Failure(f"{type(error).__name__}: {error}", traceback.format_exc()))
+        return
+    if shares and not there:
+        try:
+            frozen_outputs.save(cell.stream, cell.stream_identity)
+        except OSError as error:  # other cells run the frozen layers themselves
+            print(f"{cell.label}: what its stream's other cells could share was not kept: {error}", file=sys.stderr)
 
 
 def end_with_parent() -> None:

@@ -26,7 +26,7 @@ from benchmarks.records import append
 from benchmarks.rollout import run
 from benchmarks.statistics import harmonic_mean
 from benchmarks.suites import find
-from editenv.dynamics import FrozenOutputs
+from editenv.frozen_outputs import FrozenOutputs
 from editenv.metrics import METRICS
 from editenv.whole_files import write_whole
 

@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from editenv.deltas import Delta, LowRank
+from editenv.frozen_outputs import FrozenOutputs, Text
 from editenv.models.modules import attention_and_mlp, find_modules, layer_stack
 from editenv.prompts import Prompts, answer_ids
 
@@ -72,38 +73,6 @@ def _hooked(handle: Any) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-class FrozenOutputs:
-    """What the frozen layers made of prompts met before, the oldest dropped first; models may share one.
-
-    Args:
-        limit: Bytes.
-    """
-
-    def __init__(self, limit: int = 256 * 2**20) -> None:
-        self.limit = limit
-        self.tokens: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
-        """Of texts met before."""
-        self._bytes = 0
-        self._kept: dict[tuple[int, tuple[int, ...]], torch.Tensor] = {}
-
-    def __contains__(self, text: tuple[int, tuple[int, ...]]) -> bool:
-        return text in self._kept
-
-    def __getitem__(self, text: tuple[int, tuple[int, ...]]) -> torch.Tensor:
-        return self._kept[text]
-
-    def keep(self, found: Mapping[tuple[int, tuple[int, ...]], torch.Tensor]) -> None:
-        self._kept.update(found)
-        self._bytes += sum(piece.nbytes for piece in found.values())
-        while self._bytes > self.limit:
-            self._bytes -= self._kept.pop(next(iter(self._kept))).nbytes
-
-    def clear(self) -> None:
-        self._kept.clear()
-        self.tokens.clear()
-        self._bytes = 0
 
 
 class EditableLM:
@@ -330,7 +299,7 @@ class EditableLM:
         fresh = sorted(
             {text for text in texts if not (reuse and text in self.frozen_outputs)}, key=lambda text: len(text[1])
         )
-        found: dict[tuple[int, tuple[int, ...]], torch.Tensor] = {}
+        found: dict[Text, torch.Tensor] = {}
         for start in range(0, len(fresh), batch_size):
             chunk = fresh[start : start + batch_size]
             width = len(chunk[-1][1])

@@ -11,7 +11,8 @@ from agents.ultraedit import UltraEdit
 from benchmarks.recording import Recording, Replay
 from benchmarks.rollout import mean_reward, run, time_floor, time_observation_and_update
 from benchmarks.suites import Suite
-from editenv.dynamics import EditableLM, FrozenOutputs
+from editenv.dynamics import EditableLM
+from editenv.frozen_outputs import FrozenOutputs
 from editenv.metrics import METRICS
 
 LAST = "model.layers.2.mlp.down_proj"
@@ -80,6 +81,23 @@ def test_runs_of_one_search_run_the_frozen_layers_once(suite, monkeypatch):
     assert again == pytest.approx(first)
     assert alone == pytest.approx(first)
     assert nothing["specificity"] == 100 > first["specificity"]
+
+
+def test_what_an_agent_asks_on_its_own_is_not_shared_with_the_next(suite):
+    """It is part of what the agent costs."""
+
+    class Asker(Pusher):
+        def act(self, observation, info):
+            lm = self.env.language_model
+            lm.encode(["A text of its own"], ["answer"])
+            ours.update(lm.frozen_outputs._kept)
+            return super().act(observation, info)
+
+    ours, kept = {}, FrozenOutputs()
+    run(suite, "asker", Asker(), 0, beyond=False, frozen_outputs=kept)
+    assert len(ours) == 1
+    assert not any(text in kept for text in ours)
+    assert kept._kept
 
 
 def test_doing_nothing_keeps_everything_in_generation_too(suite):

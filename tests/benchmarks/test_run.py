@@ -219,6 +219,37 @@ def test_a_cell_that_raises_or_dies_costs_only_itself(tmp_path):
     assert outcomes[1] == Failure("the cell's process died (exit code 9)")
 
 
+TELLER = """
+from pathlib import Path
+from agents.no_edit import NoEdit
+
+class Teller(NoEdit):
+    def begin(self, env):
+        super().begin(env)
+        with Path({told!r}).open("a") as file:
+            file.write(f"{{len(env.language_model.frozen_outputs._kept)}} ")
+"""
+
+
+def test_cells_of_a_stream_share_what_its_prompts_become(tmp_path, capfd):
+    """The second cell begins with what the first has kept, another seed's with nothing; no file is left, and a file that cannot be
+    written costs time only."""
+    told = tmp_path / "told"
+    teller = tmp_path / "teller.py"
+    teller.write_text(TELLER.format(told=str(told)))
+    suite = replace(find("smoke"), batches=1)
+    rows = [("no-edit", 0), (f"{teller}:Teller", 0), (f"{teller}:Teller", 1)]
+    shared, alone = ([Cell(suite, PRINTS, name, seed, tmp_path / out) for name, seed in rows] for out in ("a", "b"))
+    figures = [outcome.teacher_forced for _, outcome in command.run_here(shared, lambda *_: None)]
+    assert not list((tmp_path / "a" / "frozen").rglob("*.safetensors"))
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "frozen").touch()
+    assert figures == [outcome.teacher_forced for _, outcome in command.run_here(alone, lambda *_: None)]
+    first, *others = map(int, told.read_text().split())
+    assert (first > 100, others) == (True, [0, 0, 0])
+    assert "not kept" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [({"suite": "smok"}, "smoke"), ({"seeds": "x"}, "'x'"), ({"agents": ("no-edit", "rl-edit")}, "'rl-edit'")],
