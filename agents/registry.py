@@ -76,7 +76,9 @@ METHODS: dict[str, tuple[Callable[..., Agent], dict[str, Any]]] = {
     "ultraedit": (UltraEdit, {}),
     "ultraedit-k4": (UltraEdit, {"actions_per_batch": 4}),
     "stableedit": (StableEdit, {}),
+    "stableedit-k4": (StableEdit, {"actions_per_batch": 4}),
     "rledit": (RLEdit, {}),
+    "rledit-k4": (RLEdit, {"config": {"actions_per_batch": 4}}),
     "untrained-p": (RLEdit, {"config": {"preconditioner": True}, "train": False}),
     "rledit-p": (RLEdit, {"config": {"preconditioner": True}}),
     "rledit-p-long": (RLEdit, {"config": {"preconditioner": True, "trajectories": 8, "horizon": 150}}),
@@ -123,6 +125,7 @@ AGENTS: dict[str, tuple[str, Callable[[], Agent]]] = {
     "ultraedit": ("RLEdit's regression with running normalisation in place of the network", tuned("ultraedit")),
     "ultraedit-k4": ("UltraEdit with four actions per batch", tuned("ultraedit-k4")),
     "stableedit": ("UltraEdit with warmed-up statistics and whitened gradients", tuned("stableedit")),
+    "stableedit-k4": ("StableEdit with four actions per batch", tuned("stableedit-k4")),
     "ft-l": ("fine-tuning that moves no weight by more than a bound (FT-L)", tuned("ft-l")),
     "lora": ("a low-rank adapter fine-tuned on each batch, and merged", tuned("lora")),
     "mend": ("MEND: a network turns gradients into rank-one updates", tuned("mend")),
@@ -189,6 +192,7 @@ AGENTS: dict[str, tuple[str, Callable[[], Agent]]] = {
     # Settings chosen on 8,000 edits of the training split, as rledit-p-long's were.
     "untrained-p-long": ("the untrained network with P, set for 8,000 edits", tuned("untrained-p", "atlas-long")),
     "memit-seq-long": ("memit-seq, set for 8,000 edits", tuned("memit-seq", "atlas-long")),
+    "rledit-k4": ("RLEdit with four actions per batch", tuned("rledit-k4")),
     "untrained-p-k4": ("the untrained network with P, four actions", lambda: RLEdit(CLOSED_LOOP, train=False)),
     "rledit-p-k4": ("RLEdit with P, four actions", tuned("rledit-p-k4")),
     # Reinforcement learning in general, on two numbers a module (Stable-Baselines3).

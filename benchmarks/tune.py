@@ -76,13 +76,19 @@ def search_space(method: str) -> dict[str, tuple[float, float]]:
     return {name: (low, high) for name, (low, high) in spaces[method].items()}
 
 
-def draw(start: Mapping[str, Any], ranges: Ranges, count: int, seed: int) -> list[dict[str, Any]]:
-    """``start``, and ``count - 1`` variations of it, log-uniform within the ranges; whole numbers where the bounds are."""
+def draw(
+    start: Mapping[str, Any], ranges: Ranges, count: int, seed: int, first: Mapping[str, Any] | None = None
+) -> list[dict[str, Any]]:
+    """``start``, and ``count - 1`` variations of it, log-uniform within the ranges; whole numbers where the bounds are.
+
+    ``first`` takes the place of ``start`` where a search began elsewhere. A point that is among them already is left out: where an
+    earlier search has found ``start``, its sequence meets it again.
+    """
     from scipy.stats import qmc
 
-    points = qmc.Sobol(len(ranges), seed=seed).random_base2(max(1, math.ceil(math.log2(max(2, count)))))
-    found = [json.loads(json.dumps(start))]
-    for point in points[: count - 1]:
+    points = qmc.Sobol(len(ranges), seed=seed).random_base2(math.ceil(math.log2(max(2, count))) + 1)
+    found = [json.loads(json.dumps(first or start))]
+    for point in points:
         settings = json.loads(json.dumps(start))
         for (name, (low, high)), share in zip(ranges.items(), point, strict=True):
             value = low * (high / low) ** float(share)
@@ -91,7 +97,8 @@ def draw(start: Mapping[str, Any], ranges: Ranges, count: int, seed: int) -> lis
             for part in path:
                 place = place.setdefault(part, {})
             place[last] = round(value) if isinstance(low, int) and isinstance(high, int) else float(f"{value:.3g}")
-        found.append(settings)
+        if settings not in found and len(found) < count:
+            found.append(settings)
     return found
 
 
@@ -125,11 +132,12 @@ def tune(method: str, args: Args) -> Trial:
     about = {"suite": args.suite, "seed": args.seed}
     trials = read_trials(path, about)
     start = args.settings if settings_path(method, args.settings).exists() else "atlas"
-    drawn = draw(read_settings(method, start), search_space(method), args.trials, args.seed)
+    first = trials[0].settings if 0 in trials else None  # --write may have changed what the search would begin with now
+    drawn = draw(read_settings(method, start), search_space(method), args.trials, args.seed, first)
     kept = FrozenOutputs()
     for number, settings in enumerate(drawn):
         if number in trials:
-            if number and trials[number].settings != settings:  # --write has changed what trial 0 would be now
+            if trials[number].settings != settings:
                 raise ValueError(
                     f"{path}: trial {number} was of {trials[number].settings}, and would now be of {settings}: the search starts "
                     "from other settings, or has other ranges; choose another --out"

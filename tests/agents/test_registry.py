@@ -76,6 +76,8 @@ DEFINING = {
     "mend-k4": lambda agent: agent.actions_per_batch == 4 and agent.config.policy.network == "mend",
     "malmen-k4": lambda agent: agent.actions_per_batch == 4 and agent.config.policy.network == "malmen",
     "ultraedit-k4": lambda agent: agent.actions_per_batch == 4,
+    "stableedit-k4": lambda agent: agent.actions_per_batch == 4,
+    "rledit-k4": lambda agent: agent.actions_per_batch == 4 and not agent.config.preconditioner,
     "mend-rledit": lambda agent: (agent.config.policy.network, agent.config.policy.blocks) == ("mend", 2),
     "malmen-rledit": lambda agent: (agent.config.policy.network, agent.config.policy.blocks) == ("malmen", 2),
     "untrained-p": lambda agent: agent.config.preconditioner and not agent.train,
@@ -92,6 +94,7 @@ def test_a_row_is_that_row_whatever_its_settings(name):
         "ft-l": {"steps": 2},
         "memit-seq": {"value": {"clamp": 2.0}},
         "ultraedit-k4": {"ridge": 0.5},
+        "stableedit-k4": {"ridge": 0.5},
     }.get(name, {"config": {"locality": 0.3, "policy": {"step_size": 0.1}}})
     for settings in ({}, else_, read_settings(name)):
         assert DEFINING[name](make_method(name, settings))

@@ -30,6 +30,16 @@ def test_draws_stay_within_their_ranges_and_fill_them_by_orders_of_magnitude():
     assert start == {"weight": 5.0, "value": {"token": "last", "clamp": 4.0}, "steps": 7}
 
 
+def test_no_settings_are_tried_twice_where_an_earlier_search_has_found_the_start():
+    ranges = {"weight": (10.0, 10000.0), "clamp": (0.2, 2.0)}
+    earlier = draw({"weight": 5.0, "clamp": 1.0}, ranges, 8, seed=0)
+    again = draw(earlier[5], ranges, 8, seed=0)
+    assert again[0] == earlier[5]
+    assert len(again) == 8
+    assert all(again[i] not in again[:i] for i in range(8))
+    assert again[1:-1] == [settings for settings in earlier[1:] if settings != earlier[5]]
+
+
 def test_every_search_space_is_of_settings_that_the_method_has():
     spaces = json.loads(tune.resources.files("benchmarks").joinpath("search_spaces.json").read_text())
     assert set(spaces) <= set(METHODS)
