@@ -344,13 +344,14 @@ class Trainer:
         self.env.reset(seed=self.seed * 100_003 + 99_999)
         inputs, outputs = dict.fromkeys(self.lm.modules, 0.0), dict.fromkeys(self.lm.modules, 0.0)
         tokens = 0
-        for _ in range(min(self.config.warm_up_batches, self.config.horizon)):
-            self.policy.observe(self.env.gradients)
-            for name, gradient in self.env.gradients.items():
+        edits = self.env.edits_per_step
+        for batch in range(min(self.config.warm_up_batches, self.config.horizon)):
+            gradients = self.env.gradient_of(self.env.stream[batch * edits : (batch + 1) * edits])
+            self.policy.observe(gradients)
+            for name, gradient in gradients.items():
                 inputs[name] += float(gradient.keys.square().sum())
                 outputs[name] += float((gradient.keys @ self.lm.weight(name)).square().sum())
-            tokens += len(next(iter(self.env.gradients.values())).keys)
-            self.env.skip_batch()
+            tokens += len(next(iter(gradients.values())).keys)
         self.policy.set_scales({n: s / tokens for n, s in inputs.items()}, {n: s / tokens for n, s in outputs.items()})
 
     def run(self, trajectories: int, after_each: Callable[[dict[str, float]], None] = lambda _: None) -> None:

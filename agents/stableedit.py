@@ -103,9 +103,9 @@ class StableEdit(Agent):
         env.reset(seed=seed)
         batches = min(self.warm_up_batches, len(env.stream) // env.edits_per_step)
         for batch in range(batches):
-            observe(self._warm, lm, env.gradients)
-            lm.apply(self._deltas(self._warm, env.gradients, whole=False))
-            env.skip_batch()
+            gradients = env.gradient_of(env.stream[batch * env.edits_per_step : (batch + 1) * env.edits_per_step])
+            observe(self._warm, lm, gradients)
+            lm.apply(self._deltas(self._warm, gradients, whole=False))
             progress("warm-up", batch + 1, batches)
         lm.restore()
 

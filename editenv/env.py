@@ -263,7 +263,7 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         )
         truncated = not terminated and self.batches_done == self.horizon
         if truncated:
-            self._gradients = self._gradient_of(self._beyond)
+            self._gradients = self.gradient_of(self._beyond)
         if self.render_mode == "human":
             self.render()
         info = self._place() | {"reward_terms": terms.as_dict()} | dict(scores)
@@ -349,8 +349,8 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
             return {name: Gradient(g.keys[:0], g.value_grads[:0]) for name, g in self._gradients.items()}
         return self._gradient_at(self._edit_prompts)
 
-    def _gradient_of(self, edits: Sequence[Edit]) -> dict[str, Gradient]:
-        """What would be observed of a batch."""
+    def gradient_of(self, edits: Sequence[Edit]) -> dict[str, Gradient]:
+        """What would be observed of these edits, were they the batch at hand; nothing else is asked about them."""
         prompts, targets = [edit.prompt for edit in edits], [edit.target for edit in edits]
         return self._gradient_at(self.language_model.encode(prompts, targets, ends=self.end_of_answer))
 
