@@ -9,9 +9,7 @@ there is not scored again; agents and seeds that are compared go into one folder
 """
 
 import copy
-import json
 import logging
-import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +22,7 @@ import torch
 
 from agents.base import Agent
 from agents.registry import make_agent, settings_of
-from benchmarks import figures, table
+from benchmarks.capability_report import Capability, Setting, as_markdown, draw, read
 from benchmarks.cells import file_name
 from benchmarks.progress import console_progress
 from benchmarks.records import append, disagreements
@@ -79,56 +77,6 @@ class Args:
     """A torch device."""
     dtype: str = "float32"
     """float32, bfloat16 or float16."""
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """What must be alike in records that are compared.
-
-    Attributes:
-        model, dtype: The language model and its weights' type.
-        modules: Edited modules as they were named; None for the model's own.
-        dataset, split, dataset_options, edits_per_step: The stream.
-        training: Data set whose training split agents learned from.
-        tasks: What is scored.
-        data: Name of the folder with the records; None for lm-eval's own tasks.
-        limit: Records of each task; None for all.
-        lm_eval: Its version.
-    """
-
-    model: str
-    dtype: str
-    modules: list[str] | None
-    dataset: str
-    split: str
-    dataset_options: dict[str, Any] | None
-    training: str
-    edits_per_step: int
-    tasks: list[str]
-    data: str | None
-    limit: int | None
-    lm_eval: str
-
-
-@dataclass(frozen=True, slots=True)
-class Capability:
-    """lm-eval's figures after some edits.
-
-    Attributes:
-        agent, seed, edits: What had happened to the model.
-        failures: Edits among them whose action was refused (NaN or infinity).
-        setting: What the records of one file have in common.
-        tasks: By task, the metrics from 0 to 1, with ``NAME_stderr`` (None where lm-eval has none), and ``records``.
-        made_with: The agent's settings, and the fingerprints of the model and of the edits; None in older records.
-    """
-
-    agent: str
-    seed: int
-    edits: int
-    failures: int
-    setting: Setting
-    tasks: dict[str, dict[str, float | None]]
-    made_with: dict[str, Any] | None = None
 
 
 # -- scoring ------------------------------------------------------------------------------------------------------
@@ -240,25 +188,6 @@ def random_state_kept() -> Iterator[None]:
             np.random.set_state(numpy)
 
 
-# -- records ------------------------------------------------------------------------------------------------------
-
-
-def read(path: Path) -> list[Capability]:
-    """All records of a file.
-
-    Raises:
-        ValueError: If a line is not a record, naming file and line.
-    """
-    records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            row = json.loads(line)
-            records.append(Capability(**row | {"setting": Setting(**row["setting"])}))
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{path}, line {number} is not a capability record: {error}") from error
-    return records
-
-
 # -- the run ------------------------------------------------------------------------------------------------------
 
 
@@ -349,96 +278,6 @@ def run(args: Args, setting: Setting, made_with: dict[str, Any], missing: Sequen
     with console_progress(f"{args.agent}, seed {args.seed}") as progress:
         agent.prepare(training, args.seed, progress)
         roll(env, agent, args.seed, missing, visit, progress)
-
-
-# -- table and figure ---------------------------------------------------------------------------------------------
-
-
-def metrics(records: Sequence[Capability], task: str) -> list[str]:
-    """What a task was scored with, without the standard errors."""
-    names = dict.fromkeys(name for record in records for name in record.tasks[task])
-    return [name for name in names if "_stderr" not in name and name != "records"]
-
-
-def stderr_key(metric: str) -> str:
-    """lm-eval puts the filter, if there is one, last."""
-    name, comma, filtered = metric.partition(",")
-    return f"{name}_stderr{comma}{filtered}"
-
-
-def points(records: Sequence[Capability], agent: str, task: str, metric: str) -> dict[int, tuple[float, float, int]]:
-    """By number of edits: mean over seeds in %, standard error over a task's records in % (NaN if there is none), seeds."""
-    found: dict[int, tuple[float, float, int]] = {}
-    for edits in sorted({record.edits for record in records if record.agent == agent}):
-        group = [r.tasks[task] for r in records if r.agent == agent and r.edits == edits]
-        values = [math.nan if (value := scores.get(metric)) is None else value for scores in group]
-        errors = [math.nan if (value := scores.get(stderr_key(metric))) is None else value for scores in group]
-        found[edits] = 100 * float(np.mean(values)), 100 * float(np.mean(errors)), len(group)
-    return found
-
-
-def as_markdown(records: Sequence[Capability]) -> str:
-    """A row for each agent and number of edits, a column for each task and metric; in %, means over seeds."""
-    columns = [(task, metric) for task in records[0].setting.tasks for metric in metrics(records, task)]
-    headings = ["agent", "edits", "seeds", *(f"{task} {metric}" for task, metric in columns)]
-    body = []
-    for agent in dict.fromkeys(record.agent for record in records):
-        curves = [points(records, agent, task, metric) for task, metric in columns]
-        for edits, (_, _, seeds) in curves[0].items():
-            cells = []
-            for mean, error, _ in (curve[edits] for curve in curves):
-                cells.append(f"{mean:.1f}" if math.isnan(error) else f"{mean:.1f} ± {error:.1f}")
-            body.append([agent, str(edits), str(seeds), *cells])
-    return table.markdown(headings, body)
-
-
-def draw(records: Sequence[Capability], path: Path) -> None:
-    """A panel for each task, its metrics against the number of edits; written whole or not at all."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-    from matplotlib.lines import Line2D
-
-    setting = records[0].setting
-    tasks = setting.tasks
-    agents = list(dict.fromkeys(record.agent for record in records))
-    names = list(dict.fromkeys(metric for task in tasks for metric in metrics(records, task)))
-    styles = ["-", "--", "-.", ":"]
-    width = min(3, len(tasks))
-    height = math.ceil(len(tasks) / width)
-    figure, axes = plt.subplots(
-        height,
-        width,
-        figsize=(max(4.5, 3.6 * width), 2.8 * height + 0.9),
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
-    )
-    for axis, task in zip(axes.flat, tasks, strict=False):
-        for i, agent in enumerate(agents):
-            for metric in metrics(records, task):
-                curve = points(records, agent, task, metric)
-                means, errors = (np.array([point[j] for point in curve.values()]) for j in (0, 1))
-                style: dict[str, Any] = {"color": f"C{i % 10}", "linestyle": styles[names.index(metric) % 4]}
-                axis.plot(list(curve), means, marker="o", markersize=3, **style)
-                axis.fill_between(
-                    list(curve), means - errors, means + errors, color=f"C{i % 10}", alpha=0.12, linewidth=0
-                )
-        axis.set(title=task, xlabel="edits", xticks=sorted({record.edits for record in records}))
-        axis.tick_params(axis="x", labelrotation=30 if len(axis.get_xticks()) > 5 else 0)
-        axis.grid(alpha=0.3)
-    for axis in axes.flat[len(tasks) :]:
-        axis.set_visible(False)
-    lowest, highest = axes[0, 0].get_ylim()
-    axes[0, 0].set_ylim(min(-3, lowest), max(103, highest))
-    for row in axes:
-        row[0].set_ylabel("%")
-    handles = [Line2D([], [], color=f"C{i % 10}", label=agent) for i, agent in enumerate(agents)]
-    handles += [Line2D([], [], color="black", linestyle=styles[i % 4], label=name) for i, name in enumerate(names)]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(handles)), frameon=False)
-    figures.save(figure, path)
-    plt.close(figure)
 
 
 # -- command ------------------------------------------------------------------------------------------------------

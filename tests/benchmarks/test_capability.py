@@ -10,7 +10,8 @@ import torch
 pytest.importorskip("lm_eval")
 
 from benchmarks import capability
-from benchmarks.capability import Args, as_markdown, draw, main, points, random_state_kept, read, score, task_manager
+from benchmarks.capability import Args, main, random_state_kept, score, task_manager
+from benchmarks.capability_report import as_markdown, draw, points, read
 
 WORDS = ("tin", "fog", "a jazz club", "the long road to Rome", "so so", "Peru", "an old harbour", "nine chess players")
 PAIRS = [
