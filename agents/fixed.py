@@ -7,6 +7,7 @@ batches.
 """
 
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ class TrainedOnFixedModel(RLEdit):
         actions_per_batch: K at edit time; the training's by default.
 
     Each time, the network goes on from the parameters it has; the statistics that its normaliser and its units come from are
-    taken anew from the edited model, whose gradients differ, and so is the optimiser's state.
+    taken anew from the edited model, whose gradients differ, and so is the optimiser's state. Where the edits have broken the model
+    so far that training's gradient is not finite, the network is lost: all further actions are NaN, and refused.
     """
 
     def __init__(
@@ -65,16 +67,23 @@ class TrainedOnFixedModel(RLEdit):
         super().begin(env)
         self.policy = self._prepared
         self._batches, self._trajectory = 0, self.config.trajectories
-        self._retrained = False
+        self._retrained = self._lost = False
 
     def act(self, observation: Observation, info: dict[str, Any]) -> Action:
         self._absorb_finished()
         if info["attempt"] == 0:
             self._before = self.policy, self._batches, self._trajectory
             self._retrained = False
-            if self.retrain_every is not None and self._batches and self._batches % self.retrain_every == 0:
-                self._retrain()
+            due = self.retrain_every is not None and self._batches and self._batches % self.retrain_every == 0
+            if due and not self._lost:
+                try:
+                    self._retrain()
+                except FloatingPointError:
+                    self._lost = True
             self._batches += 1
+        if self._lost:
+            lm = self._env.language_model
+            return {name: torch.full(lm.shape(name), math.nan) for name in lm.modules}
         return super().act(observation, info)
 
     def _retrain(self) -> None:

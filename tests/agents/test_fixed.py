@@ -11,8 +11,10 @@ from test_rledit import CONFIG, LAST
 from agents.hypernetwork import PolicyConfig
 from agents.malmen import MALMEN, MALMENConfig
 from agents.mend import MEND, MENDConfig
+from agents.no_edit import no_change
 from agents.online import Online
 from agents.rledit import RLEdit, TrainConfig, Trainer, training_environment
+from editenv.env import RefusedActionError
 
 SMALL = {
     "trajectories": 2, "horizon": 3, "edits_per_step": 3, "warm_up_batches": 2, "gradient_clip": 1e9, "locality": 0.5,
@@ -133,6 +135,34 @@ def test_the_starred_form_trains_on_the_edited_model_every_three_batches(make_en
     observation, info = env.reset(seed=1)
     agent.begin(env)
     assert agent.policy is prepared
+
+
+def test_a_network_that_breaks_when_it_is_retrained_is_lost_and_refused(make_env, small_world, monkeypatch, kind):
+    """Not an error that ends the run: its edits count as failed. It does not train again and again to the same end."""
+    make, config = kind
+    env = make_env(edits_per_step=1, horizon=8)
+    agent = make(config, retrain_every=2)
+    observation, info = begun(env, agent)
+    tries = []
+
+    def ascend(self):
+        tries.append(self.trajectory)
+        raise FloatingPointError("the policy's gradient is not finite")
+
+    monkeypatch.setattr(Online, "ascend", ascend)
+    for _ in range(2):
+        observation, *_, info = env.step(agent.act(observation, info))
+    before = env.language_model.snapshot()
+    for _ in range(3):
+        with pytest.raises(RefusedActionError):
+            env.step(agent.act(observation, info))
+        agent.taken_back()
+        observation, *_, info = env.step(no_change(env.language_model))
+    assert tries == [config.trajectories]
+    assert all(torch.equal(weight, before[name]) for name, weight in env.language_model.snapshot().items())
+    observation, info = env.reset(seed=1)
+    agent.begin(env)
+    env.step(agent.act(observation, info))
 
 
 def test_what_is_retrained_goes_on_from_what_was_learned_with_statistics_of_the_edited_model(
