@@ -193,7 +193,7 @@ def by_length(tasks: Sequence[Sequence[Entry]], protocol: str, look: dict[str, d
             _plain_ticks(axis, [size(row, along) for line in lines.values() for row in line])
         axes[0].set_ylabel(f"% after the last edit, {_name(protocol)}")
         record = tasks[0][0].records[0]
-        what = f"{shown(record.dataset, 40)} in {shown(record.model, 40)}"
+        what = f"{shown(record.dataset, 40)} in {shown(record.model, 40)}, {alike(tasks[0][0], along)}"
         figure.suptitle(f"After the last edit, by {ALONG[along]}: {what}; upright lines are 95% intervals over seeds")
         _legend(figure, axes[0])
     return figure
@@ -208,6 +208,12 @@ def size(row: Entry, along: str) -> int:
     if told is not None:
         return int(told)
     return int(record.retention[0]["edits"] or 0) if record.retention else 0  # older records: a curve's first point
+
+
+def alike(row: Entry, along: str) -> str:
+    """What suites that differ in one of the two have in common."""
+    (other,) = set(ALONG) - {along}
+    return {"edits": "{:,} edits", "batch size": "batches of {:,}"}[other].format(size(row, other))
 
 
 def save(figure: Any, path: Path) -> None:

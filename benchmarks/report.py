@@ -109,7 +109,9 @@ def draw(
     for along in figures.ALONG:
         for number, group in enumerate(differing(list(tasks.values()), along), start=1):
             name = f"by-{along.replace(' ', '-')}-{number}"
-            title = f"By {figures.ALONG[along]}: {group[0][0].records[0].dataset} in {group[0][0].task.model}"
+            first = group[0][0]
+            what = f"{first.records[0].dataset} in {first.task.model}, {figures.alike(first, along)}"
+            title = f"By {figures.ALONG[along]}: {what}"
             write(figures.by_length(group, board.protocol, look, along), Drawn(name, title))
     return drawn
 

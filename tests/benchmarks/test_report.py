@@ -1,6 +1,7 @@
 import contextlib
 import io
 import json
+import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from xml.etree import ElementTree
@@ -103,6 +104,7 @@ def test_the_markdown_holds_figures_images_and_nothing_live(folder):
     from markdown_it import MarkdownIt
 
     text = (folder / "LEADERBOARD.md").read_text()
+    assert "## By number of edits: atlas/test in atlas, batches of 20\n" in text
     html = MarkdownIt("commonmark").enable("table").render(text)
     assert "<script" not in html
     assert "<b>boom" not in html
