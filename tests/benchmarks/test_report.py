@@ -1,7 +1,6 @@
 import contextlib
 import io
 import json
-import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from xml.etree import ElementTree
