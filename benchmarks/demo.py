@@ -16,6 +16,7 @@ from benchmarks.progress import console_progress
 from benchmarks.rollout import run
 from benchmarks.suites import SUITES
 from editenv.data import atlas
+from editenv.frozen_outputs import FrozenOutputs
 from editenv.models import load_model
 
 ROWS = ("no-edit", "fine-tune", "demo-untrained", "demo-rledit", "rledit-packaged")
@@ -44,10 +45,11 @@ def main(args: Args) -> None:
         "(Eff), other phrasings of it (Gen), and what must not change (Spe).\n"
     )
     found = []
+    frozen_outputs = FrozenOutputs()  # the rows meet the same prompts
     for name in ROWS:
         agent: Agent = make_agent(name)
         with console_progress(name) as progress:
-            record = run(suite, name, agent, args.seed, progress, beyond=False)
+            record = run(suite, name, agent, args.seed, progress, beyond=False, frozen_outputs=frozen_outputs)
         found.append(record)
         print(f"{name:>16}: {table.one_line(record)}", flush=True)
     args.out.mkdir(parents=True, exist_ok=True)
