@@ -7,13 +7,13 @@ batches.
 """
 
 import copy
-import math
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from agents.base import Progress
+from agents.no_edit import no_action
 from agents.online import Online
 from agents.rledit import RLEdit, TrainConfig, training_environment
 from editenv.env import Action, LifelongEditEnv, Observation
@@ -82,8 +82,7 @@ class TrainedOnFixedModel(RLEdit):
                     self._lost = True
             self._batches += 1
         if self._lost:
-            lm = self._env.language_model
-            return {name: torch.full(lm.shape(name), math.nan) for name in lm.modules}
+            return no_action(self._env.language_model)
         return super().act(observation, info)
 
     def _retrain(self) -> None:

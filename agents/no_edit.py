@@ -1,5 +1,6 @@
 """The row every table needs: nothing is done."""
 
+import math
 from typing import Any
 
 import torch
@@ -14,6 +15,11 @@ def no_change(lm: EditableLM) -> Action:
     """A delta of rank zero for each edited module."""
     shapes = {name: lm.shape(name) for name in lm.modules}
     return {name: LowRank(torch.zeros(d_in, 0), torch.zeros(0, d_out)) for name, (d_in, d_out) in shapes.items()}
+
+
+def no_action(lm: EditableLM) -> Action:
+    """NaN for each edited module, which environments refuse: of a method that has nothing finite to offer."""
+    return {name: torch.full(lm.shape(name), math.nan) for name in lm.modules}
 
 
 class NoEdit(Agent):

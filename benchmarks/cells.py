@@ -104,8 +104,7 @@ class Cell:
     @property
     def stream_identity(self) -> dict[str, Any]:
         """What cells must agree on to share it."""
-        computed = {"modules": self.suite.modules, "device": self.suite.device, "dtype": self.suite.dtype}
-        return self.configuration() | computed | {"seed": self.seed, "versions": versions()}
+        return self.configuration() | {"seed": self.seed, "device": self.suite.device, "versions": versions()}
 
     def run(self, report: Report, frozen_outputs: "FrozenOutputs | None" = None) -> Record:
         """Prepares the agent, edits, judges; a file of deltas is all that is written, and what the agent keeps."""

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from agents.base import Agent
 from agents.covariance import sample_text, training_edits
-from agents.no_edit import no_change
+from agents.no_edit import no_action, no_change
 from benchmarks.recording import Recording
 from benchmarks.records import Record, versions
 from benchmarks.suites import Suite, name_of
@@ -179,7 +179,7 @@ def propose(agent: Agent, observation: Observation, info: dict[str, Any], lm: Ed
     try:
         return agent.act(observation, info)
     except torch.linalg.LinAlgError:  # what NaN and infinity end in
-        return {name: torch.full(lm.shape(name), math.nan) for name in lm.modules}
+        return no_action(lm)
 
 
 def take(

@@ -129,8 +129,8 @@ def _in_process(cell: Cell, sender: Connection, shares: bool) -> None:
 
     threading.Thread(target=end_with_parent, daemon=True).start()
     frozen_outputs = FrozenOutputs(ROOM)
-    there = shares and frozen_outputs.load(cell.stream, cell.stream_identity)
     try:
+        there = shares and frozen_outputs.load(cell.stream, cell.stream_identity)
         sender.send(cell.run(lambda what, done, total: sender.send((what, done, total)), frozen_outputs))
     except Exception as error:
         sender.send(Failure(f"{type(error).__name__}: {error}", traceback.format_exc()))

@@ -78,7 +78,7 @@ class FrozenOutputs:
         """Takes in what was saved of the same thing, on the CPU; whether there was such a file."""
         try:
             with safe_open(path, "pt") as file:
-                if file.metadata().get("of") != json.dumps(identity, sort_keys=True):
+                if (file.metadata() or {}).get("of") != json.dumps(identity, sort_keys=True):
                     return False
                 saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
         except (FileNotFoundError, SafetensorError):  # none, or not one of ours: it will be made again

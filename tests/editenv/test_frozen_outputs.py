@@ -1,5 +1,6 @@
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from editenv.dynamics import EditableLM
 from editenv.frozen_outputs import FrozenOutputs
@@ -37,14 +38,11 @@ def test_a_file_of_something_else_is_not_taken(base, tokenizer, tmp_path):
     whole = (tmp_path / "kept").read_bytes()
     (tmp_path / "half").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "text").write_text("no tensors")
-    for name, identity in [
-        ("kept", IDENTITY | {"seed": 1}),
-        ("half", IDENTITY),
-        ("text", IDENTITY),
-        ("none", IDENTITY),
-    ]:
+    save_file({"outputs": torch.zeros(1)}, tmp_path / "foreign")
+    assert not FrozenOutputs().load(tmp_path / "kept", IDENTITY | {"seed": 1})
+    for name in ("half", "text", "foreign", "none"):
         loaded = FrozenOutputs()
-        assert not loaded.load(tmp_path / name, identity)
+        assert not loaded.load(tmp_path / name, IDENTITY)
         assert not loaded._kept
 
 
