@@ -37,7 +37,7 @@ class MALMEN(TrainedOnFixedModel):
     Precomputes: the network, by Adam on ``-log p(y | x') + lambda_loc KL``, an optimiser step for each batch of theta_0;
     ``trajectories * horizon`` batches in all. The backward pass is the paper's in two stages (section 4.2): first the loss
     with respect to the delta, through the language model alone, then through the network alone; that is
-    :meth:`agents.rledit.Trainer.sweep_back`. Needs: training edits with rephrases and locality prompts; no subject, no text.
+    :meth:`agents.rledit.Trainer.backward`. Needs: training edits with rephrases and locality prompts; no subject, no text.
 
     Args:
         config: How it is trained; a policy trained before brings its own.

@@ -8,25 +8,33 @@ usual meta-learning on single batches of one model (see :mod:`agents.fixed`). Re
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from agents import rledit
-from agents.rledit import Args, Step, Trainer
+from agents.preconditioner import Preconditioner
+from agents.rledit import Args, Step, TrainConfig, Trainer
+from editenv.env import LifelongEditEnv
 
 
 class Online(Trainer):
     """Trajectories in which the policy changes at each step.
 
-    Each step stands alone, so that ``credit`` and ``discount`` have nothing to act on.
+    Each step stands alone: ``credit`` is ``"step"`` and ``discount`` 1, whatever the config says.
     """
 
     title = "online RLEdit"
+
+    def __init__(
+        self, env: LifelongEditEnv, config: TrainConfig, seed: int, preconditioner: Preconditioner | None
+    ) -> None:
+        super().__init__(env, replace(config, credit="step", discount=1.0), seed, preconditioner)
 
     def learn(self) -> tuple[Sequence[Step], float]:
         """Acts, is rewarded and takes an optimiser step, all along a trajectory; the gradients' mean norm."""
         steps, norms = [], []
         for step in self.roll_out():
             self.optimizer.zero_grad()
-            self.sweep_back([step])
+            self.backward([step])
             norms.append(self.ascend())
             steps.append(step)
         return steps, sum(norms) / len(norms)

@@ -4,9 +4,9 @@
     python -m agents.rledit --output runs/policy --train.preconditioner --train.actions-per-batch 4
 
 Training reads like Algorithm 1 of the paper. In each trajectory the frozen policy edits a fresh stream from theta_0 and
-every reward's gradient with respect to the *weights* is kept; then one sweep back over the trajectory turns these into
-the gradient with respect to the *policy*, and the optimiser takes one step. A killed run goes on from its checkpoint when
-the same command is given again, to the same result.
+every reward's gradient with respect to the *weights* is added up; then the policy is run once more over what it observed, which
+turns these sums into the gradient with respect to the *policy*, and the optimiser takes one step. A killed run goes on from its
+checkpoint when the same command is given again, to the same result.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ from agents.preconditioner import Preconditioner, inverse_covariance
 from editenv.data import edits_digest
 from editenv.data.files import FileOptions
 from editenv.delta_files import fingerprint, frozen_fingerprint
-from editenv.deltas import LowRank, inner, squared_norm
+from editenv.deltas import LowRank, inner_gradient, squared_norm
 from editenv.dynamics import Gradient
 from editenv.env import Action, LifelongEditEnv, Observation
 from editenv.models.modules import preset
@@ -120,10 +120,17 @@ class Step:
 
 @dataclass(slots=True)
 class DifferentiableStep(Step):
-    """With what the sweep back needs: the gradient of minus the reward with respect to each weight, ``(d_in, d_out)``, on the
-    CPU."""
+    """With what the delta ``L R`` answers for: S, the sum of the gradients of minus the rewards from this one on, with respect to
+    each weight.
 
-    weight_gradients: dict[str, torch.Tensor]
+    Attributes:
+        deltas: As they were applied.
+        credit: ``S R^T`` (d_in, r) and ``L^T S`` (r, d_out), the gradients of ``<S, L R>``; no step has to keep S itself, which
+            is as large as the weight.
+    """
+
+    deltas: dict[str, LowRank]
+    credit: dict[str, tuple[torch.Tensor, torch.Tensor]]
 
 
 class RLEdit(Agent):
@@ -383,7 +390,7 @@ class Trainer:
         """The steps of a whole trajectory, then one optimiser step; its gradient's norm."""
         steps = list(self.roll_out())
         self.optimizer.zero_grad()
-        self.sweep_back(steps)
+        self.backward(steps)
         return steps, self.ascend()
 
     def ascend(self) -> float:
@@ -402,13 +409,19 @@ class Trainer:
         return float(norm)
 
     def roll_out(self) -> Iterator[DifferentiableStep]:
-        """The policy edits one stream; each step comes with what its reward says about the weights."""
+        """The policy edits one stream; each step comes with what the rewards say about its deltas.
+
+        A step is given out once all rewards that it answers for are known: at the end of the stream, unless credit ends before.
+        S = sum_{t>=i} gamma^t dr_t/dtheta_t of every step i comes of one running sum, as it ends less as it was before step i.
+        """
         config, env, lm = self.config, self.env, self.lm
         rng = random.Random(f"{self.seed}/{self.trajectory}")
         env.reset(seed=self.stream_seed)
         if self.preconditioner is not None:
             self.preconditioner.reset()
-        for _ in range(config.horizon):
+        total = {name: torch.zeros(lm.shape(name), device=lm.device) for name in lm.modules}
+        waiting: list[DifferentiableStep] = []
+        for batch in range(config.horizon):
             for attempt in range(config.actions_per_batch):
                 gradients = env.gradients
                 projected = project(self.preconditioner, gradients)
@@ -419,33 +432,39 @@ class Trainer:
                 if last and self.preconditioner is not None and config.environment == "lifelong":
                     self.preconditioner.absorb(gradients, dict.fromkeys(gradients, config.absorb_noise), projected)
                 terms, weight_gradients = env.transition(deltas, lags)
-                # As large as the edited weights at every step: they wait for the sweep in the host's memory.
-                dense = {name: gradient.dense().cpu() for name, gradient in weight_gradients.items()}
-                yield DifferentiableStep(gradients, projected, terms, dense)
+                before = {name: inner_gradient(total[name], delta) for name, delta in deltas.items()}
+                waiting.append(DifferentiableStep(gradients, projected, terms, deltas, before))
+                weight = config.discount ** (batch * config.actions_per_batch + attempt)
+                for name, gradient in weight_gradients.items():
+                    total[name].addmm_(gradient.keys.T, gradient.value_grads, alpha=weight)
+                # Batches of the fixed environment do not share weights; attempts on one batch do.
+                ends = last and (batch == config.horizon - 1 or config.environment == "fixed")
+                if ends or config.credit == "step":
+                    for step in waiting:
+                        for name, delta in step.deltas.items():
+                            after = inner_gradient(total[name], delta)
+                            left, right = (a - b for a, b in zip(after, step.credit[name], strict=True))
+                            step.credit[name] = left, right
+                    yield from waiting
+                    waiting = []
+                    for matrix in total.values():
+                        matrix.zero_()
             if config.environment == "fixed":
                 lm.restore()
                 env.reward.past = []
                 env.refresh()
 
-    def sweep_back(self, steps: Sequence[DifferentiableStep]) -> None:
-        """dR/dphi = sum_i <S_i, dD_i/dphi> with S_i = sum_{t>=i} gamma^t dr_t/dtheta_t; observations are constants."""
+    def backward(self, steps: Sequence[DifferentiableStep]) -> None:
+        """dR/dphi = sum_i <S_i, dD_i/dphi>, D_i = L_i R_i; observations are constants."""
         config = self.config
-        later: dict[str, torch.Tensor] = {}
-        for t in reversed(range(len(steps))):
-            step = steps[t]
+        for t, step in enumerate(steps):
             weight = config.discount**t
-            own = {name: weight * gradient.to(self.lm.device) for name, gradient in step.weight_gradients.items()}
-            reach = config.credit == "trajectory" and t + 1 < len(steps)
-            if config.environment == "fixed":
-                # Attempts on one batch share weights; batches do not.
-                reach = reach and (t + 1) % config.actions_per_batch != 0
-            later = {name: later[name] + own[name] for name in own} if reach else own
             deltas: dict[str, LowRank] = self.policy(step.gradients, step.projected)
-            loss = sum(
-                inner(later[name], delta) + weight * config.regularization * squared_norm(delta)
-                for name, delta in deltas.items()
-            )
-            assert isinstance(loss, torch.Tensor)
+            loss = torch.zeros((), device=self.lm.device)
+            for name, delta in deltas.items():
+                left, right = step.credit[name]
+                loss = loss + (left * delta.left).sum() + (right * delta.right).sum()
+                loss = loss + weight * config.regularization * squared_norm(delta)
             (loss / len(steps)).backward()
 
     def state(self) -> dict[str, Any]:

@@ -115,7 +115,7 @@ def fast_trajectory(batches: int) -> dict[str, Any]:
     before = peak_memory_bytes(torch.device("cpu"))
     started = time.perf_counter()
     steps = list(trainer.roll_out())
-    trainer.sweep_back(steps)
+    trainer.backward(steps)
     seconds = time.perf_counter() - started
     losses = [-step.terms.reward for step in steps]
     return {

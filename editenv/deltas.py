@@ -52,6 +52,11 @@ def inner(matrix: torch.Tensor, delta: Delta) -> torch.Tensor:
     return (matrix * delta).sum()
 
 
+def inner_gradient(matrix: torch.Tensor, delta: LowRank) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradient of ``inner(matrix, delta)`` with respect to the delta's factors: ``matrix right^T`` and ``left^T matrix``."""
+    return matrix @ delta.right.T, delta.left.T @ matrix
+
+
 def ridge_regression(
     keys: torch.Tensor, values: torch.Tensor, ridge: torch.Tensor | float, projected: torch.Tensor | None = None
 ) -> LowRank:

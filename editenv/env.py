@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, Literal, overload
 
 import gymnasium as gym
@@ -154,14 +155,6 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
                 for name in self.language_model.modules
             }
         )
-        # Wide enough for any sane edit, and far from overflow: no entry moves by more than the largest weight.
-        self.action_space: spaces.Space[Any] = spaces.Dict(
-            {
-                name: spaces.Box(-bound, bound, self.language_model.shape(name), np.float32)
-                for name in self.language_model.modules
-                for bound in [float(self.language_model.weight(name).abs().max())]
-            }
-        )
         self.stream: Sequence[Edit] = Stream((), np.zeros(0, dtype=int))
         self._beyond = self.stream
         self._batch: list[Edit] = []
@@ -171,6 +164,22 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         self._view: rendering.LiveView | None = None
 
     # -- Gymnasium ------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def action_space(self) -> spaces.Space[Any]:  # type: ignore[override]
+        """For every edited module a box of its weight's shape, made when it is first asked for: a box keeps its bounds for
+        every entry, 7 GB for the paper's modules of an 8B model, and editing does without it.
+
+        Wide enough for any sane edit, and far from overflow: no entry moves by more than the largest of theta_0's weights.
+        """
+        lm = self.language_model
+        return spaces.Dict(
+            {
+                name: spaces.Box(-bound, bound, lm.shape(name), np.float32)
+                for name in lm.modules
+                for bound in [float(lm.initial_weight(name).abs().max())]
+            }
+        )
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

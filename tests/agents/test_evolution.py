@@ -63,7 +63,7 @@ def test_in_the_environment_the_direction_is_that_of_the_differentiable_gradient
     trainer.policy.load_state_dict(exact.policy.state_dict())
     trainer.learn()
     exact.optimizer.zero_grad()
-    exact.sweep_back(list(exact.roll_out()))
+    exact.backward(list(exact.roll_out()))
     found, expected = (
         torch.cat([policy.log_step_size.grad, policy.log_ridge.grad]) for policy in (trainer.policy, exact.policy)
     )

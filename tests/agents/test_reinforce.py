@@ -115,7 +115,7 @@ def uphill(make_env, config):
     for trainer.trajectory in range(10):
         steps = list(trainer.roll_out())
         trainer.optimizer.zero_grad()
-        trainer.sweep_back(steps)
+        trainer.backward(steps)
         total = total + flat_gradient(trainer.policy)
     return total / total.norm()
 

@@ -48,7 +48,7 @@ def test_gradients_are_those_of_a_policy_that_stands_still(make_env, small_world
     if algorithm is Trainer:
         trainer.trajectory = 5
         trainer.optimizer.zero_grad()
-        trainer.sweep_back(list(trainer.roll_out()))
+        trainer.backward(list(trainer.roll_out()))
         expected = torch.cat([parameter.grad.flatten() for parameter in trainer.policy.parameters()])
         torch.testing.assert_close(found[1], expected)
     moving = algorithm(training_environment(make_env(), config), replace(config, gradient_clip=1e9), 0, None)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from editenv.deltas import LowRank, dense, inner, ridge_regression, squared_norm
+from editenv.deltas import LowRank, dense, inner, inner_gradient, ridge_regression, squared_norm
 
 
 @pytest.fixture
@@ -38,6 +38,12 @@ def test_gradients_of_factored_and_dense_form_agree(delta, function):
     factored = torch.autograd.grad(function(delta), [delta.left, delta.right])
     whole = torch.autograd.grad(function(delta.dense()), [delta.left, delta.right])
     torch.testing.assert_close(factored, whole)
+
+
+def test_gradient_of_the_inner_product(delta):
+    other = torch.arange(35, dtype=torch.float64).reshape(7, 5).cos()
+    expected = torch.autograd.grad((other * (delta.left @ delta.right)).sum(), [delta.left, delta.right])
+    torch.testing.assert_close(inner_gradient(other, delta), expected)
 
 
 def test_rank_zero_is_the_zero_matrix():

@@ -1,0 +1,307 @@
+"""What editing and training cost on a large model: time against its floor, and memory.
+
+    python -m benchmarks.scale --shape llama-3-8b --preset llama-3-8b/zsre --device cuda --out runs/scale.json
+    python -m benchmarks.scale --shape llama-1b --modules layers.8.mlp.down_proj layers.9.mlp.down_proj --horizon 0
+
+Neither time nor memory depends on what the weights are, so they are random: no such model has to be there, and nothing is said
+about quality. The edits are those of the embedded world and the tokenizer is its model's, which has about a token for a word.
+The model is written to a folder (``--folder``, for one in memory or on a fast disk) and read from it like any other.
+"""
+
+import gc
+import json
+import resource
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from agents.base import Agent
+from agents.editor import LifelongEditor
+from agents.hypernetwork import PolicyConfig
+from agents.rledit import RLEdit, TrainConfig, Trainer, training_environment
+from agents.ultraedit import UltraEdit
+from benchmarks.records import hardware, versions
+from benchmarks.rollout import clock, time_floor, time_observation_and_update
+from editenv.data import load_edits
+from editenv.env import LifelongEditEnv
+from editenv.models import DTYPES, EMBEDDED, load_model
+from editenv.models.modules import modules_of, preset
+from editenv.whole_files import write_whole
+
+SHAPES: dict[str, dict[str, int]] = {
+    "llama-3-8b": {
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+    },
+    "llama-3-70b": {
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+    },
+    "llama-1b": {
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "num_hidden_layers": 22,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+        "vocab_size": 32000,
+    },
+}
+"""Of Llama 3 (Grattafiori et al. 2024, table 3) and TinyLlama (Zhang et al. 2024)."""
+
+EMBEDDINGS = 2
+"""Matrices of vocabulary by hidden size: what is read, and the head."""
+
+
+@dataclass
+class Args:
+    shape: Literal["llama-3-8b", "llama-3-70b", "llama-1b"] = "llama-3-8b"
+    """Whose sizes the model has."""
+    layers: int | None = None
+    """Fewer layers than it has."""
+    preset: str | None = None
+    """Edited modules and rank of a policy, by the paper's Table 3; `editenv models` lists them."""
+    modules: tuple[str, ...] = ()
+    """Edited modules in place of a preset's; the model's default if there is neither."""
+    rank: int = 64
+    """Rank of the policy where there is no preset."""
+    edits_per_step: int = 20
+    """Edits in a batch."""
+    steps: int = 10
+    """Edit steps timed."""
+    horizon: int = 25
+    """Batches of the training trajectory; 0 leaves training out."""
+    memory_samples: int | None = 3
+    """Past batches that each reward of the trajectory looks back at; None takes all ten."""
+    journaled: int = 5
+    """Batches edited as `editenv edit` does it, with its guard and a journal on disk."""
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    """Torch device."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    """Precision of the model; edits add up in float32."""
+    folder: Path | None = None
+    """Where the model is written; a temporary folder, which is removed in the end, if there is none."""
+    seed: int = 0
+    """Seeds weights, policy and streams."""
+    out: Path | None = None
+    """Write the figures to this JSON file, too."""
+
+
+def write_model(folder: Path, args: Args) -> None:
+    """A Llama of random weights with the embedded model's tokenizer."""
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    from editenv.models import model_path
+
+    tokenizer = AutoTokenizer.from_pretrained(model_path(EMBEDDED))
+    shape = SHAPES[args.shape] | ({} if args.layers is None else {"num_hidden_layers": args.layers})
+    marks = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    config = LlamaConfig(**shape, **marks, max_position_embeddings=8192, tie_word_embeddings=False)
+    torch.manual_seed(args.seed)
+    # Made where it will run: billions of random numbers take a CPU minutes.
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(DTYPES[args.dtype])
+    try:
+        with torch.device(args.device):
+            model = LlamaForCausalLM(config)
+    finally:
+        torch.set_default_dtype(before)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def parameters(args: Args) -> int:
+    """Of the model, counted from its shape: attention, MLP and two norms for each layer, a norm, embeddings and head."""
+    s = SHAPES[args.shape]
+    d, layers = s["hidden_size"], args.layers or s["num_hidden_layers"]
+    heads = 2 * d * d + 2 * d * d * s["num_key_value_heads"] // s["num_attention_heads"]
+    return layers * (heads + 3 * d * s["intermediate_size"] + 2 * d) + d + EMBEDDINGS * s["vocab_size"] * d
+
+
+@contextmanager
+def memory(device: torch.device, found: dict[str, Any]) -> Iterator[None]:
+    """Notes the most memory that was held within the context, and how much of it was held before."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        found["device_bytes_before"] = torch.cuda.memory_allocated(device)
+    yield
+    if device.type == "cuda":
+        found["device_peak_bytes"] = torch.cuda.max_memory_allocated(device)
+    found["host_peak_bytes"] = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # of the process so far
+
+
+def policy_config(args: Args) -> PolicyConfig:
+    return PolicyConfig(rank=args.rank if args.preset is None else preset(args.preset).rank)
+
+
+def train_config(args: Args) -> TrainConfig:
+    return TrainConfig(
+        horizon=max(args.horizon, 2),
+        edits_per_step=args.edits_per_step,
+        memory_samples=args.memory_samples,
+        warm_up_batches=2,
+        policy=policy_config(args),
+    )
+
+
+def time_editing(agent: Agent, env: LifelongEditEnv, args: Args) -> dict[str, Any]:
+    """Medians over steps of acting, of the whole edit step (observation and update are the environment's) and of the floor."""
+    found: dict[str, Any] = {}
+    with memory(env.language_model.device, found):
+        observation, info = env.reset(seed=args.seed)
+        agent.begin(env)
+        acts, steps, floors, whole = [], [], [], []
+        for i in range(args.steps + 2):
+            began = clock(env.language_model.device)
+            action = agent.act(observation, info)
+            act = clock(env.language_model.device) - began
+            # Turn about, so that a slow moment of the machine hits both.
+            floor = time_floor(env) if i % 2 else 0.0
+            step = act + time_observation_and_update(env, action)
+            floor = floor or time_floor(env)
+            began = clock(env.language_model.device)
+            observation, _, _, _, info = env.step(action)
+            if i >= 2:
+                acts.append(act)
+                steps.append(step)
+                floors.append(floor)
+                whole.append(act + clock(env.language_model.device) - began)
+    ratio = statistics.median(step / floor for step, floor in zip(steps, floors, strict=True))
+    found |= {"act_seconds": statistics.median(acts), "step_seconds": statistics.median(steps), "ratio": ratio}
+    return found | {"floor_seconds": statistics.median(floors), "environment_step_seconds": statistics.median(whole)}
+
+
+def time_training(env: LifelongEditEnv, args: Args) -> dict[str, Any]:
+    """One trajectory and its policy gradient, after a short one that warms up the device."""
+    config = train_config(args)
+    found: dict[str, Any] = {"horizon": config.horizon}
+    for horizon in (2, config.horizon):
+        trainer = Trainer(training_environment(env, replace(config, horizon=horizon)), config, args.seed, None)
+        trainer.config = replace(config, horizon=horizon)
+        device = trainer.lm.device
+        with memory(device, found):
+            began = clock(device)
+            steps = list(trainer.roll_out())
+            rolled_out = clock(device)
+            trainer.backward(steps)
+            trainer.ascend()
+            ended = clock(device)
+    tokens = statistics.mean(len(next(iter(step.gradients.values())).keys) for step in steps)
+    found |= {"roll_out_seconds": rolled_out - began, "backward_seconds": ended - rolled_out}
+    return found | {
+        "answer_tokens_per_step": tokens,
+        "policy_parameters": sum(p.numel() for p in trainer.policy.parameters()),
+    }
+
+
+def time_journaled(model: str, args: Args, modules: tuple[str, ...] | None, folder: Path) -> dict[str, Any]:
+    """Seconds of batches as `editenv edit` makes them: edited, checked by the guard, on disk."""
+    edits = load_edits(EMBEDDED, "validation", None, None)
+    found: dict[str, Any] = {}
+    began = time.perf_counter()
+    editor = LifelongEditor(
+        model, "ultraedit", output=folder, modules=modules, device=args.device, dtype=args.dtype, seed=args.seed
+    )
+    found["opening_seconds"] = time.perf_counter() - began
+    seconds = []
+    for batch in range(args.journaled):
+        result = editor.edit([edits[i] for i in range(batch * args.edits_per_step, (batch + 1) * args.edits_per_step)])
+        seconds.append(result.seconds)
+    return found | {"batch_seconds": statistics.median(seconds)}
+
+
+def measure(args: Args) -> dict[str, Any]:
+    """Everything, in the order in which it can be afforded."""
+    named = modules_of(args.modules, args.preset) or None
+    found: dict[str, Any] = {"arguments": asdict(args) | {"folder": None, "out": None}, "versions": versions()}
+    found |= {"hardware": hardware(args.device), "parameters": parameters(args)}
+    temporary = Path(tempfile.mkdtemp()) if args.folder is None else None
+    folder = args.folder or temporary
+    assert folder is not None
+    try:
+        began = time.perf_counter()
+        model = folder / f"{args.shape}-{args.layers or 'all'}-{args.dtype}-{args.seed}"
+        if not (model / "config.json").exists():
+            write_model(model, args)
+        found["writing_seconds"] = time.perf_counter() - began
+        began = time.perf_counter()
+        load_model(str(model), args.device, args.dtype)
+        found["loading_seconds"] = time.perf_counter() - began
+        env = LifelongEditEnv(
+            model=str(model),
+            split="validation",
+            modules=named,
+            device=args.device,
+            dtype=args.dtype,
+            edits_per_step=args.edits_per_step,
+            memory_batches=0,
+        )
+        lm = env.language_model
+        found["modules"] = {name: list(lm.shape(name)) for name in lm.modules}
+        policy = RLEdit(replace(train_config(args), horizon=2), train=False)
+        policy.prepare(env, args.seed, lambda *_: None)
+        for name, agent in (("ultraedit", UltraEdit()), ("rledit", policy)):
+            found[name] = time_editing(agent, env, args)
+            print(f"{name}: {describe_editing(found[name], args)}", flush=True)
+        del agent, policy
+        if args.horizon:
+            found["training"] = time_training(env, args)
+            print(f"training: {describe_training(found['training'], found['rledit'], args)}", flush=True)
+        del env, lm
+        if args.journaled:
+            found["journaled"] = time_journaled(str(model), args, named, folder / "journal")
+            each = found["journaled"]["batch_seconds"] / args.edits_per_step
+            print(f"editenv edit: {1 / each:.1f} edits/s with guard and journal", flush=True)
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary)
+    return found
+
+
+def describe_editing(row: dict[str, Any], args: Args) -> str:
+    peak = row.get("device_peak_bytes", row["host_peak_bytes"])
+    step, floor, whole = (1000 * row[name] for name in ("step_seconds", "floor_seconds", "environment_step_seconds"))
+    return (
+        f"edit step of {args.edits_per_step} {step:.0f} ms, {row['ratio']:.2f} x the floor of {floor:.0f} ms; with the reward "
+        f"{whole:.0f} ms; {peak / 1e9:.1f} GB"
+    )
+
+
+def describe_training(row: dict[str, Any], editing: dict[str, Any], args: Args) -> str:
+    seconds = row["roll_out_seconds"] + row["backward_seconds"]
+    edits = seconds / editing["step_seconds"] * args.edits_per_step
+    peak = row.get("device_peak_bytes", row["host_peak_bytes"])
+    return (
+        f"a trajectory of {row['horizon']} x {args.edits_per_step} takes {seconds:.1f} s ({row['backward_seconds']:.1f} of them "
+        f"backward), as long as {edits:,.0f} edits; {peak / 1e9:.1f} GB, {row['host_peak_bytes'] / 1e9:.1f} GB of the host's"
+    )
+
+
+def main(args: Args) -> None:
+    print(f"{args.shape}: {parameters(args) / 1e9:.2f} B parameters, {args.dtype}, on {args.device}", flush=True)
+    found = measure(args)
+    if args.out is not None:
+        write_whole(args.out, json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    import tyro
+
+    main(tyro.cli(Args, description=__doc__))
