@@ -193,8 +193,8 @@ def time_training(env: LifelongEditEnv, args: Args) -> dict[str, Any]:
     config = train_config(args)
     found: dict[str, Any] = {"horizon": config.horizon}
     for horizon in (2, config.horizon):
-        trainer = Trainer(training_environment(env, replace(config, horizon=horizon)), config, args.seed, None)
-        trainer.config = replace(config, horizon=horizon)
+        this = replace(config, horizon=horizon)
+        trainer = Trainer(training_environment(env, this), this, args.seed, None)
         device = trainer.lm.device
         with memory(device, found):
             began = clock(device)
@@ -203,12 +203,12 @@ def time_training(env: LifelongEditEnv, args: Args) -> dict[str, Any]:
             trainer.backward(steps)
             trainer.ascend()
             ended = clock(device)
+        if horizon != config.horizon:
+            del trainer, steps  # not both in memory
     tokens = statistics.mean(len(next(iter(step.gradients.values())).keys) for step in steps)
+    size = sum(parameter.numel() for parameter in trainer.policy.parameters())
     found |= {"roll_out_seconds": rolled_out - began, "backward_seconds": ended - rolled_out}
-    return found | {
-        "answer_tokens_per_step": tokens,
-        "policy_parameters": sum(p.numel() for p in trainer.policy.parameters()),
-    }
+    return found | {"answer_tokens_per_step": tokens, "policy_parameters": size}
 
 
 def time_journaled(model: str, args: Args, modules: tuple[str, ...] | None, folder: Path) -> dict[str, Any]:

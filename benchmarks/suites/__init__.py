@@ -175,10 +175,12 @@ class Suite:
                 f"suite {self.name} reads real data: give its folder with --data (see docs/results/real.md)"
             )
         if self.model is None and model is None:
-            raise ValueError(
-                f"suite {self.name} needs a model that knows its data: give one with --model; 'real', in the package, knows "
-                "CounterFact, ZsRE and FEVER (docs/results/real.md)"
+            known = (
+                "`python -m benchmarks.pretrain --size base` makes one (docs/results/capacity.md)"
+                if self.dataset == "atlas"
+                else "'real', in the package, knows CounterFact, ZsRE and FEVER (docs/results/real.md)"
             )
+            raise ValueError(f"suite {self.name} needs a model that knows its data: give one with --model; {known}")
         modules = modules or self.modules
         return replace(self, model=model or self.model, data=data, modules=modules, device=device, dtype=dtype)
 
