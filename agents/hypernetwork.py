@@ -33,7 +33,8 @@ class PolicyConfig:
     rank: int = 64
     """Rank of each block's linear map."""
     step_size: float = 1.0
-    """Start of lr_m: the change asked of a module's output for a typical gradient, relative to a typical output."""
+    """Start of lr_m: the change asked of a module's output for a typical gradient, relative to a typical output; of each of
+    M modules that are edited together, an M-th."""
     ridge: float = 0.1
     """Start of lambda_m, relative to the mean squared norm of a key."""
 
@@ -137,7 +138,7 @@ class GradientPolicy(nn.Module, ABC):
         self.networks = nn.ModuleDict(
             {_key(s): HyperNetwork(s, len(group), config, self.block) for s, group in members.items()}
         )
-        self.log_step_size = nn.Parameter(torch.full((len(self.names),), math.log(config.step_size)))
+        self.log_step_size = nn.Parameter(torch.full((len(self.names),), math.log(config.step_size / len(self.names))))
         self.register_buffer("key_scale", torch.ones(len(self.names)))
         self.register_buffer("value_scale", torch.ones(len(self.names)))
 

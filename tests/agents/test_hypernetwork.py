@@ -251,3 +251,17 @@ def test_a_folder_without_a_policy_says_what_is_missing(policy, tmp_path):
     (tmp_path / "policy.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"policy\.safetensors.*agents\.rledit"):
         load_policy(tmp_path)
+
+
+@pytest.mark.parametrize("network", ["malmen", "mend"])
+def test_modules_that_are_edited_together_share_the_step(network):
+    """Each layer's change reaches the model's output: a whole step in each would move it as many times as far."""
+    config = PolicyConfig(network=network, rank=3, step_size=0.8)
+    gradient = Gradient(torch.randn(4, 12), torch.randn(4, 8))
+    alone, together = (make_policy(dict.fromkeys(names, (12, 8)), config) for names in ("a", "abcd"))
+    for policy in (alone, together):
+        policy.observe({"a": gradient})  # one network for all of them
+    whole = alone({"a": gradient})["a"].dense()
+    for delta in together(dict.fromkeys("abcd", gradient)).values():
+        torch.testing.assert_close(delta.dense(), whole / 4)
+    assert whole.norm() > 0
