@@ -120,16 +120,14 @@ class Step:
 
 @dataclass(slots=True)
 class DifferentiableStep(Step):
-    """With what the delta ``L R`` answers for: S, the sum of the gradients of minus the rewards from this one on, with respect to
-    each weight.
+    """With what its delta ``D = L R`` answers for.
 
     Attributes:
-        deltas: As they were applied.
-        credit: ``S R^T`` (d_in, r) and ``L^T S`` (r, d_out), the gradients of ``<S, L R>``; no step has to keep S itself, which
-            is as large as the weight.
+        credit: By module ``S R^T`` (d_in, r) and ``L^T S`` (r, d_out), the gradients of ``<S, L R>`` with respect to the factors;
+            S is the sum, from this step on to where its credit ends, of ``gamma^t`` times the gradient of minus the reward with
+            respect to the weight.
     """
 
-    deltas: dict[str, LowRank]
     credit: dict[str, tuple[torch.Tensor, torch.Tensor]]
 
 
@@ -223,6 +221,7 @@ class RLEdit(Agent):
         made_of["algorithm"] = self.algorithm.title
         made_of |= {"weights": fingerprint(env.language_model), "frozen": frozen_fingerprint(env.language_model)}
         made_of["edits"] = edits_digest(training_edits(env))
+        made_of |= _several_modules(env)
         if self.text is not None:
             made_of["text"] = self.text
         return json.loads(json.dumps(made_of))
@@ -409,18 +408,21 @@ class Trainer:
         return float(norm)
 
     def roll_out(self) -> Iterator[DifferentiableStep]:
-        """The policy edits one stream; each step comes with what the rewards say about its deltas.
+        """The policy edits one stream; each step comes with what the rewards say about its delta.
 
-        A step is given out once all rewards that it answers for are known: at the end of the stream, unless credit ends before.
-        S = sum_{t>=i} gamma^t dr_t/dtheta_t of every step i comes of one running sum, as it ends less as it was before step i.
+        A step is given out once all rewards that it answers for are known: at the end of the stream, unless its credit ends
+        before. No step keeps S, which is as large as the weight: with ``G_t = sum_{s<=t} gamma^s g_s``, g_s being the gradient of
+        minus the reward at step s, ``S_i = G_T - G_{i-1}``, and one G is enough for all steps.
         """
         config, env, lm = self.config, self.env, self.lm
         rng = random.Random(f"{self.seed}/{self.trajectory}")
         env.reset(seed=self.stream_seed)
         if self.preconditioner is not None:
             self.preconditioner.reset()
-        total = {name: torch.zeros(lm.shape(name), device=lm.device) for name in lm.modules}
-        waiting: list[DifferentiableStep] = []
+        so_far: dict[str, torch.Tensor] = {}
+        if config.credit == "trajectory":
+            so_far = {name: torch.zeros(lm.shape(name), device=lm.device) for name in lm.modules}
+        waiting: list[tuple[DifferentiableStep, dict[str, LowRank]]] = []
         for batch in range(config.horizon):
             for attempt in range(config.actions_per_batch):
                 gradients = env.gradients
@@ -431,24 +433,23 @@ class Trainer:
                 last = attempt == config.actions_per_batch - 1
                 if last and self.preconditioner is not None and config.environment == "lifelong":
                     self.preconditioner.absorb(gradients, dict.fromkeys(gradients, config.absorb_noise), projected)
-                terms, weight_gradients = env.transition(deltas, lags)
-                before = {name: inner_gradient(total[name], delta) for name, delta in deltas.items()}
-                waiting.append(DifferentiableStep(gradients, projected, terms, deltas, before))
+                terms, found = env.transition(deltas, lags)
                 weight = config.discount ** (batch * config.actions_per_batch + attempt)
-                for name, gradient in weight_gradients.items():
-                    total[name].addmm_(gradient.keys.T, gradient.value_grads, alpha=weight)
-                # Batches of the fixed environment do not share weights; attempts on one batch do.
-                ends = last and (batch == config.horizon - 1 or config.environment == "fixed")
-                if ends or config.credit == "step":
-                    for step in waiting:
-                        for name, delta in step.deltas.items():
-                            after = inner_gradient(total[name], delta)
-                            left, right = (a - b for a, b in zip(after, step.credit[name], strict=True))
-                            step.credit[name] = left, right
-                    yield from waiting
-                    waiting = []
-                    for matrix in total.values():
-                        matrix.zero_()
+                own = {name: LowRank(g.keys.T, weight * g.value_grads) for name, g in found.items()}
+                if config.credit == "step":
+                    credit = {name: inner_gradient(own[name], delta) for name, delta in deltas.items()}
+                    yield DifferentiableStep(gradients, projected, terms, credit)
+                    continue
+                before = {name: inner_gradient(so_far[name], delta) for name, delta in deltas.items()}
+                waiting.append((DifferentiableStep(gradients, projected, terms, before), deltas))
+                for name, gradient in own.items():
+                    so_far[name].addmm_(gradient.left, gradient.right)
+            # Batches of the fixed environment do not share weights; attempts on one batch do.
+            if config.environment == "fixed" or batch == config.horizon - 1:
+                yield from _with_credit(waiting, so_far)
+                waiting = []
+                for matrix in so_far.values():
+                    matrix.zero_()
             if config.environment == "fixed":
                 lm.restore()
                 env.reward.past = []
@@ -480,11 +481,27 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
 
 
+def _with_credit(
+    waiting: Sequence[tuple[DifferentiableStep, dict[str, LowRank]]], so_far: dict[str, torch.Tensor]
+) -> Iterator[DifferentiableStep]:
+    """Steps whose ``credit`` is that of the sum before them, made that of the sum from them on."""
+    for step, deltas in waiting:
+        for name, delta in deltas.items():
+            after, before = inner_gradient(so_far[name], delta), step.credit[name]
+            step.credit[name] = after[0] - before[0], after[1] - before[1]
+        yield step
+
+
 def sample_lags(past: int, samples: int | None, rng: random.Random) -> list[int] | None:
     """Which past batches to look back at; None means all."""
     if samples is None or samples >= past:
         return None
     return rng.sample(range(1, past + 1), samples)
+
+
+def _several_modules(env: LifelongEditEnv) -> dict[str, object]:
+    """Tells policies of several modules from those made when each of them began with a whole step."""
+    return {"shared_step": True} if len(env.language_model.modules) > 1 else {}
 
 
 def config_from_json(record: Any) -> TrainConfig:
@@ -558,6 +575,7 @@ def main(args: Args, algorithm: type[Trainer] = Trainer) -> None:
     options = {k: v for k, v in asdict(args).items() if k not in ("output", "device", "checkpoint_every")}
     options["algorithm"] = algorithm.title
     options["weights"] = fingerprint(env.language_model)
+    options |= _several_modules(env)
     identity = hashlib.sha256(json.dumps(options, sort_keys=True, default=str).encode()).hexdigest()
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location=env.language_model.device, weights_only=True)
@@ -583,7 +601,7 @@ def main(args: Args, algorithm: type[Trainer] = Trainer) -> None:
 
         trainer.run(args.train.trajectories, after_each)
     writer.close()
-    told = {"train": asdict(args.train), "model": args.model, "seed": args.seed, "weights": options["weights"]}
+    told = {"train": asdict(trainer.config), "model": args.model, "seed": args.seed, "weights": options["weights"]}
     told |= {"dataset": args.dataset, "end_of_answer": args.end_of_answer, "algorithm": algorithm.title}
     save_policy(trainer.policy, args.output, told)
     print(f"saved {args.output / 'policy.safetensors'}")

@@ -116,9 +116,9 @@ def run_here(todo: list[Cell], report: Report) -> Iterator[tuple[Cell, Record | 
             outcome = Failure(f"the cell's process died (exit code {process.exitcode})")
         process.join()
         if cell.stream not in streams[number + 1 :]:
-            for left in cell.stream.parent.glob(f"{cell.stream.name}.*.partial"):  # by a command that was killed
-                left.unlink(missing_ok=True)
             with suppress(OSError):  # another command may fill this folder, too
+                for left in cell.stream.parent.glob(f"{cell.stream.name}.*.partial"):  # by a command that was killed
+                    left.unlink(missing_ok=True)
                 cell.stream.unlink(missing_ok=True)
                 cell.stream.parent.rmdir()
                 cell.stream.parent.parent.rmdir()

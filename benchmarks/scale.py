@@ -192,8 +192,8 @@ def time_training(env: LifelongEditEnv, args: Args) -> dict[str, Any]:
     """One trajectory and its policy gradient, after a short one that warms up the device."""
     config = train_config(args)
     found: dict[str, Any] = {"horizon": config.horizon}
-    for horizon in (2, config.horizon):
-        this = replace(config, horizon=horizon)
+    for warms_up in (True, False):
+        this = replace(config, horizon=2) if warms_up else config
         trainer = Trainer(training_environment(env, this), this, args.seed, None)
         device = trainer.lm.device
         with memory(device, found):
@@ -203,7 +203,7 @@ def time_training(env: LifelongEditEnv, args: Args) -> dict[str, Any]:
             trainer.backward(steps)
             trainer.ascend()
             ended = clock(device)
-        if horizon != config.horizon:
+        if warms_up:
             del trainer, steps  # not both in memory
     tokens = statistics.mean(len(next(iter(step.gradients.values())).keys) for step in steps)
     size = sum(parameter.numel() for parameter in trainer.policy.parameters())
@@ -230,7 +230,10 @@ def time_journaled(model: str, args: Args, modules: tuple[str, ...] | None, fold
 def measure(args: Args) -> dict[str, Any]:
     """Everything, in the order in which it can be afforded."""
     named = modules_of(args.modules, args.preset) or None
-    found: dict[str, Any] = {"arguments": asdict(args) | {"folder": None, "out": None}, "versions": versions()}
+    found: dict[str, Any] = {
+        "arguments": asdict(args) | {"folder": None, "out": None, "rank": policy_config(args).rank},
+        "versions": versions(),
+    }
     found |= {"hardware": hardware(args.device), "parameters": parameters(args)}
     temporary = Path(tempfile.mkdtemp()) if args.folder is None else None
     folder = args.folder or temporary
@@ -238,8 +241,11 @@ def measure(args: Args) -> dict[str, Any]:
     try:
         began = time.perf_counter()
         model = folder / f"{args.shape}-{args.layers or 'all'}-{args.dtype}-{args.seed}"
-        if not (model / "config.json").exists():
-            write_model(model, args)
+        if not model.exists():
+            partial = model.with_suffix(".partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            write_model(partial, args)
+            partial.rename(model)
         found["writing_seconds"] = time.perf_counter() - began
         began = time.perf_counter()
         load_model(str(model), args.device, args.dtype)
@@ -266,7 +272,9 @@ def measure(args: Args) -> dict[str, Any]:
             print(f"training: {describe_training(found['training'], found['rledit'], args)}", flush=True)
         del env, lm
         if args.journaled:
-            found["journaled"] = time_journaled(str(model), args, named, folder / "journal")
+            journal = Path(tempfile.mkdtemp(dir=folder))
+            found["journaled"] = time_journaled(str(model), args, named, journal)
+            shutil.rmtree(journal)
             each = found["journaled"]["batch_seconds"] / args.edits_per_step
             print(f"editenv edit: {1 / each:.1f} edits/s with guard and journal", flush=True)
     finally:

@@ -52,8 +52,10 @@ def inner(matrix: torch.Tensor, delta: Delta) -> torch.Tensor:
     return (matrix * delta).sum()
 
 
-def inner_gradient(matrix: torch.Tensor, delta: LowRank) -> tuple[torch.Tensor, torch.Tensor]:
+def inner_gradient(matrix: Delta, delta: LowRank) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradient of ``inner(matrix, delta)`` with respect to the delta's factors: ``matrix right^T`` and ``left^T matrix``."""
+    if isinstance(matrix, LowRank):
+        return matrix.left @ (matrix.right @ delta.right.T), (delta.left.T @ matrix.left) @ matrix.right
     return matrix @ delta.right.T, delta.left.T @ matrix
 
 

@@ -168,7 +168,8 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
     @cached_property
     def action_space(self) -> spaces.Space[Any]:  # type: ignore[override]
         """For every edited module a box of its weight's shape, made when it is first asked for: a box keeps its bounds for
-        every entry, 7 GB for the paper's modules of an 8B model, and editing does without it.
+        every entry, 7 GB for the paper's modules of an 8B model, and editing does without it. ``gym.make`` asks for it at once,
+        unless told ``disable_env_checker=True``.
 
         Wide enough for any sane edit, and far from overflow: no entry moves by more than the largest of theta_0's weights.
         """

@@ -54,7 +54,7 @@ def test_every_reward_is_followed_by_an_optimiser_step(make_env, small_world, ba
 
 
 def test_with_one_step_it_is_rledit(make_env, small_world):
-    config = replace(CONFIG, horizon=1, warm_up_batches=1)
+    config = replace(CONFIG, horizon=1, warm_up_batches=1, credit="step")
     online, offline = make_online(make_env, config), make_trainer(make_env, config)
     online.run(3)
     offline.run(3)

@@ -142,7 +142,9 @@ CASES = {
     "two modules": {"modules": ("layers.1.mlp.down_proj", LAST)},
     "own reward only": {"credit": "step"},
     "closed loop, discounted": {"actions_per_batch": 2, "discount": 0.8, "horizon": 2},
+    "long, discounted": {"horizon": 10, "edits_per_step": 1, "discount": 0.6, "memory_batches": 1, "warm_up_batches": 9},
     "fixed": {"environment": "fixed"},
+    "fixed, closed loop, discounted": {"environment": "fixed", "actions_per_batch": 2, "horizon": 2, "discount": 0.5},
     "fixed, closed loop": {"environment": "fixed", "actions_per_batch": 2, "horizon": 2},
     "fixed, closed loop, own reward only": {
         "environment": "fixed", "actions_per_batch": 2, "horizon": 2, "credit": "step",

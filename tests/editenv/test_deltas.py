@@ -44,6 +44,9 @@ def test_gradient_of_the_inner_product(delta):
     other = torch.arange(35, dtype=torch.float64).reshape(7, 5).cos()
     expected = torch.autograd.grad((other * (delta.left @ delta.right)).sum(), [delta.left, delta.right])
     torch.testing.assert_close(inner_gradient(other, delta), expected)
+    factors = LowRank(other[:, :2], torch.tensor([[1.0, 0, 2, 0, 3], [0, 1, 0, 4, 0]], dtype=torch.float64))
+    expected = torch.autograd.grad((factors.dense() * (delta.left @ delta.right)).sum(), [delta.left, delta.right])
+    torch.testing.assert_close(inner_gradient(factors, delta), expected)
 
 
 def test_rank_zero_is_the_zero_matrix():
