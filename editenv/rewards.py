@@ -13,7 +13,7 @@ from editenv.prompts import Prompts
 from editenv.questions import LOCALITY, PROMPT, REPHRASE, Questions
 
 TOGETHER = 4
-"""Past batches that are looked back at in one forward."""
+"""Batches that are looked back at in one forward."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,15 +183,28 @@ class Reward:
                 have been drawn uniformly; it is reweighted to estimate the whole sum.
         """
         batches, factors = self._batches(current, lags)
-        found: list[tuple[torch.Tensor, torch.Tensor]] = []
+        losses: list[tuple[torch.Tensor, torch.Tensor]] = []
+        parts: list[dict[str, Gradient]] = []
+        # A few at a time: what the backward needs of a model of billions of parameters fills a GPU.
+        for start in range(0, len(batches), TOGETHER):
+            part, of_part = batches[start : start + TOGETHER], factors[start : start + TOGETHER]
 
-        def loss(logits: torch.Tensor) -> torch.Tensor:
-            edit, locality = _losses(batches, logits)
-            found.append((edit.detach(), locality.detach()))
-            return (factors * (edit + self.config.locality * locality)).sum()
+            def loss(
+                logits: torch.Tensor, part: Sequence[RewardBatch] = part, of: torch.Tensor = of_part
+            ) -> torch.Tensor:
+                edit, locality = _losses(part, logits)
+                losses.append((edit.detach(), locality.detach()))
+                return (of * (edit + self.config.locality * locality)).sum()
 
-        _, gradients = self.lm.gradients(Prompts.join([batch.prompts for batch in batches]), loss)
-        return self._terms(*found[0], factors, deltas), gradients
+            parts.append(self.lm.gradients(Prompts.join([batch.prompts for batch in part]), loss)[1])
+        edit, locality = (torch.cat(column) for column in zip(*losses, strict=True))
+        gradients = {
+            name: Gradient(
+                torch.cat([part[name].keys for part in parts]), torch.cat([part[name].value_grads for part in parts])
+            )
+            for name in self.lm.modules
+        }
+        return self._terms(edit, locality, factors, deltas), gradients
 
     def remember(self, batch: RewardBatch) -> None:
         """Puts a batch that the stream has moved past into the memory of k."""

@@ -1,5 +1,6 @@
 import copy
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -111,6 +112,27 @@ def test_gradient_is_autograd_of_the_plain_model(lm, base, tokenizer, edits):
         assert leaf.grad.norm() > 0.01
         torch.testing.assert_close(gradients[name].dense(), leaf.grad, rtol=1e-3, atol=1e-4)
     assert terms.reward == pytest.approx(reward.step(current, deltas).reward, rel=1e-5)
+
+
+def test_a_long_memory_is_looked_back_at_in_parts(lm, base, tokenizer, edits, monkeypatch):
+    """What a forward with its backward holds in memory does not grow with k."""
+    config = replace(CONFIG, memory_batches=9)
+    batches = [[edit] for edit in edits]
+    reward = with_memory(lm, batches[:-1], config)
+    current = prepare(lm, ask(lm, batches[-1]))
+    deltas = random_deltas(lm, scale=0.2)
+    lm.apply(deltas)
+    leaves = {name: delta.clone().requires_grad_() for name, delta in deltas.items()}
+    by_hand(base, tokenizer, batches, leaves, config)["loss"].backward()
+    together, logits = [], lm.logits
+    monkeypatch.setattr(lm, "logits", lambda prompts: together.append(len(prompts)) or logits(prompts))
+    terms, gradients = reward.step_with_gradient(current, deltas)
+    assert len(together) == 3
+    assert max(together) <= 4 * max(len(prepare(lm, ask(lm, batch)).prompts) for batch in batches)
+    for name, leaf in leaves.items():
+        assert leaf.grad.norm() > 0.01
+        torch.testing.assert_close(gradients[name].dense(), leaf.grad, rtol=1e-3, atol=1e-4)
+    assert terms.as_dict() == pytest.approx(reward.step(current, deltas).as_dict(), rel=1e-5)
 
 
 def test_gradient_is_the_slope_of_the_reward(base, tokenizer, edits):
