@@ -651,3 +651,14 @@ def test_a_tokenizer_without_an_end_cannot_teach_it(make_env, monkeypatch):
     monkeypatch.setattr(PreTrainedTokenizerFast, "eos_token_id", None, raising=False)
     with pytest.raises(ValueError, match="end-of-sequence"):
         make_env(end_of_answer=True)
+
+
+def test_the_action_space_is_made_when_it_is_asked_for(make_env):
+    """Its boxes hold two bounds for every weight: of a large model, gigabytes that editing has no use for."""
+    env = make_env()
+    env.reset(seed=0)
+    env.step({name: np.full(env.language_model.shape(name), 0.1, np.float32) for name in env.language_model.modules})
+    assert "action_space" not in vars(env)
+    largest = {name: float(env.language_model.initial_weight(name).abs().max()) for name in env.language_model.modules}
+    assert {name: float(box.high.max()) for name, box in env.action_space.items()} == pytest.approx(largest)
+    assert env.action_space is env.action_space
