@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -33,8 +33,11 @@ from benchmarks.rollout import clock, time_floor, time_observation_and_update
 from editenv.data import load_edits
 from editenv.env import LifelongEditEnv
 from editenv.models import DTYPES, EMBEDDED, load_model
-from editenv.models.modules import modules_of, preset
+from editenv.models.modules import find_modules, modules_of, preset
 from editenv.whole_files import write_whole
+
+if TYPE_CHECKING:
+    from transformers import LlamaConfig
 
 SHAPES: dict[str, dict[str, int]] = {
     "llama-3-8b": {
@@ -99,19 +102,44 @@ class Args:
     seed: int = 0
     """Seeds weights, policy and streams."""
     out: Path | None = None
-    """Write the figures to this JSON file, too."""
+    """Write the figures to this JSON file, too, as they are found."""
+
+
+def config_of(args: Args) -> "LlamaConfig":
+    from transformers import LlamaConfig
+
+    shape = SHAPES[args.shape] | ({} if args.layers is None else {"num_hidden_layers": args.layers})
+    return LlamaConfig(**shape, max_position_embeddings=8192, tie_word_embeddings=False)
+
+
+def check(args: Args) -> None:
+    """Before anything large is made.
+
+    Raises:
+        ValueError: If a number is too small, or the model has no such modules.
+    """
+    from transformers import LlamaForCausalLM
+
+    least = {"edits_per_step": 1, "steps": 1, "rank": 1, "horizon": 0, "journaled": 0, "layers": 1, "memory_samples": 1}
+    for name, low in least.items():
+        value = getattr(args, name)
+        if value is not None and value < low:
+            raise ValueError(f"{name} must be {low} or more, not {value}")
+    if named := modules_of(args.modules, args.preset):
+        with torch.device("meta"):
+            find_modules(LlamaForCausalLM(config_of(args)), named)
 
 
 def write_model(folder: Path, args: Args) -> None:
     """A Llama of random weights with the embedded model's tokenizer."""
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from transformers import AutoTokenizer, LlamaForCausalLM
 
     from editenv.models import model_path
 
     tokenizer = AutoTokenizer.from_pretrained(model_path(EMBEDDED))
-    shape = SHAPES[args.shape] | ({} if args.layers is None else {"num_hidden_layers": args.layers})
-    marks = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
-    config = LlamaConfig(**shape, **marks, max_position_embeddings=8192, tie_word_embeddings=False)
+    config = config_of(args)
+    for name in ("bos", "eos", "pad"):
+        setattr(config, f"{name}_token_id", getattr(tokenizer, f"{name}_token_id"))
     torch.manual_seed(args.seed)
     # Made where it will run: billions of random numbers take a CPU minutes.
     before = torch.get_default_dtype()
@@ -235,6 +263,11 @@ def measure(args: Args) -> dict[str, Any]:
         "versions": versions(),
     }
     found |= {"hardware": hardware(args.device), "parameters": parameters(args)}
+
+    def keep() -> None:
+        if args.out is not None:
+            write_whole(args.out, json.dumps(found, indent=2) + "\n")
+
     temporary = Path(tempfile.mkdtemp()) if args.folder is None else None
     folder = args.folder or temporary
     assert folder is not None
@@ -266,10 +299,12 @@ def measure(args: Args) -> dict[str, Any]:
         for name, agent in (("ultraedit", UltraEdit()), ("rledit", policy)):
             found[name] = time_editing(agent, env, args)
             print(f"{name}: {describe_editing(found[name], args)}", flush=True)
+            keep()
         del agent, policy
         if args.horizon:
             found["training"] = time_training(env, args)
             print(f"training: {describe_training(found['training'], found['rledit'], args)}", flush=True)
+            keep()
         del env, lm
         if args.journaled:
             journal = Path(tempfile.mkdtemp(dir=folder))
@@ -277,6 +312,7 @@ def measure(args: Args) -> dict[str, Any]:
             shutil.rmtree(journal)
             each = found["journaled"]["batch_seconds"] / args.edits_per_step
             print(f"editenv edit: {1 / each:.1f} edits/s with guard and journal", flush=True)
+            keep()
     finally:
         if temporary is not None:
             shutil.rmtree(temporary)
@@ -303,10 +339,12 @@ def describe_training(row: dict[str, Any], editing: dict[str, Any], args: Args) 
 
 
 def main(args: Args) -> None:
+    try:
+        check(args)
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
     print(f"{args.shape}: {parameters(args) / 1e9:.2f} B parameters, {args.dtype}, on {args.device}", flush=True)
-    found = measure(args)
-    if args.out is not None:
-        write_whole(args.out, json.dumps(found, indent=2) + "\n")
+    measure(args)
 
 
 if __name__ == "__main__":

@@ -68,3 +68,19 @@ def test_a_model_of_a_folder_stays_and_is_used_again(monkeypatch, tmp_path):
     assert (model / "config.json").stat().st_mtime_ns == written
     assert "training" not in first
     assert "journaled" not in first
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"steps": 0}, "steps must be 1"),
+        ({"modules": ("layers.9.mlp.down_proj",)}, "layers.9"),
+        ({"preset": "x"}, "'x'"),
+    ],
+)
+def test_wrong_arguments_end_before_a_model_is_written(monkeypatch, tmp_path, change, named):
+    monkeypatch.setitem(scale.SHAPES, "llama-1b", TINY)
+    arguments = {"shape": "llama-1b", "device": "cpu", "folder": tmp_path / "models", "out": tmp_path / "out.json"}
+    with pytest.raises(SystemExit, match=named):
+        scale.main(scale.Args(**arguments | change))
+    assert not list(tmp_path.iterdir())
