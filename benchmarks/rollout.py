@@ -239,6 +239,27 @@ def time_observation_and_update(env: LifelongEditEnv, action: Action) -> float:
     return elapsed
 
 
+def time_steps(agent: Agent, env: LifelongEditEnv, steps: int, seed: int = 0) -> list[dict[str, float]]:
+    """Seconds of ``steps`` edit steps, the first ones of a stream left out: acting (``act``), the whole step (``step``), its floor
+    (``floor``), and acting with the environment's step, which judges (``environment``)."""
+    device = env.language_model.device
+    observation, info = env.reset(seed=seed)
+    agent.begin(env)
+    rows = []
+    for i in range(steps + 3):
+        began = clock(device)
+        action = agent.act(observation, info)
+        act = clock(device) - began
+        # Turn about, so that a slow moment of the machine hits both.
+        floor = time_floor(env) if i % 2 else 0.0
+        step = act + time_observation_and_update(env, action)
+        floor = floor or time_floor(env)
+        began = clock(device)
+        observation, _, _, _, info = env.step(action)
+        rows.append({"act": act, "step": step, "floor": floor, "environment": act + clock(device) - began})
+    return rows[3:]
+
+
 def time_floor(env: LifelongEditEnv) -> float:
     """Seconds for what no gradient-based editor can avoid: a forward over the prompts and a backward to the modules.
 

@@ -10,7 +10,6 @@ The model is written to a folder (``--folder``, for one in memory or on a fast d
 
 import gc
 import json
-import resource
 import shutil
 import statistics
 import tempfile
@@ -29,10 +28,10 @@ from agents.hypernetwork import PolicyConfig
 from agents.rledit import RLEdit, TrainConfig, Trainer, training_environment
 from agents.ultraedit import UltraEdit
 from benchmarks.records import hardware, versions
-from benchmarks.rollout import clock, time_floor, time_observation_and_update
+from benchmarks.rollout import clock, peak_memory_bytes, time_steps
 from editenv.data import load_edits
 from editenv.env import LifelongEditEnv
-from editenv.models import DTYPES, EMBEDDED, load_model
+from editenv.models import DTYPES, EMBEDDED, check_device, load_model, model_path
 from editenv.models.modules import find_modules, modules_of, preset
 from editenv.whole_files import write_whole
 
@@ -116,10 +115,11 @@ def check(args: Args) -> None:
     """Before anything large is made.
 
     Raises:
-        ValueError: If a number is too small, or the model has no such modules.
+        ValueError: If a number is too small, there is no such device, or the model has no such modules.
     """
     from transformers import LlamaForCausalLM
 
+    check_device(args.device)
     least = {"edits_per_step": 1, "steps": 1, "rank": 1, "horizon": 0, "journaled": 0, "layers": 1, "memory_samples": 1}
     for name, low in least.items():
         value = getattr(args, name)
@@ -133,8 +133,6 @@ def check(args: Args) -> None:
 def write_model(folder: Path, args: Args) -> None:
     """A Llama of random weights with the embedded model's tokenizer."""
     from transformers import AutoTokenizer, LlamaForCausalLM
-
-    from editenv.models import model_path
 
     tokenizer = AutoTokenizer.from_pretrained(model_path(EMBEDDED))
     config = config_of(args)
@@ -171,8 +169,8 @@ def memory(device: torch.device, found: dict[str, Any]) -> Iterator[None]:
         found["device_bytes_before"] = torch.cuda.memory_allocated(device)
     yield
     if device.type == "cuda":
-        found["device_peak_bytes"] = torch.cuda.max_memory_allocated(device)
-    found["host_peak_bytes"] = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # of the process so far
+        found["device_peak_bytes"] = peak_memory_bytes(device)
+    found["host_peak_bytes"] = peak_memory_bytes(torch.device("cpu"))  # of the process so far
 
 
 def policy_config(args: Args) -> PolicyConfig:
@@ -193,27 +191,11 @@ def time_editing(agent: Agent, env: LifelongEditEnv, args: Args) -> dict[str, An
     """Medians over steps of acting, of the whole edit step (observation and update are the environment's) and of the floor."""
     found: dict[str, Any] = {}
     with memory(env.language_model.device, found):
-        observation, info = env.reset(seed=args.seed)
-        agent.begin(env)
-        acts, steps, floors, whole = [], [], [], []
-        for i in range(args.steps + 2):
-            began = clock(env.language_model.device)
-            action = agent.act(observation, info)
-            act = clock(env.language_model.device) - began
-            # Turn about, so that a slow moment of the machine hits both.
-            floor = time_floor(env) if i % 2 else 0.0
-            step = act + time_observation_and_update(env, action)
-            floor = floor or time_floor(env)
-            began = clock(env.language_model.device)
-            observation, _, _, _, info = env.step(action)
-            if i >= 2:
-                acts.append(act)
-                steps.append(step)
-                floors.append(floor)
-                whole.append(act + clock(env.language_model.device) - began)
-    ratio = statistics.median(step / floor for step, floor in zip(steps, floors, strict=True))
-    found |= {"act_seconds": statistics.median(acts), "step_seconds": statistics.median(steps), "ratio": ratio}
-    return found | {"floor_seconds": statistics.median(floors), "environment_step_seconds": statistics.median(whole)}
+        rows = time_steps(agent, env, args.steps, args.seed)
+    medians = {name: statistics.median(row[name] for row in rows) for name in rows[0]}
+    found |= {"act_seconds": medians["act"], "step_seconds": medians["step"], "floor_seconds": medians["floor"]}
+    found["ratio"] = statistics.median(row["step"] / row["floor"] for row in rows)
+    return found | {"environment_step_seconds": medians["environment"]}
 
 
 def time_training(env: LifelongEditEnv, args: Args) -> dict[str, Any]:

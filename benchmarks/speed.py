@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from agents.rledit import TrainConfig, Trainer, training_environment
-from benchmarks.rollout import peak_memory_bytes, time_floor, time_observation_and_update
+from agents.rledit import RLEdit, TrainConfig, Trainer, training_environment
+from benchmarks.rollout import peak_memory_bytes, time_steps
 from editenv import metrics
 from editenv.data import Edit
 from editenv.dynamics import EditableLM, Gradient
@@ -53,24 +53,10 @@ def _trainer(batches: int) -> Trainer:
 def edit_step(repeats: int) -> dict[str, float]:
     """Median seconds of observation, policy and update, of the floor, and the median of their ratios."""
     env = LifelongEditEnv(split="validation", memory_batches=0)
-    policy = _trainer(2).policy
-    env.reset(seed=0)
-    steps, floors = [], []
-    for i in range(repeats + 3):
-        started = time.perf_counter()
-        with torch.no_grad():
-            action = policy(env.gradients)
-        acting = time.perf_counter() - started
-        # Turn about, so that a slow moment of the machine hits both.
-        floor = time_floor(env) if i % 2 else 0.0
-        step = acting + time_observation_and_update(env, action)
-        floor = floor or time_floor(env)
-        if i >= 3:
-            steps.append(step)
-            floors.append(floor)
-        env.step(action)
-    ratio = statistics.median(s / f for s, f in zip(steps, floors, strict=True))
-    return {"seconds": statistics.median(steps), "floor_seconds": statistics.median(floors), "ratio": ratio}
+    rows = time_steps(RLEdit.of(_trainer(2)), env, repeats)
+    medians = {name: statistics.median(row[name] for row in rows) for name in ("step", "floor")}
+    ratio = statistics.median(row["step"] / row["floor"] for row in rows)
+    return {"seconds": medians["step"], "floor_seconds": medians["floor"], "ratio": ratio}
 
 
 def judging(edits: int) -> dict[str, float]:

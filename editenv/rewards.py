@@ -13,7 +13,7 @@ from editenv.prompts import Prompts
 from editenv.questions import LOCALITY, PROMPT, REPHRASE, Questions
 
 TOGETHER = 4
-"""Batches that are looked back at in one forward."""
+"""Batches that are judged in one forward."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,19 @@ def model_path(name: str) -> str:
     return os.path.expanduser(name)
 
 
+def check_device(device: str) -> None:
+    """Whether there is such a device, or it is ``"auto"``.
+
+    Raises:
+        ValueError: If not.
+    """
+    if device != "auto":
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from None
+
+
 _loaded: dict[tuple[str, str, str], tuple[object, "tuple[PreTrainedModel, PreTrainedTokenizerBase]"]] = {}
 
 
@@ -51,11 +64,7 @@ def load_model(
     """
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}; use one of {', '.join(DTYPES)}")
-    if device != "auto":
-        try:
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
-            raise ValueError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from None
+    check_device(device)
     folder = Path(model_path(name))
     if (name.startswith((".", "/", "~")) or name.count("/") > 1) and not folder.is_dir():
         raise FileNotFoundError(f"there is no model folder {name}")

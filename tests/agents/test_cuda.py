@@ -123,7 +123,7 @@ def test_the_editor_goes_on_from_its_journal_to_the_same_bits(model_folder, tmp_
         assert torch.equal(saved.snapshot()[name], weight.to(saved.initial_weight(name).dtype).cpu().float())
 
 
-def test_a_cell_of_a_suite(model_folder):
+def test_a_cell_of_a_suite():
     found = []
     for device in DEVICES:
         suite = replace(suites.find("smoke-v1").first(2), device=device)
