@@ -261,10 +261,10 @@ COMMANDS: dict[Any, Callable[[Any], None]] = {
 def main() -> None:
     """Entry point; errors about the input go to stderr, in one line, with exit status 1."""
     if sys.argv[1:2] == ["train"]:
-        from agents import rledit
+        from agents import rledit, train_command
 
-        told = tyro.cli(rledit.Args, prog="editenv train", args=sys.argv[2:], description=rledit.__doc__)
-        _run(rledit.main, told, told.output / "checkpoint.pt")
+        told = tyro.cli(train_command.Args, prog="editenv train", args=sys.argv[2:], description=rledit.__doc__)
+        _run(train_command.main, told, told.output / "checkpoint.pt")
         return
     named = {kind.__name__.lower(): kind for kind in (Edit, Train, Evaluate, Apply, Revert, Inspect, Methods, Models)}
     union: Any = None

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from agents import rledit
+from agents import train_command
 from agents.episodes import check_config, play, rewards_to_go
 from agents.rledit import Step, TrainConfig, Trainer
 
@@ -102,7 +102,7 @@ def pair_weights(returns: np.ndarray) -> np.ndarray:
 
 
 @dataclass
-class Args(rledit.Args):
+class Args(train_command.Args):
     train: EvolutionConfig = field(default_factory=EvolutionConfig)
     """Training and policy."""
 
@@ -110,4 +110,4 @@ class Args(rledit.Args):
 if __name__ == "__main__":
     import tyro
 
-    rledit.main(tyro.cli(Args, description=__doc__), Evolution)
+    train_command.main(tyro.cli(Args, description=__doc__), Evolution)

@@ -10,9 +10,9 @@ usual meta-learning on single batches of one model (see :mod:`agents.fixed`). Re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from agents import rledit
+from agents import train_command
 from agents.preconditioner import Preconditioner
-from agents.rledit import Args, Step, TrainConfig, Trainer
+from agents.rledit import Step, TrainConfig, Trainer
 from editenv.env import LifelongEditEnv
 
 
@@ -43,4 +43,4 @@ class Online(Trainer):
 if __name__ == "__main__":
     import tyro
 
-    rledit.main(tyro.cli(Args, description=__doc__), Online)
+    train_command.main(tyro.cli(train_command.Args, description=__doc__), Online)

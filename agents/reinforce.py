@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from agents import rledit
+from agents import train_command
 from agents.episodes import check_config, play, rewards_to_go
 from agents.hypernetwork import Policy
 from agents.rledit import Step, TrainConfig, Trainer
@@ -135,7 +135,7 @@ def leave_one_out(returns: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass
-class Args(rledit.Args):
+class Args(train_command.Args):
     train: ReinforceConfig = field(default_factory=ReinforceConfig)
     """Training and policy."""
 
@@ -143,4 +143,4 @@ class Args(rledit.Args):
 if __name__ == "__main__":
     import tyro
 
-    rledit.main(tyro.cli(Args, description=__doc__), Reinforce)
+    train_command.main(tyro.cli(Args, description=__doc__), Reinforce)

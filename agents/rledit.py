@@ -9,13 +9,12 @@ turns these sums into the gradient with respect to the *policy*, and the optimis
 checkpoint when the same command is given again, to the same result.
 """
 
-import hashlib
 import json
 import random
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,14 +25,11 @@ from agents.covariance import covariance_of, training_edits
 from agents.hypernetwork import PolicyConfig, load_policy, make_policy, save_policy
 from agents.preconditioner import Preconditioner, inverse_covariance
 from editenv.data import edits_digest
-from editenv.data.files import FileOptions
 from editenv.delta_files import fingerprint, frozen_fingerprint
 from editenv.deltas import LowRank, inner_gradient, squared_norm
 from editenv.dynamics import Gradient
 from editenv.env import Action, LifelongEditEnv, Observation
-from editenv.models.modules import preset
 from editenv.rewards import RewardTerms
-from editenv.whole_files import whole_file
 
 
 @dataclass(frozen=True)
@@ -221,7 +217,7 @@ class RLEdit(Agent):
         made_of["algorithm"] = self.algorithm.title
         made_of |= {"weights": fingerprint(env.language_model), "frozen": frozen_fingerprint(env.language_model)}
         made_of["edits"] = edits_digest(training_edits(env))
-        made_of |= _several_modules(env)
+        made_of |= several_modules(env)
         if self.text is not None:
             made_of["text"] = self.text
         return json.loads(json.dumps(made_of))
@@ -499,7 +495,7 @@ def sample_lags(past: int, samples: int | None, rng: random.Random) -> list[int]
     return rng.sample(range(1, past + 1), samples)
 
 
-def _several_modules(env: LifelongEditEnv) -> dict[str, object]:
+def several_modules(env: LifelongEditEnv) -> dict[str, object]:
     """Tells policies of several modules from those made when each of them began with a whole step."""
     return {"shared_step": True} if len(env.language_model.modules) > 1 else {}
 
@@ -512,101 +508,6 @@ def config_from_json(record: Any) -> TrainConfig:
     return TrainConfig(**record)
 
 
-@dataclass
-class Args:
-    output: Path
-    """Folder for the policy (policy.safetensors, policy.json), the checkpoint and the TensorBoard log."""
-    train: TrainConfig = field(default_factory=TrainConfig)
-    """Training and policy."""
-    model: str = "atlas"
-    """Embedded model, Hugging Face folder or hub id."""
-    dataset: str = "atlas"
-    """Data set whose training split is used: atlas, or a file or folder as docs/data.md has it."""
-    dataset_options: FileOptions = field(default_factory=FileOptions)
-    """How a file is read."""
-    modules: tuple[str, ...] = ()
-    """Edited modules, as endings of dotted names; the model's default if none are given."""
-    preset: str | None = None
-    """Modules, rank and lambda_loc of the paper's Table 3, such as llama-3-8b/zsre, in place of --train.policy.rank and
-    --train.locality; `editenv models` lists them."""
-    end_of_answer: bool = False
-    """Teach the end-of-sequence token after each target, and protect it after each locality answer."""
-    device: str = "cpu"
-    """Torch device."""
-    seed: int = 0
-    """Seeds the network and every stream."""
-    checkpoint_every: int = 5
-    """Trajectories between checkpoints."""
-
-
-def with_preset(args: Args) -> Args:
-    """The options that a preset sets, set.
-
-    Raises:
-        ValueError: If there is no such preset.
-    """
-    if args.preset is None:
-        return args
-    chosen = preset(args.preset)
-    policy = replace(args.train.policy, rank=chosen.rank)
-    train = replace(args.train, locality=chosen.locality, policy=policy)
-    return replace(args, train=train, modules=args.modules or chosen.modules)
-
-
-def main(args: Args, algorithm: type[Trainer] = Trainer) -> None:
-    """Trains with this algorithm, or goes on where its checkpoint stands."""
-    args = with_preset(args)
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-    from torch.utils.tensorboard import SummaryWriter
-
-    args.output.mkdir(parents=True, exist_ok=True)
-    checkpoint = args.output / "checkpoint.pt"
-    env = LifelongEditEnv(
-        model=args.model,
-        dataset=args.dataset,
-        split="train",
-        modules=args.modules or None,
-        device=args.device,
-        dataset_options=None if args.dataset == "atlas" else asdict(args.dataset_options),
-        end_of_answer=args.end_of_answer,
-    )
-    preconditioner = make_preconditioner(env, args.train) if args.train.preconditioner else None
-    trainer = algorithm(training_environment(env, args.train), args.train, args.seed, preconditioner)
-    options = {k: v for k, v in asdict(args).items() if k not in ("output", "device", "checkpoint_every")}
-    options["algorithm"] = algorithm.title
-    options["weights"] = fingerprint(env.language_model)
-    options |= _several_modules(env)
-    identity = hashlib.sha256(json.dumps(options, sort_keys=True, default=str).encode()).hexdigest()
-    if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=env.language_model.device, weights_only=True)
-        if state["identity"] != identity:
-            raise SystemExit(
-                f"{checkpoint} belongs to a training run with other options; remove it or choose another --output"
-            )
-        trainer.load_state(state["trainer"])
-        print(f"going on from trajectory {trainer.trajectory}")
-
-    writer = SummaryWriter(str(args.output / "tensorboard"), purge_step=trainer.trajectory + 1)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns) as progress:
-        bar = progress.add_task(algorithm.title, total=args.train.trajectories, completed=trainer.trajectory)
-
-        def after_each(log: dict[str, float]) -> None:
-            for key, value in log.items():
-                writer.add_scalar(f"train/{key}", value, trainer.trajectory)
-            progress.update(bar, completed=trainer.trajectory, description=f"{algorithm.title} {describe(log)}")
-            if trainer.trajectory % args.checkpoint_every == 0:
-                with whole_file(checkpoint) as partial:
-                    torch.save({"identity": identity, "trainer": trainer.state()}, partial)
-
-        trainer.run(args.train.trajectories, after_each)
-    writer.close()
-    told = {"train": asdict(trainer.config), "model": args.model, "seed": args.seed, "weights": options["weights"]}
-    told |= {"dataset": args.dataset, "end_of_answer": args.end_of_answer, "algorithm": algorithm.title}
-    save_policy(trainer.policy, args.output, told)
-    print(f"saved {args.output / 'policy.safetensors'}")
-
-
 def describe(log: dict[str, float]) -> str:
     """The running reward terms in a few words."""
     return "reward {reward:.2f} (edit {edit:.2f}, locality {locality:.3f}, memory {memory:.2f})".format(**log)
@@ -615,4 +516,6 @@ def describe(log: dict[str, float]) -> str:
 if __name__ == "__main__":
     import tyro
 
-    main(tyro.cli(Args, description=__doc__))
+    from agents import train_command
+
+    train_command.main(tyro.cli(train_command.Args, description=__doc__))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_rledit import CONFIG, LAST, make_trainer, same_policies
 
-from agents import evolution, rledit
+from agents import evolution, train_command
 from agents.evolution import Evolution, EvolutionConfig, pair_weights
 from agents.rledit import TrainConfig, training_environment
 
@@ -145,8 +145,8 @@ def test_the_command_trains_and_does_not_train_again(model_folder, tmp_path, cap
     )
     args = evolution.Args(output=tmp_path, train=train, model=model_folder, modules=(LAST,), checkpoint_every=1)
     for _ in range(2):
-        rledit.main(args, Evolution)
+        train_command.main(args, Evolution)
     assert "going on from trajectory 1" in capsys.readouterr().out
     assert json.loads((tmp_path / "policy.json").read_text())["train"]["pairs"] == 1
     with pytest.raises(SystemExit, match=r"checkpoint\.pt belongs to"):
-        rledit.main(rledit.Args(output=tmp_path, train=CONFIG, model=model_folder, modules=(LAST,)))
+        train_command.main(train_command.Args(output=tmp_path, train=CONFIG, model=model_folder, modules=(LAST,)))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_rledit import CONFIG, LAST, covariance_inverse_by_hand, same_policies
 
-from agents import reinforce, rledit
+from agents import reinforce, train_command
 from agents.episodes import rewards_to_go
 from agents.reinforce import Reinforce, ReinforceConfig, leave_one_out
 from agents.rledit import RLEdit, Step, TrainConfig, make_preconditioner, training_environment
@@ -271,7 +271,7 @@ def test_the_command_leaves_a_policy_that_the_editor_plays(make_env, model_folde
     )
     args = reinforce.Args(output=tmp_path / "p", train=train, model=model_folder, modules=(LAST,), checkpoint_every=1)
     for _ in range(2):
-        rledit.main(args, Reinforce)
+        train_command.main(args, Reinforce)
     assert "going on from trajectory 1" in capsys.readouterr().out
     assert json.loads((tmp_path / "p" / "policy.json").read_text())["train"]["rollouts"] == 2
     agent = RLEdit(policy=tmp_path / "p")

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from agents.hypernetwork import PolicyConfig
-from agents.rledit import Args, TrainConfig, main
+from agents.rledit import TrainConfig
+from agents.train_command import Args, main
 
 OPTIONS = {
     "--modules": "layers.2.mlp.down_proj",
