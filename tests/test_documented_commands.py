@@ -23,4 +23,5 @@ def test_there_are_commands():
 @pytest.mark.parametrize(("module", "arguments"), COMMANDS, ids=[" ".join(command) for command in COMMANDS])
 def test_a_shown_command_is_accepted(module, arguments):
     arguments = [part for part in shlex.split(arguments) if part != "--help"]
-    tyro.cli(importlib.import_module(module).Args, args=arguments)
+    options = "agents.train_command" if module in ("agents.rledit", "agents.online") else module
+    tyro.cli(importlib.import_module(options).Args, args=arguments)
