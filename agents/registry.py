@@ -1,7 +1,8 @@
 """The agents by name, as benchmarks list them.
 
-A name is a row of a table: a method with its options. ``some_file.py:Name`` and ``package.module:Name`` name an
-:class:`agents.base.Agent` of your own, made without arguments.
+A name is a row of a table: a method with its options. ``METHOD@FOLDER`` is a method with the settings of another folder of
+agents/settings, or with a slash in it of your own (``memit@./mine``, made by benchmarks.tune). ``some_file.py:Name`` and
+``package.module:Name`` name an :class:`agents.base.Agent` of your own, made without arguments.
 """
 
 import hashlib
@@ -62,6 +63,7 @@ MALMEN_NETWORK: dict[str, Any] = {"network": "malmen", "blocks": 2}
 
 METHODS: dict[str, tuple[Callable[..., Agent], dict[str, Any]]] = {
     "fine-tune": (FineTune, {}),
+    "joint-fine-tune": (JointFineTune, {}),
     "ft-l": (FineTune, {"steps": 25, "learning_rate": 5e-4, "norm_constraint": 5e-4}),  # ROME's code, for GPT-2 XL
     "lora": (LoRA, {}),
     "mend": (MEND, {"config": {"policy": MEND_NETWORK}}),
@@ -121,7 +123,7 @@ def packaged_policy(name: str) -> Path:
 AGENTS: dict[str, tuple[str, Callable[[], Agent]]] = {
     "no-edit": ("nothing is done", NoEdit),
     "fine-tune": ("Adam on the edited modules, batch after batch", tuned("fine-tune")),
-    "joint-fine-tune": ("the ceiling: all edits at once, to convergence", JointFineTune),
+    "joint-fine-tune": ("the ceiling: all edits at once, to convergence", tuned("joint-fine-tune")),
     "ultraedit": ("RLEdit's regression with running normalisation in place of the network", tuned("ultraedit")),
     "ultraedit-k4": ("UltraEdit with four actions per batch", tuned("ultraedit-k4")),
     "stableedit": ("UltraEdit with warmed-up statistics and whitened gradients", tuned("stableedit")),
@@ -210,10 +212,10 @@ AGENTS: dict[str, tuple[str, Callable[[], Agent]]] = {
 
 
 def make_agent(name: str) -> Agent:
-    """An agent by its name in :data:`AGENTS`, or one of your own by ``file.py:Class`` or ``module:Class``.
+    """An agent by its name in :data:`AGENTS`, ``METHOD@FOLDER``, or one of your own by ``file.py:Class`` or ``module:Class``.
 
     Raises:
-        ValueError: If there is no such agent.
+        ValueError: If there is no such agent, or if the method has no such setting as the folder's file says.
     """
     agent = find_agent(name)()
     if not isinstance(agent, Agent):
@@ -226,12 +228,17 @@ def find_agent(name: str) -> Callable[[], Agent]:
 
     Raises:
         ValueError: If there is no such agent.
+        FileNotFoundError: If the folder has no settings of the method.
     """
     if name in AGENTS:
         return AGENTS[name][1]
+    method, at, folder = name.partition("@")
+    if at and method in METHODS:
+        read_settings(method, folder)  # a missing file is told at once
+        return tuned(method, folder)
     place, colon, attribute = name.rpartition(":")
     if not colon:
-        raise ValueError(f"unknown agent {name!r}; known are {', '.join(AGENTS)}, or file.py:Class")
+        raise ValueError(f"unknown agent {name!r}; known are {', '.join(AGENTS)}, METHOD@FOLDER, or file.py:Class")
     if place.endswith(".py"):
         spec = importlib.util.spec_from_file_location(Path(place).stem, place)
         if spec is None or spec.loader is None or not Path(place).exists():

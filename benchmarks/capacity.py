@@ -2,6 +2,7 @@
 
     python -m benchmarks.capacity --out runs/capacity
     python -m benchmarks.capacity --suites capacity-1-layer@10 --agents untrained-p --ceiling 20 200 --out runs/try
+    python -m benchmarks.capacity --suites capacity-wide --model runs/base --device cuda --out runs/capacity
 
 One run of a lifelong method gives its whole curve: a stream's first edits are the stream of a shorter run. The ceiling, joint
 fine-tuning, sees all its edits at once and is run anew for each number of them. Quality is the harmonic mean of teacher-forced
@@ -47,11 +48,16 @@ class Args:
     suites: tuple[str, ...] = ("capacity-narrow", "capacity-1-layer", "capacity-2-layers", "capacity-4-layers")
     """Suites that differ in their edited modules; NAME@BATCHES for shorter streams."""
     agents: tuple[str, ...] = ()
-    """Methods besides the ceiling; each suite's own by default."""
+    """Methods besides the ceiling; each suite's own by default. With joint-fine-tune@FOLDER among them the ceiling has the settings
+    there."""
     ceiling: tuple[int, ...] = (20, 100, 500, 1000, 2000, 4000, 8000)
     """Numbers of edits at which joint fine-tuning is run, as far as the stream goes; 0 leaves it out."""
     seeds: str = "0"
     """Like 0 or 0-2; each seeds training and the stream's order."""
+    model: str | None = None
+    """Name, folder or hub id of the language model; each suite's by default."""
+    device: str = "cpu"
+    """A torch device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,23 +89,32 @@ def cells_of(suite: Suite, args: Args, seeds: Sequence[int]) -> list[Cell]:
     Raises:
         ValueError: If the suite's model or edits are not those it is about, if a method's run does not give its curve, or if a
             ceiling is not of whole batches.
+        FileNotFoundError: If a row's settings are not there.
     """
+    suite = suite.at(args.model, None, device=args.device)
     for edits in args.ceiling:
         if edits % suite.edits_per_step:
             raise ValueError(
                 f"ceiling: {suite.id} has batches of {suite.edits_per_step} edits; {edits} edits are no whole number of them"
             )
     prints, out = suite.check_fingerprints(), args.out.resolve()
-    methods = [name for name in parse_agents(args.agents) or suite.agents if name != CEILING]
+    rows = parse_agents(args.agents) or suite.agents
+    methods = [name for name in rows if not is_ceiling(name)]
+    ceiling = next((name for name in rows if is_ceiling(name)), CEILING)
     for name in methods:
         if make_agent(name).looks_ahead:
             raise ValueError(f"agents: {name} acts by where its stream ends; one run does not give its curve")
     found = [Cell(suite, prints, agent, seed, out) for seed in seeds for agent in methods]
-    whole = find(f"{suite.name.partition('@')[0]}-v{suite.version}")
+    whole = find(f"{suite.name.partition('@')[0]}-v{suite.version}").at(args.model, None, device=args.device)
     for batches in sorted({edits // suite.edits_per_step for edits in args.ceiling}):
         if 1 <= batches <= suite.batches:
-            found += [Cell(whole.first(batches), prints, CEILING, seed, out) for seed in seeds]
+            found += [Cell(whole.first(batches), prints, ceiling, seed, out) for seed in seeds]
     return found
+
+
+def is_ceiling(name: str) -> bool:
+    """Joint fine-tuning, with whatever settings."""
+    return name.partition("@")[0] == CEILING
 
 
 def breaking_point(points: Sequence[tuple[int, float]]) -> float | None:
@@ -123,11 +138,11 @@ def curves(records: Sequence[Record]) -> list[Curve]:
     for record in records:
         name = _suite_of(record)
         points = runs.setdefault((name, record.agent), {}).setdefault(record.seed, {})
-        if record.agent == CEILING:
+        if is_ceiling(record.agent):
             points[record.edits] = harmonic_mean(record.teacher_forced)
         else:  # a longer run's points are a shorter one's, and more
             points |= {int(point["edits"] or 0): harmonic_mean(point) for point in record.retention}
-    edited = {name: (modules, _inputs(modules)) for name, modules in _modules(records).items()}
+    edited = _edited(records)
     found = []
     for (name, agent), by_seed in runs.items():
         common = sorted(set.intersection(*(set(points) for points in by_seed.values())))
@@ -142,24 +157,35 @@ def _suite_of(record: Record) -> str:
     return re.sub(r"@\d+|-v1$", "", record.suite)
 
 
-def _modules(records: Sequence[Record]) -> dict[str, tuple[str, ...]]:
-    """Edited modules of each suite, which are the model's own where it names none."""
-    from transformers import AutoConfig
+def _edited(records: Sequence[Record]) -> dict[str, tuple[tuple[str, ...], int]]:
+    """Edited modules of each suite, and d_in summed over them.
 
-    from editenv.models import EMBEDDED, model_path
+    Raises:
+        ValueError: If no record of a suite says it, and the suite does not say which model it is about.
+    """
+    shapes: dict[str, dict[str, list[int]] | None] = {}
+    for record in records:
+        shapes[_suite_of(record)] = shapes.get(_suite_of(record)) or record.modules
+    ids = {_suite_of(record): id_of(record.suite) for record in records}
+    found = {}
+    for name, told in shapes.items():
+        told = told or _shapes(find(ids[name]))
+        found[name] = tuple(told), sum(d_in for d_in, _ in told.values())
+    return found
 
-    names = {_suite_of(record): id_of(record.suite) for record in records}
-    own = AutoConfig.from_pretrained(model_path(EMBEDDED)).edited_modules
-    return {name: find(suite).modules or tuple(own) for name, suite in names.items()}
 
-
-def _inputs(patterns: Sequence[str]) -> int:
-    """d_in summed over the embedded model's modules."""
+def _shapes(suite: Suite) -> dict[str, list[int]]:
+    """Of the suite's modules, which are its model's own where it names none: for records that do not say it."""
     from editenv.dynamics import EditableLM
-    from editenv.models import EMBEDDED, load_model
+    from editenv.models import load_model
 
-    lm = EditableLM(*load_model(EMBEDDED), patterns)
-    return sum(lm.shape(name)[0] for name in lm.modules)
+    if suite.model is None:
+        raise ValueError(
+            f"suite {suite.id}: its records do not say which modules were edited, and it is about any model"
+        )
+    model, tokenizer = load_model(suite.model)
+    lm = EditableLM(model, tokenizer, suite.modules or model.config.edited_modules)
+    return {name: list(lm.shape(name)) for name in lm.modules}
 
 
 def as_markdown(found: Sequence[Curve]) -> str:
@@ -184,7 +210,7 @@ def as_markdown(found: Sequence[Curve]) -> str:
         else:
             end, each = f"not up to {last[0]:,}", f"over {last[0] / curve.inputs:.2f}"
         start, then = f"{curve.points[0][1]:.1f} ({curve.points[0][0]:,})", f"{last[1]:.1f} ({last[0]:,})"
-        layers = ", ".join(name.removeprefix("layers.") for name in curve.modules)
+        layers = ", ".join(name.removeprefix("model.").removeprefix("layers.") for name in curve.modules)
         body.append([layers, f"{curve.inputs:,}", curve.agent, str(curve.seeds), start, then, end, each])
     return markdown(headings, body)
 

@@ -178,7 +178,7 @@ def deltas_path(out: Path, suite: str, agent: str, seed: int) -> Path:
 
 def file_name(name: str) -> str:
     """Any name as a file's: what was changed is told apart by a digest."""
-    plain = re.sub(r"[^\w.-]", "_", name)
+    plain = re.sub(r"[^\w.@-]", "_", name)
     if plain == name and len(name.encode()) <= LONGEST_NAME:
         return name
     end = plain.encode()[-60:].decode(errors="ignore")

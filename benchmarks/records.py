@@ -60,6 +60,7 @@ class Record:
         commit: Of git, ending in ``-dirty`` if files differed from it; None outside a repository.
         hardware: Processor, cores, threads, memory, accelerator.
         deltas: SHA-256 of the kept deltas (:func:`benchmarks.recording.digest`), if they were kept.
+        modules: Edited modules, and the shape ``[d_in, d_out]`` of each.
 
     A percentage is None where the data has no such prompt. What has a default may be None: not measured, or not known
     in older records.
@@ -90,6 +91,7 @@ class Record:
     commit: str | None = None
     hardware: dict[str, Any] | None = None
     deltas: str | None = None
+    modules: dict[str, list[int]] | None = None
 
     def __post_init__(self) -> None:
         for name in ("suite", "agent", "model", "dataset"):
@@ -133,9 +135,17 @@ class Record:
         for name in ("configuration", "hardware"):
             if not isinstance(getattr(self, name), dict | None):
                 raise ValueError(f"{name} must be an object or null, not {getattr(self, name)!r}")
+        if self.modules is not None and not (
+            isinstance(self.modules, dict) and self.modules and all(map(_is_shape, self.modules.values()))
+        ):
+            raise ValueError(f"modules must be an object of [d_in, d_out], or null, not {self.modules!r}")
         for name in ("suite", "fingerprints", "settings"):
             if not isinstance((self.configuration or {}).get(name), dict | None):
                 raise ValueError(f"configuration.{name} must be an object or null, not {self.configuration!r}")
+
+
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(d, int) and d > 0 for d in value)
 
 
 def _check_percentages(name: str, values: Any) -> None:

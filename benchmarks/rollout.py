@@ -171,6 +171,7 @@ def run(
         ),
         mean_reward=mean_reward(rewards),
         actions_per_batch=agent.actions_per_batch,
+        modules={module: list(lm.shape(module)) for module in lm.modules},
     )
 
 

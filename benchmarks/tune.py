@@ -3,11 +3,13 @@
     python -m benchmarks.tune --methods memit alphaedit --trials 8 --out runs/tune
     python -m benchmarks.tune --methods memit --trials 8 --out runs/tune --write
     python -m benchmarks.tune --methods memit-seq --suite atlas-400x20-training --settings atlas-long --out runs/long --write
+    python -m benchmarks.tune --methods memit-seq --suite base-400x20-training --model ./base --settings ./mine --out runs/mine --write
 
 Trial 0 is the settings as they stand; the others are drawn from the method's ranges (benchmarks/search_spaces.json) by a
 scrambled Sobol sequence, log-uniformly. A trial is one pass over the suite and counts by the harmonic mean
 of its teacher-forced figures; one that ends in an error counts 0 and says which. Trials that OUT already holds are not run
-again. --write puts the best into a folder of agents/settings, with how it was found.
+again. --write puts the best into a folder of settings, with how it was found; what is there is a row of benchmarks.run:
+memit-seq@./mine.
 """
 
 import json
@@ -44,7 +46,14 @@ class Args:
     suite: str = "atlas-50x20-validation@25"
     """What is edited; never of a test split."""
     settings: str = "atlas"
-    """Folder of agents/settings for what is chosen; a search starts from what is there, or else from those of atlas."""
+    """Folder of agents/settings, or with a slash in it (./mine) one of your own, for what is chosen; a search starts from what is
+    there, or else from those of atlas."""
+    model: str | None = None
+    """Name, folder or hub id of the language model; the suite's by default."""
+    data: Path | None = None
+    """Folder of the data sets, for suites that read real records."""
+    device: str = "cpu"
+    """A torch device, or auto for a model larger than one of them."""
     write: bool = False
     """Put the best settings there."""
     seed: int = 0
@@ -127,9 +136,11 @@ def tune(method: str, args: Args) -> Trial:
     """
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}; there are {', '.join(METHODS)}")
-    suite = find(args.suite)
+    suite = find(args.suite).at(args.model, args.data, device=args.device)
     path = args.out / f"{method}.jsonl"
     about = {"suite": args.suite, "seed": args.seed}
+    if args.model is not None:
+        about["model"] = suite.check_fingerprints()["model"] or args.model
     trials = read_trials(path, about)
     start = args.settings if settings_path(method, args.settings).exists() else "atlas"
     first = trials[0].settings if 0 in trials else None  # --write may have changed what the search would begin with now

@@ -1,7 +1,8 @@
 """Hyperparameters as files: one for each method and model. Each file says how its values were chosen; most were by
 `python -m benchmarks.tune` on the validation split.
 
-A file ``MODEL/METHOD.json`` is an object with ``settings`` (constructor arguments; dataclasses as objects) and ``chosen`` (how).
+A file ``FOLDER/METHOD.json`` is an object with ``settings`` (constructor arguments; dataclasses as objects) and ``chosen`` (how).
+FOLDER is one of this package, or with a slash in it (``./mine``) one of your own.
 """
 
 import json
@@ -16,22 +17,32 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 T = TypeVar("T")
 
 
-def settings_path(method: str, model: str = "atlas") -> Path:
-    """Where a method's settings for a model are, or would be."""
-    return Path(str(resources.files(__package__))) / model / f"{method}.json"
+def settings_path(method: str, folder: str = "atlas") -> Path:
+    """Where a method's settings are in a folder, or would be."""
+    place = Path(folder).expanduser() if "/" in folder else Path(str(resources.files(__package__))) / folder
+    return place / f"{method}.json"
 
 
-def read_settings(method: str, model: str = "atlas") -> dict[str, Any]:
+def read_settings(method: str, folder: str = "atlas") -> dict[str, Any]:
     """The constructor arguments chosen for a method.
 
     Raises:
-        FileNotFoundError: If there are none for this model.
+        FileNotFoundError: If the folder has none.
+        ValueError: If the file is not one of settings.
     """
-    path = settings_path(method, model)
+    path = settings_path(method, folder)
     if not path.exists():
-        raise FileNotFoundError(f"no settings of {method!r} for {model!r}: there is no {path}")
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["settings"]
-    return found
+        raise FileNotFoundError(f"no settings of {method!r} in {folder!r}: there is no {path}")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict) or not isinstance(found.get("settings"), dict):
+            raise ValueError(
+                'must be an object with "settings", an object, as `python -m benchmarks.tune --write` writes it'
+            )
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    settings: dict[str, Any] = found["settings"]
+    return settings
 
 
 def merged(settings: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

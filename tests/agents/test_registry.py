@@ -1,3 +1,4 @@
+import json
 from dataclasses import asdict
 
 import pytest
@@ -64,6 +65,24 @@ def test_what_is_no_agent_is_named(tmp_path, name, words):
     file.write_text(OWN)
     with pytest.raises(ValueError, match=words):
         make_agent(name.format(file=file))
+
+
+def test_a_method_with_settings_of_another_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "memit-seq.json").write_text(json.dumps({"settings": {"weight": 123.0}, "chosen": "by hand"}))
+    agent = make_agent("memit-seq@./")
+    assert (agent.weight, agent.cache_keys) == (123.0, True)
+    assert make_agent(f"memit-seq@{tmp_path}/").weight == 123.0
+    packaged = read_settings("memit-seq", "atlas-long")
+    assert make_agent("memit-seq@atlas-long").weight == packaged["weight"] == make_agent("memit-seq-long").weight
+    with pytest.raises(FileNotFoundError, match=r"no settings of 'memit' in './': there is no memit\.json"):
+        make_agent("memit@./")
+    with pytest.raises(ValueError, match="unknown agent 'memitt@./'"):
+        make_agent("memitt@./")
+    for content, words in (("{", "memit.json: "), ("[]", "must be an object"), ('{"settings": {"wait": 1}}', "'wait'")):
+        (tmp_path / "memit.json").write_text(content)
+        with pytest.raises(ValueError, match=words):
+            make_agent("memit@./")
 
 
 DEFINING = {

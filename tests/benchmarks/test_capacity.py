@@ -44,6 +44,37 @@ def test_runs_are_one_stream_for_a_method_and_one_each_for_the_ceiling(tmp_path)
     assert all(find(cell.suite.id) == cell.suite for cell in cells)
 
 
+def test_the_ceiling_may_have_settings_of_its_own(tmp_path):
+    row = f"{CEILING}@atlas"
+    arguments = Args(tmp_path, agents=("untrained", row), ceiling=(20,))
+    cells = cells_of(find("capacity-1-layer@10"), arguments, [0])
+    assert [(cell.suite.name, cell.agent) for cell in cells] == [
+        ("capacity-1-layer@10", "untrained"),
+        ("capacity-1-layer@1", row),
+    ]
+    ceiling = [replace(record, agent=row) for record in records() if record.agent == CEILING]
+    assert [curve.points for curve in curves(ceiling)] == [
+        curve.points for curve in curves(records()) if curve.agent == CEILING
+    ]
+
+
+def test_a_suite_about_any_model_has_the_width_of_the_model_that_was_edited(tmp_path):
+    suite = find("capacity-wide@2")
+    assert suite.model is None
+    with pytest.raises(ValueError, match="needs a model"):
+        cells_of(suite, Args(tmp_path, agents=("untrained",), ceiling=(20,)), [0])
+    (cell, ceiling) = cells_of(suite, Args(tmp_path, agents=("untrained",), ceiling=(20,), model="atlas"), [0])
+    assert (cell.suite.model, ceiling.suite.model) == ("atlas", "atlas")
+    points = [{"edits": 20, **level(80.0)}, {"edits": 40, **level(60.0)}]
+    record = replace(RECORD, suite="capacity-wide", agent="untrained", retention=points)
+    with pytest.raises(ValueError, match="do not say which modules"):
+        curves([record])
+    shapes = {"model.layers.4.mlp.down_proj": [6144, 384], "model.layers.5.mlp.down_proj": [6144, 384]}
+    (curve,) = curves([replace(record, modules=shapes)])
+    assert (curve.modules, curve.inputs) == (tuple(shapes), 12288)
+    assert "| 4.mlp.down_proj, 5.mlp.down_proj | 12,288 |" in as_markdown([curve])
+
+
 def test_another_version_of_a_suite_has_a_curve_of_its_own(monkeypatch):
     second = replace(find("capacity-1-layer"), version=2)
     monkeypatch.setattr("benchmarks.capacity.find", lambda text: second if text.endswith("-v2") else find(text))
@@ -89,7 +120,7 @@ def test_curves_are_over_what_all_seeds_have_and_know_the_width():
     assert "51 edits" in table
     assert "not up to 160" in table
     (own,) = curves([replace(RECORD, suite="atlas-50x20", agent="untrained")])  # a suite that names no modules
-    assert (own.modules, own.inputs) == (("layers.3.mlp.down_proj",), config.intermediate_size)
+    assert (own.modules, own.inputs) == (("model.layers.3.mlp.down_proj",), config.intermediate_size)
     never = replace(method, points=((20, 2.0), (160, 1.0)), breaks_at=None)
     assert "never worked" in as_markdown([never])
 

@@ -1,4 +1,5 @@
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 
 from agents.fine_tune import FineTune
 from agents.memit import MEMIT
-from agents.registry import METHODS, make_method
+from agents.registry import METHODS, make_agent, make_method
 from agents.rledit import RLEdit
 from agents.settings import build, read_settings, settings_path
 from benchmarks import tune
@@ -115,6 +116,23 @@ def test_settings_for_longer_streams_have_a_folder_of_their_own(world, tmp_path)
     assert best["settings"]["weight"] == min(world.calls, key=lambda weight: abs(np.log(weight / 100)))
     assert "atlas-400x20-training" in best["chosen"]
     assert not (tmp_path / "atlas/memit.json").exists()
+
+
+def test_settings_for_a_model_of_ones_own_go_to_a_folder_of_ones_own(monkeypatch, world, model_folder, tmp_path):
+    monkeypatch.setattr(tune, "settings_path", settings_path)
+    world.args.trials, world.args.suite, world.args.model = 4, "base-50x20-validation@2", model_folder
+    world.args.settings = f"{tmp_path}/mine"
+    tune.main(world.args)
+    best = min(world.calls, key=lambda weight: abs(np.log(weight / 100)))
+    assert make_agent(f"memit@{tmp_path}/mine").weight == best
+    shutil.copytree(model_folder, tmp_path / "other")
+    (tmp_path / "other/model.safetensors").write_bytes(b"another")
+    world.args.model = str(tmp_path / "other")
+    with pytest.raises(SystemExit, match="choose another --out"):
+        tune.main(world.args)
+    world.args.model = None
+    with pytest.raises(SystemExit, match="needs a model"):
+        tune.main(world.args)
 
 
 def test_as_many_trials_count_as_were_asked_for(world, tmp_path):
