@@ -77,7 +77,7 @@ def test_a_method_with_settings_of_another_folder(tmp_path, monkeypatch):
     assert make_agent("memit-seq@atlas-long").weight == packaged["weight"] == make_agent("memit-seq-long").weight
     with pytest.raises(FileNotFoundError, match=r"no settings of 'memit' in './': there is no memit\.json"):
         make_agent("memit@./")
-    with pytest.raises(ValueError, match="unknown agent 'memitt@./'"):
+    with pytest.raises(ValueError, match=r"unknown agent 'memitt@\./'"):
         make_agent("memitt@./")
     for content, words in (("{", "memit.json: "), ("[]", "must be an object"), ('{"settings": {"wait": 1}}', "'wait'")):
         (tmp_path / "memit.json").write_text(content)
