@@ -27,7 +27,7 @@ from benchmarks.progress import console_progress
 from benchmarks.records import append
 from benchmarks.rollout import run
 from benchmarks.statistics import harmonic_mean
-from benchmarks.suites import find
+from benchmarks.suites import find, name_of
 from editenv.frozen_outputs import FrozenOutputs
 from editenv.metrics import METRICS
 from editenv.whole_files import write_whole
@@ -186,8 +186,9 @@ def main(args: Args) -> None:
         print(f"{method}: best is trial {best.number} with {best.score:.1f}: {best.settings}")
         if args.write:
             scores = best.teacher_forced
+            of = args.suite + (f" with model {name_of(args.model)}" if args.model else "")
             chosen = (
-                f"best of {args.trials} trials of {args.suite}, seed {args.seed}, by the harmonic mean of teacher-forced "
+                f"best of {args.trials} trials of {of}, seed {args.seed}, by the harmonic mean of teacher-forced "
                 f"Eff/Gen/Spe: {scores['efficacy']:.1f}/{scores['generalization']:.1f}/{scores['specificity']:.1f} "
                 "(python -m benchmarks.tune)"
             )

@@ -1,5 +1,6 @@
 import json
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -125,6 +126,8 @@ def test_settings_for_a_model_of_ones_own_go_to_a_folder_of_ones_own(monkeypatch
     tune.main(world.args)
     best = min(world.calls, key=lambda weight: abs(np.log(weight / 100)))
     assert make_agent(f"memit@{tmp_path}/mine").weight == best
+    written = json.loads((tmp_path / "mine/memit.json").read_text())
+    assert f"base-50x20-validation@2 with model {Path(model_folder).name}, seed 0" in written["chosen"]
     shutil.copytree(model_folder, tmp_path / "other")
     (tmp_path / "other/model.safetensors").write_bytes(b"another")
     world.args.model = str(tmp_path / "other")
