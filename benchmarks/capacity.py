@@ -20,7 +20,7 @@ import math
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from benchmarks.run import parse_agents, parse_seeds, run_cells, run_here
 from benchmarks.statistics import harmonic_mean, interquartile_mean
 from benchmarks.suites import Suite, find, id_of
 from benchmarks.table import markdown
+from editenv.models import EMBEDDED
 from editenv.whole_files import write_whole
 
 CEILING = "joint-fine-tune"
@@ -66,6 +67,7 @@ class Curve:
 
     Attributes:
         suite: Its label in records, without batches.
+        model: That is edited.
         modules: That are edited.
         inputs: d_in summed over them: the rows of the linear memories that edits are written to.
         agent: Name of the row.
@@ -75,6 +77,7 @@ class Curve:
     """
 
     suite: str
+    model: str
     modules: tuple[str, ...]
     inputs: int
     agent: str
@@ -134,21 +137,20 @@ def breaking_point(points: Sequence[tuple[int, float]]) -> float | None:
 
 def curves(records: Sequence[Record]) -> list[Curve]:
     """Of every suite and method among the records that has more than one point, the widest edited part last."""
-    runs: dict[tuple[str, str], dict[int, dict[int, float]]] = {}
+    runs: dict[tuple[str, str, str], dict[int, dict[int, float]]] = {}
     for record in records:
-        name = _suite_of(record)
-        points = runs.setdefault((name, record.agent), {}).setdefault(record.seed, {})
+        points = runs.setdefault((_suite_of(record), record.model, record.agent), {}).setdefault(record.seed, {})
         if is_ceiling(record.agent):
             points[record.edits] = harmonic_mean(record.teacher_forced)
         else:  # a longer run's points are a shorter one's, and more
             points |= {int(point["edits"] or 0): harmonic_mean(point) for point in record.retention}
     edited = _edited(records)
     found = []
-    for (name, agent), by_seed in runs.items():
+    for (name, model, agent), by_seed in runs.items():
         common = sorted(set.intersection(*(set(points) for points in by_seed.values())))
         if len(common) > 1:
             mean = tuple((n, float(interquartile_mean([seed[n] for seed in by_seed.values()]))) for n in common)
-            found.append(Curve(name, *edited[name], agent, len(by_seed), mean, breaking_point(mean)))
+            found.append(Curve(name, model, *edited[name, model], agent, len(by_seed), mean, breaking_point(mean)))
     return sorted(found, key=lambda curve: (curve.inputs, curve.suite))
 
 
@@ -157,25 +159,20 @@ def _suite_of(record: Record) -> str:
     return re.sub(r"@\d+|-v1$", "", record.suite)
 
 
-def _edited(records: Sequence[Record]) -> dict[str, tuple[tuple[str, ...], int]]:
-    """Edited modules of each suite, and d_in summed over them.
+def _edited(records: Sequence[Record]) -> dict[tuple[str, str], tuple[tuple[str, ...], int]]:
+    """Edited modules of each suite and model, and d_in summed over them.
 
     Raises:
         ValueError: If no record of a suite says it, and the suite does not say which model it is about.
     """
-    shapes: dict[str, dict[str, list[int]] | None] = {}
-    for record in records:
-        shapes[_suite_of(record)] = shapes.get(_suite_of(record)) or record.modules
-    ids = {_suite_of(record): id_of(record.suite) for record in records}
-    found = {}
-    for name, told in shapes.items():
-        told = told or _shapes(find(ids[name]))
-        found[name] = tuple(told), sum(d_in for d_in, _ in told.values())
-    return found
+    ids = {(_suite_of(record), record.model): id_of(record.suite) for record in records}
+    told = {(_suite_of(record), record.model): record.modules for record in records if record.modules}
+    shapes = {key: told.get(key) or _shapes(find(suite)) for key, suite in ids.items()}
+    return {key: (tuple(named), sum(d_in for d_in, _ in named.values())) for key, named in shapes.items()}
 
 
 def _shapes(suite: Suite) -> dict[str, list[int]]:
-    """Of the suite's modules, which are its model's own where it names none: for records that do not say it."""
+    """Of the suite's modules, which are its model's own where it names none: for older records, which do not say it."""
     from editenv.dynamics import EditableLM
     from editenv.models import load_model
 
@@ -211,6 +208,7 @@ def as_markdown(found: Sequence[Curve]) -> str:
             end, each = f"not up to {last[0]:,}", f"over {last[0] / curve.inputs:.2f}"
         start, then = f"{curve.points[0][1]:.1f} ({curve.points[0][0]:,})", f"{last[1]:.1f} ({last[0]:,})"
         layers = ", ".join(name.removeprefix("model.").removeprefix("layers.") for name in curve.modules)
+        layers += f" of {curve.model}" if curve.model != EMBEDDED else ""
         body.append([layers, f"{curve.inputs:,}", curve.agent, str(curve.seeds), start, then, end, each])
     return markdown(headings, body)
 
@@ -221,13 +219,18 @@ def draw(found: Sequence[Curve], path: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
-    suites = list(dict.fromkeys(curve.suite for curve in found))
+    panels = list(dict.fromkeys((curve.suite, curve.model) for curve in found))
+    found = [replace(curve, agent=CEILING) if is_ceiling(curve.agent) else curve for curve in found]  # one look for all
     look = figures.styles(list(dict.fromkeys(curve.agent for curve in found)))
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
     with matplotlib.rc_context(figures.STYLE):
-        figure = Figure(figsize=(4 * len(suites) + 1, 4.4), layout="constrained")
-        axes = figure.subplots(1, len(suites), sharey=True, squeeze=False)[0]
-        for axis, suite in zip(axes, suites, strict=True):
-            for curve in (curve for curve in found if curve.suite == suite):
+        figure = Figure(figsize=(4 * columns + 1, 3.7 * rows + 0.8), layout="constrained")
+        axes = figure.subplots(rows, columns, sharey=True, squeeze=False).flatten()
+        for axis in axes[len(panels) :]:
+            axis.set_visible(False)
+        for axis, panel in zip(axes, panels, strict=False):
+            for curve in (curve for curve in found if (curve.suite, curve.model) == panel):
                 edits, quality = zip(*curve.points, strict=True)
                 axis.plot(
                     edits, quality, markersize=3.5, linewidth=1.5, label=figures.shown(curve.agent), **look[curve.agent]
@@ -237,17 +240,19 @@ def draw(found: Sequence[Curve], path: Path) -> None:
                     axis.plot(
                         curve.breaks_at, height, "x", color=look[curve.agent]["color"], markersize=9, markeredgewidth=2
                     )
-            inputs = next(curve.inputs for curve in found if curve.suite == suite)
+            inputs = next(curve.inputs for curve in found if (curve.suite, curve.model) == panel)
+            longest = max(curve.points[-1][0] for curve in found if (curve.suite, curve.model) == panel)
             axis.set(
-                title=f"{suite.removeprefix('capacity-')}: {inputs:,} inputs",
+                title=f"{panel[0].removeprefix('capacity-')}: {inputs:,} inputs",
                 xlabel="edits",
                 xscale="log",
                 ylim=(-3, 103),
             )
-            axis.xaxis.set_major_locator(LogLocator(subs=(1, 5)))
+            axis.xaxis.set_major_locator(LogLocator(subs=(1, 5) if longest < 5000 else (1, 3)))
             axis.xaxis.set_minor_locator(NullLocator())
             axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-        axes[0].set_ylabel("harmonic mean, % (teacher-forced)")
+        for axis in axes[::columns]:
+            axis.set_ylabel("harmonic mean, % (teacher-forced)")
         figure.suptitle("Quality over all edits so far; a cross where it falls below 90% of the start")
         labels: dict[str, Any] = {}
         for axis in axes:
