@@ -10,7 +10,7 @@ A table stands between two comments, which readers of the page do not see::
     <!-- end -->
 
 ``table`` is benchmarks.table's first table and ``details`` its second, ``summary`` the first with fewer columns, ``intervals``
-each figure with its interval, ``capacity`` that of benchmarks.capacity; of the records of one suite in a file, named from the
+each figure with its interval, ``times`` what an edit takes with and without the setup, ``capacity`` that of benchmarks.capacity; of the records of one suite in a file, named from the
 document's folder. A suite may be a pattern: capacity-*.
 Everything between the comments is written anew; --check only says which documents would change.
 """
@@ -25,7 +25,7 @@ import tyro
 
 from benchmarks import capacity
 from benchmarks.records import Record, read
-from benchmarks.table import as_details, as_intervals, as_markdown, as_summary
+from benchmarks.table import as_details, as_intervals, as_markdown, as_summary, as_times
 from editenv.whole_files import write_whole
 
 KINDS: dict[str, Callable[[Sequence[Record]], str]] = {
@@ -33,6 +33,7 @@ KINDS: dict[str, Callable[[Sequence[Record]], str]] = {
     "details": as_details,
     "summary": as_summary,
     "intervals": as_intervals,
+    "times": as_times,
     "capacity": lambda records: capacity.as_markdown(capacity.curves(records)),
 }
 

@@ -110,6 +110,22 @@ def as_summary(records: Sequence[Record]) -> str:
     return markdown(SUMMARY, [[row[i] for i in chosen] for row in rows(records)])
 
 
+def as_times(records: Sequence[Record]) -> str:
+    """What an edit takes, the fastest first; without the setup, and with the setup spread over all edits (the paper's Figure 4)."""
+    headings = ("agent", "ms/edit", "x floor", "setup s", "ms/edit with the setup")
+    body = [
+        [
+            entry.agent,
+            f"{1000 * entry.seconds(setup=False):.1f}",
+            f"{entry.mean('floor_ratio'):.2f}",
+            f"{entry.mean('setup_seconds'):.0f}",
+            f"{1000 * entry.seconds(setup=True):.1f}",
+        ]
+        for entry in sorted(entries(records), key=lambda entry: entry.seconds(setup=False))
+    ]
+    return markdown(headings, body)
+
+
 def as_intervals(records: Sequence[Record]) -> str:
     """Each of the three figures under both protocols with its interval over seeds; rows of two seeds or more."""
     protocols = ("teacher_forced", "generation")

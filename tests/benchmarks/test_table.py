@@ -9,6 +9,7 @@ from benchmarks.table import (
     as_details,
     as_intervals,
     as_markdown,
+    as_times,
     draw_retention,
     markdown,
     one_line,
@@ -68,6 +69,17 @@ def test_each_figure_has_its_interval_where_there_are_two_seeds():
     assert [cell.strip() for cell in line.strip("| ").split("|")] == [
         *("no-edit", "2", "75.0 [50.0, 100.0]", "50.0 [50.0, 50.0]", "50.0 [25.0, 75.0]"),
         *("15.0 [10.0, 20.0]", "-", "30.0 [30.0, 30.0]"),
+    ]
+
+
+def test_times_are_with_and_without_the_setup_and_the_fastest_comes_first():
+    slow = replace(RECORD, agent="rome", edit_seconds=0.02, floor_ratio=8.0, setup_seconds=4.0)
+    fast = replace(RECORD, agent="rledit", edit_seconds=0.001, floor_ratio=0.5, setup_seconds=2.0)
+    again = replace(fast, seed=1, edit_seconds=0.003, floor_ratio=1.0, setup_seconds=6.0)
+    lines = as_times([slow, fast, again]).splitlines()[2:]
+    assert [[cell.strip() for cell in line.strip("| ").split("|")] for line in lines] == [
+        ["rledit", "2.0", "0.75", "4", "102.0"],  # 2 ms, and 2 s and 6 s over 40 edits
+        ["rome", "20.0", "8.00", "4", "120.0"],
     ]
 
 
