@@ -27,6 +27,7 @@ from typing import Any
 from agents.registry import make_agent
 from benchmarks import cells, figures
 from benchmarks.cells import Cell
+from benchmarks.leaderboard import CEILING, is_ceiling
 from benchmarks.records import Record
 from benchmarks.run import parse_agents, parse_seeds, run_cells, run_here
 from benchmarks.statistics import harmonic_mean, interquartile_mean
@@ -35,7 +36,6 @@ from benchmarks.table import markdown
 from editenv.models import EMBEDDED
 from editenv.whole_files import write_whole
 
-CEILING = "joint-fine-tune"
 BROKEN = 0.9
 """Share of its start below which a method has broken."""
 WORKS = 10.0
@@ -113,11 +113,6 @@ def cells_of(suite: Suite, args: Args, seeds: Sequence[int]) -> list[Cell]:
         if 1 <= batches <= suite.batches:
             found += [Cell(whole.first(batches), prints, ceiling, seed, out) for seed in seeds]
     return found
-
-
-def is_ceiling(name: str) -> bool:
-    """Joint fine-tuning, with whatever settings."""
-    return name.partition("@")[0] == CEILING
 
 
 def breaking_point(points: Sequence[tuple[int, float]]) -> float | None:

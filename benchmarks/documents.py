@@ -10,8 +10,8 @@ A table stands between two comments, which readers of the page do not see::
     <!-- end -->
 
 ``table`` is benchmarks.table's first table and ``details`` its second, ``summary`` the first with fewer columns, ``intervals``
-each figure with its interval, ``times`` what an edit takes with and without the setup, ``capacity`` that of benchmarks.capacity; of the records of one suite in a file, named from the
-document's folder. A suite may be a pattern: capacity-*.
+each figure with its interval, ``times`` what an edit takes with and without the setup, ``capacity`` that of benchmarks.capacity;
+of the records of one suite in a file, named from the document's folder. A suite may be a pattern: capacity-*.
 Everything between the comments is written anew; --check only says which documents would change.
 """
 

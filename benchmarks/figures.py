@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.leaderboard import CEILING, FLOOR, Entry, Leaderboard, Task, curve
+from benchmarks.leaderboard import Entry, Leaderboard, Task, curve, is_ceiling, is_reference
 from editenv.metrics import METRICS
 from editenv.whole_files import whole_file
 
@@ -44,11 +44,11 @@ def styles(agents: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Colour, line and marker of each row: the same in all figures of one report. The two references are grey."""
     found, place = {}, 0
     for agent in agents:
-        if agent in (FLOOR, CEILING):
+        if is_reference(agent):
             found[agent] = {
                 "color": REFERENCE,
-                "linestyle": LINES[(agent == CEILING) + 1],
-                "marker": "oD"[agent == CEILING],
+                "linestyle": LINES[is_ceiling(agent) + 1],
+                "marker": "oD"[is_ceiling(agent)],
                 "markerfacecolor": "white",
             }
             continue
@@ -102,7 +102,7 @@ def bars(rows: Sequence[Entry], protocol: str) -> Any:
                 if found is None:
                     axis.text(1, place, "-", va="center")
                     continue
-                reference = row.agent in (FLOOR, CEILING)
+                reference = is_reference(row.agent)
                 axis.barh(place, found.value, height=0.68, color=REFERENCE if reference else colour, alpha=0.75)
                 right = found.value
                 if found.interval is not None:

@@ -34,6 +34,16 @@ FLOOR, CEILING = "no-edit", "joint-fine-tune"
 """Rows that the normalised score measures by; they edit nothing, or all at once, and take no part in the Pareto front."""
 
 
+def is_ceiling(agent: str) -> bool:
+    """Joint fine-tuning, with whatever settings (``joint-fine-tune@FOLDER``)."""
+    return agent.partition("@")[0] == CEILING
+
+
+def is_reference(agent: str) -> bool:
+    """No editing, or the ceiling."""
+    return agent == FLOOR or is_ceiling(agent)
+
+
 class Task(NamedTuple):
     """What is edited: runs on it are comparable."""
 
@@ -221,7 +231,11 @@ class Leaderboard:
             found = self._scores.setdefault(row.agent, {})
             for seed, score in row.values(protocol, MEAN).items():
                 found.setdefault((str(self._alike[row.task]), seed), score)
-        self._floor, self._ceiling = self.scores(FLOOR), self.scores(CEILING)
+        self._floor = self.scores(FLOOR)
+        self._ceiling: dict[Stream, float] = {}
+        for agent in filter(is_ceiling, self.agents):  # of several on one stream the highest
+            for stream, score in self.scores(agent).items():
+                self._ceiling[stream] = max(score, self._ceiling.get(stream, score))
 
     def scores(self, agent: str) -> dict[Stream, float]:
         """Harmonic means of one agent's runs; of runs on suites that are the same stream the first counts."""
@@ -285,7 +299,7 @@ class Leaderboard:
     def front(self, task: Task, setup: bool) -> set[str]:
         """The agents of a task that no other one beats in both quality and time per edit (:meth:`Entry.floors`); the references
         aside."""
-        rows = [row for row in self.rows if row.task == task and row.agent not in (FLOOR, CEILING)]
+        rows = [row for row in self.rows if row.task == task and not is_reference(row.agent)]
         scores = [list(row.values(self.protocol, MEAN).values()) for row in rows]
         points = [(row.floors(setup), interquartile_mean(s)) for row, s in zip(rows, scores, strict=True)]
         return {row.agent for row, on_front in zip(rows, pareto_front(points), strict=True) if on_front}

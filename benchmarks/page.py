@@ -7,14 +7,13 @@ from typing import Any
 
 from benchmarks import published
 from benchmarks.leaderboard import (
-    CEILING,
-    FLOOR,
     MEAN,
     RANKED,
     Entry,
     FailedCell,
     Leaderboard,
     curve,
+    is_reference,
 )
 from benchmarks.records import Record
 from benchmarks.statistics import Estimate, harmonic_mean
@@ -49,7 +48,7 @@ def page_data(entries: Sequence[Entry], boards: dict[str, Leaderboard], failed: 
     """What ``page.html`` reads."""
     tasks = list(dict.fromkeys(entry.task for entry in entries))
     agents = list(dict.fromkeys(entry.agent for entry in entries))
-    references = [agent for agent in agents if agent in (FLOOR, CEILING)]
+    references = [agent for agent in agents if is_reference(agent)]
     return {
         "tasks": [
             {"suite": task.suite, "model": task.model, "edits": row.records[0].edits, "dataset": row.records[0].dataset}

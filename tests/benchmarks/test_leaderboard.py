@@ -74,6 +74,11 @@ def test_normalised_by_hand():
 
 
 def test_nothing_is_normalised_by_another_model_or_suite():
+    own = run("joint-fine-tune@base", 0, 50.0), run("joint-fine-tune@base", 1, 90.0)  # another folder's settings
+    found = board(run("no-edit", 0, 10.0), run("no-edit", 1, 10.0), *own, run("a", 0, 30.0), run("a", 1, 50.0))
+    assert found.normalized(row(found, "a")).value == pytest.approx(0.5)
+    found = board(run("no-edit", 0, 10.0), run("joint-fine-tune", 0, 60.0), own[0], run("a", 0, 30.0))
+    assert found.normalized(row(found, "a")).value == pytest.approx(0.4)  # the higher one is the ceiling
     found = board(run("no-edit", suite="other"), run("joint-fine-tune", model="big", value=90.0), run("a"))
     assert found.normalized(row(found, "a")) is None
     assert found.referenced() == []
@@ -155,6 +160,7 @@ def test_the_front_by_hand():
         run("beaten", value=50.0, edit_seconds=0.02),
         run("no-edit", value=1.0, edit_seconds=0.0001),
         run("joint-fine-tune", value=99.0, edit_seconds=0.0001),
+        run("joint-fine-tune@base", value=99.0, edit_seconds=0.0001),
     )
     task = found.tasks[0]
     assert found.front(task, setup=False) == {"fast", "slow"}, "the references take no part"
