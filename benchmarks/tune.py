@@ -132,7 +132,8 @@ def tune(method: str, args: Args) -> Trial:
     """Runs the trials that are missing; the best of as many as were asked for.
 
     Raises:
-        ValueError: If the method is unknown, or if there are trials of another search.
+        ValueError: If the method is unknown, if the suite is about another model, or if there are trials of another search.
+        FileNotFoundError: If there is no such model.
     """
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}; there are {', '.join(METHODS)}")
@@ -181,7 +182,7 @@ def main(args: Args) -> None:
     for method in args.methods:
         try:
             best = tune(method, args)
-        except ValueError as error:
+        except (ValueError, FileNotFoundError) as error:
             raise SystemExit(str(error)) from None
         print(f"{method}: best is trial {best.number} with {best.score:.1f}: {best.settings}")
         if args.write:

@@ -32,7 +32,8 @@ def read_settings(method: str, folder: str = "atlas") -> dict[str, Any]:
     """
     path = settings_path(method, folder)
     if not path.exists():
-        raise FileNotFoundError(f"no settings of {method!r} in {folder!r}: there is no {path}")
+        hint = "" if "/" in folder else f"; a folder of your own is named with a slash: ./{folder}"
+        raise FileNotFoundError(f"no settings of {method!r} in {folder!r}: there is no {path}{hint}")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(found, dict) or not isinstance(found.get("settings"), dict):

@@ -77,6 +77,8 @@ def test_a_method_with_settings_of_another_folder(tmp_path, monkeypatch):
     assert make_agent("memit-seq@atlas-long").weight == packaged["weight"] == make_agent("memit-seq-long").weight
     with pytest.raises(FileNotFoundError, match=r"no settings of 'memit' in './': there is no memit\.json"):
         make_agent("memit@./")
+    with pytest.raises(FileNotFoundError, match=r"with a slash: \./mine"):
+        make_agent("memit@mine")
     with pytest.raises(ValueError, match=r"unknown agent 'memitt@\./'"):
         make_agent("memitt@./")
     for content, words in (("{", "memit.json: "), ("[]", "must be an object"), ('{"settings": {"wait": 1}}', "'wait'")):
