@@ -43,7 +43,8 @@ class Args:
     out: Path
     """Folder; results go to OUT/results.jsonl, a cell's record to OUT/cells."""
     agents: tuple[str, ...] = ()
-    """Rows: names of agents.registry, or file.py:Class; those that the suite is about by default."""
+    """Rows: names of agents.registry, METHOD@FOLDER for a method with settings of your own (made by benchmarks.tune), or
+    file.py:Class; those that the suite is about by default."""
     seeds: str = "0"
     """Like 0 or 0-2 or 0,3,5; each seeds training and the stream's order."""
     model: str | None = None
