@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from agents.rledit import Step, TrainConfig, Trainer, project
+from agents.policy_gradient import Step, TrainConfig, Trainer, project
 from editenv.deltas import LowRank
 from editenv.dynamics import Gradient
 from editenv.rewards import RewardTerms

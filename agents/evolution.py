@@ -20,7 +20,7 @@ import torch
 
 from agents import train_command
 from agents.episodes import check_config, play, rewards_to_go
-from agents.rledit import Step, TrainConfig, Trainer
+from agents.policy_gradient import Step, TrainConfig, Trainer
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ import torch
 from agents.base import Progress
 from agents.no_edit import no_action
 from agents.online import Online
-from agents.rledit import RLEdit, TrainConfig, training_environment
+from agents.policy_gradient import TrainConfig, training_environment
+from agents.rledit import RLEdit
 from editenv.env import Action, LifelongEditEnv, Observation
 
 

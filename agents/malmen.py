@@ -14,7 +14,7 @@ from typing import Literal
 
 from agents.fixed import TrainedOnFixedModel
 from agents.hypernetwork import PolicyConfig
-from agents.rledit import TrainConfig
+from agents.policy_gradient import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class MALMEN(TrainedOnFixedModel):
     Precomputes: the network, by Adam on ``-log p(y | x') + lambda_loc KL``, an optimiser step for each batch of theta_0;
     ``trajectories * horizon`` batches in all. The backward pass is the paper's in two stages (section 4.2): first the loss
     with respect to the delta, through the language model alone, then through the network alone; that is
-    :meth:`agents.rledit.Trainer.backward`. Needs: training edits with rephrases and locality prompts; no subject, no text.
+    :meth:`agents.policy_gradient.Trainer.backward`. Needs: training edits with rephrases and locality prompts; no subject, no text.
 
     Args:
         config: How it is trained; a policy trained before brings its own.

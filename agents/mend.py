@@ -12,7 +12,7 @@ from typing import Literal
 
 from agents.fixed import TrainedOnFixedModel
 from agents.hypernetwork import PolicyConfig
-from agents.rledit import TrainConfig
+from agents.policy_gradient import TrainConfig
 
 
 @dataclass(frozen=True)

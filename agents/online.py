@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from agents import train_command
+from agents.policy_gradient import Step, TrainConfig, Trainer
 from agents.preconditioner import Preconditioner
-from agents.rledit import Step, TrainConfig, Trainer
 from editenv.env import LifelongEditEnv
 
 

@@ -26,10 +26,11 @@ from agents.memit import MEMIT
 from agents.mend import MEND
 from agents.no_edit import NoEdit
 from agents.online import Online
+from agents.policy_gradient import TrainConfig
 from agents.prune import PRUNE
 from agents.rect import RECT
 from agents.reinforce import Reinforce, ReinforceConfig
-from agents.rledit import RLEdit, TrainConfig
+from agents.rledit import RLEdit
 from agents.rome import ROME
 from agents.sb3 import SB3Agent
 from agents.settings import build, merged, read_settings

@@ -30,7 +30,7 @@ import torch
 from agents import train_command
 from agents.episodes import check_config, play, rewards_to_go
 from agents.hypernetwork import Policy
-from agents.rledit import Step, TrainConfig, Trainer
+from agents.policy_gradient import Step, TrainConfig, Trainer
 from editenv.deltas import LowRank
 from editenv.dynamics import Gradient
 

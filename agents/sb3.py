@@ -27,7 +27,7 @@ from safetensors.numpy import load_file, save_file
 
 from agents.base import Agent, Progress
 from agents.covariance import training_edits
-from agents.rledit import TrainConfig, training_environment
+from agents.policy_gradient import TrainConfig, training_environment
 from editenv.data import edits_digest
 from editenv.data.files import FileOptions
 from editenv.delta_files import fingerprint, frozen_fingerprint

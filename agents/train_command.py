@@ -1,7 +1,7 @@
 """The command that trains a policy, by RLEdit or another algorithm on its network: options, checkpoint, log.
 
-``python -m agents.rledit`` and ``editenv train`` are this with RLEdit's own :class:`agents.rledit.Trainer`; ``agents.online``,
-``agents.reinforce`` and ``agents.evolution`` give theirs.
+``python -m agents.rledit`` and ``editenv train`` are this with RLEdit's own :class:`agents.policy_gradient.Trainer`;
+``agents.online``, ``agents.reinforce`` and ``agents.evolution`` give theirs.
 """
 
 import hashlib
@@ -12,7 +12,14 @@ from pathlib import Path
 import torch
 
 from agents.hypernetwork import save_policy
-from agents.rledit import TrainConfig, Trainer, describe, make_preconditioner, several_modules, training_environment
+from agents.policy_gradient import (
+    TrainConfig,
+    Trainer,
+    describe,
+    make_preconditioner,
+    several_modules,
+    training_environment,
+)
 from editenv.data.files import FileOptions
 from editenv.delta_files import fingerprint
 from editenv.env import LifelongEditEnv

@@ -24,8 +24,8 @@ from pathlib import Path
 import torch
 
 from agents.base import Progress
+from agents.policy_gradient import TrainConfig, Trainer, training_environment
 from agents.reinforce import Reinforce, ReinforceConfig
-from agents.rledit import TrainConfig, Trainer, training_environment
 from benchmarks.progress import console_progress
 from benchmarks.records import versions
 from benchmarks.rl import RLEDIT, SHARED

@@ -30,8 +30,9 @@ from agents.base import Agent, Progress
 from agents.evolution import Evolution, EvolutionConfig
 from agents.hypernetwork import PolicyConfig
 from agents.online import Online
+from agents.policy_gradient import TrainConfig, Trainer, training_environment
 from agents.reinforce import Reinforce, ReinforceConfig
-from agents.rledit import RLEdit, TrainConfig, Trainer, training_environment
+from agents.rledit import RLEdit
 from benchmarks import records
 from benchmarks.progress import console_progress
 from benchmarks.rollout import propose, take

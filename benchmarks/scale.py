@@ -25,7 +25,8 @@ import torch
 from agents.base import Agent
 from agents.editor import LifelongEditor
 from agents.hypernetwork import PolicyConfig
-from agents.rledit import RLEdit, TrainConfig, Trainer, training_environment
+from agents.policy_gradient import TrainConfig, Trainer, training_environment
+from agents.rledit import RLEdit
 from agents.ultraedit import UltraEdit
 from benchmarks.records import hardware, versions
 from benchmarks.rollout import clock, peak_memory_bytes, time_steps

@@ -23,7 +23,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from agents.rledit import RLEdit, TrainConfig, Trainer, training_environment
+from agents.policy_gradient import TrainConfig, Trainer, training_environment
+from agents.rledit import RLEdit
 from benchmarks.rollout import peak_memory_bytes, time_steps
 from editenv import metrics
 from editenv.data import Edit
@@ -96,7 +97,7 @@ def judging(edits: int) -> dict[str, float]:
 
 
 def fast_trajectory(batches: int) -> dict[str, Any]:
-    """One training trajectory as agents/rledit.py computes it."""
+    """One training trajectory as agents/policy_gradient.py computes it."""
     trainer = _trainer(batches)
     before = peak_memory_bytes(torch.device("cpu"))
     started = time.perf_counter()

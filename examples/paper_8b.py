@@ -7,7 +7,8 @@ Where training data of the suite are others (ZsRE's file has none left to learn 
 """
 
 from agents.hypernetwork import PolicyConfig
-from agents.rledit import RLEdit, TrainConfig
+from agents.policy_gradient import TrainConfig
+from agents.rledit import RLEdit
 from editenv.models.modules import preset
 
 

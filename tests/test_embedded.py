@@ -11,8 +11,9 @@ from plain import answer_logits, mean
 
 import editenv
 from agents.no_edit import NoEdit
+from agents.policy_gradient import TrainConfig
 from agents.registry import make_agent
-from agents.rledit import RLEdit, TrainConfig
+from agents.rledit import RLEdit
 from benchmarks import demo
 from benchmarks import run as command
 from benchmarks.records import read

@@ -8,8 +8,8 @@ from test_devices import LOWER, METHODS, UPPER
 from test_rledit import CONFIG
 
 from agents.editor import LifelongEditor
+from agents.policy_gradient import Trainer, make_preconditioner, training_environment
 from agents.registry import make_method
-from agents.rledit import Trainer, make_preconditioner, training_environment
 from benchmarks import suites
 from benchmarks.recording import Recording
 from benchmarks.rollout import run

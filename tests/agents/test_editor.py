@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from agents.base import Agent
 from agents.editor import BadEditError, Guard, LifelongEditor
 from agents.hypernetwork import Policy, PolicyConfig, save_policy
-from agents.rledit import TrainConfig
+from agents.policy_gradient import TrainConfig
 from agents.ultraedit import UltraEdit
 from editenv.data.records import BadRecordError
 from editenv.delta_files import apply_file, fingerprint, read_delta_file, revert_file

@@ -10,7 +10,7 @@ from test_rledit import CONFIG, LAST, make_trainer, same_policies
 
 from agents import evolution, train_command
 from agents.evolution import Evolution, EvolutionConfig, pair_weights
-from agents.rledit import TrainConfig, training_environment
+from agents.policy_gradient import TrainConfig, training_environment
 
 PAIRS = EvolutionConfig(**{field.name: getattr(CONFIG, field.name) for field in fields(TrainConfig)}, pairs=3)
 

@@ -13,7 +13,8 @@ from agents.malmen import MALMEN, MALMENConfig
 from agents.mend import MEND, MENDConfig
 from agents.no_edit import no_change
 from agents.online import Online
-from agents.rledit import RLEdit, TrainConfig, Trainer, training_environment
+from agents.policy_gradient import TrainConfig, Trainer, training_environment
+from agents.rledit import RLEdit
 from editenv.env import RefusedActionError
 
 SMALL = {

@@ -8,7 +8,8 @@ from safetensors.torch import load_file, save_file
 
 from agents.dafnet import DAFNet, DAFNetConfig
 from agents.hypernetwork import PolicyConfig
-from agents.rledit import RLEdit, TrainConfig
+from agents.policy_gradient import TrainConfig
+from agents.rledit import RLEdit
 from agents.sb3 import SB3Agent
 
 SMALL = TrainConfig(

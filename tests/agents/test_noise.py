@@ -8,7 +8,8 @@ from gymnasium.utils.env_checker import check_env
 
 from agents.hypernetwork import PolicyConfig, save_policy
 from agents.noise import HypernetworkNoise
-from agents.rledit import RLEdit, TrainConfig, Trainer, make_preconditioner, training_environment
+from agents.policy_gradient import TrainConfig, Trainer, make_preconditioner, training_environment
+from agents.rledit import RLEdit
 from editenv.env import LifelongEditEnv
 from editenv.wrappers import GradientStatistics
 

@@ -7,7 +7,7 @@ from plain import batch_loss, edited_weights
 from test_rledit import CONFIG, LAST, make_trainer, same_policies, watch
 
 from agents.online import Online
-from agents.rledit import Trainer, training_environment
+from agents.policy_gradient import Trainer, training_environment
 
 NO_MEMORY = replace(CONFIG, memory_batches=0, gradient_clip=0.5)
 

@@ -7,8 +7,9 @@ import torch
 from agents.base import Agent
 from agents.hypernetwork import PolicyConfig, make_policy, save_policy
 from agents.malmen import MALMEN, MALMENConfig
+from agents.policy_gradient import TrainConfig
 from agents.registry import AGENTS, METHODS, make_agent, make_method
-from agents.rledit import RLEdit, TrainConfig
+from agents.rledit import RLEdit
 from agents.settings import merged, read_settings
 
 OWN = """

@@ -10,8 +10,9 @@ from test_rledit import CONFIG, LAST, covariance_inverse_by_hand, same_policies
 
 from agents import reinforce, train_command
 from agents.episodes import rewards_to_go
+from agents.policy_gradient import Step, TrainConfig, make_preconditioner, training_environment
 from agents.reinforce import Reinforce, ReinforceConfig, leave_one_out
-from agents.rledit import RLEdit, Step, TrainConfig, make_preconditioner, training_environment
+from agents.rledit import RLEdit
 from editenv.rewards import RewardTerms
 
 NOISY = ReinforceConfig(

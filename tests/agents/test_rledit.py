@@ -13,8 +13,9 @@ from plain import batch_loss, edited_weights
 
 from agents.covariance import key_covariance
 from agents.hypernetwork import PolicyConfig, save_policy
+from agents.policy_gradient import TrainConfig, Trainer, config_from_json, sample_lags, training_environment
 from agents.preconditioner import Preconditioner, inverse_covariance
-from agents.rledit import RLEdit, TrainConfig, Trainer, config_from_json, sample_lags, training_environment
+from agents.rledit import RLEdit
 from editenv.delta_files import fingerprint
 from editenv.deltas import LowRank
 from editenv.rewards import RewardConfig

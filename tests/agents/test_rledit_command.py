@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from agents.hypernetwork import PolicyConfig
-from agents.rledit import TrainConfig
+from agents.policy_gradient import TrainConfig
 from agents.train_command import Args, main
 
 OPTIONS = {

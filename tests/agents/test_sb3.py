@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("stable_baselines3", reason="the sb3 extra is not installed")
 from stable_baselines3.common.callbacks import BaseCallback
 
-from agents.rledit import TrainConfig
+from agents.policy_gradient import TrainConfig
 from agents.sb3 import (
     Args,
     SB3Agent,

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from agents.hypernetwork import PolicyConfig
+from agents.policy_gradient import TrainConfig, Trainer, training_environment
 from agents.reinforce import Reinforce, ReinforceConfig
-from agents.rledit import TrainConfig, Trainer, training_environment
 from benchmarks.gradient_variance import Args, compare, gradients, main, standing_still
 
 CONFIG = TrainConfig(horizon=2, edits_per_step=3, warm_up_batches=1, policy=PolicyConfig(blocks=1, rank=2))

@@ -4,7 +4,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from agents.rledit import RLEdit, TrainConfig, Trainer, training_environment
+from agents.policy_gradient import TrainConfig, Trainer, training_environment
+from agents.rledit import RLEdit
 from benchmarks import rl
 from benchmarks.records import append
 from benchmarks.rl import ALGORITHMS, FIGURES, Args, Judge, Meter, Run, main, read
