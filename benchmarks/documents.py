@@ -10,8 +10,9 @@ A table stands between two comments, which readers of the page do not see::
     <!-- end -->
 
 ``table`` is benchmarks.table's first table and ``details`` its second, ``summary`` the first with fewer columns, ``intervals``
-each figure with its interval, ``times`` what an edit takes with and without the setup, ``capacity`` that of benchmarks.capacity;
-of the records of one suite in a file, named from the document's folder. A suite may be a pattern: capacity-*.
+each figure with its interval, ``means`` a column for each suite, ``times`` what an edit takes with and without the setup,
+``capacity`` that of benchmarks.capacity; of the records of one suite or several in a file, named from the document's folder. A
+suite may be a pattern: capacity-*.
 Everything between the comments is written anew; --check only says which documents would change.
 """
 
@@ -25,7 +26,7 @@ import tyro
 
 from benchmarks import capacity
 from benchmarks.records import Record, read
-from benchmarks.table import as_details, as_intervals, as_markdown, as_summary, as_times
+from benchmarks.table import as_details, as_intervals, as_markdown, as_means, as_summary, as_times
 from editenv.whole_files import write_whole
 
 KINDS: dict[str, Callable[[Sequence[Record]], str]] = {
@@ -33,6 +34,7 @@ KINDS: dict[str, Callable[[Sequence[Record]], str]] = {
     "details": as_details,
     "summary": as_summary,
     "intervals": as_intervals,
+    "means": as_means,
     "times": as_times,
     "capacity": lambda records: capacity.as_markdown(capacity.curves(records)),
 }
@@ -60,12 +62,14 @@ def rewritten(document: Path) -> str:
     while begin := BEGIN.search(text, done):
         kind, source = begin[1], begin[2].split()
         where = f"{document}, line {text.count(chr(10), 0, begin.start()) + 1}"
-        if kind not in KINDS or len(source) != 2:
+        if kind not in KINDS or len(source) < 2:
             raise ValueError(f"{where}: must be '<!-- KIND: FILE SUITE -->', KIND being {' or '.join(KINDS)}")
-        file, suite = source
-        records = [record for record in read(document.parent / file) if fnmatchcase(record.suite, suite)]
-        if not records:
-            raise ValueError(f"{where}: {file} holds no record of suite {suite!r}")
+        file, *suites = source
+        found = read(document.parent / file)
+        for suite in suites:
+            if not any(fnmatchcase(record.suite, suite) for record in found):
+                raise ValueError(f"{where}: {file} holds no record of suite {suite!r}")
+        records = [record for record in found if any(fnmatchcase(record.suite, suite) for suite in suites)]
         end = text.find(END, begin.end())
         following = BEGIN.search(text, begin.end())
         if end < 0 or (following and following.start() < end):

@@ -11,6 +11,7 @@ from pathlib import Path
 from benchmarks.leaderboard import MEAN, entries
 from benchmarks.records import Record, read
 from benchmarks.statistics import Estimate, interquartile_mean
+from benchmarks.suites import find, id_of
 from editenv.metrics import METRICS
 
 
@@ -108,6 +109,22 @@ def as_summary(records: Sequence[Record]) -> str:
     """The same with the columns that matter most."""
     chosen = [HEADINGS.index(name) for name in SUMMARY]
     return markdown(SUMMARY, [[row[i] for i in chosen] for row in rows(records)])
+
+
+def as_means(records: Sequence[Record]) -> str:
+    """A column for each suite, by the number of edits and of batches: teacher-forced harmonic means with their intervals.
+
+    Of several suites an agent that was run on one alone is left out.
+    """
+    found = entries(records)
+    suites = {suite: find(id_of(suite)) for suite in dict.fromkeys(entry.task.suite for entry in found)}
+    suites = dict(sorted(suites.items(), key=lambda item: (item[1].batches * item[1].edits_per_step, item[1].batches)))
+    by_row: dict[str, dict[str, str]] = {}
+    for entry in found:
+        by_row.setdefault(entry.agent, {})[entry.task.suite] = with_interval(entry.estimate("teacher_forced", MEAN))
+    headings = ["agent", *(f"{suite.batches:,} x {suite.edits_per_step:,}" for suite in suites.values())]
+    shown = {agent: row for agent, row in by_row.items() if len(row) >= min(2, len(suites))}
+    return markdown(headings, [[agent, *(row.get(name, "-") for name in suites)] for agent, row in shown.items()])
 
 
 def as_times(records: Sequence[Record]) -> str:

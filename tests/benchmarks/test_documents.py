@@ -63,6 +63,7 @@ def test_only_what_is_between_the_comments_changes(document, capsys):
     [
         ("table: found.jsonl smoke", "tables: found.jsonl smoke", "line 3: must be"),
         ("table: found.jsonl smoke", "table: found.jsonl", "line 3: must be"),
+        ("details: found.jsonl smoke", "details: found.jsonl smoke nil", "line 7: found.jsonl holds no record of suite 'nil'"),
         ("details: found.jsonl smoke", "details: found.jsonl smoky", "line 7: found.jsonl holds no record of suite 'smoky'"),
         ("stale |\n<!-- end -->", "stale |", "line 3: the table has no"),
         ("<!-- end -->\nThe end.", "The end.", "line 7: the table has no"),

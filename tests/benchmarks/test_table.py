@@ -9,6 +9,7 @@ from benchmarks.table import (
     as_details,
     as_intervals,
     as_markdown,
+    as_means,
     as_times,
     draw_retention,
     markdown,
@@ -70,6 +71,23 @@ def test_each_figure_has_its_interval_where_there_are_two_seeds():
         *("no-edit", "2", "75.0 [50.0, 100.0]", "50.0 [50.0, 50.0]", "50.0 [25.0, 75.0]"),
         *("15.0 [10.0, 20.0]", "-", "30.0 [30.0, 30.0]"),
     ]
+
+
+def test_means_have_a_column_for_each_suite_the_shorter_stream_first():
+    def run(agent, suite, value, seed=0):
+        return replace(RECORD, agent=agent, suite=suite, seed=seed, teacher_forced=scores(value, value, value))
+
+    found = [run("no-edit", "atlas-50x20", 2.0), run("no-edit", "atlas-400x20", 1.0)]
+    found += [run("rledit", "atlas-400x20", 30.0), run("rledit", "atlas-50x20", 50.0)]
+    found += [run("rledit", "atlas-50x20", 60.0, seed=1), run("rledit", "atlas-10x500", 40.0)]
+    found += [run("rome", "atlas-50x20", 70.0)]  # on one suite alone
+    assert [[cell.strip() for cell in line.strip("| ").split("|")] for line in as_means(found).splitlines()] == [
+        ["agent", "50 x 20", "10 x 500", "400 x 20"],
+        ["---"] * 4,
+        ["no-edit", "2.0", "-", "1.0"],
+        ["rledit", "55.0 [50.0, 60.0]", "40.0", "30.0"],
+    ]
+    assert "| rome | 70.0 |" in as_means(found[-1:])
 
 
 def test_times_are_with_and_without_the_setup_and_the_fastest_comes_first():
