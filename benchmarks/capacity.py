@@ -74,6 +74,7 @@ class Curve:
         seeds: Runs of which the points are interquartile means.
         points: Number of edits, and quality over all of them, 0 to 100.
         breaks_at: Edits at which the curve falls below 90% of its start; None if it does not, or never worked.
+        breaks_by_seed: The same for each run alone, in the order of seeds.
     """
 
     suite: str
@@ -84,6 +85,7 @@ class Curve:
     seeds: int
     points: tuple[tuple[int, float], ...]
     breaks_at: float | None
+    breaks_by_seed: tuple[float | None, ...]
 
 
 def cells_of(suite: Suite, args: Args, seeds: Sequence[int]) -> list[Cell]:
@@ -145,7 +147,10 @@ def curves(records: Sequence[Record]) -> list[Curve]:
         common = sorted(set.intersection(*(set(points) for points in by_seed.values())))
         if len(common) > 1:
             mean = tuple((n, float(interquartile_mean([seed[n] for seed in by_seed.values()]))) for n in common)
-            found.append(Curve(name, model, *edited[name, model], agent, len(by_seed), mean, breaking_point(mean)))
+            alone = tuple(breaking_point([(n, points[n]) for n in common]) for _, points in sorted(by_seed.items()))
+            found.append(
+                Curve(name, model, *edited[name, model], agent, len(by_seed), mean, breaking_point(mean), alone)
+            )
     return sorted(found, key=lambda curve: (curve.inputs, curve.suite))
 
 
@@ -189,7 +194,7 @@ def as_markdown(found: Sequence[Curve]) -> str:
         "seeds",
         "quality at the start",
         "at the end (edits)",
-        "below 90% at",
+        "below 90% at (each seed alone)",
         "edits per input",
     )
     body = []
@@ -197,6 +202,9 @@ def as_markdown(found: Sequence[Curve]) -> str:
         last = curve.points[-1]
         if curve.breaks_at:
             end, each = f"{curve.breaks_at:,.0f} edits", f"{curve.breaks_at / curve.inputs:.2f}"
+            if curve.seeds > 1:
+                alone = [f"{edits:,.0f}" if edits else "-" for edits in curve.breaks_by_seed]
+                end += f" ({', '.join(alone)})"
         elif curve.points[0][1] < WORKS:
             end, each = "never worked", "-"
         else:

@@ -114,10 +114,12 @@ def test_curves_are_over_what_all_seeds_have_and_know_the_width():
     assert (method.agent, method.seeds) == ("untrained", 2)
     assert dict(method.points) == pytest.approx({20: 70.0, 40: 70.0, 80: 50.0})
     assert method.breaks_at == pytest.approx(40 * 2 ** (7 / 20))
+    # The first falls from 80 to 40 between 40 and 80 edits, the second does not fall as far as both go.
+    assert method.breaks_by_seed == (pytest.approx(40 * 2 ** (8 / 40)), None)
     assert dict(ceiling.points) == pytest.approx({20: 90.0, 160: 85.0})
     assert ceiling.breaks_at is None
     table = as_markdown([method, ceiling])
-    assert "51 edits" in table
+    assert "51 edits (46, -)" in table
     assert "not up to 160" in table
     (own,) = curves([replace(RECORD, suite="atlas-50x20", agent="untrained")])  # a suite that names no modules
     assert (own.modules, own.inputs) == (("model.layers.3.mlp.down_proj",), config.intermediate_size)
