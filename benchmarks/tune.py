@@ -193,10 +193,9 @@ def main(args: Args) -> None:
                 f"Eff/Gen/Spe: {scores['efficacy']:.1f}/{scores['generalization']:.1f}/{scores['specificity']:.1f} "
                 "(python -m benchmarks.tune)"
             )
-            write_whole(
-                settings_path(method, args.settings),
-                json.dumps({"settings": best.settings, "chosen": chosen}, indent=2) + "\n",
-            )
+            path = settings_path(method, args.settings)
+            write_whole(path, json.dumps({"settings": best.settings, "chosen": chosen}, indent=2) + "\n")
+            print(f"Saved {path}: the row {method}@{args.settings} of benchmarks.run")
 
 
 if __name__ == "__main__":

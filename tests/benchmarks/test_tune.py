@@ -119,7 +119,9 @@ def test_settings_for_longer_streams_have_a_folder_of_their_own(world, tmp_path)
     assert not (tmp_path / "atlas/memit.json").exists()
 
 
-def test_settings_for_a_model_of_ones_own_go_to_a_folder_of_ones_own(monkeypatch, world, model_folder, tmp_path):
+def test_settings_for_a_model_of_ones_own_go_to_a_folder_of_ones_own(
+    monkeypatch, world, model_folder, tmp_path, capsys
+):
     monkeypatch.setattr(tune, "settings_path", settings_path)
     world.args.trials, world.args.suite, world.args.model = 4, "base-50x20-validation@2", model_folder
     world.args.settings = f"{tmp_path}/mine"
@@ -127,6 +129,7 @@ def test_settings_for_a_model_of_ones_own_go_to_a_folder_of_ones_own(monkeypatch
     best = min(world.calls, key=lambda weight: abs(np.log(weight / 100)))
     assert make_agent(f"memit@{tmp_path}/mine").weight == best
     written = json.loads((tmp_path / "mine/memit.json").read_text())
+    assert f"Saved {tmp_path}/mine/memit.json: the row memit@{tmp_path}/mine" in capsys.readouterr().out
     assert f"base-50x20-validation@2 with model {Path(model_folder).name}, seed 0" in written["chosen"]
     shutil.copytree(model_folder, tmp_path / "other")
     (tmp_path / "other/model.safetensors").write_bytes(b"another")
