@@ -233,7 +233,8 @@ def draw(found: Sequence[Curve], path: Path) -> None:
         for axis in axes[len(panels) :]:
             axis.set_visible(False)
         for axis, panel in zip(axes, panels, strict=False):
-            for curve in (curve for curve in found if (curve.suite, curve.model) == panel):
+            drawn = [curve for curve in found if (curve.suite, curve.model) == panel]
+            for curve in drawn:
                 edits, quality = zip(*curve.points, strict=True)
                 axis.plot(
                     edits, quality, markersize=3.5, linewidth=1.5, label=figures.shown(curve.agent), **look[curve.agent]
@@ -243,10 +244,9 @@ def draw(found: Sequence[Curve], path: Path) -> None:
                     axis.plot(
                         curve.breaks_at, height, "x", color=look[curve.agent]["color"], markersize=9, markeredgewidth=2
                     )
-            inputs = next(curve.inputs for curve in found if (curve.suite, curve.model) == panel)
-            longest = max(curve.points[-1][0] for curve in found if (curve.suite, curve.model) == panel)
+            longest = max(curve.points[-1][0] for curve in drawn)
             axis.set(
-                title=f"{panel[0].removeprefix('capacity-')}: {inputs:,} inputs",
+                title=f"{panel[0].removeprefix('capacity-')}: {drawn[0].inputs:,} inputs",
                 xlabel="edits",
                 xscale="log",
                 ylim=(-3, 103),

@@ -50,8 +50,6 @@ class Args:
     there, or else from those of atlas."""
     model: str | None = None
     """Name, folder or hub id of the language model; the suite's by default."""
-    data: Path | None = None
-    """Folder of the data sets, for suites that read real records."""
     device: str = "cpu"
     """A torch device, or auto for a model larger than one of them."""
     write: bool = False
@@ -137,7 +135,7 @@ def tune(method: str, args: Args) -> Trial:
     """
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}; there are {', '.join(METHODS)}")
-    suite = find(args.suite).at(args.model, args.data, device=args.device)
+    suite = find(args.suite).at(args.model, None, device=args.device)
     path = args.out / f"{method}.jsonl"
     about = {"suite": args.suite, "seed": args.seed}
     if args.model is not None:

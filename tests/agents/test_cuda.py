@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_devices import LOWER, METHODS, UPPER
+from test_devices import LOWER, METHODS, UPPER, changes, play, same_draws
 from test_rledit import CONFIG
 
 from agents.editor import LifelongEditor
@@ -66,23 +66,7 @@ def test_gradients_and_judgements(model_folder, edits, modules):
 @pytest.mark.parametrize("name", METHODS)
 def test_methods(make_env, name):
     """What is optimised or trained carries rounding on, so that weights are compared loosely."""
-    settings = dict(METHODS[name])
-    if "value" in settings:  # prefixes are drawn on the device: another one draws others
-        settings["value"] = settings["value"] | {"prefixes": 0}
-    found = []
-    for device in DEVICES:
-        agent = make_method(name, settings)
-        modules = [UPPER] if name == "rome" else [LOWER, UPPER]
-        agent.prepare(make_env(split="train", modules=modules, device=device), 0, lambda *_: None)
-        env = make_env(horizon=2, modules=modules, actions_per_batch=agent.actions_per_batch, device=device)
-        observation, info = env.reset(seed=0)
-        agent.begin(env)
-        over = False
-        while not over:
-            observation, _, terminated, truncated, info = env.step(agent.act(observation, info))
-            over = terminated or truncated
-        lm = env.language_model
-        found.append({n: (lm.weight(n) - lm.initial_weight(n)) for n in lm.modules})
+    found = [changes(play(make_env, name, same_draws(METHODS[name]), device=device)[0]) for device in DEVICES]
     for module, delta in found[0].items():
         assert delta.norm() > 0
         close(delta, found[1][module], 0.05)

@@ -112,6 +112,32 @@ METHODS = {
 }
 
 
+def play(make_env, name, settings, **device):
+    """The method prepared and played through two batches: the model as it is then, and the rewards."""
+    agent = make_method(name, settings)
+    modules = [UPPER] if name == "rome" else [LOWER, UPPER]
+    agent.prepare(make_env(split="train", modules=modules, **device), 0, lambda *_: None)
+    env = make_env(horizon=2, modules=modules, actions_per_batch=agent.actions_per_batch, **device)
+    observation, info = env.reset(seed=0)
+    agent.begin(env)
+    over = False
+    rewards = []
+    while not over:
+        observation, reward, terminated, truncated, info = env.step(agent.act(observation, info))
+        rewards.append(reward)
+        over = terminated or truncated
+    return env.language_model, rewards
+
+
+def same_draws(settings):
+    """Without prefixes, which are drawn on the device: another device draws others."""
+    return settings | {"value": settings["value"] | {"prefixes": 0}} if "value" in settings else settings
+
+
+def changes(lm):
+    return {name: lm.weight(name) - lm.initial_weight(name) for name in lm.modules}
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_methods(make_env, two_devices, monkeypatch, tokenizer, name):
     found = []
@@ -119,19 +145,8 @@ def test_methods(make_env, two_devices, monkeypatch, tokenizer, name):
         with monkeypatch.context() as patched:
             if model is not None:
                 patched.setattr("editenv.env.load_model", lambda *_: (two_devices, tokenizer))
-            agent = make_method(name, METHODS[name])
-            modules = [UPPER] if name == "rome" else [LOWER, UPPER]
-            agent.prepare(make_env(split="train", modules=modules), 0, lambda *_: None)
-            env = make_env(horizon=2, modules=modules, actions_per_batch=agent.actions_per_batch)
-            observation, info = env.reset(seed=0)
-            agent.begin(env)
-            over = False
-            rewards = []
-            while not over:
-                observation, reward, terminated, truncated, info = env.step(agent.act(observation, info))
-                rewards.append(reward)
-                over = terminated or truncated
-            found.append((env.language_model.snapshot(), rewards))
+            lm, rewards = play(make_env, name, METHODS[name])
+            found.append((lm.snapshot(), rewards))
     (one, rewards), (two, same) = found
     assert {device_of(weight) for weight in two.values()} <= {FIRST, SECOND}
     assert rewards == same

@@ -8,11 +8,10 @@ import copy
 import pytest
 import torch
 from test_cuda import close
-from test_devices import LOWER, METHODS, UPPER
+from test_devices import LOWER, METHODS, UPPER, changes, play, same_draws
 from torch.nn.functional import cross_entropy
 
 from agents.editor import LifelongEditor
-from agents.registry import make_method
 from editenv import metrics
 from editenv.dynamics import EditableLM
 from editenv.questions import ask
@@ -73,26 +72,12 @@ def test_gradients_and_judgements(base, spread, tokenizer, edits):
 @pytest.mark.parametrize("name", METHODS)
 def test_methods(make_env, spread, monkeypatch, tokenizer, name):
     """What is optimised or trained carries rounding on, so that weights are compared loosely."""
-    settings = dict(METHODS[name])
-    if "value" in settings:  # prefixes are drawn on the device: another one draws others
-        settings["value"] = settings["value"] | {"prefixes": 0}
     found = []
     for model in (None, spread):
         with monkeypatch.context() as patched:
             if model is not None:
                 patched.setattr("editenv.env.load_model", lambda *_: (spread, tokenizer))
-            agent = make_method(name, settings)
-            modules = [UPPER] if name == "rome" else [LOWER, UPPER]
-            agent.prepare(make_env(split="train", modules=modules), 0, lambda *_: None)
-            env = make_env(horizon=2, modules=modules, actions_per_batch=agent.actions_per_batch)
-            observation, info = env.reset(seed=0)
-            agent.begin(env)
-            over = False
-            while not over:
-                observation, _, terminated, truncated, info = env.step(agent.act(observation, info))
-                over = terminated or truncated
-            lm = env.language_model
-            found.append({n: (lm.weight(n) - lm.initial_weight(n)) for n in lm.modules})
+            found.append(changes(play(make_env, name, same_draws(METHODS[name]))[0]))
     for module, delta in found[0].items():
         assert delta.norm() > 0
         close(delta, found[1][module], 0.05)

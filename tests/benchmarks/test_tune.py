@@ -141,6 +141,15 @@ def test_settings_for_a_model_of_ones_own_go_to_a_folder_of_ones_own(
         tune.main(world.args)
 
 
+def test_a_model_that_is_not_there_is_named(tmp_path):
+    arguments = Args(
+        methods=("memit",), out=tmp_path / "out", suite="base-50x20-validation@2", model=f"{tmp_path}/nothing"
+    )
+    with pytest.raises(SystemExit, match=f"there is no model folder {tmp_path}/nothing"):
+        tune.main(arguments)
+    assert not (tmp_path / "out").exists()
+
+
 def test_as_many_trials_count_as_were_asked_for(world, tmp_path):
     world.args.trials = 16
     tune.main(world.args)
