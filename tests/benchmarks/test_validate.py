@@ -121,7 +121,7 @@ def test_low_rank_deltas_are_kept_low_rank_and_give_the_edited_model(submission,
 
 
 @pytest.mark.parametrize(
-    "field", ["teacher_forced", "generation", "immediate", "drift", "mean_reward", "retention", "edits"]
+    "field", ["teacher_forced", "generation", "immediate", "drift", "mean_reward", "retention", "edits", "modules"]
 )
 def test_a_tampered_result_is_found(check, submission, model_folder, capsys, field):
     (record,) = read(place(submission)[0])
@@ -132,6 +132,8 @@ def test_a_tampered_result_is_found(check, submission, model_folder, capsys, fie
         value += 1
     elif field == "mean_reward":
         value *= 0.98
+    elif field == "modules":
+        value = {name: [2 * d_in, d_out] for name, (d_in, d_out) in value.items()}
     elif field == "drift":
         value = value | {"kl": value["kl"] * 0.9}
     else:
@@ -142,6 +144,12 @@ def test_a_tampered_result_is_found(check, submission, model_folder, capsys, fie
     assert f"    {field}" in told
     assert "in the replay" in told
     assert "2 cells, 1 wrong" in told
+
+
+def test_a_record_from_before_modules_were_told_holds(check, submission, model_folder, capsys):
+    rewrite(submission, modules=None)
+    check(submission, model_folder)
+    assert "does not hold" not in capsys.readouterr().out
 
 
 def tamper(path):
