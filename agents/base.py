@@ -42,7 +42,9 @@ class Agent(ABC):
         return tuple(name for name, needed in found.items() if needed)
 
     looks_ahead: bool = False
-    """Whether it acts by the whole stream, or by where it ends: in its middle it is not what it is for a shorter one."""
+    """Whether it acts by the whole stream, or by where it ends: in its middle it is not what it is for a shorter
+    one.
+    """
 
     workspace: Path | None = None
     """Folder in which :meth:`prepare` may keep what it made, for the next suite with the same agent and seed."""

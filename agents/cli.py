@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from agents.edit_command import Edit, edit, edits_for, show_scores
-from agents.editor import BadEditError
+from agents.editing.edit_command import Edit, edit, edits_for, show_scores
+from agents.editing.editor import BadEditError
+from agents.editing.saving import save_model
 from agents.registry import AGENTS
-from agents.saving import save_model
 from editenv.models import EMBEDDED, PACKAGED
 from editenv.models.modules import PRESETS
 
@@ -60,7 +60,9 @@ class Apply:
     dtype: str = "float32"
     """The precision they were made in."""
     allow_rounding: bool = False
-    """Save a result that differs from the editing run's, as it may by rounding on another machine; without it that is an error."""
+    """Save a result that differs from the editing run's, as it may by rounding on another machine; without it that
+    is an error.
+    """
 
 
 @dataclass
@@ -81,8 +83,8 @@ class Revert:
 
 @dataclass
 class Inspect:
-    """Reads a file of edits from end to end and reports what is in it: counts, duplicates, contradictions, lengths, what a
-    model believes already, overlap with a training file, and the traps that published files are known for.
+    """Reads a file of edits from end to end and reports what is in it: counts, duplicates, contradictions, lengths,
+    what a model believes already, overlap with a training file, and the traps that published files are known for.
 
     editenv inspect corrections.csv
 
@@ -95,7 +97,8 @@ class Inspect:
     train: Path | None = None
     """A training file to compare with."""
     model: str | None = None
-    """Embedded model, Hugging Face folder or hub id: its tokens are counted, and it is asked what it believes. By default the
+    """Embedded model, Hugging Face folder or hub id: its tokens are counted, and it is asked what it believes. By
+    default the
     embedded model: name your own."""
     sample: int = 200
     """How many edits the model is asked about; 0 for none."""
@@ -107,8 +110,8 @@ class Inspect:
 class Methods:
     """Lists the methods that `--method` and benchmarks take.
 
-    With --json also what each needs besides the gradient: the model and the edits' texts, edits to learn from, text to take
-    statistics of, the edits' subjects.
+    With --json also what each needs besides the gradient: the model and the edits' texts, edits to learn from, text
+    to take statistics of, the edits' subjects.
     """
 
     json: bool = False
@@ -122,11 +125,11 @@ class Models:
 
 
 def evaluate(args: Evaluate) -> None:
-    from editenv import metrics
-    from editenv.dynamics import EditableLM
+    from editenv.evaluation import metrics
+    from editenv.evaluation.batch import ask
+    from editenv.language_model.editable_lm import EditableLM
     from editenv.models import load_model
     from editenv.models.modules import mlp_outputs
-    from editenv.questions import ask
 
     found = edits_for(args.edits, args.bad_records, args.model, args.device, args.dtype)
     edits = found[:]
@@ -239,7 +242,7 @@ def models(args: Models) -> None:
 
 
 def _load_editable(model: str, dtype: str, modules: Sequence[str], output: Path) -> Any:
-    from editenv.dynamics import EditableLM
+    from editenv.language_model.editable_lm import EditableLM
     from editenv.models import load_model
 
     if output.exists():
@@ -261,7 +264,8 @@ COMMANDS: dict[Any, Callable[[Any], None]] = {
 def main() -> None:
     """Entry point; errors about the input go to stderr, in one line, with exit status 1."""
     if sys.argv[1:2] == ["train"]:
-        from agents import rledit, train_command
+        from agents.hypernetwork import train_command
+        from agents.rledit import agent as rledit
 
         told = tyro.cli(train_command.Args, prog="editenv train", args=sys.argv[2:], description=rledit.__doc__)
         _run(train_command.main, told, told.output / "checkpoint.pt")

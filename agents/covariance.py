@@ -3,9 +3,9 @@
     python -m agents.covariance --text wiki.txt --model ./my-model --output stats
     editenv edit --model ./my-model --edits corrections.jsonl --method memit --text stats --output out
 
-ROME (Meng et al. 2022, section 3.1), MEMIT (Meng et al. 2023, eq. 15) and AlphaEdit (Fang et al. 2025, section 3.1) take it over
-100,000 samples of Wikipedia. The text is read as a stream, sums are saved now and then, and the same command goes on where it
-was stopped.
+ROME (Meng et al. 2022, section 3.1), MEMIT (Meng et al. 2023, eq. 15) and AlphaEdit (Fang et al. 2025, section 3.1)
+take it over 100,000 samples of Wikipedia. The text is read as a stream, sums are saved now and then, and the same
+command goes on where it was stopped.
 """
 
 import hashlib
@@ -20,13 +20,13 @@ from typing import Any
 import torch
 from safetensors.torch import load, save_file
 
+from editenv.atomic_files import whole_file, write_whole
 from editenv.data import Edit, load_edits
 from editenv.delta_files import fingerprint, frozen_fingerprint
-from editenv.dynamics import EditableLM
 from editenv.env import LifelongEditEnv
+from editenv.language_model.editable_lm import EditableLM
 from editenv.models import EMBEDDED, load_model
 from editenv.models.modules import default_modules
-from editenv.whole_files import whole_file, write_whole
 
 RECORD = "covariance.json"
 PORTION = 512
@@ -90,7 +90,9 @@ class KeyStatistics:
 def key_covariance(
     lm: EditableLM, texts: Sequence[str], batch_size: int = 128, bos: bool = False
 ) -> dict[str, torch.Tensor]:
-    """Second moment of each edited module's inputs at theta_0 over every token, with BOS or without: ``(d_in, d_in)``."""
+    """Second moment of each edited module's inputs at theta_0 over every token, with BOS or without: ``(d_in,
+    d_in)``.
+    """
     statistics = KeyStatistics(lm, bos)
     statistics.add(lm, texts, batch_size)
     return statistics.covariance()
@@ -101,7 +103,8 @@ def effective_dimension(covariance: torch.Tensor) -> float:
     return float(covariance.trace() ** 2 / covariance.square().sum())
 
 
-# -- text ---------------------------------------------------------------------------------------------------------------
+# -- text
+# ---------------------------------------------------------------------------------------------------------------
 
 
 def training_edits(env: LifelongEditEnv) -> Sequence[Edit]:
@@ -161,7 +164,8 @@ def _text_of(line: str, path: Path, number: int) -> str:
     return text.strip()
 
 
-# -- on disk ------------------------------------------------------------------------------------------------------------
+# -- on disk
+# ------------------------------------------------------------------------------------------------------------
 
 
 def collect(
@@ -183,8 +187,8 @@ def collect(
         portion: Texts between two saves.
 
     Raises:
-        ValueError: If the folder's statistics are of another model, other modules, another source, or if what was read of it
-            has changed.
+        ValueError: If the folder's statistics are of another model, other modules, another source, or if what was
+            read of it has changed.
     """
     statistics = KeyStatistics(lm, bos=True)
     about: dict[str, Any] = {"modules": list(lm.modules), **fingerprints(lm), "source": source, "bos": True}
@@ -248,8 +252,8 @@ def covariance_of(
 
     Args:
         env: Whose model, and whose training split if no text is named.
-        text: A folder of :func:`collect`, or what :func:`read_texts` takes: over every token, as in ROME's and MEMIT's public
-            code. Or None for sentences of the training split: over every token but BOS.
+        text: A folder of :func:`collect`, or what :func:`read_texts` takes: over every token, as in ROME's and
+            MEMIT's public code. Or None for sentences of the training split: over every token but BOS.
         samples: Texts, at most.
         progress: Told how many are done.
     """

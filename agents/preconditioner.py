@@ -1,14 +1,15 @@
 """What replaces the identity in the ridge solve, so that new keys leave old ones alone.
 
-``D = P U^T (U P U^T + lambda I)^-1 V`` for the keys U of a batch. With ``P = (lambda C)^-1`` of the text's key covariance C it is
-MEMIT's update (Meng et al. 2023, eq. 14), with the projection onto the null space of C AlphaEdit's (Fang et al. 2025, eq. 14);
-RLEdit (Li et al. 2025) has none, so that a policy with one is an extension. Adding the keys of each finished batch to
-``P^-1`` is recursive least squares: later batches leave earlier edits alone. All of it needs keys that do not drift.
+``D = P U^T (U P U^T + lambda I)^-1 V`` for the keys U of a batch. With ``P = (lambda C)^-1`` of the text's key
+covariance C it is MEMIT's update (Meng et al. 2023, eq. 14), with the projection onto the null space of C
+AlphaEdit's (Fang et al. 2025, eq. 14); RLEdit (Li et al. 2025) has none, so that a policy with one is an extension.
+Adding the keys of each finished batch to ``P^-1`` is recursive least squares: later batches leave earlier edits
+alone. All of it needs keys that do not drift.
 """
 
 import torch
 
-from editenv.dynamics import Gradient
+from editenv.language_model.editable_lm import Gradient
 
 
 def regularised(covariance: torch.Tensor, epsilon: float) -> torch.Tensor:
@@ -83,7 +84,8 @@ class Preconditioner:
 
     def project(self, name: str, keys: torch.Tensor) -> torch.Tensor:
         """``P U^T``, ``(d_in, tokens)``, for keys ``(tokens, d_in)``."""
-        # In this order: for few tokens and a matrix in columns, as the inverse comes, BLAS takes 40 times as long for P U^T.
+        # In this order: for few tokens and a matrix in columns, as the inverse comes, BLAS takes 40 times as long
+        # for P U^T.
         return (keys @ self._now[name].T).T
 
     def absorb(

@@ -1,8 +1,9 @@
 """The agents by name, as benchmarks list them.
 
-A name is a row of a table: a method with its options. ``METHOD@FOLDER`` is a method with the settings of another folder of
-agents/settings, or with a slash in it of your own (``memit@./mine``, made by benchmarks.tune). ``some_file.py:Name`` and
-``package.module:Name`` name an :class:`agents.base.Agent` of your own, made without arguments.
+A name is a row of a table: a method with its options. ``METHOD@FOLDER`` is a method with the settings of another
+folder of agents/settings, or with a slash in it of your own (``memit@./mine``, made by benchmarks.tune).
+``some_file.py:Name`` and ``package.module:Name`` name an :class:`agents.base.Agent` of your own, made without
+arguments.
 """
 
 import hashlib
@@ -15,27 +16,27 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from agents.alphaedit import AlphaEdit
 from agents.base import Agent
-from agents.dafnet import DAFNet
-from agents.evolution import Evolution, EvolutionConfig
-from agents.fine_tune import FineTune, JointFineTune
-from agents.lora import LoRA
-from agents.malmen import MALMEN
-from agents.memit import MEMIT
-from agents.mend import MEND
-from agents.no_edit import NoEdit
-from agents.online import Online
-from agents.policy_gradient import TrainConfig
-from agents.prune import PRUNE
-from agents.rect import RECT
-from agents.reinforce import Reinforce, ReinforceConfig
-from agents.rledit import RLEdit
-from agents.rome import ROME
-from agents.sb3 import SB3Agent
+from agents.baselines.alphaedit import AlphaEdit
+from agents.baselines.dafnet import DAFNet
+from agents.baselines.fine_tune import FineTune, JointFineTune
+from agents.baselines.lora import LoRA
+from agents.baselines.malmen import MALMEN
+from agents.baselines.memit import MEMIT
+from agents.baselines.mend import MEND
+from agents.baselines.no_edit import NoEdit
+from agents.baselines.prune import PRUNE
+from agents.baselines.rect import RECT
+from agents.baselines.rome import ROME
+from agents.baselines.stableedit import StableEdit
+from agents.baselines.ultraedit import UltraEdit
+from agents.hypernetwork.training import TrainConfig
+from agents.rl.evolution import Evolution, EvolutionConfig
+from agents.rl.online import Online
+from agents.rl.reinforce import Reinforce, ReinforceConfig
+from agents.rl.sb3 import SB3Agent
+from agents.rledit.agent import RLEdit
 from agents.settings import build, merged, read_settings
-from agents.stableedit import StableEdit
-from agents.ultraedit import UltraEdit
 
 
 def _config(method: str) -> TrainConfig:
@@ -46,7 +47,8 @@ def _config(method: str) -> TrainConfig:
 PAPER, PRECONDITIONED, CLOSED_LOOP = _config("rledit"), _config("rledit-p"), _config("rledit-p-k4")
 LONG = _config("rledit-p-long")
 
-# The paper's network without the paper's gradient; a trajectory is one optimiser step, as above, but on several episodes.
+# The paper's network without the paper's gradient; a trajectory is one optimiser step, as above, but on several
+# episodes.
 EPISODES: dict[str, Any] = {
     "trajectories": PAPER.trajectories,
     "horizon": PAPER.horizon,
@@ -93,8 +95,9 @@ METHODS: dict[str, tuple[Callable[..., Agent], dict[str, Any]]] = {
     "rect": (RECT, {}),
     "alphaedit": (AlphaEdit, {}),
 }
-"""Methods that take settings, and what makes the row the row: on any model, unless its settings say otherwise. Those for the
-embedded model are files of agents/settings."""
+"""Methods that take settings, and what makes the row the row: on any model, unless its settings say otherwise.
+Those for the embedded model are files of agents/settings.
+"""
 
 
 def make_method(name: str, settings: Mapping[str, Any]) -> Agent:
@@ -112,7 +115,9 @@ def make_method(name: str, settings: Mapping[str, Any]) -> Agent:
 
 
 def tuned(method: str, folder: str = "atlas") -> Callable[[], Agent]:
-    """Makes the method with the settings chosen for the embedded model, or those of another folder of agents/settings."""
+    """Makes the method with the settings chosen for the embedded model, or those of another folder of
+    agents/settings.
+    """
     return lambda: make_method(method, read_settings(method, folder))
 
 
@@ -213,7 +218,8 @@ AGENTS: dict[str, tuple[str, Callable[[], Agent]]] = {
 
 
 def make_agent(name: str) -> Agent:
-    """An agent by its name in :data:`AGENTS`, ``METHOD@FOLDER``, or one of your own by ``file.py:Class`` or ``module:Class``.
+    """An agent by its name in :data:`AGENTS`, ``METHOD@FOLDER``, or one of your own by ``file.py:Class`` or
+    ``module:Class``.
 
     Raises:
         ValueError: If there is no such agent, or if the method has no such setting as the folder's file says.
@@ -258,7 +264,9 @@ def find_agent(name: str) -> Callable[[], Agent]:
 
 
 def settings_of(name: str, agent: Agent) -> dict[str, Any]:
-    """What an agent was made with, as JSON has it: its attributes, a trained policy's digest, and that of a file of one's own."""
+    """What an agent was made with, as JSON has it: its attributes, a trained policy's digest, and that of a file of
+    one's own.
+    """
     shown: dict[str, Any] = {"actions_per_batch": agent.actions_per_batch}
     shown |= {name: _plain(value) for name, value in vars(agent).items() if not name.startswith("_")}
     files = {"source": Path(name.rpartition(":")[0])}

@@ -4,8 +4,9 @@
     python -m benchmarks.capability --agent rledit-packaged --at 0 200 1000 --data my/glue --out runs/capability
     python -m benchmarks.capability --agent no-edit --at 0 200 1000 --tasks sst2 mrpc --limit 500 --out runs/hub
 
-Writes OUT/capability.jsonl, one record for each agent, seed and number of edits, and OUT/capability.png. What is already
-there is not scored again; agents and seeds that are compared go into one folder, one command after the other.
+Writes OUT/capability.jsonl, one record for each agent, seed and number of edits, and OUT/capability.png. What is
+already there is not scored again; agents and seeds that are compared go into one folder, one command after the
+other.
 """
 
 import copy
@@ -23,15 +24,15 @@ import torch
 from agents.base import Agent
 from agents.registry import make_agent, settings_of
 from benchmarks.capability_report import Capability, Setting, as_markdown, draw, read
-from benchmarks.cells import file_name
-from benchmarks.progress import console_progress
-from benchmarks.records import append, disagreements
-from benchmarks.rollout import propose, take
+from benchmarks.results.records import append, disagreements
+from benchmarks.running.cells import file_name
+from benchmarks.running.progress import console_progress
+from benchmarks.running.rollout import propose, take
 from benchmarks.suites import model_fingerprint
 from editenv.data import edits_digest, load_edits
 from editenv.data.files import FileOptions
-from editenv.dynamics import EditableLM
 from editenv.env import LifelongEditEnv
+from editenv.language_model.editable_lm import EditableLM
 
 TEMPLATES = Path(__file__).parent / "tasks"
 LOCAL_TASKS = ("sst2", "mrpc", "cola", "rte", "nli", "mmlu")

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import figures, table
+from benchmarks.results import figures
+from benchmarks.results import tables as table
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,9 @@ def stderr_key(metric: str) -> str:
 
 
 def points(records: Sequence[Capability], agent: str, task: str, metric: str) -> dict[int, tuple[float, float, int]]:
-    """By number of edits: mean over seeds in %, standard error over a task's records in % (NaN if there is none), seeds."""
+    """By number of edits: mean over seeds in %, standard error over a task's records in % (NaN if there is none),
+    seeds.
+    """
     found: dict[int, tuple[float, float, int]] = {}
     for edits in sorted({record.edits for record in records if record.agent == agent}):
         group = [r.tasks[task] for r in records if r.agent == agent and r.edits == edits]

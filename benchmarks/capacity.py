@@ -4,14 +4,14 @@
     python -m benchmarks.capacity --suites capacity-1-layer@10 --agents untrained-p --ceiling 20 200 --out runs/try
     python -m benchmarks.capacity --suites capacity-wide --model runs/base --device cuda --out runs/capacity
 
-One run of a lifelong method gives its whole curve: a stream's first edits are the stream of a shorter run. The ceiling, joint
-fine-tuning, sees all its edits at once and is run anew for each number of them. Quality is the harmonic mean of teacher-forced
-efficacy, generalization and specificity over all edits so far. A method breaks where its curve first falls below 90% of its
-start, the first batch; between two points the curve is taken as straight over the logarithm of the number of edits. One that starts
-below 10 never worked, and has nothing to lose.
+One run of a lifelong method gives its whole curve: a stream's first edits are the stream of a shorter run. The
+ceiling, joint fine-tuning, sees all its edits at once and is run anew for each number of them. Quality is the
+harmonic mean of teacher-forced efficacy, generalization and specificity over all edits so far. A method breaks
+where its curve first falls below 90% of its start, the first batch; between two points the curve is taken as
+straight over the logarithm of the number of edits. One that starts below 10 never worked, and has nothing to lose.
 
-Cells are those of benchmarks.run, in OUT/cells: what is there is not run again, and --suites may be added to later. Writes
-OUT/capacity.md, OUT/capacity.json and OUT/capacity.png from all capacity suites in OUT.
+Cells are those of benchmarks.run, in OUT/cells: what is there is not run again, and --suites may be added to later.
+Writes OUT/capacity.md, OUT/capacity.json and OUT/capacity.png from all capacity suites in OUT.
 """
 
 import itertools
@@ -25,16 +25,17 @@ from pathlib import Path
 from typing import Any
 
 from agents.registry import make_agent
-from benchmarks import cells, figures
-from benchmarks.cells import Cell
-from benchmarks.leaderboard import CEILING, is_ceiling
-from benchmarks.records import Record
+from benchmarks.results import figures
+from benchmarks.results.leaderboard import CEILING, is_ceiling
+from benchmarks.results.records import Record
+from benchmarks.results.statistics import harmonic_mean, interquartile_mean
+from benchmarks.results.tables import markdown
 from benchmarks.run import parse_agents, parse_seeds, run_cells, run_here
-from benchmarks.statistics import harmonic_mean, interquartile_mean
+from benchmarks.running import cells
+from benchmarks.running.cells import Cell
 from benchmarks.suites import Suite, find, id_of
-from benchmarks.table import markdown
+from editenv.atomic_files import write_whole
 from editenv.models import EMBEDDED
-from editenv.whole_files import write_whole
 
 BROKEN = 0.9
 """Share of its start below which a method has broken."""
@@ -49,8 +50,9 @@ class Args:
     suites: tuple[str, ...] = ("capacity-narrow", "capacity-1-layer", "capacity-2-layers", "capacity-4-layers")
     """Suites that differ in their edited modules; NAME@BATCHES for shorter streams."""
     agents: tuple[str, ...] = ()
-    """Methods besides the ceiling; each suite's own by default. With joint-fine-tune@FOLDER among them the ceiling has the settings
-    there."""
+    """Methods besides the ceiling; each suite's own by default. With joint-fine-tune@FOLDER among them the ceiling
+    has the settings there.
+    """
     ceiling: tuple[int, ...] = (20, 100, 500, 1000, 2000, 4000, 8000)
     """Numbers of edits at which joint fine-tuning is run, as far as the stream goes; 0 leaves it out."""
     seeds: str = "0"
@@ -92,8 +94,8 @@ def cells_of(suite: Suite, args: Args, seeds: Sequence[int]) -> list[Cell]:
     """The runs that a suite's curves are made of.
 
     Raises:
-        ValueError: If the suite's model or edits are not those it is about, if a method's run does not give its curve, or if a
-            ceiling is not of whole batches.
+        ValueError: If the suite's model or edits are not those it is about, if a method's run does not give its
+            curve, or if a ceiling is not of whole batches.
         FileNotFoundError: If a row's settings are not there.
     """
     suite = suite.at(args.model, None, device=args.device)
@@ -173,7 +175,7 @@ def _edited(records: Sequence[Record]) -> dict[tuple[str, str], tuple[tuple[str,
 
 def _shapes(suite: Suite) -> dict[str, list[int]]:
     """Of the suite's modules, which are its model's own where it names none: for older records, which do not say it."""
-    from editenv.dynamics import EditableLM
+    from editenv.language_model.editable_lm import EditableLM
     from editenv.models import load_model
 
     if suite.model is None:

@@ -48,9 +48,9 @@ def atlas_text(facts: Sequence[atlas.Fact]) -> Text:
 def edits_text(edits: Sequence[Edit], group: str, seed: int) -> Text:
     """What a model is to believe *before* these edits.
 
-    The edit's prompt and rephrases have the old answer; where the data set gives none (ZsRE), another record's target is
-    drawn, from questions that begin with the same two words where there are several. Locality prompts have the data
-    set's answer. A prompt that occurs twice keeps the first answer it is given.
+    The edit's prompt and rephrases have the old answer; where the data set gives none (ZsRE), another record's
+    target is drawn, from questions that begin with the same two words where there are several. Locality prompts
+    have the data set's answer. A prompt that occurs twice keeps the first answer it is given.
     """
     rng = random.Random(f"{seed}/{group}")
     by_start: dict[str, list[str]] = defaultdict(list)

@@ -11,12 +11,13 @@ from pathlib import Path
 
 from agents.base import Agent
 from agents.registry import make_agent
-from benchmarks import records, table
-from benchmarks.progress import console_progress
-from benchmarks.rollout import run
+from benchmarks.results import figures, records
+from benchmarks.results import tables as table
+from benchmarks.running.progress import console_progress
+from benchmarks.running.rollout import run
 from benchmarks.suites import SUITES
 from editenv.data import atlas
-from editenv.frozen_outputs import FrozenOutputs
+from editenv.language_model.activation_cache import FrozenOutputs
 from editenv.models import load_model
 
 ROWS = ("no-edit", "fine-tune", "demo-untrained", "demo-rledit", "rledit-packaged")
@@ -56,7 +57,7 @@ def main(args: Args) -> None:
     (args.out / "results.jsonl").unlink(missing_ok=True)
     for record in found:
         records.append(args.out / "results.jsonl", record)
-    table.draw_retention(found, args.out / "retention.png")
+    figures.draw_retention(found, args.out / "retention.png")
     print()
     table.show(found)
     print(

@@ -9,9 +9,10 @@ A table stands between two comments, which readers of the page do not see::
     ...
     <!-- end -->
 
-``table`` is benchmarks.table's first table and ``details`` its second, ``summary`` the first with fewer columns, ``intervals``
-each figure with its interval, ``means`` a column for each suite, ``times`` what an edit takes with and without the setup,
-``capacity`` that of benchmarks.capacity; of the records of one suite or several in a file, named from the document's folder. A
+``table`` is benchmarks.results.tables's first table and ``details`` its second, ``summary`` the first with fewer
+columns, ``intervals`` each figure with its interval, ``means`` a column for each suite, ``times`` what an edit
+takes with and without the setup, ``capacity`` that of benchmarks.capacity; of the records of one suite or several
+in a file, named from the document's folder. A
 suite may be a pattern: capacity-*.
 Everything between the comments is written anew; --check only says which documents would change.
 """
@@ -25,9 +26,9 @@ from pathlib import Path
 import tyro
 
 from benchmarks import capacity
-from benchmarks.records import Record, read
-from benchmarks.table import as_details, as_intervals, as_markdown, as_means, as_summary, as_times
-from editenv.whole_files import write_whole
+from benchmarks.results.records import Record, read
+from benchmarks.results.tables import as_details, as_intervals, as_markdown, as_means, as_summary, as_times
+from editenv.atomic_files import write_whole
 
 KINDS: dict[str, Callable[[Sequence[Record]], str]] = {
     "table": as_markdown,
@@ -55,7 +56,8 @@ def rewritten(document: Path) -> str:
     """The document with its tables made from the records.
 
     Raises:
-        ValueError: If a comment is not as above, a file holds no record of the suite, or a table has no end; names the line.
+        ValueError: If a comment is not as above, a file holds no record of the suite, or a table has no end; names
+            the line.
     """
     text = document.read_text(encoding="utf-8")
     pieces, done = [], 0

@@ -2,16 +2,18 @@
 
     python -m benchmarks.gradient_variance --out runs/rl/gradient_variance.json --streams 12 --trajectories 0 15
 
-Both estimate how the mean reward changes with the hypernetwork's parameters, at one policy that stays as it is, once for each
-of several streams; REINFORCE from several noisy rollouts of the stream, with their leave-one-out baseline. What is reported:
+Both estimate how the mean reward changes with the hypernetwork's parameters, at one policy that stays as it is,
+once for each of several streams; REINFORCE from several noisy rollouts of the stream, with their leave-one-out
+baseline. What is reported:
 
 ``variance``
-    ``tr Cov(g) / |E g|^2`` over streams: how many estimates must be averaged until the noise is as long as the gradient.
-    ``|E g|^2`` is the differentiable one's, as the mean inner product of different streams' estimates, which has no bias
-    from noise; REINFORCE's own is buried in its noise.
+    ``tr Cov(g) / |E g|^2`` over streams: how many estimates must be averaged until the noise is as long as the
+    gradient. ``|E g|^2`` is the differentiable one's, as the mean inner product of different streams' estimates,
+    which has no bias from noise; REINFORCE's own is buried in its noise.
 ``projection``
     ``<g, e> / |E g|`` with its standard error, and its standard deviation over streams: what an estimate says about the
-    differentiable gradient's direction e. The first half of the streams gives e, the second half is projected. With REINFORCE it
+    differentiable gradient's direction e. The first half of the streams gives e, the second half is projected. With
+    REINFORCE it
     need not be 1: it knows that later observations depend on earlier actions, which RLEdit holds constant, and it sees
     the return averaged over its noise.
 """
@@ -24,14 +26,14 @@ from pathlib import Path
 import torch
 
 from agents.base import Progress
-from agents.policy_gradient import TrainConfig, Trainer, training_environment
-from agents.reinforce import Reinforce, ReinforceConfig
-from benchmarks.progress import console_progress
-from benchmarks.records import versions
+from agents.hypernetwork.training import TrainConfig, Trainer, training_environment
+from agents.rl.reinforce import Reinforce, ReinforceConfig
+from benchmarks.results.records import versions
+from benchmarks.results.tables import markdown
 from benchmarks.rl import RLEDIT, SHARED
-from benchmarks.table import markdown
+from benchmarks.running.progress import console_progress
+from editenv.atomic_files import write_whole
 from editenv.env import LifelongEditEnv
-from editenv.whole_files import write_whole
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,9 @@ def standing_still(config: TrainConfig) -> TrainConfig:
 
 
 def compare(differentiable: torch.Tensor, other: torch.Tensor) -> tuple[float, float, float, float]:
-    """Variance of ``other`` and its projection: mean, standard error, deviation. Both ``(streams, parameters)``, float64."""
+    """Variance of ``other`` and its projection: mean, standard error, deviation. Both ``(streams, parameters)``,
+    float64.
+    """
     count = len(differentiable)
     total = differentiable.sum(0)
     squared = float((total @ total - differentiable.square().sum()) / (count * (count - 1)))
@@ -148,7 +152,7 @@ class Args:
     rollouts: int = 8
     """Of each stream, for REINFORCE."""
     noise: float = 0.1
-    """REINFORCE's, as in agents/reinforce.py."""
+    """REINFORCE's, as in agents/rl/reinforce.py."""
     seed: int = 0
     """Of the policy and the streams."""
 

@@ -4,11 +4,12 @@
     python -m benchmarks.one_batch rome --edits 1 --batches 20 --floor 95
     python -m benchmarks.one_batch ultraedit lora --settings atlas-one-batch
 
-The rows of the tables are set for a thousand edits to come, and some buy that with half-done edits; --settings takes those of
-another folder of agents/settings.
+The rows of the tables are set for a thousand edits to come, and some buy that with half-done edits; --settings
+takes those of another folder of agents/settings.
 
-Each batch starts from theta_0. Efficacy is teacher-forced and averaged over the batches; if a method stays below the floor, the
-command fails at the end. A method that fails here is broken or badly set; one that passes may still forget along a stream.
+Each batch starts from theta_0. Efficacy is teacher-forced and averaged over the batches; if a method stays below
+the floor, the command fails at the end. A method that fails here is broken or badly set; one that passes may still
+forget along a stream.
 """
 
 import sys
@@ -20,10 +21,10 @@ import tyro
 from agents.base import Agent, Progress
 from agents.registry import METHODS, make_agent, make_method
 from agents.settings import read_settings
-from benchmarks.progress import console_progress
-from benchmarks.rollout import mean, propose, take
+from benchmarks.running.progress import console_progress
+from benchmarks.running.rollout import mean, propose, take
 from editenv.env import LifelongEditEnv
-from editenv.metrics import METRICS
+from editenv.evaluation.metrics import METRICS
 
 
 @dataclass

@@ -1,14 +1,16 @@
 """Pre-trains the embedded language model on the atlas world, from scratch; or goes on, on what a data set says.
 
-    python -m benchmarks.pretrain --output editenv/models/atlas              # the model in the package (12 M parameters)
+    python -m benchmarks.pretrain --output editenv/models/atlas              # the model in the package (12 M
+    parameters)
     python -m benchmarks.pretrain --output runs/atlas-base --size base       # 34 M parameters, for whoever has a GPU
     python -m benchmarks.pretrain --output runs/models/real --suites counterfact-100x20 zsre-50x20 --data DIR
 
 The last form teaches the embedded model what it is to believe before a suite's edits (benchmarks/corpus.py says what
 that is): editing facts that a model never knew would show little.
 
-The result is a plain Hugging Face folder (LlamaForCausalLM, byte-level BPE tokenizer, safetensors). A killed run goes on
-from its last checkpoint when the same command is given again. Progress is printed and logged beside the output.
+The result is a plain Hugging Face folder (LlamaForCausalLM, byte-level BPE tokenizer, safetensors). A killed run
+goes on from its last checkpoint when the same command is given again. Progress is printed and logged beside the
+output.
 
 What is unusual, and why:
 
@@ -35,9 +37,9 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 
 from benchmarks.corpus import LEAD_INS, Statement, Text, atlas_text, dataset_text, join
 from benchmarks.suites import SUITES
+from editenv.atomic_files import whole_file
 from editenv.data import atlas
 from editenv.models import model_path
-from editenv.whole_files import whole_file
 
 SIZES = {
     "mini": {"hidden_size": 256, "intermediate_size": 3072, "num_hidden_layers": 4, "num_attention_heads": 4},
@@ -52,7 +54,9 @@ class Args:
     size: Literal["mini", "base"] = "mini"
     """mini ships in the package; base is for a GPU. Only for training from scratch."""
     suites: tuple[str, ...] = ()
-    """Go on from START with what these suites of benchmarks.suites take the model to believe, training split included."""
+    """Go on from START with what these suites of benchmarks.suites take the model to believe, training split
+    included.
+    """
     data: Path | None = None
     """Folder of the data sets that the suites read."""
     start: str = "atlas"

@@ -6,8 +6,8 @@
 
 index.html is one file without any network: open it in a browser, send it, or put it on a server as it is. Rows are
 interquartile means over seeds with 95% intervals; two rows are measures for the others if they were run: no-edit, and
-joint-fine-tune, the ceiling. docs/statistics.md says what each number means and what is not shown. The same records give the
-same files.
+joint-fine-tune, the ceiling. docs/statistics.md says what each number means and what is not shown. The same records
+give the same files.
 """
 
 import re
@@ -18,18 +18,21 @@ from typing import Annotated
 
 import tyro
 
-from benchmarks import figures, leaderboard, published, table
-from benchmarks.leaderboard import RANKED, Entry, FailedCell, Leaderboard, Task
-from benchmarks.page import page
-from benchmarks.statistics import Estimate
+from benchmarks.results import figures, leaderboard, published
+from benchmarks.results import tables as table
+from benchmarks.results.leaderboard import RANKED, Entry, FailedCell, Leaderboard, Task
+from benchmarks.results.page import page
+from benchmarks.results.statistics import Estimate
 from benchmarks.suites import id_of
-from editenv.whole_files import write_whole
+from editenv.atomic_files import write_whole
 
 
 @dataclass
 class Args:
     results: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="DIR [DIR ...]")]
-    """Folders with a results.jsonl, as benchmarks.run writes it, or such files themselves; together they make one leaderboard."""
+    """Folders with a results.jsonl, as benchmarks.run writes it, or such files themselves; together they make one
+    leaderboard.
+    """
     out: Path | None = None
     """Where the report goes; the first folder by default."""
 

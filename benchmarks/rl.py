@@ -2,15 +2,17 @@
 
     python -m benchmarks.rl --out runs/rl --steps 150 --seconds 40 --seeds 0-4
     python -m benchmarks.rl_report runs/rl --figure docs/results/rl.png
-    python -m benchmarks.rl --out runs/rl-choice --steps 100 --seconds 20 --judgements 1 --seeds 100 --stream 1 --rate-factor 0.3
+    python -m benchmarks.rl --out runs/rl-choice --steps 100 --seconds 20 --judgements 1 --seeds 100 --stream 1
+    --rate-factor 0.3
 
-Every run trains until *both* budgets are spent, on streams of the training split, and is judged now and then on one fixed
-stream of the validation split; OUT/rl.jsonl gets one line for each algorithm and seed. Runs that are there are not run
-again; each has a process and a thread of its own.
+Every run trains until *both* budgets are spent, on streams of the training split, and is judged now and then on one
+fixed stream of the validation split; OUT/rl.jsonl gets one line for each algorithm and seed. Runs that are there
+are not run again; each has a process and a thread of its own.
 
 *Steps* are actions that the environment has rewarded. *Seconds* are the thread's own CPU seconds from the making of the
-policy on, judging aside: what a clock on the wall shows if nothing else needs the core, and the same if something does. Settings
-are below; the last command, with other factors, is how learning rates were chosen (docs/results/rl.md).
+policy on, judging aside: what a clock on the wall shows if nothing else needs the core, and the same if something
+does. Settings are below; the last command, with other factors, is how learning rates were chosen
+(docs/results/rl.md).
 """
 
 import json
@@ -25,21 +27,21 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from agents import sb3
 from agents.base import Agent, Progress
-from agents.evolution import Evolution, EvolutionConfig
-from agents.hypernetwork import PolicyConfig
-from agents.online import Online
-from agents.policy_gradient import TrainConfig, Trainer, training_environment
-from agents.reinforce import Reinforce, ReinforceConfig
-from agents.rledit import RLEdit
-from benchmarks import records
-from benchmarks.progress import console_progress
-from benchmarks.rollout import propose, take
+from agents.hypernetwork.networks import PolicyConfig
+from agents.hypernetwork.training import TrainConfig, Trainer, training_environment
+from agents.rl import sb3
+from agents.rl.evolution import Evolution, EvolutionConfig
+from agents.rl.online import Online
+from agents.rl.reinforce import Reinforce, ReinforceConfig
+from agents.rledit.agent import RLEdit
+from benchmarks.results import records
 from benchmarks.run import end_with_parent, parse_seeds
-from editenv import metrics
+from benchmarks.running.progress import console_progress
+from benchmarks.running.rollout import propose, take
 from editenv.env import LifelongEditEnv
-from editenv.questions import ask
+from editenv.evaluation import metrics
+from editenv.evaluation.batch import ask
 
 EDITS_PER_STEP = 10
 HORIZON = 10
@@ -61,8 +63,8 @@ class Run:
         stream: Seed of the validation stream's order.
         rate_factor: What the learning rates of :data:`ALGORITHMS` were multiplied by.
         settings: Everything else that was chosen.
-        points: ``steps``, ``seconds`` and :data:`FIGURES` each time it was judged: the undiscounted return of the whole stream, and
-            teacher-forced percentages over all its edits after the last one.
+        points: ``steps``, ``seconds`` and :data:`FIGURES` each time it was judged: the undiscounted return of the
+            whole stream, and teacher-forced percentages over all its edits after the last one.
         versions: What it was made with.
     """
 
@@ -179,7 +181,7 @@ class OnTheNetwork:
 
 @dataclass(frozen=True)
 class OnTheWrapped:
-    """An algorithm of Stable-Baselines3, which sees the environment through agents.sb3.wrapped.
+    """An algorithm of Stable-Baselines3, which sees the environment through agents.rl.sb3.wrapped.
 
     Attributes:
         name: Of its settings in agents/settings/sb3.
@@ -209,8 +211,8 @@ class OnTheWrapped:
             sb3.train(model, sys.maxsize, callbacks=[Metered()])
 
 
-# The paper's form: no preconditioner, one action per batch; step size and ridge untuned. Of learning rates 0.3, 1 and 3 times
-# 3e-3 (and 0.05 for the scalars) each algorithm has the one with the best return: docs/results/rl.md.
+# The paper's form: no preconditioner, one action per batch; step size and ridge untuned. Of learning rates 0.3, 1
+# and 3 times 3e-3 (and 0.05 for the scalars) each algorithm has the one with the best return: docs/results/rl.md.
 SHARED: dict[str, Any] = {
     "horizon": HORIZON,
     "edits_per_step": EDITS_PER_STEP,

@@ -2,8 +2,8 @@
 
     python -m benchmarks.rl_report runs/rl --figure docs/results/rl.png
 
-A run's figure at x steps (or seconds) is that of the last policy it had by then. Over seeds, the interquartile mean with its 95%
-stratified bootstrap interval; there is one validation stream, hence one stratum.
+A run's figure at x steps (or seconds) is that of the last policy it had by then. Over seeds, the interquartile mean
+with its 95% stratified bootstrap interval; there is one validation stream, hence one stratum.
 """
 
 from collections.abc import Sequence
@@ -14,10 +14,10 @@ from typing import Any, Literal
 import numpy as np
 import tyro
 
-from benchmarks import figures
+from benchmarks.results import figures
+from benchmarks.results.statistics import Estimate, estimate
+from benchmarks.results.tables import markdown
 from benchmarks.rl import FIGURES, Run, read
-from benchmarks.statistics import Estimate, estimate
-from benchmarks.table import markdown
 
 Unit = Literal["steps", "seconds"]
 UNITS: tuple[Unit, ...] = ("steps", "seconds")

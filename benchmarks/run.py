@@ -6,9 +6,10 @@
     python -m benchmarks.run --suite zsre-50x20 --data DIR --model real --agents rledit-p --out runs/zsre
     python -m benchmarks.run --suite atlas-50x20 --seeds 0-4 --runner ray --address HOST:6379 --out /shared/runs/atlas
 
-The first line lists the suites. Each finished cell (agent and seed) is one file of OUT/cells, and OUT/results.jsonl is made
-from them; what is there is not run again, what has failed is. Each cell runs in a process of its own, so that its peak memory
-is its own and a crash costs one cell. A failed cell is reported and makes the command fail at the end. See docs/benchmarks.md.
+The first line lists the suites. Each finished cell (agent and seed) is one file of OUT/cells, and OUT/results.jsonl
+is made from them; what is there is not run again, what has failed is. Each cell runs in a process of its own, so
+that its peak memory is its own and a crash costs one cell. A failed cell is reported and makes the command fail at
+the end. See docs/benchmarks.md.
 """
 
 import multiprocessing
@@ -25,10 +26,11 @@ from pathlib import Path
 from typing import Literal
 
 from agents.registry import find_agent
-from benchmarks import cells, table
-from benchmarks.cells import Cell, Failure, Report
-from benchmarks.progress import cells_progress
-from benchmarks.records import Record
+from benchmarks.results import tables as table
+from benchmarks.results.records import Record
+from benchmarks.running import cells
+from benchmarks.running.cells import Cell, Failure, Report
+from benchmarks.running.progress import cells_progress
 from benchmarks.suites import find
 from editenv.models.modules import modules_of
 
@@ -43,8 +45,9 @@ class Args:
     out: Path
     """Folder; results go to OUT/results.jsonl, a cell's record to OUT/cells."""
     agents: tuple[str, ...] = ()
-    """Rows: names of agents.registry, METHOD@FOLDER for a method with settings of your own (made by benchmarks.tune), or
-    file.py:Class; those that the suite is about by default."""
+    """Rows: names of agents.registry, METHOD@FOLDER for a method with settings of your own (made by
+    benchmarks.tune), or file.py:Class; those that the suite is about by default.
+    """
     seeds: str = "0"
     """Like 0 or 0-2 or 0,3,5; each seeds training and the stream's order."""
     model: str | None = None
@@ -96,7 +99,9 @@ def parse_agents(given: Iterable[str]) -> list[str]:
 
 
 def run_here(todo: list[Cell], report: Report) -> Iterator[tuple[Cell, Record | Failure]]:
-    """Each cell in a process of its own, one after the other; the frozen layers run over a stream's prompts in its first."""
+    """Each cell in a process of its own, one after the other; the frozen layers run over a stream's prompts in its
+    first.
+    """
     context = multiprocessing.get_context("spawn")
     streams = [cell.stream for cell in todo]
     for number, cell in enumerate(todo):
@@ -127,8 +132,8 @@ def run_here(todo: list[Cell], report: Report) -> Iterator[tuple[Cell, Record | 
 
 
 def _in_process(cell: Cell, sender: Connection, shares: bool) -> None:
-    from benchmarks.rollout import ROOM
-    from editenv.frozen_outputs import FrozenOutputs
+    from benchmarks.running.rollout import ROOM
+    from editenv.language_model.activation_cache import FrozenOutputs
 
     threading.Thread(target=end_with_parent, daemon=True).start()
     frozen_outputs = FrozenOutputs(ROOM)
@@ -180,7 +185,7 @@ def make_runner(args: Args) -> Runner:
     """Where cells run."""
     if args.runner == "local":
         return run_here
-    from benchmarks.ray_runner import run_on_ray
+    from benchmarks.running.ray_runner import run_on_ray
 
     return lambda todo, report: run_on_ray(todo, args.address, args.cores, args.gpus)
 

@@ -3,9 +3,10 @@
     python -m benchmarks.scale --shape llama-3-8b --preset llama-3-8b/zsre --device cuda --out runs/scale.json
     python -m benchmarks.scale --shape llama-1b --modules layers.8.mlp.down_proj layers.9.mlp.down_proj --horizon 0
 
-Neither time nor memory depends on what the weights are, so they are random: no such model has to be there, and nothing is said
-about quality. The edits are those of the embedded world and the tokenizer is its model's, which has about a token for a word.
-The model is written to a folder (``--folder``, for one in memory or on a fast disk) and read from it like any other.
+Neither time nor memory depends on what the weights are, so they are random: no such model has to be there, and
+nothing is said about quality. The edits are those of the embedded world and the tokenizer is its model's, which has
+about a token for a word. The model is written to a folder (``--folder``, for one in memory or on a fast disk) and
+read from it like any other.
 """
 
 import gc
@@ -23,18 +24,18 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from agents.base import Agent
-from agents.editor import LifelongEditor
-from agents.hypernetwork import PolicyConfig
-from agents.policy_gradient import TrainConfig, Trainer, training_environment
-from agents.rledit import RLEdit
-from agents.ultraedit import UltraEdit
-from benchmarks.records import hardware, versions
-from benchmarks.rollout import clock, peak_memory_bytes, time_steps
+from agents.baselines.ultraedit import UltraEdit
+from agents.editing.editor import LifelongEditor
+from agents.hypernetwork.networks import PolicyConfig
+from agents.hypernetwork.training import TrainConfig, Trainer, training_environment
+from agents.rledit.agent import RLEdit
+from benchmarks.results.records import hardware, versions
+from benchmarks.running.rollout import clock, peak_memory_bytes, time_steps
+from editenv.atomic_files import write_whole
 from editenv.data import load_edits
 from editenv.env import LifelongEditEnv
 from editenv.models import DTYPES, EMBEDDED, check_device, load_model, model_path
 from editenv.models.modules import find_modules, modules_of, preset
-from editenv.whole_files import write_whole
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig
@@ -153,7 +154,9 @@ def write_model(folder: Path, args: Args) -> None:
 
 
 def parameters(args: Args) -> int:
-    """Of the model, counted from its shape: attention, MLP and two norms for each layer, a norm, embeddings and head."""
+    """Of the model, counted from its shape: attention, MLP and two norms for each layer, a norm, embeddings and
+    head.
+    """
     s = SHAPES[args.shape]
     d, layers = s["hidden_size"], args.layers or s["num_hidden_layers"]
     heads = 2 * d * d + 2 * d * d * s["num_key_value_heads"] // s["num_attention_heads"]
@@ -189,7 +192,9 @@ def train_config(args: Args) -> TrainConfig:
 
 
 def time_editing(agent: Agent, env: LifelongEditEnv, args: Args) -> dict[str, Any]:
-    """Medians over steps of acting, of the whole edit step (observation and update are the environment's) and of the floor."""
+    """Medians over steps of acting, of the whole edit step (observation and update are the environment's) and of
+    the floor.
+    """
     found: dict[str, Any] = {}
     with memory(env.language_model.device, found):
         rows = time_steps(agent, env, args.steps, args.seed)

@@ -1,11 +1,12 @@
-"""Where the time goes: the edit step against its floor; a training trajectory and the judging of free generation against
-the same computed naively.
+"""Where the time goes: the edit step against its floor; a training trajectory and the judging of free generation
+against the same computed naively.
 
     python -m benchmarks.speed
 
-The naive trajectory is what a first implementation does: reference logits recomputed, gradients of whole weights, logits
-at every token, memory batches one by one, a d x d solve. Both run here, in processes of their own, on the same stream with
-the same policy, and must find the same losses. Naive judging generates for every prompt, and must find the same figures.
+The naive trajectory is what a first implementation does: reference logits recomputed, gradients of whole weights,
+logits at every token, memory batches one by one, a d x d solve. Both run here, in processes of their own, on the
+same stream with the same policy, and must find the same losses. Naive judging generates for every prompt, and must
+find the same figures.
 """
 
 import copy
@@ -23,15 +24,15 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from agents.policy_gradient import TrainConfig, Trainer, training_environment
-from agents.rledit import RLEdit
-from benchmarks.rollout import peak_memory_bytes, time_steps
-from editenv import metrics
+from agents.hypernetwork.training import TrainConfig, Trainer, training_environment
+from agents.rledit.agent import RLEdit
+from benchmarks.running.rollout import peak_memory_bytes, time_steps
+from editenv.atomic_files import write_whole
 from editenv.data import Edit
-from editenv.dynamics import EditableLM, Gradient
 from editenv.env import LifelongEditEnv
-from editenv.questions import LOCALITY, ask
-from editenv.whole_files import write_whole
+from editenv.evaluation import metrics
+from editenv.evaluation.batch import LOCALITY, ask
+from editenv.language_model.editable_lm import EditableLM, Gradient
 
 
 @dataclass
@@ -97,7 +98,7 @@ def judging(edits: int) -> dict[str, float]:
 
 
 def fast_trajectory(batches: int) -> dict[str, Any]:
-    """One training trajectory as agents/policy_gradient.py computes it."""
+    """One training trajectory as agents/hypernetwork/training.py computes it."""
     trainer = _trainer(batches)
     before = peak_memory_bytes(torch.device("cpu"))
     started = time.perf_counter()

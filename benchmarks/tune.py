@@ -2,14 +2,16 @@
 
     python -m benchmarks.tune --methods memit alphaedit --trials 8 --out runs/tune
     python -m benchmarks.tune --methods memit --trials 8 --out runs/tune --write
-    python -m benchmarks.tune --methods memit-seq --suite atlas-400x20-training --settings atlas-long --out runs/long --write
-    python -m benchmarks.tune --methods memit --suite base-50x20-validation --model ./base --settings ./mine --out runs/mine --write
+    python -m benchmarks.tune --methods memit-seq --suite atlas-400x20-training --settings atlas-long --out
+    runs/long --write
+    python -m benchmarks.tune --methods memit --suite base-50x20-validation --model ./base --settings ./mine --out
+    runs/mine --write
 
-Trial 0 is the settings as they stand; the others are drawn from the method's ranges (benchmarks/search_spaces.json) by a
-scrambled Sobol sequence, log-uniformly. A trial is one pass over the suite and counts by the harmonic mean
-of its teacher-forced figures; one that ends in an error counts 0 and says which. Trials that OUT already holds are not run
-again. --write puts the best into a folder of settings, with how it was found; what is there is a row of benchmarks.run:
-memit@./mine.
+Trial 0 is the settings as they stand; the others are drawn from the method's ranges (benchmarks/search_spaces.json)
+by a scrambled Sobol sequence, log-uniformly. A trial is one pass over the suite and counts by the harmonic mean of
+its teacher-forced figures; one that ends in an error counts 0 and says which. Trials that OUT already holds are not
+run again. --write puts the best into a folder of settings, with how it was found; what is there is a row of
+benchmarks.run: memit@./mine.
 """
 
 import json
@@ -23,14 +25,14 @@ from typing import Any
 
 from agents.registry import METHODS, make_method
 from agents.settings import read_settings, settings_path
-from benchmarks.progress import console_progress
-from benchmarks.records import append
-from benchmarks.rollout import run
-from benchmarks.statistics import harmonic_mean
+from benchmarks.results.records import append
+from benchmarks.results.statistics import harmonic_mean
+from benchmarks.running.progress import console_progress
+from benchmarks.running.rollout import run
 from benchmarks.suites import find, name_of
-from editenv.frozen_outputs import FrozenOutputs
-from editenv.metrics import METRICS
-from editenv.whole_files import write_whole
+from editenv.atomic_files import write_whole
+from editenv.evaluation.metrics import METRICS
+from editenv.language_model.activation_cache import FrozenOutputs
 
 Ranges = Mapping[str, tuple[float, float]]
 
@@ -46,8 +48,9 @@ class Args:
     suite: str = "atlas-50x20-validation@25"
     """What is edited; never of a test split."""
     settings: str = "atlas"
-    """Folder of agents/settings, or with a slash in it (./mine) one of your own, for what is chosen; a search starts from what is
-    there, or else from those of atlas."""
+    """Folder of agents/settings, or with a slash in it (./mine) one of your own, for what is chosen; a search
+    starts from what is there, or else from those of atlas.
+    """
     model: str | None = None
     """Name, folder or hub id of the language model; the suite's by default."""
     device: str = "cpu"
@@ -88,8 +91,8 @@ def draw(
 ) -> list[dict[str, Any]]:
     """``start``, and ``count - 1`` variations of it, log-uniform within the ranges; whole numbers where the bounds are.
 
-    ``first`` takes the place of ``start`` where a search began elsewhere. A point that is among them already is left out: where an
-    earlier search has found ``start``, its sequence meets it again.
+    ``first`` takes the place of ``start`` where a search began elsewhere. A point that is among them already is
+    left out: where an earlier search has found ``start``, its sequence meets it again.
     """
     from scipy.stats import qmc
 
@@ -130,7 +133,8 @@ def tune(method: str, args: Args) -> Trial:
     """Runs the trials that are missing; the best of as many as were asked for.
 
     Raises:
-        ValueError: If the method is unknown, if the suite is about another model, or if there are trials of another search.
+        ValueError: If the method is unknown, if the suite is about another model, or if there are trials of another
+            search.
         FileNotFoundError: If there is no such model.
     """
     if method not in METHODS:

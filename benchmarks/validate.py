@@ -4,11 +4,11 @@
     python -m benchmarks.validate runs/mine
 
 A submission is the folder that benchmarks.run wrote with --keep-deltas. Each cell must be of a suite that this version
-knows, on its very model and edits (fingerprints), and its deltas, replayed on the stream of its seed, must give its figures again:
-percentages within --tolerance points, everything else (mean reward, perplexity, KL) within --relative of its size. Seconds and
-memory cannot be checked, nor whether an agent saw the test edits while it was prepared, nor that the deltas are the work of the
-agent that they are named after. Cells that failed, seeds that are left out and curves that are not there are told. Exit status 0
-if every cell holds.
+knows, on its very model and edits (fingerprints), and its deltas, replayed on the stream of its seed, must give its
+figures again: percentages within --tolerance points, everything else (mean reward, perplexity, KL) within
+--relative of its size. Seconds and memory cannot be checked, nor whether an agent saw the test edits while it was
+prepared, nor that the deltas are the work of the agent that they are named after. Cells that failed, seeds that are
+left out and curves that are not there are told. Exit status 0 if every cell holds.
 """
 
 import sys
@@ -20,10 +20,10 @@ from typing import Any
 from tyro.conf import Positional
 
 from agents.registry import AGENTS, make_agent
-from benchmarks import cells
-from benchmarks.leaderboard import entries, read_failures
-from benchmarks.progress import cells_progress
-from benchmarks.records import Record, read
+from benchmarks.results.leaderboard import entries, read_failures
+from benchmarks.results.records import Record, read
+from benchmarks.running import cells
+from benchmarks.running.progress import cells_progress
 from benchmarks.suites import Suite, find, id_of
 from editenv.models.modules import modules_of
 
@@ -106,8 +106,8 @@ def replay(record: Record, path: Path, args: Args, report: cells.Report) -> Reco
     Raises:
         ValueError: If they cannot be replayed as what the record says they are.
     """
-    from benchmarks.recording import Replay, digest
-    from benchmarks.rollout import run
+    from benchmarks.running.recording import Replay, digest
+    from benchmarks.running.rollout import run
 
     if record.configuration is None or record.deltas is None or record.actions_per_batch is None:
         raise ValueError("it was made without --keep-deltas: there is nothing to replay")
@@ -209,7 +209,9 @@ def check(args: Args) -> int:
 
 
 def told_beside(submission: Path) -> list[str]:
-    """What is no error, and a reader wants to know: what failed, which seeds are left out, which curves are not there."""
+    """What is no error, and a reader wants to know: what failed, which seeds are left out, which curves are not
+    there.
+    """
     failed = read_failures([submission])
     found = [f"{cell.suite}, {cell.agent}, seed {cell.seed}: failed ({cell.error})" for cell in failed]
     try:

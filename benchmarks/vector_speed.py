@@ -3,10 +3,11 @@
     python -m benchmarks.vector_speed
     python -m benchmarks.vector_speed --split train --warm-steps 200 --out runs/vector_speed.json
 
-Each runs in a process of its own on the embedded model, with the same arguments, seeds and actions. Both are timed twice: from
-the start, when no prompt has been met, and after `warm-steps` more, when the native one has met most prompts of the split.
-The two are also run in turn for a few steps each, so that a busy machine slows both down. CPU seconds are those of all threads.
-Memory is the peak resident size, and how much of it is above that of the process with the model loaded and nothing made.
+Each runs in a process of its own on the embedded model, with the same arguments, seeds and actions. Both are timed
+twice: from the start, when no prompt has been met, and after `warm-steps` more, when the native one has met most
+prompts of the split. The two are also run in turn for a few steps each, so that a busy machine slows both down. CPU
+seconds are those of all threads. Memory is the peak resident size, and how much of it is above that of the process
+with the model loaded and nothing made.
 """
 
 import json
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from editenv.whole_files import write_whole
+from editenv.atomic_files import write_whole
 
 MODES = ("sync", "vector_entry_point")
 
@@ -49,7 +50,7 @@ def serve(connection: "multiprocessing.connection.Connection", mode: str, args: 
     import torch
 
     import editenv  # noqa: F401 - registers
-    from benchmarks.rollout import peak_memory_bytes
+    from benchmarks.running.rollout import peak_memory_bytes
     from editenv.models import load_model
 
     torch.set_num_threads(args.threads)

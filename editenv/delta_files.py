@@ -9,9 +9,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from editenv.atomic_files import whole_file
 from editenv.deltas import Delta, LowRank
-from editenv.dynamics import EditableLM
-from editenv.whole_files import whole_file
+from editenv.language_model.editable_lm import EditableLM
 
 FORMAT = "lifelongedit-deltas-1"
 

@@ -53,7 +53,9 @@ def inner(matrix: torch.Tensor, delta: Delta) -> torch.Tensor:
 
 
 def inner_gradient(matrix: Delta, delta: LowRank) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradient of ``inner(matrix, delta)`` with respect to the delta's factors: ``matrix right^T`` and ``left^T matrix``."""
+    """Gradient of ``inner(matrix, delta)`` with respect to the delta's factors: ``matrix right^T`` and ``left^T
+    matrix``.
+    """
     if isinstance(matrix, LowRank):
         return matrix.left @ (matrix.right @ delta.right.T), (delta.left.T @ matrix.left) @ matrix.right
     return matrix @ delta.right.T, delta.left.T @ matrix
@@ -64,8 +66,8 @@ def ridge_regression(
 ) -> LowRank:
     """The delta that moves a module's output at ``keys`` by ``values``, as far as the ridge lets it; carries gradient.
 
-    ``P U^T (U P U^T + ridge I)^-1 V`` is the minimiser of ``||U D - V||^2 + ridge tr(D^T P^-1 D)``; it is solved in token
-    space (r x r) and stays in factors.
+    ``P U^T (U P U^T + ridge I)^-1 V`` is the minimiser of ``||U D - V||^2 + ridge tr(D^T P^-1 D)``; it is solved in
+    token space (r x r) and stays in factors.
 
     Args:
         keys: U, ``(r, d_in)``.

@@ -10,15 +10,16 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
-from editenv import metrics, rendering, rewards
+from editenv import rendering, rewards
 from editenv.data import Edit, load_edits
 from editenv.data.files import EditFile, FileOptions
 from editenv.deltas import Delta, LowRank
-from editenv.dynamics import EditableLM, Gradient
+from editenv.evaluation import metrics
+from editenv.evaluation.batch import PROMPT, ask
+from editenv.language_model.editable_lm import EditableLM, Gradient
+from editenv.language_model.prompts import Prompts, answer_ids
 from editenv.models import load_model
 from editenv.models.modules import default_modules
-from editenv.prompts import Prompts, answer_ids
-from editenv.questions import PROMPT, ask
 from editenv.rewards import RewardConfig
 
 Observation = dict[str, dict[str, np.ndarray]]
@@ -53,8 +54,8 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
 
     Args:
         model: ``"atlas"`` (embedded), a Hugging Face model folder, or a hub id.
-        dataset: ``"atlas"`` (embedded), or a file, folder or hub id as :func:`editenv.data.load_edits` takes it. None for an
-            environment without a stream, to which batches are given by :meth:`present`.
+        dataset: ``"atlas"`` (embedded), or a file, folder or hub id as :func:`editenv.data.load_edits` takes it.
+            None for an environment without a stream, to which batches are given by :meth:`present`.
         split: ``"train"``, ``"validation"`` or ``"test"``; ``"all"`` of a single file.
         edits_per_step: n, edits in one batch.
         actions_per_batch: K, how often a batch is presented, each time with the gradient at the current weights.
@@ -66,8 +67,9 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         device: A torch device.
         dtype: The weights' type: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
         render_mode: ``"ansi"``, ``"human"`` or ``"rgb_array"``.
-        end_of_answer: Teach the end-of-sequence token after each target, and protect it after each locality answer, so that the
-            model says an answer and stops. The gradient and the reward are then over one token more for each; metrics are not.
+        end_of_answer: Teach the end-of-sequence token after each target, and protect it after each locality answer,
+            so that the model says an answer and stops. The gradient and the reward are then over one token more for
+            each; metrics are not.
         dataset_options: For a file: :class:`editenv.data.files.FileOptions` as a dictionary.
 
     Raises:
@@ -167,11 +169,12 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
 
     @cached_property
     def action_space(self) -> spaces.Space[Any]:  # type: ignore[override]
-        """For every edited module a box of its weight's shape, made when it is first asked for: a box keeps its bounds for
-        every entry, 7 GB for the paper's modules of an 8B model, and editing does without it. ``gym.make`` asks for it at once,
-        unless told ``disable_env_checker=True``.
+        """For every edited module a box of its weight's shape, made when it is first asked for: a box keeps its
+        bounds for every entry, 7 GB for the paper's modules of an 8B model, and editing does without it.
+        ``gym.make`` asks for it at once, unless told ``disable_env_checker=True``.
 
-        Wide enough for any sane edit, and far from overflow: no entry moves by more than the largest of theta_0's weights.
+        Wide enough for any sane edit, and far from overflow: no entry moves by more than the largest of theta_0's
+            weights.
         """
         lm = self.language_model
         return spaces.Dict(
@@ -189,8 +192,9 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
 
         Args:
             seed: Seeds the stream's order (and the redrawn targets).
-            options: ``{"shuffle": False}`` keeps the data set's own order. ``{"keep_encodings": True}`` keeps what the frozen
-                layers made of prompts in earlier episodes: the same stream again costs a fraction; last bits may differ.
+            options: ``{"shuffle": False}`` keeps the data set's own order. ``{"keep_encodings": True}`` keeps what
+                the frozen layers made of prompts in earlier episodes: the same stream again costs a fraction; last
+                bits may differ.
         """
         self._draw_stream(seed, options or {})
         return self._open_stream()
@@ -280,7 +284,9 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         return self._observe(), terms.reward, terminated, truncated, info
 
     def render(self) -> Any:
-        """The episode so far: a table (``ansi``), a live table (``human``) or the retention heat map (``rgb_array``)."""
+        """The episode so far: a table (``ansi``), a live table (``human``) or the retention heat map
+        (``rgb_array``).
+        """
         if self.render_mode is None:
             gym.logger.warn("render() was called, but the environment was made without a render_mode")
             return None
@@ -315,8 +321,8 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
             edits: One or more.
 
         Returns:
-            The observation and ``info``, as from :meth:`reset`. After ``actions_per_batch`` actions the episode is over until
-            the next batch is presented.
+            The observation and ``info``, as from :meth:`reset`. After ``actions_per_batch`` actions the episode is
+            over until the next batch is presented.
 
         Raises:
             ValueError: If there are no edits, or if the environment has a stream of its own.
@@ -351,7 +357,8 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         return self.stream[: self.batches_done * self.edits_per_step]
 
     def fine_tuning_gradient(self) -> dict[str, Gradient]:
-        """The gradient of the sum over the batch's answer tokens of -log p at the weights as they stand; what is observed.
+        """The gradient of the sum over the batch's answer tokens of -log p at the weights as they stand; what is
+        observed.
 
         Without tokens once the stream is over.
         """

@@ -10,8 +10,8 @@ import numpy as np
 from editenv.data.edits import Edit
 from editenv.data.files import EditFile, FileOptions, load_file_edits, read_edits, true_rephrases
 from editenv.data.formats import FORMATS
+from editenv.language_model.prompts import answer_ids
 from editenv.models import load_model
-from editenv.prompts import answer_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -106,7 +106,7 @@ def _token_lengths(edits: EditFile, tokenizer: "PreTrainedTokenizerBase") -> np.
 
 
 def _ask(found: Inspection, edits: EditFile, model: str, sample: int) -> None:
-    from editenv.generation import generate
+    from editenv.evaluation.generation import generate
 
     places = np.unique(np.linspace(0, len(edits) - 1, min(sample, len(edits))).astype(int))
     asked: list[Edit] = edits.where(places)[:]

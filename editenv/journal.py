@@ -4,8 +4,8 @@
     OUT/batches/000001.safetensors   the tensors of batch 1
     OUT/journal.lock             held while a process writes
 
-A batch's tensors are on disk before its line is, and its line before the next batch starts: a process killed at any moment
-leaves whole batches, and at most one unfinished line or file, which the next one clears away.
+A batch's tensors are on disk before its line is, and its line before the next batch starts: a process killed at any
+moment leaves whole batches, and at most one unfinished line or file, which the next one clears away.
 """
 
 import fcntl
@@ -40,8 +40,8 @@ class Journal:
         entries: What was said about each batch so far.
 
     Raises:
-        JournalError: If another process has it open, if it belongs to another run, or if it is corrupt; names the file and
-            the line.
+        JournalError: If another process has it open, if it belongs to another run, or if it is corrupt; names the
+            file and the line.
     """
 
     def __init__(self, folder: Path, header: Mapping[str, Any]) -> None:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from editenv import metrics
-from editenv.dynamics import EditableLM
-from editenv.questions import Questions
+from editenv.evaluation import metrics
+from editenv.evaluation.batch import Questions
+from editenv.language_model.editable_lm import EditableLM
 from editenv.rewards import RewardTerms
 
 if TYPE_CHECKING:
@@ -79,10 +79,11 @@ def as_text(history: History) -> str:
 
 
 def heat_map(history: History, cell: int = 8, least: int = 64) -> np.ndarray:
-    """``(height, width, 3)`` uint8: a row for each batch done, a column for each asked about, from dark (lost) to light (kept).
+    """``(height, width, 3)`` uint8: a row for each batch done, a column for each asked about, from dark (lost) to
+    light (kept).
 
-    Frames of one stream are of one size, as videos need them: a row for each number of batches done, the last look at it. Without
-    the stream's length the map grows.
+    Frames of one stream are of one size, as videos need them: a row for each number of batches done, the last look
+    at it. Without the stream's length the map grows.
     """
     rows = {len(row): row for _, row in history.retention}
     batches = history.batches or max(rows, default=1)

@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 
 from editenv.deltas import Delta, squared_norm
-from editenv.dynamics import EditableLM, Gradient
-from editenv.prompts import Prompts
-from editenv.questions import LOCALITY, PROMPT, REPHRASE, Questions
+from editenv.evaluation.batch import LOCALITY, PROMPT, REPHRASE, Questions
+from editenv.language_model.editable_lm import EditableLM, Gradient
+from editenv.language_model.prompts import Prompts
 
 TOGETHER = 4
 """Batches that are judged in one forward."""
@@ -29,8 +29,10 @@ class RewardConfig:
     regularization: float = 1e-4
     """eta: weight of the squared norm of the delta."""
     reference: Literal["initial", "previous"] = "initial"
-    """What the locality loss compares with: theta_0 (eq. 7), or the weights that the batch was first shown at, which are
-    theta_{t-1}, as in the public code. A batch that is looked back at keeps them; no gradient goes through them."""
+    """What the locality loss compares with: theta_0 (eq. 7), or the weights that the batch was first shown at,
+    which are theta_{t-1}, as in the public code. A batch that is looked back at keeps them; no gradient goes
+    through them.
+    """
 
     def __post_init__(self) -> None:
         if self.reference not in ("initial", "previous"):
@@ -65,8 +67,8 @@ class RewardBatch:
         rephrase_tokens: How many of the answer tokens belong to rephrases.
         weights: ``(A,)``: each token's share in the mean over the batch's edits, so that both losses of eq. 7 are plain
             weighted sums.
-        reference: ``(A - rephrase_tokens, vocabulary)`` log-probabilities of theta_0 on the locality prompts (or of other
-            weights, see :class:`RewardConfig`).
+        reference: ``(A - rephrase_tokens, vocabulary)`` log-probabilities of theta_0 on the locality prompts (or of
+            other weights, see :class:`RewardConfig`).
     """
 
     prompts: Prompts

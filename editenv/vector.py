@@ -3,9 +3,10 @@
     envs = gym.make_vec("LifelongEdit-v0", num_envs=8, horizon=25)
     small = gym.make_vec("LifelongEdit-v0", num_envs=8, stream_wrappers=[StepSizeAction, GradientStatistics])
 
-Each stream has edited weights of its own and shares everything else with the others: the frozen layers, the data set, and
-what the frozen layers made of prompts. At each step the prompts of all streams' next batches that no stream has met before
-go through the frozen layers together; a prompt met before, by any stream in any episode, costs nothing. From there on, where
+Each stream has edited weights of its own and shares everything else with the others: the frozen layers, the data
+set, and what the frozen layers made of prompts. At each step the prompts of all streams' next batches that no
+stream has met before go through the frozen layers together; a prompt met before, by any stream in any episode,
+costs nothing. From there on, where
 the weights differ, the streams are run one after another: each is already a few large products.
 """
 
@@ -19,10 +20,10 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space, concatenate, create_empty_array, iterate
 
-from editenv.dynamics import EditableLM
 from editenv.env import LifelongEditEnv
+from editenv.evaluation.batch import encode_ahead
+from editenv.language_model.editable_lm import EditableLM
 from editenv.models import load_model
-from editenv.questions import encode_ahead
 from editenv.wrappers.chain import inner_action, outer_observation
 
 Results = tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]
@@ -31,17 +32,18 @@ Results = tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]
 class LifelongEditVectorEnv(VectorEnv[Any, Any, np.ndarray]):
     """``num_envs`` streams of :class:`editenv.env.LifelongEditEnv`, as Gymnasium's vector environments are.
 
-    Every stream does what an environment of its own would do with the same seed and actions, to float tolerance: prompts
-    are padded together with other prompts, which changes last bits.
+    Every stream does what an environment of its own would do with the same seed and actions, to float tolerance:
+    prompts are padded together with other prompts, which changes last bits.
 
     Args:
         num_envs: N.
         autoreset_mode: ``"NextStep"`` (a stream that is over is reset by the next step, whose action it ignores),
-            ``"SameStep"`` (it is reset within the step that ended it; ``infos["final_obs"]`` and ``infos["final_info"]`` have
-            what that step led to) or ``"Disabled"`` (by ``reset`` with ``options["reset_mask"]``).
-        stream_wrappers: Action and observation wrappers of single environments, the first one innermost; they are put around
-            each stream. (Those of :mod:`editenv.wrappers` look at the environment inside, which Gymnasium's vector wrappers
-            do not have.)
+            ``"SameStep"`` (it is reset within the step that ended it; ``infos["final_obs"]`` and
+            ``infos["final_info"]`` have what that step led to) or ``"Disabled"`` (by ``reset`` with
+            ``options["reset_mask"]``).
+        stream_wrappers: Action and observation wrappers of single environments, the first one innermost; they are
+            put around each stream. (Those of :mod:`editenv.wrappers` look at the environment inside, which
+            Gymnasium's vector wrappers do not have.)
         **arguments: As for a single environment; ``render_mode`` must be None.
 
     Raises:
@@ -148,7 +150,9 @@ class LifelongEditVectorEnv(VectorEnv[Any, Any, np.ndarray]):
         options: Mapping[str, Any] | None = None,
         ahead: Sequence[int] = (),
     ) -> dict[int, dict[str, Any]]:
-        """Resets some streams: their infos. The next batches of those ``ahead`` are encoded with the first ones of these."""
+        """Resets some streams: their infos. The next batches of those ``ahead`` are encoded with the first ones of
+        these.
+        """
         for i in places:
             self.streams[i]._draw_stream(
                 None if seeds is None else seeds[i], {**(options or {}), "keep_encodings": True}
@@ -175,7 +179,9 @@ class LifelongEditVectorEnv(VectorEnv[Any, Any, np.ndarray]):
 
 
 def _batched(space: spaces.Space[Any], count: int) -> spaces.Space[Any]:
-    """Gymnasium's batch of a space. Its bounds would be copies as large as the weights of all streams; here they are views."""
+    """Gymnasium's batch of a space. Its bounds would be copies as large as the weights of all streams; here they
+    are views.
+    """
     found = batch_space(space, count)
     pairs = [(found, space)]
     while pairs:

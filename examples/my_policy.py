@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from agents.base import Agent
-from agents.policy_gradient import TrainConfig, training_environment
+from agents.hypernetwork.training import TrainConfig, training_environment
 from editenv.deltas import ridge_regression
 
 

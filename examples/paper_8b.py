@@ -1,14 +1,15 @@
-"""RLEdit with the paper's rank and lambda_loc (Table 3) and rates (appendix B), for the paper's own models.
+r"""RLEdit with the paper's rank and lambda_loc (Table 3) and rates (appendix B), for the paper's own models.
 
-    python -m benchmarks.run --suite zsre-50x20 --data DATA --model meta-llama/Meta-Llama-3-8B --preset llama-3-8b/zsre \
-        --device auto --dtype bfloat16 --agents examples/paper_8b.py:LlamaZsRE --out runs/llama
+    python -m benchmarks.run --suite zsre-50x20 --data DATA --model meta-llama/Meta-Llama-3-8B \
+        --preset llama-3-8b/zsre --device auto --dtype bfloat16 \
+        --agents examples/paper_8b.py:LlamaZsRE --out runs/llama
 
 Where training data of the suite are others (ZsRE's file has none left to learn from), the policy learns from those.
 """
 
-from agents.hypernetwork import PolicyConfig
-from agents.policy_gradient import TrainConfig
-from agents.rledit import RLEdit
+from agents.hypernetwork.networks import PolicyConfig
+from agents.hypernetwork.training import TrainConfig
+from agents.rledit.agent import RLEdit
 from editenv.models.modules import preset
 
 

@@ -7,8 +7,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from editenv.data import Edit, Locality, load_edits
-from editenv.dynamics import EditableLM
 from editenv.env import LifelongEditEnv
+from editenv.language_model.editable_lm import EditableLM
 from editenv.models import load_model
 
 LAST = "layers.2.mlp.down_proj"

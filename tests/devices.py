@@ -3,9 +3,9 @@
     with Devices():
         model = spread(model, "model.layers.1")
 
-Within the context whatever is made on one of the two lies there, moves are as usual, and an operation on tensors of both is
-refused, as CUDA refuses it; so is an index that lies elsewhere than on the host or with the tensor. What is computed is what a
-single device would compute.
+Within the context whatever is made on one of the two lies there, moves are as usual, and an operation on tensors of
+both is refused, as CUDA refuses it; so is an index that lies elsewhere than on the host or with the tensor. What is
+computed is what a single device would compute.
 """
 
 import copy

@@ -17,11 +17,11 @@ COMMANDS = sorted({(module, rest.strip()) for text in TEXTS for module, rest in 
 
 
 def test_there_are_commands():
-    assert {"agents.rledit", "benchmarks.run"} <= {module for module, _ in COMMANDS}
+    assert {"agents.rledit.agent", "benchmarks.run"} <= {module for module, _ in COMMANDS}
 
 
 @pytest.mark.parametrize(("module", "arguments"), COMMANDS, ids=[" ".join(command) for command in COMMANDS])
 def test_a_shown_command_is_accepted(module, arguments):
     arguments = [part for part in shlex.split(arguments) if part != "--help"]
-    options = "agents.train_command" if module in ("agents.rledit", "agents.online") else module
+    options = "agents.hypernetwork.train_command" if module in ("agents.rledit.agent", "agents.rl.online") else module
     tyro.cli(importlib.import_module(options).Args, args=arguments)

@@ -10,17 +10,17 @@ import torch
 from plain import answer_logits, mean
 
 import editenv
-from agents.no_edit import NoEdit
-from agents.policy_gradient import TrainConfig
+from agents.baselines.no_edit import NoEdit
+from agents.hypernetwork.training import TrainConfig
 from agents.registry import make_agent
-from agents.rledit import RLEdit
+from agents.rledit.agent import RLEdit
 from benchmarks import demo
 from benchmarks import run as command
-from benchmarks.records import read
+from benchmarks.results.records import read
 from benchmarks.suites import SUITES
-from editenv import metrics
 from editenv.data import atlas, load_edits
-from editenv.dynamics import EditableLM
+from editenv.evaluation import metrics
+from editenv.language_model.editable_lm import EditableLM
 from editenv.models import PACKAGED, load_model, model_path
 from editenv.models.modules import default_modules
 

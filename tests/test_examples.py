@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from agents.registry import make_agent
-from benchmarks.rollout import run
+from benchmarks.running.rollout import run
 from benchmarks.suites import Suite
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "my_policy.py"

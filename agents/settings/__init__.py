@@ -1,8 +1,8 @@
 """Hyperparameters as files: one for each method and model. Each file says how its values were chosen; most were by
 `python -m benchmarks.tune` on the validation split.
 
-A file ``FOLDER/METHOD.json`` is an object with ``settings`` (constructor arguments; dataclasses as objects) and ``chosen`` (how).
-FOLDER is one of this package, or with a slash in it (``./mine``) one of your own.
+A file ``FOLDER/METHOD.json`` is an object with ``settings`` (constructor arguments; dataclasses as objects) and
+``chosen`` (how). FOLDER is one of this package, or with a slash in it (``./mine``) one of your own.
 """
 
 import json

@@ -17,7 +17,9 @@ from typing import Any
 from editenv.models.modules import PRESETS
 
 PROTOCOLS = ("teacher_forced", "generation", "probability", "drift", "probes")
-"""What a run can be judged by; the first two always are. See editenv/metrics.py and editenv/probes.py."""
+"""What a run can be judged by; the first two always are. See editenv/evaluation/metrics.py and
+editenv/evaluation/probes.py.
+"""
 
 ORDERS = ("shuffled", "as-is")
 
@@ -72,8 +74,8 @@ class Suite:
         edits_fingerprint: :func:`editenv.data.edits_digest` of the whole split, as it is read; None leaves it open.
         training_fingerprint: The same of the edits that agents learn from; a file may leave it out.
         paper: What it repeats of the paper.
-        end_of_answer: Whether answers are taught and protected with the end-of-sequence token after them; a file may leave
-            it out, which is false.
+        end_of_answer: Whether answers are taught and protected with the end-of-sequence token after them; a file
+            may leave it out, which is false.
         command: The command that makes the rest of the paper's figure, if there is more than the records.
         device, dtype: Where and in which precision the model runs; not part of the file.
     """

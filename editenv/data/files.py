@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
+from editenv.atomic_files import write_whole
 from editenv.data.edits import Edit, Locality
 from editenv.data.formats import FORMATS, Fields, detect, to_edit
 from editenv.data.records import BadRecordError, read_records
-from editenv.whole_files import write_whole
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -50,8 +50,10 @@ class FileOptions:
     bad if they are malformed, ask for what is there already, repeat or contradict an earlier one, are longer than the
     model's context, or (in the test split) edit a subject that the training split edits."""
     rephrases: Literal["as-is", "checked", "checked-first"] = "as-is"
-    """checked leaves out rephrases that end in none of the file's own prompt templates for such an answer (CounterFact's
-    generation prompts); checked-first also moves records that keep one to the front, which matters with a limit."""
+    """checked leaves out rephrases that end in none of the file's own prompt templates for such an answer
+    (CounterFact's generation prompts); checked-first also moves records that keep one to the front, which matters
+    with a limit.
+    """
     locality: Literal["as-is", "checked"] = "as-is"
     """checked leaves out locality prompts that some record of the split edits (in FEVER, all of them are edited)."""
     nq_prefix: Literal["keep", "strip"] = "keep"

@@ -1,8 +1,9 @@
 """The schemas in which edits are published, each turned into :class:`editenv.data.edits.Edit`.
 
 ``zsre``
-    MEND's and RLEdit's: ``src, rephrase, alt | ans | answers, loc, loc_ans``, optional ``subject``. The target is ``alt``
-    where there is one, then ``ans``, then the first of ``answers``. ``answers`` is the old answer only if it differs
+    MEND's and RLEdit's: ``src, rephrase, alt | ans | answers, loc, loc_ans``, optional ``subject``. The target is
+    ``alt`` where there is one, then ``ans``, then the first of ``answers``. ``answers`` is the old answer only if
+    it differs
     from the target: some files repeat the target there. Locality prompts carry MEND's prefix ``nq question: ``; it is
     kept or stripped by ``nq_prefix``, and a question mark is added if it has none, as MEMIT's loader does.
 ``counterfact``
@@ -13,8 +14,9 @@
     MALMEN's and RLEdit's: ``prompt, equiv_prompt, alt, unrel_prompt, unrel_ans``. Where ``alt`` is a verdict (true or
     false) the old answer is the other one.
 ``wise``
-    WISE's temporal and hallucination edits: ``prompt, target_new, subject, locality_prompt, locality_ground_truth``, and
-    ``rephrase_prompt`` if there is one. ``ood_rephrase`` is another description, not a rephrase, and is not used.
+    WISE's temporal and hallucination edits: ``prompt, target_new, subject, locality_prompt,
+    locality_ground_truth``, and ``rephrase_prompt`` if there is one. ``ood_rephrase`` is another description, not a
+    rephrase, and is not used.
 ``wikibigedit``
     ``update, ans, rephrase, loc, loc_ans``, optional ``subject``. Personas and multi-hop questions are not used.
 ``own``

@@ -18,8 +18,8 @@ class BadRecordError(ValueError):
     """Something is wrong with one record of a file.
 
     Attributes:
-        kind: What, in a word: ``syntax``, ``encoding``, ``field``, ``unchanged``, ``length``, ``duplicate``, ``conflict``
-            or ``leak``.
+        kind: What, in a word: ``syntax``, ``encoding``, ``field``, ``unchanged``, ``length``, ``duplicate``,
+            ``conflict`` or ``leak``.
         fatal: Whether the records after it cannot be read either.
     """
 

@@ -9,8 +9,8 @@ from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
 
 from editenv.deltas import LowRank, ridge_regression
-from editenv.dynamics import EditableLM, Gradient
 from editenv.env import lifelong_edit
+from editenv.language_model.editable_lm import EditableLM, Gradient
 
 
 def gradient_step(lm: EditableLM, name: str, gradient: Gradient, step: "float | torch.Tensor", ridge: float) -> LowRank:
@@ -34,9 +34,10 @@ def gradient_step(lm: EditableLM, name: str, gradient: Gradient, step: "float | 
 class StepSizeAction(gym.ActionWrapper[Any, np.ndarray, Any], RecordConstructorArgs):
     """Two numbers a module instead of a matrix: how large a gradient step, and how strong a ridge.
 
-    The delta is the ridge regression, on the keys, of a step against ``value_grads`` whose length is a share of the output's. An
-    action of 0 is a step that moves the module's output at its own key by ``typical_step`` of that output's length; -1 and 1 are
-    ``decades`` powers of ten less and more, likewise for the ridge around ``typical_ridge`` of a key's squared length.
+    The delta is the ridge regression, on the keys, of a step against ``value_grads`` whose length is a share of the
+    output's. An action of 0 is a step that moves the module's output at its own key by ``typical_step`` of that
+    output's length; -1 and 1 are ``decades`` powers of ten less and more, likewise for the ridge around
+    ``typical_ridge`` of a key's squared length.
 
     Args:
         env: A LifelongEdit environment.
@@ -78,11 +79,12 @@ class StepSizeAction(gym.ActionWrapper[Any, np.ndarray, Any], RecordConstructorA
 class SketchedAction(gym.ActionWrapper[Any, np.ndarray, Any], RecordConstructorArgs):
     """A few numbers a module, linear in the delta: coefficients of a fixed random sketch of the batch's tokens.
 
-    A delta drawn in a random subspace of all ``(d_in, d_out)`` matrices does next to nothing at the keys that matter, so
-    the sketch lies in the span of the observation. Coefficient ``j`` of a module is how far the tokens are moved down
-    their gradients in proportion to feature ``j`` of each token. Feature 0 is 1 for every token, so that the first
-    coefficient alone is a plain gradient step; the others are fixed Gaussian projections of the token's key, centred over
-    the batch, with unit variance. All zeros is no edit, and doubling an action doubles its delta.
+    A delta drawn in a random subspace of all ``(d_in, d_out)`` matrices does next to nothing at the keys that
+    matter, so the sketch lies in the span of the observation. Coefficient ``j`` of a module is how far the tokens
+    are moved down their gradients in proportion to feature ``j`` of each token. Feature 0 is 1 for every token, so
+    that the first coefficient alone is a plain gradient step; the others are fixed Gaussian projections of the
+    token's key, centred over the batch, with unit variance. All zeros is no edit, and doubling an action doubles
+    its delta.
 
     Args:
         env: A LifelongEdit environment.

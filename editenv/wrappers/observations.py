@@ -19,7 +19,8 @@ class GradientStatistics(gym.ObservationWrapper[Any, Any, Any], RecordConstructo
     """A few numbers a module instead of its factors, in a one-level Dict.
 
     ``gradient``: ``(m, 5)``: log10 of the mean and largest key length, log10 of the mean and largest gradient length,
-    and the mean cosine between the keys of different tokens. ``progress``: share of the stream done, and of the attempts.
+    and the mean cosine between the keys of different tokens. ``progress``: share of the stream done, and of the
+    attempts.
     """
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
@@ -60,8 +61,8 @@ class GradientSketch(gym.ObservationWrapper[Any, Any, Any], RecordConstructorArg
     """Adds ``gradient_sketch`` to a Dict observation: where the batch's mean key and mean gradient point.
 
     ``(m, 2 (size + 1))``: of each module's mean key, then of its mean gradient, the direction under a fixed Gaussian
-    projection to ``size`` numbers (which keeps lengths and angles about as they are, Johnson and Lindenstrauss 1984) and the
-    log10 of its length. All zeros where there are no tokens.
+    projection to ``size`` numbers (which keeps lengths and angles about as they are, Johnson and Lindenstrauss
+    1984) and the log10 of its length. All zeros where there are no tokens.
 
     Args:
         env: A LifelongEdit environment, wrapped or not.
@@ -105,9 +106,10 @@ class GradientSketch(gym.ObservationWrapper[Any, Any, Any], RecordConstructorArg
 class LayerStatistics(gym.ObservationWrapper[Any, Any, Any], RecordConstructorArgs):
     """Adds ``layers`` to a Dict observation: the state of each edited module.
 
-    ``(m, 5)``: log10 of the weight's Frobenius norm; its distance from theta_0, relative to theta_0's norm; log10 of the mean
-    length of the module's outputs at the batch's keys, and their standard deviation relative to that mean; how far these
-    outputs are from theta_0's, relative to those. The last three are zero where there are no tokens.
+    ``(m, 5)``: log10 of the weight's Frobenius norm; its distance from theta_0, relative to theta_0's norm; log10
+    of the mean length of the module's outputs at the batch's keys, and their standard deviation relative to that
+    mean; how far these outputs are from theta_0's, relative to those. The last three are zero where there are no
+    tokens.
     """
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:

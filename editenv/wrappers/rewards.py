@@ -13,16 +13,18 @@ from editenv.wrappers.actions import gradient_step
 class RelativeReward(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     """0 for a step that does as well as no editing at all, 1 for one that does as well as a reference editor.
 
-    ``(r - r_none) / max(|r_reference - r_none|, smallest)``. Both are taken along the same stream on trajectories of their
-    own, so that they depend on nothing the agent does, and better actions stay better. ``r_none`` is the reward at theta_0.
-    The reference is a plain gradient step on every batch; it has no model of its own, but a copy of the edited weights
-    that is put in the model's place to ask for its gradient and its reward, at the cost of about one reward a step.
+    ``(r - r_none) / max(|r_reference - r_none|, smallest)``. Both are taken along the same stream on trajectories
+    of their own, so that they depend on nothing the agent does, and better actions stay better. ``r_none`` is the
+    reward at theta_0. The reference is a plain gradient step on every batch; it has no model of its own, but a copy
+    of the edited weights that is put in the model's place to ask for its gradient and its reward, at the cost of
+    about one reward a step.
 
-    ``info["reward"]`` keeps the environment's reward, ``info["reference_reward"]`` and ``info["no_edit_reward"]`` the others.
+    ``info["reward"]`` keeps the environment's reward, ``info["reference_reward"]`` and ``info["no_edit_reward"]``
+    the others.
 
     Args:
-        env: A LifelongEdit environment, wrapped or not. Its locality must be measured against theta_0: against the model before
-            the batch (``reference="previous"``) both would depend on what the agent has done.
+        env: A LifelongEdit environment, wrapped or not. Its locality must be measured against theta_0: against the
+            model before the batch (``reference="previous"``) both would depend on what the agent has done.
         step: The reference's output change, relative to a token's output.
         ridge: The reference's ridge, relative to the mean squared length of a key.
         smallest: Least difference that is divided by, in units of the reward.

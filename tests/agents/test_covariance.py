@@ -22,7 +22,7 @@ from agents.covariance import (
     sample_text,
 )
 from editenv.data import load_edits
-from editenv.dynamics import EditableLM
+from editenv.language_model.editable_lm import EditableLM
 
 TEXTS = ["Ada is in Rome", "Tea", "So, people find the Long River in Ecuador and in Peru", "Who saw Kepler? Oslo"]
 

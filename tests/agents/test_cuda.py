@@ -7,16 +7,16 @@ import torch
 from test_devices import LOWER, METHODS, UPPER, changes, play, same_draws
 from test_rledit import CONFIG
 
-from agents.editor import LifelongEditor
-from agents.policy_gradient import Trainer, make_preconditioner, training_environment
+from agents.editing.editor import LifelongEditor
+from agents.hypernetwork.training import Trainer, make_preconditioner, training_environment
 from agents.registry import make_method
 from benchmarks import suites
-from benchmarks.recording import Recording
-from benchmarks.rollout import run
-from editenv import metrics
-from editenv.dynamics import EditableLM
+from benchmarks.running.recording import Recording
+from benchmarks.running.rollout import run
+from editenv.evaluation import metrics
+from editenv.evaluation.batch import ask
+from editenv.language_model.editable_lm import EditableLM
 from editenv.models import load_model
-from editenv.questions import ask
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 

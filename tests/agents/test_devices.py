@@ -1,16 +1,18 @@
-"""A model whose layers lie on two devices is edited, judged and learned from like one on a single device, to the bit."""
+"""A model whose layers lie on two devices is edited, judged and learned from like one on a single device, to the
+bit.
+"""
 
 import pytest
 import torch
 from devices import FIRST, SECOND, Devices, device_of, spread
 from torch.nn.functional import cross_entropy
 
-from agents.editor import LifelongEditor
+from agents.editing.editor import LifelongEditor
 from agents.registry import make_method
-from editenv import metrics
 from editenv.deltas import LowRank
-from editenv.dynamics import EditableLM
-from editenv.questions import ask
+from editenv.evaluation import metrics
+from editenv.evaluation.batch import ask
+from editenv.language_model.editable_lm import EditableLM
 
 pytest.importorskip("accelerate")
 

@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 from safetensors.torch import load_file, save_file
 
-from agents.dafnet import DAFNet, DAFNetConfig
-from agents.hypernetwork import PolicyConfig
-from agents.policy_gradient import TrainConfig
-from agents.rledit import RLEdit
-from agents.sb3 import SB3Agent
+from agents.baselines.dafnet import DAFNet, DAFNetConfig
+from agents.hypernetwork.networks import PolicyConfig
+from agents.hypernetwork.training import TrainConfig
+from agents.rl.sb3 import SB3Agent
+from agents.rledit.agent import RLEdit
 
 SMALL = TrainConfig(
     trajectories=1, horizon=2, edits_per_step=2, warm_up_batches=2, policy=PolicyConfig(rank=4, blocks=1)

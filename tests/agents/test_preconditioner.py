@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from agents.preconditioner import Preconditioner, inverse_covariance, inverse_root, null_space
-from editenv.dynamics import Gradient
+from editenv.language_model.editable_lm import Gradient
 
 
 def covariance(size, seed=0):

@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from agents.base import Agent
-from agents.hypernetwork import PolicyConfig, make_policy, save_policy
-from agents.malmen import MALMEN, MALMENConfig
-from agents.policy_gradient import TrainConfig
+from agents.baselines.malmen import MALMEN, MALMENConfig
+from agents.hypernetwork.networks import PolicyConfig, make_policy, save_policy
+from agents.hypernetwork.training import TrainConfig
 from agents.registry import AGENTS, METHODS, make_agent, make_method
-from agents.rledit import RLEdit
+from agents.rledit.agent import RLEdit
 from agents.settings import merged, read_settings
 
 OWN = """
@@ -53,13 +53,13 @@ def test_an_agent_of_your_own_by_file(make_env, tmp_path):
 
 
 def test_an_agent_by_module():
-    assert type(make_agent("agents.no_edit:NoEdit")).__name__ == "NoEdit"
+    assert type(make_agent("agents.baselines.no_edit:NoEdit")).__name__ == "NoEdit"
 
 
 @pytest.mark.parametrize(
     ("name", "words"),
     [("rl-edit", "rledit"), ("nowhere.py:Mine", "nowhere.py"), ("{file}:Other", "Other"), ("{file}:NotOne", "Agent"),
-     ("agents.no_edit:Nothing", "Nothing"), ("no_such_module:Mine", "no_such_module")],
+     ("agents.baselines.no_edit:Nothing", "Nothing"), ("no_such_module:Mine", "no_such_module")],
 )  # fmt: skip
 def test_what_is_no_agent_is_named(tmp_path, name, words):
     file = tmp_path / "my_file.py"

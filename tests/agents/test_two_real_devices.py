@@ -1,4 +1,5 @@
-"""A model of which a part lies on a CUDA device and a part on the host, as accelerate spreads it, is edited like one on the host.
+"""A model of which a part lies on a CUDA device and a part on the host, as accelerate spreads it, is edited like
+one on the host.
 
 The two are devices of different kinds: a tensor that is left on the wrong one is an error, as it is between two GPUs.
 """
@@ -11,10 +12,10 @@ from test_cuda import close
 from test_devices import LOWER, METHODS, UPPER, changes, play, same_draws
 from torch.nn.functional import cross_entropy
 
-from agents.editor import LifelongEditor
-from editenv import metrics
-from editenv.dynamics import EditableLM
-from editenv.questions import ask
+from agents.editing.editor import LifelongEditor
+from editenv.evaluation import metrics
+from editenv.evaluation.batch import ask
+from editenv.language_model.editable_lm import EditableLM
 
 pytest.importorskip("accelerate")
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
@@ -32,7 +33,9 @@ PARTS = (
 
 @pytest.fixture(params=["upper layer on the GPU", "upper layer on the host"])
 def spread(request, base):
-    """The layer of UPPER here, everything else there; without the main device accelerate would run the host's part on the GPU."""
+    """The layer of UPPER here, everything else there; without the main device accelerate would run the host's part
+    on the GPU.
+    """
     from accelerate import dispatch_model
 
     upper, others = (0, "cpu") if "on the GPU" in request.param else ("cpu", 0)

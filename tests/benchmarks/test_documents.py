@@ -5,7 +5,7 @@ import pytest
 from test_records import RECORD
 
 from benchmarks.documents import Args, main, rewritten
-from benchmarks.records import append
+from benchmarks.results.records import append
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "results"

@@ -3,9 +3,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from agents.hypernetwork import PolicyConfig
-from agents.policy_gradient import TrainConfig, Trainer, training_environment
-from agents.reinforce import Reinforce, ReinforceConfig
+from agents.hypernetwork.networks import PolicyConfig
+from agents.hypernetwork.training import TrainConfig, Trainer, training_environment
+from agents.rl.reinforce import Reinforce, ReinforceConfig
 from benchmarks.gradient_variance import Args, compare, gradients, main, standing_still
 
 CONFIG = TrainConfig(horizon=2, edits_per_step=3, warm_up_batches=1, policy=PolicyConfig(blocks=1, rank=2))

@@ -4,11 +4,11 @@ import sys
 import pytest
 import torch
 
-from agents.fine_tune import FineTune
+from agents.baselines.fine_tune import FineTune
 from benchmarks.one_batch import Args, main, one_batch
 
 THOROUGH = """
-from agents.fine_tune import FineTune
+from agents.baselines.fine_tune import FineTune
 
 class Thorough(FineTune):
     def __init__(self):

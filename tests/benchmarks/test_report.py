@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from test_records import RECORD
 
-from benchmarks import figures
-from benchmarks.leaderboard import RANKED, Leaderboard, Task, entries
-from benchmarks.page import embedded, page
-from benchmarks.records import append
 from benchmarks.report import Args, differing, file_names, main
+from benchmarks.results import figures
+from benchmarks.results.leaderboard import RANKED, Leaderboard, Task, entries
+from benchmarks.results.page import embedded, page
+from benchmarks.results.records import append
 
 EVIL = "</script><script>alert('x')</script> $x_{ | `\"&<!--"
 
@@ -139,7 +139,7 @@ def test_a_failed_write_leaves_the_old_figure(tmp_path, monkeypatch):
     def full(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr("editenv.whole_files.os.fsync", full)
+    monkeypatch.setattr("editenv.atomic_files.os.fsync", full)
     with pytest.raises(OSError, match="disk full"):
         figures.save(figures.retention([row], figures.styles(["a"])), path)
     assert path.read_bytes() == before

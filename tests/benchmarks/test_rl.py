@@ -4,15 +4,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from agents.policy_gradient import TrainConfig, Trainer, training_environment
-from agents.rledit import RLEdit
+from agents.hypernetwork.training import TrainConfig, Trainer, training_environment
+from agents.rledit.agent import RLEdit
 from benchmarks import rl
-from benchmarks.records import append
+from benchmarks.results.records import append
 from benchmarks.rl import ALGORITHMS, FIGURES, Args, Judge, Meter, Run, main, read
-from editenv import metrics
 from editenv.data import load_edits
 from editenv.env import LifelongEditEnv
-from editenv.questions import ask
+from editenv.evaluation import metrics
+from editenv.evaluation.batch import ask
 
 RUN = Run(
     algorithm="rledit",

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 from test_rl import RUN
 
-from benchmarks.records import append
+from benchmarks.results.records import append
 from benchmarks.rl_report import Args, as_markdown, figure_at, main, over_seeds
 
 

@@ -11,13 +11,13 @@ import pytest
 from test_records import RECORD
 
 from agents.registry import make_agent, settings_of
-from benchmarks import cells
 from benchmarks import run as command
-from benchmarks.cells import Cell, Failure, cell_files, cell_path, collect
-from benchmarks.records import read
+from benchmarks.results.records import read
 from benchmarks.run import Args, main, parse_agents, parse_seeds
+from benchmarks.running import cells
+from benchmarks.running.cells import Cell, Failure, cell_files, cell_path, collect
 from benchmarks.suites import find
-from editenv.whole_files import write_whole
+from editenv.atomic_files import write_whole
 
 PRINTS = {"model": None, "edits": None}
 
@@ -221,7 +221,7 @@ def test_a_cell_that_raises_or_dies_costs_only_itself(tmp_path):
 
 TELLER = """
 from pathlib import Path
-from agents.no_edit import NoEdit
+from agents.baselines.no_edit import NoEdit
 
 class Teller(NoEdit):
     def begin(self, env):
@@ -232,8 +232,9 @@ class Teller(NoEdit):
 
 
 def test_cells_of_a_stream_share_what_its_prompts_become(tmp_path, capfd):
-    """The second cell begins with what the first has kept, another seed's with nothing; no file is left, and a file that cannot be
-    written costs time only."""
+    """The second cell begins with what the first has kept, another seed's with nothing; no file is left, and a file
+    that cannot be written costs time only.
+    """
     told = tmp_path / "told"
     teller = tmp_path / "teller.py"
     teller.write_text(TELLER.format(told=str(told)))
@@ -267,7 +268,7 @@ def test_wrong_arguments_end_the_command(tmp_path, change, named):
 SLOW = """
 import os, time
 from pathlib import Path
-from agents.no_edit import NoEdit
+from agents.baselines.no_edit import NoEdit
 class Slow(NoEdit):
     def begin(self, env):
         super().begin(env)

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from agents.fine_tune import FineTune
-from agents.memit import MEMIT
+from agents.baselines.fine_tune import FineTune
+from agents.baselines.memit import MEMIT
 from agents.registry import METHODS, make_agent, make_method
-from agents.rledit import RLEdit
+from agents.rledit.agent import RLEdit
 from agents.settings import build, read_settings, settings_path
 from benchmarks import tune
 from benchmarks.tune import Args, draw, read_trials, search_space

@@ -11,10 +11,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from agents.registry import make_agent
-from benchmarks import cells, suites, validate
-from benchmarks.cells import Cell, cell_path, collect, deltas_path
-from benchmarks.recording import Replay, digest
-from benchmarks.records import read
+from benchmarks import suites, validate
+from benchmarks.results.records import read
+from benchmarks.running import cells
+from benchmarks.running.cells import Cell, cell_path, collect, deltas_path
+from benchmarks.running.recording import Replay, digest
 from benchmarks.suites import Suite
 from benchmarks.validate import Args, differences, main
 

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from editenv.dynamics import EditableLM
-from editenv.generation import generate
+from editenv.evaluation.generation import generate
+from editenv.language_model.editable_lm import EditableLM
 from editenv.models import load_model
 from editenv.models.modules import PRESETS, default_modules, mlp_outputs
 

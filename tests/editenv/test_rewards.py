@@ -8,8 +8,8 @@ from plain import answer_logits, batch_loss, batch_losses, edited_weights, kl, n
 
 from editenv.data import Edit
 from editenv.deltas import LowRank
-from editenv.dynamics import EditableLM
-from editenv.questions import ask
+from editenv.evaluation.batch import ask
+from editenv.language_model.editable_lm import EditableLM
 from editenv.rewards import Reward, RewardConfig, prepare
 
 MODULES = {

@@ -220,7 +220,8 @@ def test_a_gradient_sketch_is_linear_in_directions_and_keeps_lengths_apart(make_
         for j, factor in enumerate((gradient.keys, gradient.value_grads)):
             sketch = observation["gradient_sketch"][i].reshape(2, 401)[j]
             assert sketch[-1] == pytest.approx(float(np.log10(np.linalg.norm(factor.numpy().mean(0)))), abs=1e-4)
-            # The squared length of a unit vector's sketch is chi-squared(400) / 400: within five standard deviations of 1.
+            # The squared length of a unit vector's sketch is chi-squared(400) / 400: within five standard
+            # deviations of 1.
             assert np.square(sketch[:-1]).sum() == pytest.approx(1.0, abs=5 * (2 / 400) ** 0.5)
     again = GradientSketch(make_env(), size=400, seed=1).reset(seed=0)[0]["gradient_sketch"]
     other = GradientSketch(make_env(), size=400, seed=2).reset(seed=0)[0]["gradient_sketch"]

@@ -1,0 +1,92 @@
+"""UltraEdit (Gu et al. 2025, arXiv 2505.14679): editing by normalisation and least squares alone, without any training.
+
+Features ``z = [u; delta]`` of each token (input of the module, gradient at its output) are normalised with
+statistics that go on over the whole life of the model; the update solves the same ridge regression as MALMEN and
+RLEdit with ``v = -eta |u~|^2 delta~``, u~ and delta~ being the normalised features. It is RLEdit without the
+network (whose gate is ``u . u~``): what a trained policy has to beat.
+"""
+
+import copy
+from typing import Any
+
+import torch
+
+from agents.base import Agent
+from agents.hypernetwork.networks import Normalizer
+from editenv.deltas import ridge_regression
+from editenv.env import Action, LifelongEditEnv, Observation
+from editenv.language_model.editable_lm import Gradient
+
+
+class UltraEdit(Agent):
+    """Training-free; needs nothing but the gradients, and the edited weights' outputs for a unit.
+
+    Statistics begin with the first batch. Of one token alone there is no deviation, so that a first batch of one
+    edit with a one-token answer changes nothing, here as in the public code (which keeps its statistics by weight
+    shape, not by module).
+
+    The paper's learning rate and its unit ridge depend on a model's scale. Here both are relative to what has been
+    seen: ``step_size`` to a typical output of the module and a typical ``|u~|^2``, ``ridge`` to a typical squared
+    key.
+
+    Args:
+        step_size: eta; the default is where the search on the embedded model began.
+        ridge: lambda of ``(U U^T + lambda I)``.
+        actions_per_batch: K.
+    """
+
+    def __init__(self, step_size: float = 1.0, ridge: float = 0.03, actions_per_batch: int = 1) -> None:
+        self.step_size, self.ridge, self.actions_per_batch = step_size, ridge, actions_per_batch
+
+    def begin(self, env: LifelongEditEnv) -> None:
+        self._env = env
+        lm = env.language_model
+        self._normalizers = {name: Normalizer(sum(lm.shape(name))).to(lm.device) for name in lm.modules}
+        self._key_energy = dict.fromkeys(lm.modules, 0.0)
+        self._output_energy = dict.fromkeys(lm.modules, 0.0)
+        self._seen: dict[str, torch.Tensor] = {}
+
+    @torch.no_grad()
+    def act(self, observation: Observation, info: dict[str, Any]) -> Action:
+        gradients = self._env.gradients
+        if info["attempt"] == 0:
+            self._before = copy.deepcopy((self._normalizers, self._key_energy, self._output_energy))
+            for name, gradient in gradients.items():
+                output = gradient.keys @ self._env.language_model.weight(name)
+                self._observe(name, gradient, float(output.square().sum()))
+        deltas = {}
+        for name, gradient in gradients.items():
+            keys, normalizer = gradient.keys, self._normalizers[name]
+            normal = normalizer(torch.cat([keys, gradient.value_grads], 1))
+            pseudo_keys, pseudo_grads = normal[:, : keys.shape[1]], normal[:, keys.shape[1] :]
+            key_length = (self._key_energy[name] / float(normalizer.count)) ** 0.5
+            output_length = (self._output_energy[name] / float(normalizer.count) / pseudo_grads.shape[1]) ** 0.5
+            gate = pseudo_keys.square().mean(1, keepdim=True)
+            values = -self.step_size * output_length * gate * pseudo_grads
+            deltas[name] = ridge_regression(keys, values, self.ridge * key_length**2)
+        return deltas
+
+    def taken_back(self) -> None:
+        self._normalizers, self._key_energy, self._output_energy = self._before
+        self._seen = {}
+
+    def remember(self) -> dict[str, torch.Tensor]:
+        memory, self._seen = self._seen, {}
+        return memory
+
+    def recall(self, memory: dict[str, torch.Tensor]) -> None:
+        for name in self._normalizers if memory else ():
+            gradient = Gradient(memory[f"{name}/keys"], memory[f"{name}/value_grads"])
+            self._observe(name, gradient, float(memory[f"{name}/energy"]))
+        self._seen = {}
+
+    def _observe(self, name: str, gradient: Gradient, output_energy: float) -> None:
+        self._normalizers[name].observe(torch.cat([gradient.keys, gradient.value_grads], 1))
+        self._key_energy[name] += float(gradient.keys.square().sum())
+        self._output_energy[name] += output_energy
+        energy = torch.tensor(output_energy, dtype=torch.float64)
+        self._seen |= {
+            f"{name}/keys": gradient.keys,
+            f"{name}/value_grads": gradient.value_grads,
+            f"{name}/energy": energy,
+        }

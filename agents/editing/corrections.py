@@ -1,0 +1,91 @@
+"""A file of corrections against a run that may have begun: where it goes on, and what became of each of them."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from agents.editing.editor import LifelongEditor
+from editenv.atomic_files import write_whole
+from editenv.data import Edit
+from editenv.evaluation import metrics
+from editenv.journal import JournalError
+from editenv.language_model.prompts import answer_ids
+
+LONGEST_SAID = 24
+"""Tokens of what the model says that are shown, if the targets are no longer."""
+
+
+def done_already(editor: LifelongEditor, edits: Sequence[Edit]) -> int:
+    """How many of the file's edits the editor's journal has: the first ones. More may have been added since.
+
+    Raises:
+        JournalError: If the file's first edits are not the journal's; names the first that differs.
+    """
+    place, journal = 0, editor.journal
+    for entry in journal.entries if journal is not None else ():
+        for written in entry["content"]:
+            found = _content(edits[place]) if place < len(edits) else None
+            if found != {key: value for key, value in written.items() if key != "id"}:
+                there = repr(edits[place].prompt) if found else "nothing"
+                raise JournalError(
+                    f"the journal's edit {place + 1} was {written['prompt']!r} -> {written['target']!r}, the file has {there} "
+                    "there. Corrections may be added at the file's end; for other ones choose another folder"
+                )
+            place += 1
+    return place
+
+
+def _content(edit: Edit) -> dict[str, Any]:
+    """All but the id, in which the file's name stands; as JSON has it."""
+    found: dict[str, Any] = json.loads(json.dumps(asdict(edit)))
+    del found["id"]
+    return found
+
+
+def not_applied(editor: LifelongEditor, edits: Sequence[Edit]) -> list[tuple[Edit, str]]:
+    """The edits of batches that were taken back, each with the reason."""
+    found, place = [], 0
+    for result in editor.results:
+        if not result.applied:
+            found += [(edit, str(result.reason)) for edit in edits[place : place + result.edits]]
+        place += result.edits
+    return found
+
+
+def outcomes(editor: LifelongEditor, edits: Sequence[Edit]) -> list[dict[str, Any]]:
+    """Of each correction: whether it was applied, and what the model says now at its prompt."""
+    found = []
+    refused = {edit.id: reason for edit, reason in not_applied(editor, edits)}
+    lm = editor.lm
+    targets = answer_ids(lm.tokenizer, [edit.target for edit in edits])
+    limit = max(LONGEST_SAID, 2 + max(map(len, targets), default=0))
+    said = metrics.generate(lm, [edit.prompt for edit in edits], limit, unfinished=True)
+    for edit, text in zip(edits, said, strict=True):
+        row = {
+            "id": edit.id,
+            "prompt": edit.prompt,
+            "target": edit.target,
+            "applied": edit.id not in refused,
+            "said": text,
+            "right": text == edit.target,
+            "begins_right": _begins_with(str(text), edit.target),
+        }
+        found.append(row | ({"reason": refused[edit.id]} if edit.id in refused else {}))
+    return found
+
+
+def _begins_with(text: str, target: str) -> bool:
+    """Whether it begins with the target and not only with the same letters: 19 does not begin with 1."""
+    return text.startswith(target) and not (text[len(target) :][:1].isalnum() and target[-1:].isdigit())
+
+
+def as_record(edit: Edit) -> dict[str, Any]:
+    """An edit as a line of a file of edits."""
+    return {key: value for key, value in asdict(edit).items() if key != "id" and value}
+
+
+def write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """A JSON object a line; whole or not at all."""
+    write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

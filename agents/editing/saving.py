@@ -1,0 +1,92 @@
+"""An edited model as a Hugging Face folder: whole or not at all, and never in the place of anything else."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from editenv.language_model.editable_lm import EditableLM
+from editenv.models import model_path
+
+MARKER = "lifelongedit.json"
+"""File in a saved model's folder by which it is known as one that may be replaced; says what the model is."""
+
+
+def check_place(folder: Path, base: str | None = None) -> None:
+    """Whether a model may be saved there; to be asked before the work is done.
+
+    Args:
+        folder: Where the model is to go.
+        base: Name or folder of the model it is made from.
+
+    Raises:
+        ValueError: If that would touch the base model, or replace what was not saved by :func:`save_model`.
+    """
+    if base is not None:
+        place, source = folder.resolve(), Path(model_path(base)).resolve()
+        if source.is_dir() and (place == source or place in source.parents or source in place.parents):
+            raise ValueError(
+                f"{folder} is in the place of the model that is edited, {base}, which is never changed; choose another folder"
+            )
+    if folder.is_symlink():
+        raise ValueError(f"{folder} is a link; choose a folder that is not there yet")
+    if folder.exists() and (foreign := _foreign(folder)):
+        raise ValueError(
+            f"{folder} holds something that was not saved here: {', '.join(foreign[:3])}; choose a folder that is not there yet"
+        )
+
+
+def _foreign(folder: Path) -> list[str]:
+    """What is in the way: the names that the folder's marker does not have, or the folder itself."""
+    if not folder.is_dir():
+        return [folder.name]
+    names = {path.name for path in folder.iterdir()}
+    try:
+        ours = json.loads((folder / MARKER).read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, LookupError, TypeError):
+        ours = []
+    return sorted(names - {*ours, MARKER}) or ([MARKER] if names and not ours else [])
+
+
+def save_model(lm: EditableLM, folder: Path, about: dict[str, Any], base: str | None = None) -> None:
+    """The model as it is now, for plain transformers; a model saved there before is replaced once the new one is whole.
+
+    Args:
+        lm: The edited model.
+        folder: Made if need be.
+        about: What the marker says of it.
+        base: As :func:`check_place` has it.
+
+    Raises:
+        ValueError: If it may not be saved there.
+        OSError: If it cannot be written; what was there is as it was.
+    """
+    check_place(folder, base)
+    partial, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("partial", "old"))
+    _clear_away(folder, partial, old)  # what a killed process left
+    try:
+        lm.model.save_pretrained(partial)
+        lm.tokenizer.save_pretrained(partial)
+        usual = (partial / "config.json").stat().st_mode
+        for path in partial.glob("*.safetensors"):  # safetensors makes files that nobody else may read
+            path.chmod(usual)
+        about = about | {"files": sorted(path.name for path in partial.iterdir())}
+        (partial / MARKER).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(partial, folder)
+    except SafetensorError as error:  # a full disk, for one
+        raise OSError(f"{folder} could not be written: {error}") from error
+    finally:
+        _clear_away(folder, partial, old)
+
+
+def _clear_away(folder: Path, partial: Path, old: Path) -> None:
+    """The folder as it was, or the new one; nothing else."""
+    if old.exists() and not folder.exists():
+        os.replace(old, folder)
+    for left in (partial, old):
+        shutil.rmtree(left, ignore_errors=True)

@@ -1,0 +1,154 @@
+"""How a table is made of seeds, after Agarwal et al. 2021, "Deep RL at the edge of the statistical precipice".
+
+A *task* is one suite with one model; its runs differ in their seed, which sets training and the stream's order.
+Runs are given as
+strata: one sequence of values for each task. What cannot be said is None, never an invented number: see
+    docs/statistics.md.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from editenv.evaluation.metrics import METRICS
+
+Strata = Sequence[Sequence[float]]
+Stream = tuple[str, int]
+"""A task and a seed: what two agents have in common that edited the same facts in the same order."""
+
+CONFIDENCE = 0.95
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A statistic and its 95% stratified bootstrap interval.
+
+    Attributes:
+        value: The statistic of all runs.
+        interval: Its ends; None if a task has fewer than two runs, whose spread nobody has seen.
+    """
+
+    value: float
+    interval: tuple[float, float] | None = None
+
+
+def harmonic_mean(scores: Mapping[str, float | None]) -> float:
+    """Of efficacy, generalization and specificity, those that were asked for; 0 if one of them is."""
+    values = [value for metric in METRICS if (value := scores[metric]) is not None]
+    return 0.0 if min(values) <= 0 else len(values) / sum(1 / value for value in values)
+
+
+def interquartile_mean(*strata: Any, axis: int = -1) -> Any:
+    """Mean of the middle half of all runs: a quarter of them, rounded down, is left out at either end.
+
+    Below four runs nothing is left out, and it is the mean.
+    """
+    return stats.trim_mean(np.concatenate(strata, axis=axis), 0.25, axis=axis)
+
+
+def interquartile_mean_over_tasks(*strata: Any, axis: int = -1) -> Any:
+    """Interquartile mean of all runs, each of which counts by its share in its task: tasks count the same.
+
+    With as many runs in every task it is :func:`interquartile_mean`.
+    """
+    sizes = [np.shape(values)[axis] for values in strata]
+    whole = math.lcm(*sizes)
+    alike = [np.repeat(values, whole // size, axis=axis) for values, size in zip(strata, sizes, strict=True)]
+    return interquartile_mean(*alike, axis=axis)
+
+
+def mean_over_tasks(*strata: Any, axis: int = -1) -> Any:
+    """Mean of the tasks' means: each task counts the same, however many runs it has."""
+    return sum(np.mean(values, axis=axis) for values in strata) / len(strata)
+
+
+def estimate(
+    strata: Strata, statistic: Callable[..., Any] = interquartile_mean, resamples: int = RESAMPLES, seed: int = 0
+) -> Estimate:
+    """A statistic with its percentile bootstrap interval, runs redrawn within each task (stratified).
+
+    Args:
+        strata: For each task the values of its runs; no task may be empty.
+        statistic: Takes the strata and ``axis``.
+        resamples: Of the bootstrap.
+        seed: Of the bootstrap's generator.
+
+    Raises:
+        ValueError: If a task is empty.
+    """
+    if not strata or not all(map(len, strata)):
+        raise ValueError("strata: a task without runs has no statistic")
+    samples = [np.asarray(values, dtype=float) for values in strata]
+    value = float(statistic(*samples, axis=-1))
+    if min(map(len, samples)) < 2:
+        return Estimate(value)
+    found = stats.bootstrap(
+        samples,
+        statistic,
+        n_resamples=resamples,
+        vectorized=True,
+        paired=False,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return Estimate(value, (float(found.low), float(found.high)))
+
+
+def probability_of_improvement(
+    first: Mapping[Stream, float], second: Mapping[Stream, float], resamples: int = RESAMPLES, seed: int = 0
+) -> Estimate | None:
+    """How often the first agent is better than the second on the same stream; a tie counts half.
+
+    ``P(X > Y)`` of Agarwal et al. (section 4.3), but paired: a run is compared with the other agent's run of the
+    same task and seed, not with all of its runs. Tasks count the same.
+
+    Returns:
+        The share, 0 to 1, with its interval over pairs redrawn within tasks; None if they have no stream in common.
+    """
+    wins: dict[str, list[float]] = {}
+    for task, run in sorted(first.keys() & second.keys()):
+        difference = first[task, run] - second[task, run]
+        wins.setdefault(task, []).append(float(np.sign(difference) + 1) / 2)
+    return estimate(list(wins.values()), mean_over_tasks, resamples, seed) if wins else None
+
+
+def normalized(
+    score: float, stream: Stream, floor: Mapping[Stream, float], ceiling: Mapping[Stream, float]
+) -> float | None:
+    """A score on the scale where no editing is 0 and joint fine-tuning 1; neither end is clipped.
+
+    Args:
+        score: Of one run.
+        stream: Its task and seed.
+        floor: Scores of ``no-edit``.
+        ceiling: Scores of ``joint-fine-tune``.
+
+    Returns:
+        None if the task has no run of one of the two, or if the ceiling is not above the floor. Where the two have
+        not run this seed, the mean of the seeds they have run on this task stands in.
+    """
+    bottom, top = reference(floor, stream), reference(ceiling, stream)
+    return None if bottom is None or top is None or top <= bottom else (score - bottom) / (top - bottom)
+
+
+def reference(scores: Mapping[Stream, float], stream: Stream) -> float | None:
+    """The score on this stream, or else the mean over the task's other seeds, or else None."""
+    if stream in scores:
+        return scores[stream]
+    others = [score for (task, _), score in scores.items() if task == stream[0]]
+    return float(np.mean(others)) if others else None
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[bool]:
+    """For each ``(cost, quality)``: whether no other point is at least as cheap and as good, and better in one of
+    the two.
+    """
+    return [
+        not any(c <= cost and q >= quality and (c < cost or q > quality) for c, q in points) for cost, quality in points
+    ]

@@ -1,0 +1,219 @@
+"""Cells of a table: one agent, one suite, one seed, one file.
+
+    OUT/cells/SUITE-vN/AGENT-seedS.json             the record, once the cell has finished
+    OUT/cells/SUITE-vN/AGENT-seedS.failed.json      the error, until it does
+    OUT/deltas/SUITE-vN/AGENT-seedS.safetensors     what was added to the weights, if it is kept
+    OUT/policies/...                                what agents keep of their training
+    OUT/frozen/SUITE-vN/seedS.safetensors           what the frozen layers made of a stream's prompts, until its
+    last cell has run OUT/results.jsonl                               all records, made from the cells
+
+Files are written whole or not at all: whatever is killed, what has finished stays.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agents.registry import AGENTS, make_agent, settings_of
+from benchmarks.results.records import Record, commit, disagreements, hardware, read, versions
+from benchmarks.suites import Suite, name_of
+from editenv.atomic_files import write_whole
+
+if TYPE_CHECKING:
+    from editenv.language_model.activation_cache import FrozenOutputs
+
+Report = Callable[[str, int, int], None]
+"""Called with what is going on, how much of it is done, and of how much."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One agent, one suite, one seed.
+
+    Attributes:
+        suite: With its model and data.
+        fingerprints: Of that model and those edits.
+        agent: Name of the row.
+        seed: Seeds training and the stream's order.
+        out: Folder of the table.
+        keep_deltas: Whether the actions are kept.
+    """
+
+    suite: Suite
+    fingerprints: dict[str, str | None]
+    agent: str
+    seed: int
+    out: Path
+    keep_deltas: bool = False
+
+    @property
+    def label(self) -> str:
+        return f"{self.suite.label}, {self.agent}, seed {self.seed}"
+
+    @property
+    def path(self) -> Path:
+        return cell_path(self.out, self.suite.id, self.agent, self.seed)
+
+    @property
+    def failure_path(self) -> Path:
+        return self.path.with_suffix(".failed.json")
+
+    @property
+    def deltas_path(self) -> Path:
+        return deltas_path(self.out, self.suite.id, self.agent, self.seed)
+
+    def finished(self) -> bool:
+        """Whether there is a record already.
+
+        Raises:
+            ValueError: If it was made with another model, other edits or other settings of the agent, or lacks the
+                deltas that are to be kept.
+        """
+        if not self.path.exists():
+            return False
+        (record,) = read(self.path)
+        made: dict[str, Any] = {"model": record.model, "dataset": record.dataset} | (record.configuration or {})
+        wanted = {
+            "model": name_of(str(self.suite.model)),
+            "dataset": f"{self.suite.dataset}/{self.suite.split}",
+            "settings": settings_of(self.agent, make_agent(self.agent)),
+            **self.configuration(),
+        }
+        if differing := sorted(disagreements(made, wanted)):  # an older record may not say all of it
+            raise ValueError(
+                f"{self.path} was made with another {', '.join(differing)} than {self.suite.id} and {self.agent} have now: "
+                "remove it or choose another --out"
+            )
+        if self.keep_deltas and record.deltas is None:
+            raise ValueError(f"{self.path} was made without keeping its deltas: remove it or choose another --out")
+        return True
+
+    def configuration(self) -> dict[str, Any]:
+        """What makes this cell's figures comparable with another's."""
+        return {"suite": self.suite.setting(), "fingerprints": self.fingerprints}
+
+    @property
+    def stream(self) -> Path:
+        """Where what the frozen layers make of this cell's prompts is kept for other cells of its suite and seed."""
+        return self.out / "frozen" / self.suite.id / f"seed{self.seed}.safetensors"
+
+    @property
+    def stream_identity(self) -> dict[str, Any]:
+        """What cells must agree on to share it."""
+        return self.configuration() | {"seed": self.seed, "device": self.suite.device, "versions": versions()}
+
+    def run(self, report: Report, frozen_outputs: "FrozenOutputs | None" = None) -> Record:
+        """Prepares the agent, edits, judges; a file of deltas is all that is written, and what the agent keeps."""
+        from benchmarks.running.recording import Recording, digest
+        from benchmarks.running.rollout import run
+
+        agent = make_agent(self.agent)
+        settings = settings_of(self.agent, agent)
+        modules = "-".join(self.suite.modules or ())
+        agent.workspace = (
+            self.out / "policies" / (file_name(f"{self.agent}-{modules}".rstrip("-")) + f"-seed{self.seed}")
+        )
+        recording = Recording() if self.keep_deltas else None
+        record = run(
+            self.suite, self.agent, agent, self.seed, report, recording=recording, frozen_outputs=frozen_outputs
+        )
+        deltas = None
+        if recording is not None:
+            recording.write(self.deltas_path)
+            deltas = digest(self.deltas_path)
+        return replace(
+            record,
+            configuration=self.configuration() | {"settings": settings},
+            commit=commit(),
+            hardware=hardware(self.suite.device),
+            deltas=deltas,
+        )
+
+    def write(self, outcome: "Record | Failure") -> None:
+        """Makes what became of the cell durable; a record takes the place of an earlier failure."""
+        if isinstance(outcome, Failure):
+            row = {
+                "suite": self.suite.id,
+                "agent": self.agent,
+                "seed": self.seed,
+                **asdict(outcome),
+                "commit": commit(),
+            }
+            write_whole(self.failure_path, json.dumps(row | {"versions": versions()}, indent=2) + "\n")
+            return
+        write_whole(self.path, json.dumps(asdict(outcome)) + "\n")
+        self.failure_path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A cell that has come to nothing.
+
+    Attributes:
+        error: In a line.
+        traceback: Where it happened, if the cell could still say so.
+    """
+
+    error: str
+    traceback: str = ""
+
+
+LONGEST_NAME = 150
+"""Bytes of a file's name that an agent's may take; file systems hold 255."""
+
+
+def cell_path(out: Path, suite: str, agent: str, seed: int) -> Path:
+    """Where the record of a suite's NAME-vN lies."""
+    return out / "cells" / suite / f"{file_name(agent)}-seed{seed}.json"
+
+
+def deltas_path(out: Path, suite: str, agent: str, seed: int) -> Path:
+    """Where its deltas lie."""
+    return out / "deltas" / suite / f"{file_name(agent)}-seed{seed}.safetensors"
+
+
+def file_name(name: str) -> str:
+    """Any name as a file's: what was changed is told apart by a digest."""
+    plain = re.sub(r"[^\w.@-]", "_", name)
+    if plain == name and len(name.encode()) <= LONGEST_NAME:
+        return name
+    end = plain.encode()[-60:].decode(errors="ignore")
+    return f"{end}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def collect(out: Path) -> list[Record]:
+    """All finished cells; writes OUT/results.jsonl.
+
+    Several commands may fill one folder: whichever writes last has looked again after the other's cells were there.
+    """
+    path = out / "results.jsonl"
+    while True:
+        found = records_of(out)
+        if (path.read_text(encoding="utf-8") if path.exists() else "") == as_lines(found):
+            return found
+        write_whole(path, as_lines(found))
+
+
+def records_of(out: Path) -> list[Record]:
+    """All finished cells, in the order of agents.registry, whatever order they finished in.
+
+    Raises:
+        ValueError: If a cell's file is not a record; names it.
+    """
+    rows = {name: place for place, name in enumerate(AGENTS)}
+    found = [record for path in cell_files(out) for record in read(path)]
+    return sorted(found, key=lambda r: (r.suite, rows.get(r.agent, len(rows)), r.agent, r.seed))
+
+
+def as_lines(records: list[Record]) -> str:
+    """The content of results.jsonl."""
+    return "".join(json.dumps(asdict(record)) + "\n" for record in records)
+
+
+def cell_files(out: Path) -> list[Path]:
+    """The records' files."""
+    return sorted(path for path in (out / "cells").glob("*/*.json") if not path.name.endswith(".failed.json"))

@@ -1,0 +1,149 @@
+"""Cells over the machines of a Ray cluster.
+
+A cell whose worker or machine is lost runs again on another one; its record is written once, by the command that
+asked for it. Every machine needs this package in the same version, and OUT and the working directory on a file
+system that all share.
+"""
+
+import logging
+import os
+import socket
+import traceback
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from benchmarks.results.records import Record
+from benchmarks.running.cells import Cell, Failure
+
+ATTEMPTS = 3
+"""How often a cell is tried whose worker is lost each time; a cell that brings its worker down ends as failed."""
+
+
+class LostWorkerError(RuntimeError):
+    """The worker, or the machine it was on, is gone; the cell itself has not failed."""
+
+
+class Cluster(Protocol):
+    """Somewhere that cells can run."""
+
+    def submit(self, cell: Cell) -> Any:
+        """A handle for the run that this begins."""
+
+    def wait(self, handles: list[Any]) -> Any:
+        """The first handle whose run has ended."""
+
+    def outcome(self, handle: Any) -> Record | Failure:
+        """What came of it; raises :class:`LostWorkerError`."""
+
+
+def distribute(todo: Iterable[Cell], cluster: Cluster) -> Iterator[tuple[Cell, Record | Failure]]:
+    """Each cell once, in the order they finish; a lost one is submitted again, up to :data:`ATTEMPTS` times in all."""
+    running = {cluster.submit(cell): (cell, 1) for cell in todo}
+    while running:
+        handle = cluster.wait(list(running))
+        cell, attempt = running.pop(handle)
+        try:
+            outcome = cluster.outcome(handle)
+        except LostWorkerError as error:
+            if attempt < ATTEMPTS:
+                running[cluster.submit(cell)] = (cell, attempt + 1)
+                continue
+            outcome = Failure(f"its worker was lost {attempt} times: {error}")
+        if isinstance(outcome, Record) and outcome.deltas is not None and not cell.deltas_path.exists():
+            outcome = Failure(
+                f"its deltas are not here ({cell.deltas_path}): OUT must be on a file system that all share"
+            )
+        yield cell, outcome
+
+
+def run_in_worker(cell: Cell, folder: str) -> Record | Failure:
+    """On some machine of the cluster."""
+    try:
+        os.chdir(folder)  # agents may be named by a relative file
+        there = cell.suite.check_fingerprints()
+        if there != cell.fingerprints:
+            differing = ", ".join(what for what in there if there[what] != cell.fingerprints[what])
+            return Failure(
+                f"{socket.gethostname()} has another {differing} than the machine of the command (fingerprints)"
+            )
+        return cell.run(lambda what, done, total: None)
+    except Exception as error:
+        return Failure(f"{type(error).__name__}: {error}", traceback.format_exc())
+
+
+class RayCluster:
+    """A Ray cluster.
+
+    Args:
+        cores: Of each cell; also its threads.
+        gpus: Of each cell.
+    """
+
+    def __init__(self, cores: int, gpus: float) -> None:
+        import ray
+
+        self._ray = ray
+        # A new process for each cell: its peak memory is its own. Losses are dealt with by distribute.
+        options = {"num_cpus": cores, "num_gpus": gpus, "max_calls": 1, "max_retries": 0}
+        self._task = ray.remote(**options)(run_in_worker)
+
+    def submit(self, cell: Cell) -> Any:
+        return self._task.remote(cell, str(Path.cwd()))
+
+    def wait(self, handles: list[Any]) -> Any:
+        return self._ray.wait(handles, num_returns=1)[0][0]
+
+    def outcome(self, handle: Any) -> Record | Failure:
+        lost = self._ray.exceptions
+        try:
+            return self._ray.get(handle)
+        except (
+            lost.WorkerCrashedError,
+            lost.NodeDiedError,
+            lost.ObjectLostError,
+            lost.OutOfMemoryError,
+            lost.LocalRayletDiedError,
+        ) as error:
+            raise LostWorkerError(str(error).splitlines()[0]) from error
+        except lost.RayError as error:  # the cell's own: a machine without the package, say
+            return Failure(f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}", str(error))
+
+
+def too_large(cores: int, gpus: float, machines: Sequence[Mapping[str, float]]) -> list[str]:
+    """What no machine of a cluster has, so that cells wait for one that has it (of a cluster that grows, say)."""
+    found = []
+    for name, wanted in (("CPU", cores), ("GPU", gpus)):
+        most = max((machine.get(name, 0) for machine in machines), default=0)
+        if wanted > most:
+            option = {"CPU": "--cores", "GPU": "--gpus"}[name]
+            found.append(
+                f"{option}: no machine of the cluster has {wanted:g} {name}s (the largest has {most:g}): cells wait for one"
+            )
+    return found
+
+
+def run_on_ray(todo: list[Cell], address: str, cores: int, gpus: float) -> Iterator[tuple[Cell, Record | Failure]]:
+    """All cells over the cluster at an address.
+
+    Raises:
+        ValueError: If Ray is not installed, or there is no such cluster.
+    """
+    try:
+        import ray
+    except ModuleNotFoundError:
+        raise ValueError('the runner ray needs the extra: pip install "lifelongedit[ray]"') from None
+    host, _, port = address.rpartition(":")
+    try:
+        if port.isdecimal():  # Ray itself tries for minutes
+            socket.create_connection((host, int(port)), timeout=10).close()
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except OSError as error:  # ConnectionError among them
+        raise ValueError(f"address: no Ray cluster was found at {address!r} ({error})") from error
+    for line in too_large(cores, gpus, [node["Resources"] for node in ray.nodes() if node["Alive"]]):
+        warnings.warn(line, stacklevel=2)
+    try:
+        yield from distribute(todo, RayCluster(cores, gpus))
+    finally:
+        ray.shutdown()

@@ -1,0 +1,82 @@
+"""The actions of a rollout, kept as a file of deltas, and played again from it."""
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from agents.base import Agent
+from editenv.delta_files import fingerprint, read_delta_file, tensors_of, write_delta_file
+from editenv.deltas import Delta, LowRank
+from editenv.env import Action, LifelongEditEnv, Observation
+from editenv.language_model.editable_lm import EditableLM
+
+
+class Recording:
+    """What an agent did, action by action; all of it is held in memory until it is written."""
+
+    def start(self, lm: EditableLM) -> None:
+        """Before the first action."""
+        self._lm, self._before = lm, fingerprint(lm)
+        self.actions: list[dict[str, Delta]] = []
+
+    def add(self, action: Action) -> None:
+        """An action as it was given: low-rank where it is, and also if it was refused."""
+        self.actions.append({name: _copy(delta) for name, delta in action.items()})
+
+    def write(self, path: Path) -> None:
+        """After the last action, for ``editenv apply`` and :class:`Replay`."""
+        write_delta_file(path, self.actions, self._before, fingerprint(self._lm))
+
+
+def digest(path: Path) -> str:
+    """SHA-256 over what a file of deltas holds; the file itself may be written in another order the next time."""
+    actions, metadata = read_delta_file(path)
+    found = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name, tensor in sorted(tensors_of(actions).items()):
+        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        found.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def _copy(delta: Any) -> Delta:
+    if isinstance(delta, LowRank):
+        return LowRank(_tensor(delta.left), _tensor(delta.right))
+    return _tensor(delta)
+
+
+def _tensor(values: Any) -> torch.Tensor:
+    """In float32, the precision in which the environment adds deltas up."""
+    return torch.as_tensor(values, dtype=torch.float32).detach().cpu().clone()
+
+
+class Replay(Agent):
+    """Does what a file of deltas says.
+
+    Args:
+        path: The file.
+        actions_per_batch: K of the agent that made it.
+        looks_ahead: Whether that agent did.
+
+    Raises:
+        ValueError: If the file does not hold deltas.
+    """
+
+    def __init__(self, path: Path, actions_per_batch: int, looks_ahead: bool = False) -> None:
+        self.path, self.actions_per_batch, self.looks_ahead = path, actions_per_batch, looks_ahead
+        self.actions, self._metadata = read_delta_file(path)
+
+    def begin(self, env: LifelongEditEnv) -> None:
+        if fingerprint(env.language_model) != self._metadata["before"]:
+            raise ValueError(
+                f"{self.path} was made for another base model: the fingerprints of the edited modules differ"
+            )
+        needed = math.ceil(len(env.stream) / env.edits_per_step) * self.actions_per_batch
+        if len(self.actions) != needed:
+            raise ValueError(f"{self.path} holds {len(self.actions)} actions; this stream takes {needed}")
+
+    def act(self, observation: Observation, info: dict[str, Any]) -> Action:
+        return self.actions[info["batch"] * self.actions_per_batch + info["attempt"]]

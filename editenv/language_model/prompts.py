@@ -1,0 +1,108 @@
+"""Prompts with their answers, as a model sees them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import compress
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(slots=True)
+class Prompts:
+    """Prompts with their answers, run through the frozen part of the model.
+
+    ``B`` prompts of at most ``T`` tokens have ``A`` answer tokens altogether. What the frozen part made of each
+    prompt is held as it is kept for all (:class:`editenv.language_model.editable_lm.FrozenOutputs`): however many
+    sets a prompt is in, there is one copy of it. It is put together, in :attr:`hidden`, only for as long as a
+    forward takes.
+
+    Attributes:
+        pieces: ``B`` tensors, ``(tokens, d)``: of all tokens, or of those before an answer token.
+        starts: ``(B,)`` the row of each piece that predicts the first answer token; None if there are no other rows.
+        labels: ``(A,)`` the answer tokens.
+        lengths: ``(B,)`` answer tokens per prompt.
+    """
+
+    pieces: Sequence[torch.Tensor]
+    starts: torch.Tensor | None
+    labels: torch.Tensor
+    lengths: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def prompt_index(self) -> torch.Tensor:
+        """``(A,)`` the prompt each answer token belongs to."""
+        return torch.arange(len(self), device=self.lengths.device).repeat_interleave(self.lengths)
+
+    @property
+    def hidden(self) -> torch.Tensor:
+        """``(A, 1, d)`` if only answer positions are kept (``(A, 1, d + d_in)`` if the edited module's inputs are,
+        too), otherwise ``(B, T, d)``, right-padded; a copy.
+        """
+        if not self.pieces:
+            return torch.zeros(0, 1, 0, device=self.labels.device)
+        if self.starts is None:
+            return torch.cat(list(self.pieces))[:, None]
+        return nn.utils.rnn.pad_sequence(list(self.pieces), batch_first=True)
+
+    @property
+    def rows(self) -> torch.Tensor:
+        """``(A,)`` the row of :attr:`hidden` in which the token before each answer token lies."""
+        return (
+            self.prompt_index if self.starts is not None else torch.arange(len(self.labels), device=self.labels.device)
+        )
+
+    @property
+    def columns(self) -> torch.Tensor:
+        """``(A,)`` likewise its column."""
+        if self.starts is None:
+            return torch.zeros_like(self.labels)
+        within = torch.arange(len(self.labels), device=self.labels.device)
+        first = self.lengths.cumsum(0) - self.lengths
+        return within + (self.starts - first).repeat_interleave(self.lengths)
+
+    def select(self, chosen: torch.Tensor) -> "Prompts":
+        """Some of the prompts, in the order they have here.
+
+        Args:
+            chosen: ``(B,)`` bool.
+        """
+        return Prompts(
+            pieces=list(compress(self.pieces, chosen.tolist())),
+            starts=None if self.starts is None else self.starts[chosen],
+            labels=self.labels[chosen.repeat_interleave(self.lengths)],
+            lengths=self.lengths[chosen],
+        )
+
+    @staticmethod
+    def join(parts: "Sequence[Prompts]") -> "Prompts":
+        """One set out of several of the same model."""
+        starts = [part.starts for part in parts if part.starts is not None]
+        return Prompts(
+            pieces=[piece for part in parts for piece in part.pieces],
+            starts=torch.cat(starts) if starts else None,
+            labels=torch.cat([part.labels for part in parts]),
+            lengths=torch.cat([part.lengths for part in parts]),
+        )
+
+
+def answer_ids(tokenizer: "PreTrainedTokenizerBase", answers: Sequence[str]) -> list[list[int]]:
+    """Token ids of each answer as it follows a prompt, with a space between."""
+    lead = "" if _puts_a_space_first(tokenizer) else " "
+    ids: list[list[int]] = tokenizer([lead + answer for answer in answers], add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def _puts_a_space_first(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Whether a text by itself is tokenized as if a space stood before it, so that one of our own would be a second
+    one.
+    """
+    both, head, tail, spaced = tokenizer(["A B", "A", "B", " B"], add_special_tokens=False)["input_ids"]
+    return both == head + tail and tail != spaced

@@ -1,0 +1,49 @@
+import numpy as np
+import pytest
+import torch
+
+from agents.baselines.ultraedit import UltraEdit
+
+LAST = "model.layers.2.mlp.down_proj"
+
+
+@pytest.mark.parametrize("attempts", [1, 2])
+def test_the_update_is_the_dense_normal_equation(make_env, attempts):
+    env = make_env(modules=[LAST], actions_per_batch=attempts)
+    agent = UltraEdit(step_size=2.0, ridge=0.1, actions_per_batch=attempts)
+    observation, info = env.reset(seed=0)
+    agent.begin(env)
+    seen_keys, seen_grads, outputs = [], [], []
+    for _ in range(3 * attempts):
+        gradient = env.gradients[LAST]
+        U, G = gradient.keys.double().numpy(), gradient.value_grads.double().numpy()
+        if info["attempt"] == 0:
+            seen_keys.append(U)
+            seen_grads.append(G)
+            outputs.append(U @ env.language_model.weight(LAST).double().numpy())
+        everything = np.concatenate([np.concatenate(seen_keys), np.concatenate(seen_grads)], 1)
+        normal = (np.concatenate([U, G], 1) - everything.mean(0)) / everything.std(0, ddof=1)
+        energy = (np.concatenate(seen_keys) ** 2).sum() / len(everything)
+        length = np.sqrt((np.concatenate(outputs) ** 2).mean())
+        gate = (normal[:, :64] ** 2).mean(1, keepdims=True)
+        V = -2.0 * length * gate * normal[:, 64:]
+        expected = np.linalg.solve(U.T @ U + 0.1 * energy * np.eye(64), U.T @ V)
+        action = agent.act(observation, info)
+        np.testing.assert_allclose(
+            action[LAST].dense().numpy(), expected, rtol=2e-3, atol=1e-4 * np.abs(expected).max()
+        )
+        observation, *_, info = env.step(action)
+
+
+def test_an_agent_that_is_told_what_had_been_goes_on_the_same(make_env):
+    env = make_env(modules=[LAST])
+    first, second = UltraEdit(), UltraEdit()
+    observation, info = env.reset(seed=0)
+    first.begin(env)
+    second.begin(env)
+    for _ in range(2):
+        observation, *_, info = env.step(first.act(observation, info))
+        second.recall(first.remember())
+    one, two = first.act(observation, info)[LAST], second.act(observation, info)[LAST]
+    assert torch.equal(one.left, two.left)
+    assert torch.equal(one.right, two.right)

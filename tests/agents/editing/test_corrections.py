@@ -1,0 +1,323 @@
+"""The command ``editenv edit``: a file of corrections and a model folder, and nothing lost of either."""
+
+import json
+import os
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from agents import cli
+from agents.editing.editor import Guard, LifelongEditor
+from editenv.data.files import FileOptions, load_file_edits
+from editenv.evaluation import metrics
+from editenv.journal import JournalError
+
+LAST = ("model.layers.2.mlp.down_proj",)
+TOWNS = ("Rome", "Oslo", "Bonn", "Lima", "Kiev")
+
+
+def rows(count, first=0):
+    return [
+        {"prompt": f"The home of number {i} is", "target": TOWNS[i % 5], "subject": f"number {i}"}
+        for i in range(first, first + count)
+    ]
+
+
+def write(path, records):
+    path.write_text("".join(json.dumps(row) + "\n" for row in records), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture
+def my_model(model_folder, tmp_path):
+    shutil.copytree(model_folder, tmp_path / "my-model")
+    return tmp_path / "my-model"
+
+
+@pytest.fixture
+def edit(my_model, tmp_path):
+    """The command on five corrections in batches of two."""
+    write(tmp_path / "edits.jsonl", rows(5))
+
+    def run(**options):
+        told = {"edits": str(tmp_path / "edits.jsonl"), "output": tmp_path / "out", "model": str(my_model)}
+        told |= {"method": "fine-tune", "modules": LAST, "edits_per_step": 2, "guard": Guard(1e9, 1e9)}
+        cli.edit(cli.Edit(**told | options))
+        return json.loads((tmp_path / "out/report.json").read_text())
+
+    return run
+
+
+def content(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_each_correction_has_an_outcome(edit, tmp_path, capsys, monkeypatch):
+    says = metrics.generate
+
+    def goes_on(lm, texts, *rest, **options):
+        found = says(lm, texts, *rest, **options)
+        return [*found[:2], f"{TOWNS[2]} and on", *found[3:]] if len(texts) == 5 else found
+
+    monkeypatch.setattr("agents.editing.corrections.metrics.generate", goes_on)
+    report = edit()
+    found = lines(tmp_path / "out/results.jsonl")
+    assert [(row["prompt"], row["target"]) for row in found] == [(row["prompt"], row["target"]) for row in rows(5)]
+    assert all(row["applied"] for row in found)
+    assert all(row["right"] == (row["said"] == row["target"]) for row in found)
+    right = 100 * sum(row["right"] for row in found) / 5
+    assert right == pytest.approx(report["generation"]["efficacy"], abs=1e-3)
+    assert (report["asked"], report["edits"], report["left_out"]) == (5, 5, {})
+    going_on = [row for row in found if row["said"].startswith(row["target"]) and not row["right"]]
+    assert found[2] in going_on
+    shown = capsys.readouterr().out
+    assert report["goes_on"] == len(going_on)
+    assert (f"{len(going_on)} of the answers are right and go on" in shown) == bool(going_on)
+    assert "perplexity of held-out text" in shown
+    assert "results.jsonl" in shown
+
+
+@pytest.mark.parametrize("place", ["beside", "around", "inside"])
+def test_the_model_that_is_edited_is_never_touched(edit, my_model, tmp_path, place):
+    """Not even where the results would go to its own folder."""
+    if place == "beside":
+        my_model = my_model.rename(tmp_path / "model")
+    elif place == "around":
+        (tmp_path / "model").mkdir()
+        my_model = my_model.rename(tmp_path / "model/mine")
+    output = my_model / "out" if place == "inside" else tmp_path
+    before = content(my_model)
+    with pytest.raises(ValueError, match="never changed"):
+        edit(model=str(my_model), output=output)
+    assert content(my_model) == before
+    with (
+        LifelongEditor(str(my_model), "fine-tune", modules=LAST) as editor,
+        pytest.raises(ValueError, match="never changed"),
+    ):
+        editor.save(my_model)
+    assert content(my_model) == before
+
+
+def test_what_is_in_the_way_is_said_before_anything_is_done(edit, my_model, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(my_model, out / "model")  # of somebody's own
+    before = content(out)
+    with pytest.raises(ValueError, match=r"was not saved here: config\.json"):
+        edit()
+    shutil.rmtree(out / "model")
+    (out / "report.json").write_text("mine")
+    with pytest.raises(ValueError, match=r"report\.json of something else"):
+        edit()
+    (out / "report.json").unlink()
+    for place, words in ((my_model, "never changed"), (tmp_path / "elsewhere", "is a link")):
+        (out / "model").symlink_to(place)
+        with pytest.raises(ValueError, match=words):
+            edit()
+        (out / "model").unlink()
+    (out / "model").mkdir()
+    assert content(my_model) == {path.relative_to("model"): value for path, value in before.items()}
+    assert [path.name for path in out.iterdir()] == ["model"]
+
+
+def test_corrections_may_be_added_and_the_file_may_be_called_something_else(edit, tmp_path, capsys):
+    edit()
+    first = load_file(tmp_path / "out/model/model.safetensors")
+    write(tmp_path / "later.jsonl", rows(8))
+    report = edit(edits=str(tmp_path / "later.jsonl"))
+    assert report["edits"] == 8
+    assert "going on after batch 3: 5 of 8" in capsys.readouterr().err
+    assert [entry["edits"] for entry in lines(tmp_path / "out/journal.jsonl")[1:]] == [2, 2, 1, 2, 1]
+    later = load_file(tmp_path / "out/model/model.safetensors")
+    assert any(not torch.equal(later[name], first[name]) for name in first)
+    changed = rows(8)
+    changed[3]["target"] = "Quito"
+    write(tmp_path / "later.jsonl", changed)
+    before = content(tmp_path / "out")
+    with pytest.raises(JournalError, match=r"edit 4 was 'The home of number 3 is' -> 'Lima'.*added at the file's end"):
+        edit(edits=str(tmp_path / "later.jsonl"))
+    write(tmp_path / "later.jsonl", rows(4))
+    with pytest.raises(JournalError, match=r"edit 5 was .* the file has nothing there"):
+        edit(edits=str(tmp_path / "later.jsonl"))
+    assert content(tmp_path / "out") == before
+
+
+def test_a_model_that_cannot_be_asked_is_saved_all_the_same(edit, tmp_path, monkeypatch, capsys):
+    def fails(_):
+        raise IndexError("beyond the context")
+
+    monkeypatch.setattr(LifelongEditor, "evaluate", fails)
+    report = edit()
+    assert report["not_evaluated"] == "IndexError: beyond the context"
+    assert "is saved, but could not be asked" in capsys.readouterr().err
+    AutoModelForCausalLM.from_pretrained(tmp_path / "out/model")
+    assert (tmp_path / "out/deltas.safetensors").exists()
+
+
+def test_corrections_that_were_taken_back_are_a_file_to_try_again(edit, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(LifelongEditor, "_out_of_bounds", lambda self, *_: "too bold" if self.batches == 1 else None)
+    report = edit()
+    assert (report["asked"], report["edits"]) == (5, 3)
+    again = load_file_edits(str(tmp_path / "out/not-applied.jsonl"), "all", FileOptions())
+    refused = [row for row in lines(tmp_path / "out/results.jsonl") if not row["applied"]]
+    assert (
+        [edit.prompt for edit in again] == [row["prompt"] for row in refused] == [row["prompt"] for row in rows(2, 2)]
+    )
+    assert all(row["reason"] == "too bold" for row in refused)
+    shown = capsys.readouterr()
+    assert "2 edits were taken back" in shown.out
+    assert "3 of 5 edits" in shown.out
+    assert "batch 2 was taken back: too bold" in shown.err
+
+
+def test_what_is_left_out_is_said(edit, tmp_path, capsys):
+    long = {"prompt": "very " * 400 + "long", "target": "Rome"}
+    path = write(tmp_path / "edits.jsonl", [*rows(2), long, {"prompt": "no target"}])
+    with pytest.raises(ValueError, match="--bad-records skip leaves"):
+        edit()
+    assert not (tmp_path / "out").exists()
+    report = edit(edits=path, bad_records="skip")
+    assert report["asked"] == 2
+    assert sum(report["left_out"].values()) == 2
+    told = capsys.readouterr().err
+    assert "left out: edits.jsonl, record 3" in told
+    assert "left out: edits.jsonl, record 4" in told
+
+
+def test_what_the_method_cannot_make_is_refused_before_the_first_edit(edit, tmp_path):
+    without = rows(5)
+    del without[4]["subject"]
+    write(tmp_path / "edits.jsonl", without)
+    text = tmp_path / "text.txt"
+    text.write_text("Ada is in Rome.\n")
+    with pytest.raises(ValueError, match="has no subject"):
+        edit(method="rome", text=str(text), modules=("layers.1.mlp.down_proj",))
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="--edits-per-step must be at least 1"):
+        edit(edits_per_step=0)
+
+
+def test_another_model_around_the_same_edited_weights_is_refused(edit, my_model, tmp_path, model_folder):
+    edit()
+    weights = load_file(my_model / "model.safetensors")
+    name = next(name for name in weights if "embed" in name)
+    weights[name] = weights[name] + 1
+    save_file(weights, my_model / "model.safetensors", {"format": "pt"})
+    with pytest.raises(JournalError, match="frozen was"):
+        edit()
+    deltas = tmp_path / "out/deltas.safetensors"
+    with pytest.raises(ValueError, match="other weights or the tokenizer"):
+        cli.apply(cli.Apply(deltas, tmp_path / "applied", str(my_model)))
+    assert not (tmp_path / "applied").exists()
+    cli.apply(cli.Apply(deltas, tmp_path / "applied", model_folder))
+
+
+def test_a_result_that_differs_by_rounding_is_taken_if_it_is_allowed(edit, my_model, tmp_path, capsys):
+    edit()
+    deltas = tmp_path / "out/deltas.safetensors"
+    with safe_open(deltas, "pt") as file:
+        metadata, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    save_file(tensors, deltas, metadata | {"after": "0" * 64})  # as another machine may have it
+    with pytest.raises(ValueError, match="--allow-rounding"):
+        cli.apply(cli.Apply(deltas, tmp_path / "applied", str(my_model)))
+    cli.apply(cli.Apply(deltas, tmp_path / "applied", str(my_model), allow_rounding=True))
+    assert "not to the bit" in capsys.readouterr().out
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("applied", "out/model"))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_what_a_killed_process_left_is_cleared_away_and_a_failure_leaves_the_old_model(edit, tmp_path, monkeypatch):
+    edit()
+    out = tmp_path / "out"
+    (out / ".model.partial").mkdir()
+    (out / ".model.partial/model.safetensors").write_bytes(b"half")
+    before = content(out / "model")
+    edit()
+    assert content(out / "model") == before
+    assert not list(out.glob(".model*"))
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", full)
+    with pytest.raises(OSError, match="No space"):
+        edit()
+    assert content(out / "model") == before
+    assert not list(out.glob(".model*"))
+
+
+def test_small_steps_that_add_up_are_bounded_by_the_unedited_model(edit, tmp_path, monkeypatch):
+    perplexities = iter([10.0, 12.0, 16.0, 19.0, 25.0])  # the unedited model's, then after each batch
+    monkeypatch.setattr(LifelongEditor, "_held_out", lambda self: next(perplexities))
+    write(tmp_path / "edits.jsonl", rows(8))
+    report = edit(guard=Guard(max_perplexity=1.5, max_weight_norm=1e9, max_drift=1.5))
+    assert [row["batch"] for row in report["rolled_back"]] == [2, 3, 4]
+    assert "over 1.5 times the unedited model's 10" in report["rolled_back"][0]["reason"]
+
+
+def test_an_edit_beyond_the_context_is_refused_from_python_too(my_model):
+    with LifelongEditor(str(my_model), "fine-tune", modules=LAST) as editor:
+        with pytest.raises(ValueError, match=r"edit, record 2, field 'prompt': has \d+ tokens"):
+            editor.edit([rows(1)[0], {"prompt": "far " * 300, "target": "Rome"}])
+        assert editor.batches == 0
+
+
+def test_a_model_that_was_moved_aside_comes_back(edit, tmp_path, monkeypatch):
+    """Killed, or failing, between the old model's going and the new one's coming."""
+    edit()
+    out = tmp_path / "out"
+    before = content(out / "model")
+    (out / "model").rename(out / ".model.old")
+    edit()
+    assert content(out / "model") == before
+
+    def replace(source, target, real=os.replace):
+        if str(source).endswith("model.partial"):
+            raise OSError(5, "Input/output error")
+        real(source, target)
+
+    monkeypatch.setattr("agents.editing.saving.os.replace", replace)
+    with pytest.raises(OSError, match="Input/output"):
+        edit()
+    assert content(out / "model") == before
+    assert not list(out.glob(".model*"))
+
+
+def test_a_saved_model_with_something_beside_it_is_not_replaced(edit, tmp_path):
+    edit()
+    (tmp_path / "out/model/README.md").write_text("what I found out about it")
+    with pytest.raises(ValueError, match=r"not saved here: README\.md"):
+        edit()
+    assert (tmp_path / "out/model/README.md").exists()
+    edit(save_model=False)
+
+
+def test_the_stored_precision_is_told(edit, my_model, capsys):
+    config = json.loads((my_model / "config.json").read_text())
+    (my_model / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+    edit()
+    assert "is bfloat16, and is edited and saved in float32" in capsys.readouterr().err
+
+
+def test_hints_are_given_where_they_hold(tmp_path, capsys, monkeypatch):
+    def fails(_):
+        raise OSError("no room")
+
+    for kept, told in ((None, False), (tmp_path / "journal.jsonl", False), (tmp_path, True)):
+        with pytest.raises(SystemExit):
+            cli._run(fails, SimpleNamespace(), kept)
+        assert ("the same command goes on" in capsys.readouterr().err) == told
+
+
+def test_a_saved_model_may_be_read_by_others(edit, tmp_path):
+    edit()
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "out" / "model").iterdir()}
+    assert modes["model.safetensors"] == modes["config.json"]

@@ -1,0 +1,191 @@
+from dataclasses import replace
+
+import pytest
+from test_records import RECORD
+
+from benchmarks.results.figures import draw_retention
+from benchmarks.results.statistics import Estimate
+from benchmarks.results.tables import (
+    HEADINGS,
+    as_details,
+    as_intervals,
+    as_markdown,
+    as_means,
+    as_times,
+    markdown,
+    one_line,
+    rows,
+    show,
+    with_interval,
+)
+
+
+def scores(efficacy, generalization, specificity):
+    return {"efficacy": efficacy, "generalization": generalization, "specificity": specificity}
+
+
+def test_an_estimate_is_shown_with_what_is_known_of_it():
+    assert with_interval(Estimate(78.06, (77.0, 79.25))) == "78.1 [77.0, 79.2]"
+    assert with_interval(Estimate(0.5), 2) == "0.50"
+    assert with_interval(Estimate(-0.001, (-0.004, 0.2)), 2) == "0.00 [0.00, 0.20]"
+    assert with_interval(None) == "-"
+
+
+def test_a_cell_cannot_leave_its_column():
+    from markdown_it import MarkdownIt
+
+    names = ["a | b", "<script>alert(1)</script>", "`code", "line\nend", "back\\|slash", "[x](javascript:alert(1))"]
+    html = MarkdownIt("commonmark").enable("table").render(markdown(["agent", "n"], [[name, "1"] for name in names]))
+    assert html.count("<td>") == 2 * len(names)
+    assert html.count("<tr>") == 1 + len(names)
+    assert "<script" not in html
+    assert "<a " not in html
+    assert "a | b" in html
+
+
+def test_rows_are_interquartile_means_over_seeds():
+    first = replace(RECORD, teacher_forced=scores(100.0, 50.0, 25.0), failures=1, edit_seconds=0.001)
+    second = replace(RECORD, seed=1, teacher_forced=scores(50.0, 50.0, 75.0), failures=2, edit_seconds=0.003)
+    other = replace(RECORD, agent="fine-tune", generation=scores(0.0, 10.0, 20.0))
+    table = rows([first, other, second])
+    assert [row[:2] for row in table] == [["no-edit", "2"], ["fine-tune", "1"]]
+    cells = dict(zip(HEADINGS, table[0], strict=True))
+    assert cells["teacher-forced Eff / Gen / Spe"] == "75.0 / 50.0 / 50.0"
+    low, high = 3 / (1 / 100 + 1 / 50 + 1 / 25), 3 / (1 / 50 + 1 / 50 + 1 / 75)
+    assert cells["mean"] == f"{(low + high) / 2:.1f} [{low:.1f}, {high:.1f}]"
+    assert cells["immediate"] == "90.0 / 45.5 / 100.0"
+    assert cells["ms/edit"] == "2.00"
+    assert cells["failed"] == "3"
+    assert dict(zip(HEADINGS, table[1], strict=True))["mean "] == "0.0", "one seed has no interval"
+
+
+def test_each_figure_has_its_interval_where_there_are_two_seeds():
+    first = replace(RECORD, teacher_forced=scores(100.0, 50.0, 25.0), generation=scores(10.0, None, 30.0))
+    second = replace(RECORD, seed=1, teacher_forced=scores(50.0, 50.0, 75.0), generation=scores(20.0, None, 30.0))
+    head, _, *lines = as_intervals([first, second, replace(RECORD, agent="fine-tune")]).splitlines()
+    assert [cell.strip() for cell in head.strip("| ").split("|")][2:] == [
+        f"{protocol} {metric}" for protocol in ("teacher-forced", "generation") for metric in ("Eff", "Gen", "Spe")
+    ]
+    (line,) = lines
+    assert [cell.strip() for cell in line.strip("| ").split("|")] == [
+        *("no-edit", "2", "75.0 [50.0, 100.0]", "50.0 [50.0, 50.0]", "50.0 [25.0, 75.0]"),
+        *("15.0 [10.0, 20.0]", "-", "30.0 [30.0, 30.0]"),
+    ]
+
+
+def test_means_have_a_column_for_each_suite_the_shorter_stream_first():
+    def run(agent, suite, value, seed=0):
+        return replace(RECORD, agent=agent, suite=suite, seed=seed, teacher_forced=scores(value, value, value))
+
+    found = [run("no-edit", "atlas-50x20", 2.0), run("no-edit", "atlas-400x20", 1.0)]
+    found += [run("rledit", "atlas-400x20", 30.0), run("rledit", "atlas-50x20", 50.0)]
+    found += [run("rledit", "atlas-50x20", 60.0, seed=1), run("rledit", "atlas-10x500", 40.0)]
+    found += [run("rome", "atlas-50x20", 70.0)]  # on one suite alone
+    assert [[cell.strip() for cell in line.strip("| ").split("|")] for line in as_means(found).splitlines()] == [
+        ["agent", "50 x 20", "10 x 500", "400 x 20"],
+        ["---"] * 4,
+        ["no-edit", "2.0", "-", "1.0"],
+        ["rledit", "55.0 [50.0, 60.0]", "40.0", "30.0"],
+    ]
+    assert "| rome | 70.0 |" in as_means(found[-1:])
+
+
+def test_times_are_with_and_without_the_setup_and_the_fastest_comes_first():
+    slow = replace(RECORD, agent="rome", edit_seconds=0.02, floor_ratio=8.0, setup_seconds=4.0)
+    fast = replace(RECORD, agent="rledit", edit_seconds=0.001, floor_ratio=0.5, setup_seconds=2.0)
+    again = replace(fast, seed=1, edit_seconds=0.003, floor_ratio=1.0, setup_seconds=6.0)
+    lines = as_times([slow, fast, again]).splitlines()[2:]
+    assert [[cell.strip() for cell in line.strip("| ").split("|")] for line in lines] == [
+        ["rledit", "2.0", "0.75", "4", "102.0"],  # 2 ms, and 2 s and 6 s over 40 edits
+        ["rome", "20.0", "8.00", "4", "120.0"],
+    ]
+
+
+def test_markdown_has_a_line_for_each_agent():
+    lines = as_markdown([RECORD, replace(RECORD, agent="fine-tune")]).splitlines()
+    assert len(lines) == 4
+    assert {line.count("|") for line in lines} == {len(HEADINGS) + 1}
+    assert lines[2].startswith("| no-edit |")
+    assert lines[3].startswith("| fine-tune |")
+
+
+def test_details_have_columns_for_probes_where_they_were_asked():
+    drift = {"perplexity_before": 17.0, "perplexity": 20.5, "kl": 0.125}
+    asked = {"negation": 90.0, "negation_before": 95.0, "distractor": 50.0}
+    for hops in ("one_hop", "two_hop"):
+        asked |= {hops: 12.5, f"{hops}_before": 25.0, f"{hops}_questions": 8}
+    plain = replace(RECORD, drift=drift, probes=None)
+    probed = replace(plain, agent="fine-tune", probes=asked)
+    lines = as_details([plain]).splitlines()
+    assert lines[0].endswith("| KL |")
+    assert lines[2].endswith("17.00, 20.50 | 0.125 |")
+    lines = as_details([plain, probed]).splitlines()
+    assert lines[2].endswith("| 0.125 | - | - | - (-; -) | - (-; -) |")
+    assert lines[3].endswith("| 0.125 | 90.0 | 50.0 | 12.5 (25.0; 8) | 12.5 (25.0; 8) |")
+    assert {line.count("|") for line in lines} == {11}
+    two = replace(plain, model="another", drift=drift | {"perplexity": 30.5})
+    lines = as_details([plain, two, replace(two, seed=1), replace(two, seed=2, drift=None)]).splitlines()
+    assert [line.split("|")[2].strip() for line in lines[2:]] == ["1", "2"], "models are rows of their own"
+    assert "17.00, 30.50" in lines[3]
+
+
+def test_one_line_and_show_hold_the_figures(capsys):
+    text = one_line(replace(RECORD, generation=scores(12.3, 4.5, 67.8)))
+    assert "90.0/45.5/100.0" in text
+    assert "12.3/4.5/67.8" in text
+    assert "1.00 ms/edit" in text
+    show([RECORD])
+    shown = capsys.readouterr().out
+    assert "no-edit" in shown
+    assert "90.0/45.5/100.0" in " ".join(shown.split())
+    show([])
+    assert capsys.readouterr().out == ""
+
+
+def test_the_picture_shows_each_agents_curve(tmp_path):
+    from matplotlib import image
+
+    path = tmp_path / "retention.png"
+    draw_retention([RECORD, replace(RECORD, seed=1)], path)
+    alone = image.imread(path)
+    low = [{"edits": point["edits"], **scores(5.0, 5.0, 5.0)} for point in RECORD.retention]
+    draw_retention([RECORD, replace(RECORD, seed=1), replace(RECORD, agent="worse", retention=low)], path)
+    both = image.imread(path)
+    assert alone.shape[:2] == both.shape[:2]
+    assert min(alone.shape[:2]) > 200
+    assert (alone != both).any(-1).sum() > 500
+    assert [file.name for file in tmp_path.iterdir()] == ["retention.png"]
+
+
+def test_an_outlier_among_four_seeds_does_not_count():
+    found = [
+        replace(RECORD, seed=seed, generation=scores(value, value, value))
+        for seed, value in enumerate((0.0, 50.0, 60.0, 100.0))
+    ]
+    cells = dict(zip(HEADINGS, rows(found)[0], strict=True))
+    assert cells["generation Eff / Gen / Spe"] == "55.0 / 55.0 / 55.0"
+    assert cells["mean "].startswith("55.0 [")
+
+
+def test_a_picture_is_of_one_suite(tmp_path):
+    from benchmarks.results import records
+    from benchmarks.table import Args, main
+
+    for suite in ("micro", "other"):
+        records.append(tmp_path / "results.jsonl", replace(RECORD, suite=suite))
+    with pytest.raises(SystemExit, match="micro, other"):
+        main(Args(tmp_path / "results.jsonl", tmp_path / "retention.png"))
+    assert not (tmp_path / "retention.png").exists()
+
+
+def test_only_the_rows_that_were_asked_for(tmp_path, capsys):
+    from benchmarks.results.records import append
+    from benchmarks.table import Args, main
+
+    for agent in ("a", "b", "c"):
+        append(tmp_path / "results.jsonl", replace(RECORD, agent=agent))
+    main(Args(tmp_path / "results.jsonl", agents=("a", "c")))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines if line.startswith("| ")] == ["agent", "---", "a", "c"]
+    with pytest.raises(SystemExit, match="has no row d"):
+        main(Args(tmp_path / "results.jsonl", agents=("a", "d")))
