@@ -9,7 +9,7 @@ import torch
 
 from editenv.env import Action, LifelongEditEnv, Observation
 
-Progress = Callable[[str, int, int], None]
+ProgressCallback = Callable[[str, int, int], None]
 """Called with what is going on, how much of it is done, and of how much."""
 
 
@@ -52,7 +52,7 @@ class Agent(ABC):
     kept_seconds: float = 0.0
     """What making the things taken from the workspace had cost; part of the reported setup."""
 
-    def prepare(self, env: LifelongEditEnv, seed: int, progress: Progress) -> None:  # noqa: B027 - optional
+    def prepare(self, env: LifelongEditEnv, seed: int, progress: ProgressCallback) -> None:  # noqa: B027 - optional
         """Training, statistics: whatever is done once for a model, before any edit.
 
         Args:
@@ -64,17 +64,17 @@ class Agent(ABC):
     def begin(self, env: LifelongEditEnv) -> None:  # noqa: B027 - optional
         """Forget the last episode. Called after ``env.reset``."""
 
-    def taken_back(self) -> None:  # noqa: B027 - optional
-        """The last batch has been undone: what it left in the agent goes too. Called before :meth:`remember`.
+    def revert_batch(self) -> None:  # noqa: B027 - optional
+        """The last batch has been undone: what it left in the agent goes too. Called before :meth:`batch_state`.
 
         Called after an :meth:`act` of that batch, which may have ended in an error.
         """
 
-    def remember(self) -> dict[str, torch.Tensor]:
-        """What the last batch left in the agent, if anything, for :meth:`recall`."""
+    def batch_state(self) -> dict[str, torch.Tensor]:
+        """What the last batch left in the agent, if anything, for :meth:`load_batch_state`."""
         return {}
 
-    def recall(self, memory: dict[str, torch.Tensor]) -> None:  # noqa: B027 - optional
+    def load_batch_state(self, memory: dict[str, torch.Tensor]) -> None:  # noqa: B027 - optional
         """Takes in what a batch had left, in order: an interrupted run goes on as if it had not been."""
 
     @abstractmethod

@@ -15,6 +15,7 @@ from agents.editing.saving import save_model
 from agents.registry import AGENTS
 from editenv.models import EMBEDDED, PACKAGED
 from editenv.models.modules import PRESETS
+from editenv.renamed import renamed_options
 
 
 @dataclass
@@ -126,7 +127,7 @@ class Models:
 
 def evaluate(args: Evaluate) -> None:
     from editenv.evaluation import metrics
-    from editenv.evaluation.batch import ask
+    from editenv.evaluation.batch import encode_evaluation
     from editenv.language_model.editable_lm import EditableLM
     from editenv.models import load_model
     from editenv.models.modules import mlp_outputs
@@ -136,13 +137,13 @@ def evaluate(args: Evaluate) -> None:
     model, tokenizer = load_model(args.model, args.device, args.dtype)
     modules = mlp_outputs(model)[-1:]
     lm = EditableLM(model, tokenizer, modules)
-    questions = ask(lm, edits)
+    questions = encode_evaluation(lm, edits)
     before = None
     if args.base is not None:
         other, other_tokenizer = load_model(args.base, args.device, args.dtype)
         base = EditableLM(other, other_tokenizer, mlp_outputs(other)[-1:])
-        asked = ask(base, edits)
-        questions.before, before = asked.before, metrics.generate_before(base, asked)
+        asked = encode_evaluation(base, edits)
+        questions.before, before = asked.before, metrics.initial_generations(base, asked)
     report: dict[str, Any] = {
         "edits": len(edits),
         "left_out": dict(found.report.bad),
@@ -267,7 +268,8 @@ def main() -> None:
         from agents.hypernetwork import train_command
         from agents.rledit import agent as rledit
 
-        told = tyro.cli(train_command.Args, prog="editenv train", args=sys.argv[2:], description=rledit.__doc__)
+        words = renamed_options(sys.argv[2:])
+        told = tyro.cli(train_command.Args, prog="editenv train", args=words, description=rledit.__doc__)
         _run(train_command.main, told, told.output / "checkpoint.pt")
         return
     named = {kind.__name__.lower(): kind for kind in (Edit, Train, Evaluate, Apply, Revert, Inspect, Methods, Models)}
@@ -275,7 +277,8 @@ def main() -> None:
     for name, kind in named.items():
         one = Annotated[kind, tyro.conf.subcommand(name)]  # type: ignore[valid-type]
         union = one if union is None else union | one
-    args: Any = tyro.cli(union, prog="editenv", description="Lifelong editing of language models.")
+    words = renamed_options(sys.argv[1:])
+    args: Any = tyro.cli(union, prog="editenv", args=words, description="Lifelong editing of language models.")
     kept = args.output / "journal.jsonl" if isinstance(args, Edit) else None
     _run(COMMANDS[type(args)], args, kept)
 

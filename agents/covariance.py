@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from safetensors.torch import load, save_file
 
-from editenv.atomic_files import whole_file, write_whole
+from editenv.atomic_files import atomic_write, atomic_write_text
 from editenv.data import Edit, load_edits
 from editenv.delta_files import fingerprint, frozen_fingerprint
 from editenv.env import LifelongEditEnv
@@ -298,11 +298,13 @@ def _load_sums(statistics: KeyStatistics, folder: Path, record: dict[str, Any]) 
 def _save(statistics: KeyStatistics, folder: Path, about: dict[str, Any]) -> None:
     """New sums get a file of their own and the record is replaced last: a kill leaves the old pair or the new one."""
     sums = folder / f"covariance-{statistics.texts}.safetensors"
-    with whole_file(sums) as partial:
+    with atomic_write(sums) as partial:
         save_file({name: total.cpu() for name, total in statistics.sums.items()}, partial)
     digest = hashlib.sha256(sums.read_bytes()).hexdigest()
     counts = {"texts": statistics.texts, "tokens": statistics.tokens}
-    write_whole(folder / RECORD, json.dumps(about | counts | {"file": sums.name, "sha256": digest}, indent=2) + "\n")
+    atomic_write_text(
+        folder / RECORD, json.dumps(about | counts | {"file": sums.name, "sha256": digest}, indent=2) + "\n"
+    )
     for old in set(folder.glob("covariance-*.safetensors")) - {sums}:
         old.unlink()
 

@@ -34,7 +34,7 @@ from benchmarks.run import parse_agents, parse_seeds, run_cells, run_here
 from benchmarks.running import cells
 from benchmarks.running.cells import Cell
 from benchmarks.suites import Suite, find, id_of
-from editenv.atomic_files import write_whole
+from editenv.atomic_files import atomic_write_text
 from editenv.models import EMBEDDED
 
 BROKEN = 0.9
@@ -275,8 +275,8 @@ def main(args: Args) -> int:
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(str(error)) from None
     if found:
-        write_whole(args.out / "capacity.json", json.dumps([asdict(curve) for curve in found], indent=2) + "\n")
-        write_whole(args.out / "capacity.md", as_markdown(found))
+        atomic_write_text(args.out / "capacity.json", json.dumps([asdict(curve) for curve in found], indent=2) + "\n")
+        atomic_write_text(args.out / "capacity.md", as_markdown(found))
         draw(found, args.out / "capacity.png")
         print(f"\n{as_markdown(found)}\nSaved {args.out}/capacity.md, capacity.json and capacity.png.")
     for line in failed:

@@ -17,7 +17,7 @@ from benchmarks.running.progress import console_progress
 from benchmarks.running.rollout import run
 from benchmarks.suites import SUITES
 from editenv.data import atlas
-from editenv.language_model.activation_cache import FrozenOutputs
+from editenv.language_model.activation_cache import ActivationCache
 from editenv.models import load_model
 
 ROWS = ("no-edit", "fine-tune", "demo-untrained", "demo-rledit", "rledit-packaged")
@@ -46,11 +46,11 @@ def main(args: Args) -> None:
         "(Eff), other phrasings of it (Gen), and what must not change (Spe).\n"
     )
     found = []
-    frozen_outputs = FrozenOutputs()  # the rows meet the same prompts
+    activation_cache = ActivationCache()  # the rows meet the same prompts
     for name in ROWS:
         agent: Agent = make_agent(name)
         with console_progress(name) as progress:
-            record = run(suite, name, agent, args.seed, progress, beyond=False, frozen_outputs=frozen_outputs)
+            record = run(suite, name, agent, args.seed, progress, beyond=False, activation_cache=activation_cache)
         found.append(record)
         print(f"{name:>16}: {table.one_line(record)}", flush=True)
     args.out.mkdir(parents=True, exist_ok=True)

@@ -28,7 +28,7 @@ import tyro
 from benchmarks import capacity
 from benchmarks.results.records import Record, read
 from benchmarks.results.tables import as_details, as_intervals, as_markdown, as_means, as_summary, as_times
-from editenv.atomic_files import write_whole
+from editenv.atomic_files import atomic_write_text
 
 KINDS: dict[str, Callable[[Sequence[Record]], str]] = {
     "table": as_markdown,
@@ -90,7 +90,7 @@ def main(args: Args) -> int:
     changed = [path for path, text in made.items() if text != path.read_text(encoding="utf-8")]
     for path in changed:
         if not args.check:
-            write_whole(path, made[path])
+            atomic_write_text(path, made[path])
         print(f"{path}: {'is not what its records say' if args.check else 'written'}")
     if not changed:
         print("all tables are what the records say")

@@ -25,14 +25,14 @@ from pathlib import Path
 
 import torch
 
-from agents.base import Progress
+from agents.base import ProgressCallback
 from agents.hypernetwork.training import TrainConfig, Trainer, training_environment
 from agents.rl.reinforce import Reinforce, ReinforceConfig
 from benchmarks.results.records import versions
 from benchmarks.results.tables import markdown
 from benchmarks.rl import RLEDIT, SHARED
 from benchmarks.running.progress import console_progress
-from editenv.atomic_files import write_whole
+from editenv.atomic_files import atomic_write_text
 from editenv.env import LifelongEditEnv
 
 
@@ -64,7 +64,7 @@ class Noise:
 
 
 def gradients(
-    trainer: Trainer, streams: Sequence[int], progress: Progress = lambda what, done, total: None
+    trainer: Trainer, streams: Sequence[int], progress: ProgressCallback = lambda what, done, total: None
 ) -> torch.Tensor:
     """``(streams, parameters)``: the gradient that the trainer estimates on each stream; the policy does not change.
 
@@ -104,7 +104,7 @@ def compare(differentiable: torch.Tensor, other: torch.Tensor) -> tuple[float, f
     return variance, float(along.mean()), deviation / len(along) ** 0.5, deviation
 
 
-def measure(args: "Args", trajectories: int, progress: Progress) -> list[Noise]:
+def measure(args: "Args", trajectories: int, progress: ProgressCallback) -> list[Noise]:
     """Both estimators at the policy that so many trajectories of RLEdit's training make."""
     trained = Trainer(training_environment(LifelongEditEnv(), RLEDIT), RLEDIT, args.seed, None)
     trained.run(trajectories, lambda log: progress("RLEdit's training", trained.trajectory, trajectories))
@@ -166,7 +166,7 @@ def main(args: Args) -> None:
         with console_progress(f"policy after {trajectories} trajectories") as progress:
             found += measure(args, trajectories, progress)
     content = {"figures": [asdict(noise) for noise in found], "seed": args.seed, "versions": versions()}
-    write_whole(args.out, json.dumps(content, indent=2) + "\n")
+    atomic_write_text(args.out, json.dumps(content, indent=2) + "\n")
     print(as_markdown(found))
 
 

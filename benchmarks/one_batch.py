@@ -18,7 +18,7 @@ from typing import Annotated
 
 import tyro
 
-from agents.base import Agent, Progress
+from agents.base import Agent, ProgressCallback
 from agents.registry import METHODS, make_agent, make_method
 from agents.settings import read_settings
 from benchmarks.running.progress import console_progress
@@ -47,7 +47,7 @@ class Args:
     """Seeds training and the choice of the batches."""
 
 
-def one_batch(agent: Agent, args: Args, progress: Progress) -> dict[str, float | None]:
+def one_batch(agent: Agent, args: Args, progress: ProgressCallback) -> dict[str, float | None]:
     """Efficacy, generalization and specificity of batches right after their edit, averaged over batches.
 
     None where the data set has no such prompts.

@@ -37,7 +37,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 
 from benchmarks.corpus import LEAD_INS, Statement, Text, atlas_text, dataset_text, join
 from benchmarks.suites import SUITES
-from editenv.atomic_files import whole_file
+from editenv.atomic_files import atomic_write
 from editenv.data import atlas
 from editenv.models import model_path
 
@@ -341,7 +341,7 @@ def main(args: Args) -> None:
                         "model": model.state_dict(),
                         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
                     }
-                    with whole_file(checkpoint) as partial:
+                    with atomic_write(checkpoint) as partial:
                         torch.save(state, partial)
                     last_saved = time.monotonic()
             known = {name: known_share(model, tokenizer, probe) for name, probe in probes.items()}

@@ -24,7 +24,7 @@ from benchmarks.results.leaderboard import RANKED, Entry, FailedCell, Leaderboar
 from benchmarks.results.page import page
 from benchmarks.results.statistics import Estimate
 from benchmarks.suites import id_of
-from editenv.atomic_files import write_whole
+from editenv.atomic_files import atomic_write_text
 
 
 @dataclass
@@ -56,9 +56,9 @@ def main(args: Args) -> None:
     console = Console()
     with console.status("comparing runs ...") as status:
         boards = {protocol: Leaderboard(found, protocol) for protocol in RANKED}
-        write_whole(out / "index.html", page(found, boards, failed))
+        atomic_write_text(out / "index.html", page(found, boards, failed))
         drawn = draw(found, boards["generation"], out, lambda name: status.update(f"drawing {name} ..."))
-        write_whole(out / "LEADERBOARD.md", as_markdown(found, boards["generation"], failed, drawn))
+        atomic_write_text(out / "LEADERBOARD.md", as_markdown(found, boards["generation"], failed, drawn))
     rows, runs = len(found), sum(len(entry.records) for entry in found)
     print(
         f"{rows} rows from {runs} runs: {out / 'index.html'}, {out / 'LEADERBOARD.md'} and {len(drawn)} figures (PNG, SVG)"

@@ -27,7 +27,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from agents.base import Agent, Progress
+from agents.base import Agent, ProgressCallback
 from agents.hypernetwork.networks import PolicyConfig
 from agents.hypernetwork.training import TrainConfig, Trainer, training_environment
 from agents.rl import sb3
@@ -41,7 +41,7 @@ from benchmarks.running.progress import console_progress
 from benchmarks.running.rollout import propose, take
 from editenv.env import LifelongEditEnv
 from editenv.evaluation import metrics
-from editenv.evaluation.batch import ask
+from editenv.evaluation.batch import encode_evaluation
 
 EDITS_PER_STEP = 10
 HORIZON = 10
@@ -89,7 +89,7 @@ class Judge:
     def __call__(self, agent: Agent) -> dict[str, float]:
         """An agent's :data:`FIGURES`."""
         env = self.env
-        observation, info = env.reset(seed=self.stream, options={"keep_encodings": True})
+        observation, info = env.reset(seed=self.stream, options={"keep_cache": True})
         agent.begin(env)
         total, done = 0.0, False
         while not done:
@@ -97,7 +97,9 @@ class Judge:
             (observation, reward, terminated, truncated, info), _ = take(env, agent, action)
             total += reward
             done = terminated or truncated
-        scores = metrics.teacher_forced(env.language_model, ask(env.language_model, list(env.edits_done))).percentages()
+        scores = metrics.teacher_forced(
+            env.language_model, encode_evaluation(env.language_model, list(env.edits_done))
+        ).percentages()
         return {"episode_return": total} | {name: float(scores[name] or 0.0) for name in metrics.METRICS}
 
 
@@ -119,7 +121,7 @@ class Meter:
         seconds: float,
         judgements: int,
         judge: Callable[[Agent], dict[str, float]],
-        progress: Progress = lambda what, done, total: None,
+        progress: ProgressCallback = lambda what, done, total: None,
         clock: Callable[[], float] = time.process_time,
     ) -> None:
         self.budget = {"steps": float(steps), "seconds": seconds}

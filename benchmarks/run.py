@@ -29,12 +29,12 @@ from agents.registry import find_agent
 from benchmarks.results import tables as table
 from benchmarks.results.records import Record
 from benchmarks.running import cells
-from benchmarks.running.cells import Cell, Failure, Report
+from benchmarks.running.cells import Cell, Failure, ProgressCallback
 from benchmarks.running.progress import cells_progress
 from benchmarks.suites import find
 from editenv.models.modules import modules_of
 
-Runner = Callable[[list[Cell], Report], Iterator[tuple[Cell, Record | Failure]]]
+Runner = Callable[[list[Cell], ProgressCallback], Iterator[tuple[Cell, Record | Failure]]]
 """Runs cells, and yields each with what became of it, in any order."""
 
 
@@ -98,7 +98,7 @@ def parse_agents(given: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(name for part in given for name in part.split(",") if name))
 
 
-def run_here(todo: list[Cell], report: Report) -> Iterator[tuple[Cell, Record | Failure]]:
+def run_here(todo: list[Cell], report: ProgressCallback) -> Iterator[tuple[Cell, Record | Failure]]:
     """Each cell in a process of its own, one after the other; the frozen layers run over a stream's prompts in its
     first.
     """
@@ -133,19 +133,19 @@ def run_here(todo: list[Cell], report: Report) -> Iterator[tuple[Cell, Record | 
 
 def _in_process(cell: Cell, sender: Connection, shares: bool) -> None:
     from benchmarks.running.rollout import ROOM
-    from editenv.language_model.activation_cache import FrozenOutputs
+    from editenv.language_model.activation_cache import ActivationCache
 
     threading.Thread(target=end_with_parent, daemon=True).start()
-    frozen_outputs = FrozenOutputs(ROOM)
+    activation_cache = ActivationCache(ROOM)
     try:
-        there = shares and frozen_outputs.load(cell.stream, cell.stream_identity)
-        sender.send(cell.run(lambda what, done, total: sender.send((what, done, total)), frozen_outputs))
+        there = shares and activation_cache.load(cell.stream, cell.stream_identity)
+        sender.send(cell.run(lambda what, done, total: sender.send((what, done, total)), activation_cache))
     except Exception as error:
         sender.send(Failure(f"{type(error).__name__}: {error}", traceback.format_exc()))
         return
     if shares and not there:
         try:
-            frozen_outputs.save(cell.stream, cell.stream_identity)
+            activation_cache.save(cell.stream, cell.stream_identity)
         except OSError as error:  # other cells run the frozen layers themselves
             print(f"{cell.label}: what its stream's other cells could share was not kept: {error}", file=sys.stderr)
 

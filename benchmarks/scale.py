@@ -31,7 +31,7 @@ from agents.hypernetwork.training import TrainConfig, Trainer, training_environm
 from agents.rledit.agent import RLEdit
 from benchmarks.results.records import hardware, versions
 from benchmarks.running.rollout import clock, peak_memory_bytes, time_steps
-from editenv.atomic_files import write_whole
+from editenv.atomic_files import atomic_write_text
 from editenv.data import load_edits
 from editenv.env import LifelongEditEnv
 from editenv.models import DTYPES, EMBEDDED, check_device, load_model, model_path
@@ -254,7 +254,7 @@ def measure(args: Args) -> dict[str, Any]:
 
     def keep() -> None:
         if args.out is not None:
-            write_whole(args.out, json.dumps(found, indent=2) + "\n")
+            atomic_write_text(args.out, json.dumps(found, indent=2) + "\n")
 
     temporary = Path(tempfile.mkdtemp()) if args.folder is None else None
     folder = args.folder or temporary

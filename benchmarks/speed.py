@@ -27,11 +27,11 @@ from torch.nn import functional as F
 from agents.hypernetwork.training import TrainConfig, Trainer, training_environment
 from agents.rledit.agent import RLEdit
 from benchmarks.running.rollout import peak_memory_bytes, time_steps
-from editenv.atomic_files import write_whole
+from editenv.atomic_files import atomic_write_text
 from editenv.data import Edit
 from editenv.env import LifelongEditEnv
 from editenv.evaluation import metrics
-from editenv.evaluation.batch import LOCALITY, ask
+from editenv.evaluation.batch import LOCALITY, encode_evaluation
 from editenv.language_model.editable_lm import EditableLM, Gradient
 
 
@@ -75,7 +75,7 @@ def judging(edits: int) -> dict[str, float]:
         with torch.no_grad():
             truncated = env.step(policy(env.gradients))[3]
     lm = env.language_model
-    questions = ask(lm, env.edits_done)
+    questions = encode_evaluation(lm, env.edits_done)
     started = time.perf_counter()
     found = metrics.generation(lm, questions)
     seconds = time.perf_counter() - started
@@ -242,7 +242,7 @@ def main(args: Args) -> None:
         )
     print(f"largest relative difference of the losses: {difference:.1e}")
     if args.out is not None:
-        write_whole(args.out, json.dumps(found, indent=2) + "\n")
+        atomic_write_text(args.out, json.dumps(found, indent=2) + "\n")
     if difference > 1e-4:
         raise SystemExit("the two do not compute the same thing")
 

@@ -30,9 +30,9 @@ from benchmarks.results.statistics import harmonic_mean
 from benchmarks.running.progress import console_progress
 from benchmarks.running.rollout import run
 from benchmarks.suites import find, name_of
-from editenv.atomic_files import write_whole
+from editenv.atomic_files import atomic_write_text
 from editenv.evaluation.metrics import METRICS
-from editenv.language_model.activation_cache import FrozenOutputs
+from editenv.language_model.activation_cache import ActivationCache
 
 Ranges = Mapping[str, tuple[float, float]]
 
@@ -148,7 +148,7 @@ def tune(method: str, args: Args) -> Trial:
     start = args.settings if settings_path(method, args.settings).exists() else "atlas"
     first = trials[0].settings if 0 in trials else None  # --write may have changed what the search would begin with now
     drawn = draw(read_settings(method, start), search_space(method), args.trials, args.seed, first)
-    kept = FrozenOutputs()
+    kept = ActivationCache()
     for number, settings in enumerate(drawn):
         if number in trials:
             if trials[number].settings != settings:
@@ -162,7 +162,13 @@ def tune(method: str, args: Args) -> Trial:
         try:
             with console_progress(f"{method}, trial {number}") as progress:
                 record = run(
-                    suite, method, make_method(method, settings), args.seed, progress, beyond=False, frozen_outputs=kept
+                    suite,
+                    method,
+                    make_method(method, settings),
+                    args.seed,
+                    progress,
+                    beyond=False,
+                    activation_cache=kept,
                 )
             scores, score = record.teacher_forced, harmonic_mean(record.teacher_forced)
         except (ArithmeticError, RuntimeError) as failed:  # a setting that its method cannot work with
@@ -196,7 +202,7 @@ def main(args: Args) -> None:
                 "(python -m benchmarks.tune)"
             )
             path = settings_path(method, args.settings)
-            write_whole(path, json.dumps({"settings": best.settings, "chosen": chosen}, indent=2) + "\n")
+            atomic_write_text(path, json.dumps({"settings": best.settings, "chosen": chosen}, indent=2) + "\n")
             print(f"Saved {path}: the row {method}@{args.settings} of benchmarks.run")
 
 

@@ -77,7 +77,7 @@ class Args:
             raise ValueError("tolerance and relative must not be negative")
 
 
-def check_file(path: Path, args: Args, report: cells.Report) -> list[str]:
+def check_file(path: Path, args: Args, report: cells.ProgressCallback) -> list[str]:
     """What is wrong with a cell; nothing if it holds.
 
     Args:
@@ -100,7 +100,7 @@ def check_file(path: Path, args: Args, report: cells.Report) -> list[str]:
         return [str(error) if type(error) is ValueError else f"cannot be replayed: {type(error).__name__}: {error}"]
 
 
-def replay(record: Record, path: Path, args: Args, report: cells.Report) -> Record:
+def replay(record: Record, path: Path, args: Args, report: cells.ProgressCallback) -> Record:
     """The record that the stored deltas give.
 
     Raises:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from editenv.atomic_files import write_whole
+from editenv.atomic_files import atomic_write_text
 
 MODES = ("sync", "vector_entry_point")
 
@@ -118,7 +118,7 @@ def main(args: Args) -> None:
     for pipe in pipes.values():
         pipe.send(None)
     if args.out is not None:
-        write_whole(args.out, json.dumps(found, indent=2) + "\n")
+        atomic_write_text(args.out, json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":

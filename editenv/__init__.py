@@ -10,7 +10,11 @@ Importing this package registers ``LifelongEdit-v0``:
 
 from gymnasium.envs.registration import register, registry
 
-__version__ = "0.1.0"
+from editenv import renamed
+
+__version__ = "0.2.0"
+
+renamed.install()
 
 if "LifelongEdit-v0" not in registry:
     # A string entry point keeps the spec serialisable and this import light.

@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from editenv.atomic_files import whole_file
+from editenv.atomic_files import atomic_write
 from editenv.deltas import Delta, LowRank
 from editenv.language_model.editable_lm import EditableLM
 
@@ -82,7 +82,7 @@ def write_delta_file(
     """
     metadata = {"format": FORMAT, "before": before, "after": after, "actions": str(len(actions))}
     metadata |= {} if frozen is None else {"frozen": frozen}
-    with whole_file(path) as partial:
+    with atomic_write(path) as partial:
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors_of(actions).items()}, partial, metadata)
 
 

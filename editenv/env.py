@@ -15,11 +15,12 @@ from editenv.data import Edit, load_edits
 from editenv.data.files import EditFile, FileOptions
 from editenv.deltas import Delta, LowRank
 from editenv.evaluation import metrics
-from editenv.evaluation.batch import PROMPT, ask
+from editenv.evaluation.batch import PROMPT, encode_evaluation
 from editenv.language_model.editable_lm import EditableLM, Gradient
 from editenv.language_model.prompts import Prompts, answer_ids
 from editenv.models import load_model
 from editenv.models.modules import default_modules
+from editenv.renamed import renamed_keywords
 from editenv.rewards import RewardConfig
 
 Observation = dict[str, dict[str, np.ndarray]]
@@ -67,10 +68,11 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         device: A torch device.
         dtype: The weights' type: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
         render_mode: ``"ansi"``, ``"human"`` or ``"rgb_array"``.
-        end_of_answer: Teach the end-of-sequence token after each target, and protect it after each locality answer,
+        train_eos: Teach the end-of-sequence token after each target, and protect it after each locality answer,
             so that the model says an answer and stops. The gradient and the reward are then over one token more for
             each; metrics are not.
         dataset_options: For a file: :class:`editenv.data.files.FileOptions` as a dictionary.
+        renamed: ``end_of_answer``, which is what ``train_eos`` was called; it works for one more version.
 
     Raises:
         ValueError: If an argument is out of range, naming it, or a record of the data set cannot be used.
@@ -104,8 +106,11 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         render_mode: str | None = None,
         dataset_options: Mapping[str, Any] | None = None,
         reference: Literal["initial", "previous"] = "initial",
-        end_of_answer: bool = False,
+        train_eos: bool = False,
+        **renamed: Any,
     ) -> None:
+        if renamed:
+            train_eos = renamed_keywords("LifelongEditEnv", renamed).get("train_eos", train_eos)
         for name, value in (("edits_per_step", edits_per_step), ("actions_per_batch", actions_per_batch)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
@@ -127,9 +132,9 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         }
         if dataset_options is not None:
             self.model_arguments["dataset_options"] = dict(dataset_options)
-        if end_of_answer:
-            self.model_arguments["end_of_answer"] = True
-        self.end_of_answer = end_of_answer
+        if train_eos:
+            self.model_arguments["train_eos"] = True
+        self.train_eos = train_eos
         self.dataset, self.split, self._redraw = dataset, split, redraw
         self._edits: Sequence[Edit] = ()
         if dataset is not None:
@@ -142,9 +147,9 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         if dataset is not None and len(self._edits) < edits_per_step:
             raise ValueError(f"edits_per_step is {edits_per_step}, but {dataset}/{split} has {len(self._edits)} edits")
         self.language_model = EditableLM(base, tokenizer, default_modules(base, model) if modules is None else modules)
-        if end_of_answer:
-            _ = self.language_model.end_token  # refused here if there is none
-        self.max_tokens = edits_per_step * (self._longest_target() + end_of_answer)
+        if train_eos:
+            _ = self.language_model.eos_token  # refused here if there is none
+        self.max_tokens = edits_per_step * (self._longest_target() + train_eos)
         self.observation_space: spaces.Space[Any] = spaces.Dict(
             {
                 name: spaces.Dict(
@@ -192,7 +197,7 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
 
         Args:
             seed: Seeds the stream's order (and the redrawn targets).
-            options: ``{"shuffle": False}`` keeps the data set's own order. ``{"keep_encodings": True}`` keeps what
+            options: ``{"shuffle": False}`` keeps the data set's own order. ``{"keep_cache": True}`` keeps what
                 the frozen layers made of prompts in earlier episodes: the same stream again costs a fraction; last
                 bits may differ.
         """
@@ -202,9 +207,12 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
     def _draw_stream(self, seed: int | None, options: Mapping[str, Any]) -> None:
         """The first half of :meth:`reset`: the order of the edits, and theta_0."""
         super().reset(seed=seed)
-        unknown = set(options) - {"shuffle", "keep_encodings"}
+        if "keep_encodings" in options:
+            old = renamed_keywords("reset(options=...)", {"keep_encodings": options["keep_encodings"]})
+            options = {name: value for name, value in options.items() if name != "keep_encodings"} | old
+        unknown = set(options) - {"shuffle", "keep_cache"}
         if unknown:
-            raise ValueError(f"reset: unknown options {sorted(unknown)}; known are 'shuffle' and 'keep_encodings'")
+            raise ValueError(f"reset: unknown options {sorted(unknown)}; known are 'shuffle' and 'keep_cache'")
         if self._redraw:
             self._edits = load_edits(str(self.dataset), self.split, int(self.np_random.integers(1, 2**31)))
         shuffle = options.get("shuffle", True)
@@ -216,8 +224,8 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         # The batch that a horizon keeps from being edited is observed all the same: the state that it cut off at.
         self._beyond = Stream(self._edits, order[length : length + self.edits_per_step])
         self.language_model.restore()
-        if not options.get("keep_encodings", False):
-            self.language_model.forget()
+        if not options.get("keep_cache", False):
+            self.language_model.clear_cache()
         self.batches_done, self.attempt, self._over = 0, 0, length == 0
         self.reward = rewards.Reward(self.language_model, self.reward_config)
         self.history = rendering.History(batches=length // self.edits_per_step or None)
@@ -259,11 +267,13 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         """The first half of :meth:`step`: the weights are changed and judged."""
         self.language_model.apply(deltas)
         with torch.no_grad():
-            logits = self.language_model.logits(self.questions.prompts)
-        judged = logits[self._reward_batch.tokens] if self.taught is self.questions else None
+            logits = self.language_model.logits(self.evaluation_batch.prompts)
+        judged = logits[self._reward_batch.tokens] if self.training_targets is self.evaluation_batch else None
         terms = self.reward.step(self._reward_batch, deltas, judged)
-        scores = metrics.teacher_forced(self.language_model, self.questions, choices=logits.argmax(-1)).percentages()
-        mapped = self.questions if self.render_mode == "rgb_array" else None
+        scores = metrics.teacher_forced(
+            self.language_model, self.evaluation_batch, choices=logits.argmax(-1)
+        ).percentages()
+        mapped = self.evaluation_batch if self.render_mode == "rgb_array" else None
         self.history.add(self.batches_done, self.attempt, mapped, terms, scores)
         return terms, scores
 
@@ -334,7 +344,7 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
             raise ValueError("present: this environment has a stream of its own; make one with dataset=None")
         if not hasattr(self, "reward"):
             raise RuntimeError("present: call reset() first")
-        self.language_model.forget()
+        self.language_model.clear_cache()
         self.reward.past = []
         self.attempt, self._over = 0, False
         self._open_batch(edits)
@@ -369,7 +379,7 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
     def gradient_of(self, edits: Sequence[Edit]) -> dict[str, Gradient]:
         """What would be observed of these edits, were they the batch at hand; nothing else is asked about them."""
         prompts, targets = [edit.prompt for edit in edits], [edit.target for edit in edits]
-        return self._gradient_at(self.language_model.encode(prompts, targets, ends=self.end_of_answer))
+        return self._gradient_at(self.language_model.encode(prompts, targets, append_eos=self.train_eos))
 
     def _gradient_at(self, prompts: Prompts) -> dict[str, Gradient]:
         _, gradients = self.language_model.gradients(
@@ -429,10 +439,14 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
     def _open_batch(self, edits: Sequence[Edit]) -> None:
         self._batch = list(edits)
         lm = self.language_model
-        self.questions = ask(lm, self._batch, keep_reference=not self.end_of_answer)
-        self.taught = ask(lm, self._batch, keep_reference=True, ends=True) if self.end_of_answer else self.questions
-        self._edit_prompts = self.taught.prompts.select(self.taught.kind == PROMPT)
-        self._reward_batch = rewards.prepare(lm, self.taught, self.reward_config.reference)
+        self.evaluation_batch = encode_evaluation(lm, self._batch, keep_log_probs=not self.train_eos)
+        self.training_targets = (
+            encode_evaluation(lm, self._batch, keep_log_probs=True, append_eos=True)
+            if self.train_eos
+            else self.evaluation_batch
+        )
+        self._edit_prompts = self.training_targets.prompts.select(self.training_targets.kind == PROMPT)
+        self._reward_batch = rewards.prepare(lm, self.training_targets, self.reward_config.reference)
 
     def _upcoming(self) -> Sequence[Edit]:
         """The edits that :meth:`_advance` would open; none if it would not."""
@@ -445,7 +459,7 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         if self.attempt == self.actions_per_batch:
             self.attempt = 0
             self.batches_done += 1
-            self.reward.remember(self._reward_batch)
+            self.reward.add_to_memory(self._reward_batch)
             start = self.batches_done * self.edits_per_step
             self._over = start >= len(self.stream)
             if self._over:

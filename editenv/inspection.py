@@ -106,7 +106,7 @@ def _token_lengths(edits: EditFile, tokenizer: "PreTrainedTokenizerBase") -> np.
 
 
 def _ask(found: Inspection, edits: EditFile, model: str, sample: int) -> None:
-    from editenv.evaluation.generation import generate
+    from editenv.evaluation.greedy import generate
 
     places = np.unique(np.linspace(0, len(edits) - 1, min(sample, len(edits))).astype(int))
     asked: list[Edit] = edits.where(places)[:]

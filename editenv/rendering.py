@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from editenv.evaluation import metrics
-from editenv.evaluation.batch import Questions
+from editenv.evaluation.batch import EvaluationBatch
 from editenv.language_model.editable_lm import EditableLM
 from editenv.rewards import RewardTerms
 
@@ -33,11 +33,16 @@ class History:
     batches: int | None = None
 
     steps: list[tuple[int, int, RewardTerms, dict[str, float | None]]] = field(default_factory=list)
-    questions: list[Questions] = field(default_factory=list)
+    questions: list[EvaluationBatch] = field(default_factory=list)
     retention: list[tuple[int, list[float]]] = field(default_factory=list)
 
     def add(
-        self, batch: int, attempt: int, questions: Questions | None, terms: RewardTerms, scores: dict[str, float | None]
+        self,
+        batch: int,
+        attempt: int,
+        questions: EvaluationBatch | None,
+        terms: RewardTerms,
+        scores: dict[str, float | None],
     ) -> None:
         self.steps.append((batch, attempt, terms, scores))
         if questions is not None and batch == len(self.questions):

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from editenv.deltas import Delta, squared_norm
-from editenv.evaluation.batch import LOCALITY, PROMPT, REPHRASE, Questions
+from editenv.evaluation.batch import LOCALITY, PROMPT, REPHRASE, EvaluationBatch
 from editenv.language_model.editable_lm import EditableLM, Gradient
 from editenv.language_model.prompts import Prompts
 
@@ -79,7 +79,9 @@ class RewardBatch:
 
 
 @torch.no_grad()
-def prepare(lm: EditableLM, questions: Questions, reference: Literal["initial", "previous"] = "initial") -> RewardBatch:
+def prepare(
+    lm: EditableLM, questions: EvaluationBatch, reference: Literal["initial", "previous"] = "initial"
+) -> RewardBatch:
     """Does everything about a batch that does not depend on what its edit will do to the weights.
 
     An edit without rephrases is judged on its own prompt, one without locality prompts has no locality loss.
@@ -208,6 +210,6 @@ class Reward:
         }
         return self._terms(edit, locality, factors, deltas), gradients
 
-    def remember(self, batch: RewardBatch) -> None:
+    def add_to_memory(self, batch: RewardBatch) -> None:
         """Puts a batch that the stream has moved past into the memory of k."""
         self.past = [*self.past, batch][-self.config.memory_batches :] if self.config.memory_batches else []

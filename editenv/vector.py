@@ -21,7 +21,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space, concatenate, create_empty_array, iterate
 
 from editenv.env import LifelongEditEnv
-from editenv.evaluation.batch import encode_ahead
+from editenv.evaluation.batch import warm_cache
 from editenv.language_model.editable_lm import EditableLM
 from editenv.models import load_model
 from editenv.wrappers.chain import inner_action, outer_observation
@@ -81,7 +81,7 @@ class LifelongEditVectorEnv(VectorEnv[Any, Any, np.ndarray]):
 
         Args:
             seed: One for each environment, or a first one from which they count up.
-            options: ``shuffle`` as for a single environment; ``keep_encodings=False`` forgets what is shared;
+            options: ``shuffle`` as for a single environment; ``keep_cache=False`` forgets what is shared;
                 ``reset_mask`` ``(N,)`` bools.
         """
         options = dict(options or {})
@@ -96,8 +96,8 @@ class LifelongEditVectorEnv(VectorEnv[Any, Any, np.ndarray]):
             seeds = list(seed)
         if len(seeds) != self.num_envs:
             raise ValueError(f"seed must be a number or {self.num_envs} of them, not {len(seeds)}")
-        if not options.pop("keep_encodings", True):
-            self.streams[0].language_model.forget()
+        if not options.pop("keep_cache", True):
+            self.streams[0].language_model.clear_cache()
         infos: dict[str, Any] = {}
         for i, info in self._begin(np.flatnonzero(mask).tolist(), seeds, options).items():
             infos = self._add_info(infos, info, i)
@@ -154,15 +154,13 @@ class LifelongEditVectorEnv(VectorEnv[Any, Any, np.ndarray]):
         these.
         """
         for i in places:
-            self.streams[i]._draw_stream(
-                None if seeds is None else seeds[i], {**(options or {}), "keep_encodings": True}
-            )
+            self.streams[i]._draw_stream(None if seeds is None else seeds[i], {**(options or {}), "keep_cache": True})
         n = self.streams[0].edits_per_step
         edits = [edit for i in places for edit in self.streams[i].stream[:n]]
         edits += [edit for i in ahead for edit in self.streams[i]._upcoming()]
         first = self.streams[0]
-        for ends in (False, True) if first.end_of_answer else (False,):
-            encode_ahead(first.language_model, edits, ends)
+        for append_eos in (False, True) if first.train_eos else (False,):
+            warm_cache(first.language_model, edits, append_eos)
         infos = {}
         for i in places:
             observation, infos[i] = self.streams[i]._open_stream()
@@ -199,7 +197,7 @@ def _sibling(env: LifelongEditEnv) -> LifelongEditEnv:
     other = copy.copy(env)
     lm, arguments = env.language_model, env.model_arguments
     base, tokenizer = load_model(arguments["model"], arguments["device"], arguments["dtype"])
-    other.language_model = EditableLM(base, tokenizer, list(lm.modules), frozen_outputs=lm.frozen_outputs)
+    other.language_model = EditableLM(base, tokenizer, list(lm.modules), activation_cache=lm.activation_cache)
     return other
 
 

@@ -24,7 +24,7 @@ class MyPolicy(Agent):
         practice = training_environment(env, self.training)
         returns, tried = [], 10.0 ** rng.uniform([-0.5, -2.0], [1.0, 0.0], (self.candidates, 2))
         for i, (self.step, self.ridge) in enumerate(tried):
-            observation, info = practice.reset(seed=seed, options={"keep_encodings": True})
+            observation, info = practice.reset(seed=seed, options={"keep_cache": True})
             self.begin(practice)
             total, done = 0.0, False
             while not done:

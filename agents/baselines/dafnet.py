@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
-from agents.base import Agent, Progress
+from agents.base import Agent, ProgressCallback
 from agents.baselines.fine_tune import edit_prompts
 from agents.covariance import training_edits
 from agents.hypernetwork.networks import Normalizer, save_policy
@@ -32,7 +32,7 @@ from editenv.data import edits_digest
 from editenv.delta_files import fingerprint, frozen_fingerprint
 from editenv.deltas import LowRank, inner
 from editenv.env import Action, LifelongEditEnv, Observation
-from editenv.evaluation.batch import LOCALITY, PROMPT, REPHRASE, Questions, ask
+from editenv.evaluation.batch import LOCALITY, PROMPT, REPHRASE, EvaluationBatch, encode_evaluation
 from editenv.language_model.editable_lm import EditableLM, Gradient
 from editenv.language_model.prompts import Prompts
 
@@ -274,7 +274,7 @@ class DAFNet(Agent):
     def __init__(self, config: DAFNetConfig | None = None) -> None:
         self.config = config or DAFNetConfig()
 
-    def prepare(self, env: LifelongEditEnv, seed: int, progress: Progress) -> None:
+    def prepare(self, env: LifelongEditEnv, seed: int, progress: ProgressCallback) -> None:
         lm = env.language_model
         lm.restore()
         with torch.random.fork_rng(devices=[]):  # the network is made on the CPU; the caller's generator is not touched
@@ -322,7 +322,7 @@ class DAFNet(Agent):
         lm = self._env.language_model
         if info["attempt"] == 0:
             self._before = dict(self._past)
-        prompts = edit_prompts(self._env.taught)
+        prompts = edit_prompts(self._env.training_targets)
         updates, keeps, facts = self.network(gradients_of(lm, prompts), prompts.lengths, self._past)
         self._seen = {f"{name}/{i}": fact for name, layers in facts.items() for i, fact in enumerate(layers)}
         self._remember_facts(self._seen)
@@ -335,19 +335,19 @@ class DAFNet(Agent):
         for name, layers in self._past.items():
             self._past[name] = [torch.cat([past, seen[f"{name}/{i}"]]) for i, past in enumerate(layers)]
 
-    def taken_back(self) -> None:
+    def revert_batch(self) -> None:
         self._past, self._seen = self._before, {}
 
-    def remember(self) -> dict[str, torch.Tensor]:
+    def batch_state(self) -> dict[str, torch.Tensor]:
         memory, self._seen = self._seen, {}
         return memory
 
-    def recall(self, memory: dict[str, torch.Tensor]) -> None:
+    def load_batch_state(self, memory: dict[str, torch.Tensor]) -> None:
         if memory:
             self._remember_facts({name: value.to(self._env.language_model.device) for name, value in memory.items()})
 
 
-def train(network: DAFNetwork, env: LifelongEditEnv, seed: int, progress: Progress) -> None:
+def train(network: DAFNetwork, env: LifelongEditEnv, seed: int, progress: ProgressCallback) -> None:
     """Sequences of training edits, each made at once from theta_0 and judged as a whole; they get longer along the way.
 
     Args:
@@ -362,7 +362,7 @@ def train(network: DAFNetwork, env: LifelongEditEnv, seed: int, progress: Progre
     edits = env.stream
     first = [edits[i] for i in range(min(config.warm_up_edits, len(edits)))]
     network.observe(
-        gradients_of(lm, lm.encode([e.prompt for e in first], [e.target for e in first], ends=env.end_of_answer)), lm
+        gradients_of(lm, lm.encode([e.prompt for e in first], [e.target for e in first], append_eos=env.train_eos)), lm
     )
     weights = [p for name, p in network.named_parameters() if name != "log_step_size"]
     optimizer = torch.optim.Adam(
@@ -376,9 +376,11 @@ def train(network: DAFNetwork, env: LifelongEditEnv, seed: int, progress: Progre
         sequence = [
             edits[i] for i in rng.sample(range(len(edits)), min(rng.randint(config.shortest, length), len(edits)))
         ]
-        prompts = lm.encode([e.prompt for e in sequence], [e.target for e in sequence], ends=env.end_of_answer)
+        prompts = lm.encode([e.prompt for e in sequence], [e.target for e in sequence], append_eos=env.train_eos)
         deltas, _, _ = network(gradients_of(lm, prompts), prompts.lengths, network.nothing_past())
-        questions = ask(lm, rng.sample(sequence, min(config.judged, len(sequence))), ends=env.end_of_answer)
+        questions = encode_evaluation(
+            lm, rng.sample(sequence, min(config.judged, len(sequence))), append_eos=env.train_eos
+        )
         loss, gradients = judge(lm, questions, deltas, config)
         optimizer.zero_grad()
         torch.stack([inner(gradient.dense(), deltas[name]) for name, gradient in gradients.items()]).sum().backward()
@@ -394,7 +396,7 @@ def train(network: DAFNetwork, env: LifelongEditEnv, seed: int, progress: Progre
 
 
 def judge(
-    lm: EditableLM, questions: Questions, deltas: Mapping[str, LowRank], config: DAFNetConfig
+    lm: EditableLM, questions: EvaluationBatch, deltas: Mapping[str, LowRank], config: DAFNetConfig
 ) -> tuple[float, dict[str, Gradient]]:
     """Loss of a delta from theta_0, and its gradient with respect to the weights; the model is left at theta_0."""
     prompts = questions.prompts

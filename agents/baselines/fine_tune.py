@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 
-from agents.base import Agent, Progress
+from agents.base import Agent, ProgressCallback
 from agents.covariance import covariance_of
 from agents.preconditioner import inverse_root
 from editenv.env import Action, LifelongEditEnv, Observation
-from editenv.evaluation.batch import PROMPT, Questions, ask
+from editenv.evaluation.batch import PROMPT, EvaluationBatch, encode_evaluation
 from editenv.language_model.prompts import Prompts
 
 
@@ -23,7 +23,7 @@ def negative_log_likelihood(prompts: Prompts, edits: int) -> Callable[[torch.Ten
     return loss
 
 
-def edit_prompts(questions: Questions) -> Prompts:
+def edit_prompts(questions: EvaluationBatch) -> Prompts:
     """The edits' own prompts, without rephrases and locality prompts."""
     return questions.prompts.select(questions.kind == PROMPT)
 
@@ -60,7 +60,7 @@ class FineTune(Agent):
     def act(self, observation: Observation, info: dict[str, Any]) -> Action:
         env, lm = self._env, self._env.language_model
         start = {name: lm.weight(name).clone() for name in lm.modules}
-        prompts = edit_prompts(env.taught)
+        prompts = edit_prompts(env.training_targets)
         loss = negative_log_likelihood(prompts, len(env.batch))
         weights = {name: weight.clone() for name, weight in start.items()}
         optimizer = torch.optim.Adam(weights.values(), lr=self.learning_rate)
@@ -109,7 +109,7 @@ class JointFineTune(Agent):
         self.ridge, self.steps, self.tolerance, self.epsilon = ridge, steps, tolerance, epsilon
         self.samples = samples
 
-    def prepare(self, env: LifelongEditEnv, seed: int, progress: Progress) -> None:
+    def prepare(self, env: LifelongEditEnv, seed: int, progress: ProgressCallback) -> None:
         self._covariance = covariance_of(env, self.text, self.samples, progress)
         self._whiten = {name: inverse_root(matrix, self.epsilon) for name, matrix in self._covariance.items()}
 
@@ -125,7 +125,7 @@ class JointFineTune(Agent):
         if info["batch"] > 0 or info["attempt"] > 0:
             return {name: torch.zeros(lm.shape(name)) for name in lm.modules}
         start = {name: lm.weight(name).clone() for name in lm.modules}
-        prompts = edit_prompts(ask(lm, env.stream, ends=env.end_of_answer))
+        prompts = edit_prompts(encode_evaluation(lm, env.stream, append_eos=env.train_eos))
         loss = negative_log_likelihood(prompts, len(env.stream))
         whitened = {name: torch.zeros_like(weight) for name, weight in start.items()}
         optimizer = torch.optim.LBFGS(

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from agents.base import Progress
-from agents.baselines.no_edit import no_action
+from agents.base import ProgressCallback
+from agents.baselines.no_edit import nan_action
 from agents.hypernetwork.training import TrainConfig, training_environment
 from agents.rl.online import Online
 from agents.rledit.agent import RLEdit
@@ -60,7 +60,7 @@ class TrainedOnFixedModel(RLEdit):
         self.learns = self.learns or retrain_every is not None
         self.looks_at_model = retrain_every is not None
 
-    def prepare(self, env: LifelongEditEnv, seed: int, progress: Progress) -> None:
+    def prepare(self, env: LifelongEditEnv, seed: int, progress: ProgressCallback) -> None:
         super().prepare(env, seed, progress)
         self._seed, self._prepared = seed, self.policy
         if self.retrain_every is not None:
@@ -85,7 +85,7 @@ class TrainedOnFixedModel(RLEdit):
                     self._lost = True
             self._batches += 1
         if self._lost:
-            return no_action(self._env.language_model)
+            return nan_action(self._env.language_model)
         return super().act(observation, info)
 
     def _retrain(self) -> None:
@@ -103,18 +103,18 @@ class TrainedOnFixedModel(RLEdit):
         self.policy = trainer.policy.eval()
         self._retrained = True
 
-    def taken_back(self) -> None:
-        super().taken_back()
+    def revert_batch(self) -> None:
+        super().revert_batch()
         self.policy, self._batches, self._trajectory = self._before
         self._retrained = False
 
-    def remember(self) -> dict[str, torch.Tensor]:
-        memory = super().remember() | {"batches": torch.tensor(self._batches)}
+    def batch_state(self) -> dict[str, torch.Tensor]:
+        memory = super().batch_state() | {"batches": torch.tensor(self._batches)}
         if self._retrained:
             memory |= {f"policy/{name}": value for name, value in self.policy.state_dict().items()}
         return memory
 
-    def recall(self, memory: dict[str, torch.Tensor]) -> None:
+    def load_batch_state(self, memory: dict[str, torch.Tensor]) -> None:
         prefix = "policy/"
         learned = {name[len(prefix) :]: value for name, value in memory.items() if name.startswith(prefix)}
         if learned:
@@ -123,4 +123,4 @@ class TrainedOnFixedModel(RLEdit):
             self._trajectory += self.retrain_trajectories
         self._batches = int(memory["batches"])
         rest = {name: value for name, value in memory.items() if name != "batches" and not name.startswith(prefix)}
-        super().recall(rest)
+        super().load_batch_state(rest)

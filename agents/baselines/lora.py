@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from agents.base import Agent, Progress
+from agents.base import Agent, ProgressCallback
 from agents.baselines.fine_tune import edit_prompts, negative_log_likelihood
 from editenv.deltas import LowRank
 from editenv.env import Action, LifelongEditEnv, Observation
@@ -44,7 +44,7 @@ class LoRA(Agent):
         self.rank, self.alpha, self.steps, self.learning_rate = rank, alpha, steps, learning_rate
         self.actions_per_batch = actions_per_batch
 
-    def prepare(self, env: LifelongEditEnv, seed: int, progress: Progress) -> None:
+    def prepare(self, env: LifelongEditEnv, seed: int, progress: ProgressCallback) -> None:
         try:
             import peft  # noqa: F401
         except ImportError as error:
@@ -58,7 +58,7 @@ class LoRA(Agent):
         from peft import LoraConfig, get_peft_model
 
         env, lm = self._env, self._env.language_model
-        prompts = edit_prompts(env.taught)
+        prompts = edit_prompts(env.training_targets)
         loss = negative_log_likelihood(prompts, len(env.batch))
         config = LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=list(lm.modules), lora_dropout=0.0)
         # A's start is drawn from the batch, not from how many came before: an interrupted run goes on the same.

@@ -6,14 +6,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from agents.base import Agent, Progress
+from agents.base import Agent, ProgressCallback
 from agents.baselines.values import (
     LayerValueConfig,
     look_up,
     mean_keys,
     optimise_values,
     read_token,
-    refuse_end_of_answer,
+    refuse_train_eos,
     sample_prefixes,
 )
 from agents.covariance import covariance_of
@@ -69,7 +69,7 @@ class MEMIT(Agent):
     def needs(self) -> tuple[str, ...]:
         return (*super().needs, "subjects") if self.value.token == "subject_last" else super().needs
 
-    def prepare(self, env: LifelongEditEnv, seed: int, progress: Progress) -> None:
+    def prepare(self, env: LifelongEditEnv, seed: int, progress: ProgressCallback) -> None:
         refuse_modules_inside(env.language_model)
         covariance = covariance_of(env, self.text, self.samples, progress)
         self._preconditioner = self._precondition(covariance)
@@ -80,7 +80,7 @@ class MEMIT(Agent):
         return Preconditioner(start, self.cache_keys)
 
     def begin(self, env: LifelongEditEnv) -> None:
-        refuse_end_of_answer(env)
+        refuse_train_eos(env)
         self._env = env
         self._preconditioner.reset()
         self._finished: dict[str, torch.Tensor] = {}
@@ -115,13 +115,13 @@ class MEMIT(Agent):
         gradients = {name: Gradient(key, key[:, :0]) for name, key in keys.items()}
         self._preconditioner.absorb(gradients, dict.fromkeys(keys, 1.0))
 
-    def taken_back(self) -> None:
+    def revert_batch(self) -> None:
         self._finished = {}
 
-    def remember(self) -> dict[str, torch.Tensor]:
+    def batch_state(self) -> dict[str, torch.Tensor]:
         return self._finished
 
-    def recall(self, memory: dict[str, torch.Tensor]) -> None:
+    def load_batch_state(self, memory: dict[str, torch.Tensor]) -> None:
         self._absorb(memory)
 
 

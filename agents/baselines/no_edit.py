@@ -11,13 +11,13 @@ from editenv.env import Action, LifelongEditEnv, Observation
 from editenv.language_model.editable_lm import EditableLM
 
 
-def no_change(lm: EditableLM) -> Action:
+def zero_action(lm: EditableLM) -> Action:
     """A delta of rank zero for each edited module."""
     shapes = {name: lm.shape(name) for name in lm.modules}
     return {name: LowRank(torch.zeros(d_in, 0), torch.zeros(0, d_out)) for name, (d_in, d_out) in shapes.items()}
 
 
-def no_action(lm: EditableLM) -> Action:
+def nan_action(lm: EditableLM) -> Action:
     """NaN for each edited module, which environments refuse: of a method that has nothing finite to offer."""
     return {name: torch.full(lm.shape(name), math.nan) for name in lm.modules}
 
@@ -26,7 +26,7 @@ class NoEdit(Agent):
     """Answers every observation with no change."""
 
     def begin(self, env: LifelongEditEnv) -> None:
-        self._nothing = no_change(env.language_model)
+        self._nothing = zero_action(env.language_model)
 
     def act(self, observation: Observation, info: dict[str, Any]) -> Action:
         return self._nothing

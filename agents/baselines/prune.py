@@ -97,13 +97,13 @@ class PRUNE(MEMIT):
             return {name: dense(deltas[name]) + condensed[name] for name in condensed}
         return {name: self._initial[name] + condensed[name] - lm.weight(name) for name in condensed}
 
-    def taken_back(self) -> None:
-        super().taken_back()
+    def revert_batch(self) -> None:
+        super().revert_batch()
         self._sum = self._before
 
-    def remember(self) -> dict[str, torch.Tensor]:
-        return super().remember() | {f"sum/{name}": total.clone() for name, total in self._sum.items()}
+    def batch_state(self) -> dict[str, torch.Tensor]:
+        return super().batch_state() | {f"sum/{name}": total.clone() for name, total in self._sum.items()}
 
-    def recall(self, memory: dict[str, torch.Tensor]) -> None:
+    def load_batch_state(self, memory: dict[str, torch.Tensor]) -> None:
         self._sum = {name: memory[f"sum/{name}"] for name in self._sum}
-        super().recall({name: keys for name, keys in memory.items() if name in self._sum})
+        super().load_batch_state({name: keys for name, keys in memory.items() if name in self._sum})

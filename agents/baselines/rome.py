@@ -4,14 +4,14 @@ from typing import Any, Literal
 
 import torch
 
-from agents.base import Agent, Progress
+from agents.base import Agent, ProgressCallback
 from agents.baselines.values import (
     ValueConfig,
     look_up,
     mean_keys,
     optimise_values,
     read_token,
-    refuse_end_of_answer,
+    refuse_train_eos,
     sample_prefixes,
 )
 from agents.covariance import covariance_of
@@ -72,7 +72,7 @@ class ROME(Agent):
     def needs(self) -> tuple[str, ...]:
         return (*super().needs, "subjects") if self.value.token == "subject_last" else super().needs
 
-    def prepare(self, env: LifelongEditEnv, seed: int, progress: Progress) -> None:
+    def prepare(self, env: LifelongEditEnv, seed: int, progress: ProgressCallback) -> None:
         names = list(env.language_model.modules)
         if len(names) != 1:
             raise ValueError(f"ROME edits one module, not {', '.join(names)}: name one (modules)")
@@ -82,7 +82,7 @@ class ROME(Agent):
         self._prefixes = sample_prefixes(env.language_model, self.value, seed)
 
     def begin(self, env: LifelongEditEnv) -> None:
-        refuse_end_of_answer(env)
+        refuse_train_eos(env)
         self._env = env
 
     @torch.no_grad()

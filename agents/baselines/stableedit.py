@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from agents.base import Agent, Progress
+from agents.base import Agent, ProgressCallback
 from agents.hypernetwork.networks import Normalizer
 from editenv.deltas import LowRank, ridge_regression
 from editenv.env import Action, LifelongEditEnv, Observation
@@ -103,7 +103,7 @@ class StableEdit(Agent):
         self.actions_per_batch = actions_per_batch
 
     @torch.no_grad()
-    def prepare(self, env: LifelongEditEnv, seed: int, progress: Progress) -> None:
+    def prepare(self, env: LifelongEditEnv, seed: int, progress: ProgressCallback) -> None:
         lm = env.language_model
         self._warm = {name: Whitener(lm.shape(name), lm.device) for name in lm.modules}
         env.reset(seed=seed)
@@ -143,14 +143,14 @@ class StableEdit(Agent):
             deltas[name] = ridge_regression(gradient.keys, values, self.ridge * found.key_energy / found.tokens)
         return deltas
 
-    def taken_back(self) -> None:
+    def revert_batch(self) -> None:
         self._statistics, self._seen = self._before, {}
 
-    def remember(self) -> dict[str, torch.Tensor]:
+    def batch_state(self) -> dict[str, torch.Tensor]:
         memory, self._seen = self._seen, {}
         return memory
 
-    def recall(self, memory: dict[str, torch.Tensor]) -> None:
+    def load_batch_state(self, memory: dict[str, torch.Tensor]) -> None:
         for name, statistics in self._statistics.items():
             if f"{name}/keys" in memory:
                 gradient = Gradient(memory[f"{name}/keys"], memory[f"{name}/value_grads"])

@@ -66,15 +66,15 @@ class UltraEdit(Agent):
             deltas[name] = ridge_regression(keys, values, self.ridge * key_length**2)
         return deltas
 
-    def taken_back(self) -> None:
+    def revert_batch(self) -> None:
         self._normalizers, self._key_energy, self._output_energy = self._before
         self._seen = {}
 
-    def remember(self) -> dict[str, torch.Tensor]:
+    def batch_state(self) -> dict[str, torch.Tensor]:
         memory, self._seen = self._seen, {}
         return memory
 
-    def recall(self, memory: dict[str, torch.Tensor]) -> None:
+    def load_batch_state(self, memory: dict[str, torch.Tensor]) -> None:
         for name in self._normalizers if memory else ():
             gradient = Gradient(memory[f"{name}/keys"], memory[f"{name}/value_grads"])
             self._observe(name, gradient, float(memory[f"{name}/energy"]))

@@ -85,15 +85,15 @@ class Lookup:
         return torch.arange(0, len(self.owner), len(self.owner) // (int(self.owner[-1]) + 1), device=self.owner.device)
 
 
-def refuse_end_of_answer(env: LifelongEditEnv) -> None:
+def refuse_train_eos(env: LifelongEditEnv) -> None:
     """For methods that write one value, at one token: what is said after the answer lies beyond their reach.
 
     Raises:
         ValueError: If the environment teaches the end of an answer.
     """
-    if env.end_of_answer:
+    if env.train_eos:
         raise ValueError(
-            "end_of_answer: this method searches a value for the target's own tokens and cannot teach their end"
+            "train_eos: this method searches a value for the target's own tokens and cannot teach their end"
         )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.editing.editor import LifelongEditor
-from editenv.atomic_files import write_whole
+from editenv.atomic_files import atomic_write_text
 from editenv.data import Edit
 from editenv.evaluation import metrics
 from editenv.journal import JournalError
@@ -88,4 +88,4 @@ def as_record(edit: Edit) -> dict[str, Any]:
 
 def write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """A JSON object a line; whole or not at all."""
-    write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    atomic_write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from agents.editing import corrections
 from agents.editing.editor import Guard, LifelongEditor, TooManyDeltasError
 from agents.editing.saving import check_place
-from editenv.atomic_files import write_whole
+from editenv.atomic_files import atomic_write_text
 from editenv.data.files import EditFile, FileOptions, load_file_edits
 from editenv.data.records import BadRecordError
 from editenv.models import EMBEDDED
@@ -58,7 +58,7 @@ class Edit:
     """
     edits_per_step: int = 20
     """Edits in a batch; the last may be smaller."""
-    end_of_answer: bool = False
+    train_eos: bool = False
     """Teach the model to stop after each target, and to go on stopping after other answers: for a model that
     answers questions and stops. Without it the target's own tokens are all that is taught, as in the paper.
     """
@@ -125,7 +125,7 @@ def edit(args: Edit) -> None:
             device=args.device,
             dtype=args.dtype,
             seed=args.seed,
-            end_of_answer=args.end_of_answer,
+            train_eos=args.train_eos,
             progress=lambda what, done, total: bars.update(bar, description=what),
         )
         with editor:
@@ -154,8 +154,10 @@ def edit(args: Edit) -> None:
     if "edits" in report:
         of = f"{report['edits']} edits" if not refused else f"{report['edits']} of {len(edits)} edits"
         show_scores(f"{of} of {args.edits}", report)
-    if report.get("goes_on") and not args.end_of_answer:
-        told = "of the answers are right and go on: the end of an answer was not taught (--end-of-answer, in another folder)"
+    if report.get("goes_on") and not args.train_eos:
+        told = (
+            "of the answers are right and go on: the end of an answer was not taught (--train-eos, in another folder)"
+        )
         print(f"{report['goes_on']} {told}")
     if refused:
         print(f"{refused} edits were taken back with their batches: not-applied.jsonl has them, report.json why")
@@ -198,7 +200,7 @@ def _report(args: Edit, editor: LifelongEditor, edits: EditFile, say: Callable[[
         # Whatever a model or tokenizer of somebody's own may fail with: the edited one is saved, and this is told.
         report["not_evaluated"] = f"{type(error).__name__}: {error}"
         say(f"the edited model is saved, but could not be asked about its edits: {report['not_evaluated']}")
-    write_whole(args.output / "report.json", json.dumps(report, indent=2) + "\n")
+    atomic_write_text(args.output / "report.json", json.dumps(report, indent=2) + "\n")
     return report
 
 

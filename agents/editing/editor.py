@@ -28,9 +28,10 @@ from editenv.delta_files import fingerprint, frozen_fingerprint, read_delta, ten
 from editenv.deltas import Delta
 from editenv.env import LifelongEditEnv, Observation, RefusedActionError
 from editenv.evaluation import metrics
-from editenv.evaluation.batch import ask
+from editenv.evaluation.batch import encode_evaluation
 from editenv.journal import Journal
 from editenv.models import EMBEDDED
+from editenv.renamed import renamed_keywords
 
 HELD_OUT = (
     "The train left the station a few minutes late because of the snow.",
@@ -124,7 +125,7 @@ class LifelongEditor:
         guard: Bounds.
         device, dtype: Where and in which precision the model runs.
         seed: For methods that draw anything.
-        end_of_answer: Teach the model to stop after each target, as :class:`editenv.env.LifelongEditEnv` has it.
+        train_eos: Teach the model to stop after each target, as :class:`editenv.env.LifelongEditEnv` has it.
         progress: Told what is being prepared.
 
     Raises:
@@ -149,9 +150,12 @@ class LifelongEditor:
         device: str = "cpu",
         dtype: str = "float32",
         seed: int = 0,
-        end_of_answer: bool = False,
+        train_eos: bool = False,
         progress: Any = lambda what, done, total: None,
+        **renamed: Any,
     ) -> None:
+        if renamed:
+            train_eos = renamed_keywords("LifelongEditor", renamed).get("train_eos", train_eos)
         self.model, self.method = model, method
         self.guard = guard or Guard()
         self.agent = _agent(method, policy, model, settings)
@@ -160,8 +164,8 @@ class LifelongEditor:
             for edit in to_come:
                 end_of_subject(edit)
         common: dict[str, Any] = {"model": model, "modules": modules, "device": device, "dtype": dtype}
-        if end_of_answer:
-            common["end_of_answer"] = True
+        if train_eos:
+            common["train_eos"] = True
         if training is None and model == EMBEDDED:
             training = "atlas"
         options = dict(training_options) if training_options and training != "atlas" else None
@@ -202,8 +206,8 @@ class LifelongEditor:
                 "seed": seed,
                 "threads": torch.get_num_threads(),
             }
-            if end_of_answer:
-                header["end_of_answer"] = True
+            if train_eos:
+                header["end_of_answer"] = True  # what journals have called it from the beginning
             self.journal = Journal(Path(output), header)
             self.agent.workspace = Path(output) / "prepared"
         try:
@@ -258,7 +262,7 @@ class LifelongEditor:
             result, perplexity = self._make(batch, observation, info, before, started)
         except BaseException:
             self.lm.restore(before)
-            self.agent.taken_back()
+            self.agent.revert_batch()
             raise
         self._perplexity = perplexity
         self.results.append(result)
@@ -306,9 +310,9 @@ class LifelongEditor:
         reason = reason or self._out_of_bounds(before, perplexity)
         if reason is not None:
             self.lm.restore(before)
-            self.agent.taken_back()
+            self.agent.revert_batch()
             actions, efficacy, perplexity = [], None, self._perplexity
-        memory = self.agent.remember()
+        memory = self.agent.batch_state()
         result = BatchResult(
             self.batches + 1, len(batch), reason is None, reason, efficacy, time.perf_counter() - started
         )
@@ -328,7 +332,7 @@ class LifelongEditor:
         rolled_back = [asdict(result) for result in self.results if not result.applied]
         if not self.edits:
             return {"edits": 0, "rolled_back": rolled_back}
-        questions = ask(self.lm, self.edits)
+        questions = encode_evaluation(self.lm, self.edits)
         return {
             "edits": len(self.edits),
             "teacher_forced": metrics.teacher_forced(self.lm, questions).percentages(),
@@ -405,7 +409,7 @@ class LifelongEditor:
             for deltas in read_delta(tensors):
                 self.lm.apply(deltas)
             prefix = "memory/"
-            self.agent.recall({n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)})
+            self.agent.load_batch_state({n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)})
             names = BatchResult.__dataclass_fields__
             self.results.append(BatchResult(**{name: entry[name] for name in names}))
             if entry["applied"]:

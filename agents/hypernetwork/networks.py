@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from editenv.atomic_files import whole_file, write_whole
+from editenv.atomic_files import atomic_write, atomic_write_text
 from editenv.deltas import LowRank, ridge_regression
 from editenv.language_model.editable_lm import Gradient
 
@@ -272,10 +272,10 @@ def _key(shape: tuple[int, int]) -> str:
 def save_policy(policy: Saved, folder: Path, extra: Mapping[str, object]) -> None:
     """Writes ``policy.safetensors``, then ``policy.json``, which is there only beside the weights that it is about."""
     (folder / "policy.json").unlink(missing_ok=True)
-    with whole_file(folder / "policy.safetensors") as partial:
+    with atomic_write(folder / "policy.safetensors") as partial:
         save_file({key: value.contiguous() for key, value in policy.state_dict().items()}, partial)
     record = {"policy": asdict(policy.config), "shapes": policy.shapes, **extra}
-    write_whole(folder / "policy.json", json.dumps(record, indent=2) + "\n")
+    atomic_write_text(folder / "policy.json", json.dumps(record, indent=2) + "\n")
 
 
 def load_policy(folder: Path) -> tuple[GradientPolicy, dict[str, object]]:

@@ -21,7 +21,7 @@ from agents.hypernetwork.training import (
     several_modules,
     training_environment,
 )
-from editenv.atomic_files import whole_file
+from editenv.atomic_files import atomic_write
 from editenv.data.files import FileOptions
 from editenv.delta_files import fingerprint
 from editenv.env import LifelongEditEnv
@@ -45,7 +45,7 @@ class Args:
     preset: str | None = None
     """Modules, rank and lambda_loc of the paper's Table 3, such as llama-3-8b/zsre, in place of --train.policy.rank and
     --train.locality; `editenv models` lists them."""
-    end_of_answer: bool = False
+    train_eos: bool = False
     """Teach the end-of-sequence token after each target, and protect it after each locality answer."""
     device: str = "cpu"
     """Torch device."""
@@ -84,12 +84,13 @@ def main(args: Args, algorithm: type[Trainer] = Trainer) -> None:
         modules=args.modules or None,
         device=args.device,
         dataset_options=None if args.dataset == "atlas" else asdict(args.dataset_options),
-        end_of_answer=args.end_of_answer,
+        train_eos=args.train_eos,
     )
     preconditioner = make_preconditioner(env, args.train) if args.train.preconditioner else None
     trainer = algorithm(training_environment(env, args.train), args.train, args.seed, preconditioner)
     options = {k: v for k, v in asdict(args).items() if k not in ("output", "device", "checkpoint_every")}
     options["algorithm"] = algorithm.title
+    options["end_of_answer"] = options.pop("train_eos")  # as checkpoints made before the option was renamed have it
     options["weights"] = fingerprint(env.language_model)
     options |= several_modules(env)
     identity = hashlib.sha256(json.dumps(options, sort_keys=True, default=str).encode()).hexdigest()
@@ -112,12 +113,12 @@ def main(args: Args, algorithm: type[Trainer] = Trainer) -> None:
                 writer.add_scalar(f"train/{key}", value, trainer.trajectory)
             progress.update(bar, completed=trainer.trajectory, description=f"{algorithm.title} {describe(log)}")
             if trainer.trajectory % args.checkpoint_every == 0:
-                with whole_file(checkpoint) as partial:
+                with atomic_write(checkpoint) as partial:
                     torch.save({"identity": identity, "trainer": trainer.state()}, partial)
 
         trainer.run(args.train.trajectories, after_each)
     writer.close()
     told = {"train": asdict(trainer.config), "model": args.model, "seed": args.seed, "weights": options["weights"]}
-    told |= {"dataset": args.dataset, "end_of_answer": args.end_of_answer, "algorithm": algorithm.title}
+    told |= {"dataset": args.dataset, "end_of_answer": args.train_eos, "algorithm": algorithm.title}
     save_policy(trainer.policy, args.output, told)
     print(f"saved {args.output / 'policy.safetensors'}")

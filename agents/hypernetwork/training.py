@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 
-from agents.base import Progress
+from agents.base import ProgressCallback
 from agents.covariance import covariance_of
 from agents.hypernetwork.networks import PolicyConfig, make_policy
 from agents.preconditioner import Preconditioner, inverse_covariance
@@ -125,7 +125,7 @@ def make_preconditioner(
     env: LifelongEditEnv,
     config: TrainConfig,
     text: str | None = None,
-    progress: Progress = lambda what, done, total: None,
+    progress: ProgressCallback = lambda what, done, total: None,
 ) -> Preconditioner:
     """From a text, as :func:`agents.covariance.covariance_of` takes it; of the training split by default."""
     covariance = covariance_of(env, text, config.covariance_texts, progress)

@@ -40,7 +40,7 @@ def play(trainer: Trainer, act: Act, again: bool) -> list[Step]:
             bit.
     """
     env, config, preconditioner = trainer.env, trainer.config, trainer.preconditioner
-    env.reset(seed=trainer.stream_seed, options={"keep_encodings": again})
+    env.reset(seed=trainer.stream_seed, options={"keep_cache": again})
     if preconditioner is not None:
         preconditioner.reset()
     steps = []

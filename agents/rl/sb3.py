@@ -27,10 +27,10 @@ import gymnasium as gym
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from agents.base import Agent, Progress
+from agents.base import Agent, ProgressCallback
 from agents.covariance import training_edits
 from agents.hypernetwork.training import TrainConfig, training_environment
-from editenv.atomic_files import whole_file, write_whole
+from editenv.atomic_files import atomic_write, atomic_write_text
 from editenv.data import edits_digest
 from editenv.data.files import FileOptions
 from editenv.delta_files import fingerprint, frozen_fingerprint
@@ -172,7 +172,7 @@ class SB3Agent(Agent):
         agent.model = model
         return agent
 
-    def prepare(self, env: LifelongEditEnv, seed: int, progress: Progress) -> None:
+    def prepare(self, env: LifelongEditEnv, seed: int, progress: ProgressCallback) -> None:
         from stable_baselines3.common.callbacks import BaseCallback
 
         class Report(BaseCallback):
@@ -202,7 +202,7 @@ class SB3Agent(Agent):
             kept.unlink(missing_ok=True)  # it is there only beside the weights that it is about
             save(self.model, kept.with_suffix(".zip"))
             told = {"made_of": identity, "seconds": time.perf_counter() - started}
-            write_whole(kept, json.dumps(told, indent=2) + "\n")
+            atomic_write_text(kept, json.dumps(told, indent=2) + "\n")
 
     def begin(self, env: LifelongEditEnv) -> None:
         self._wrapped = wrapped(env)
@@ -217,7 +217,7 @@ class SB3Agent(Agent):
 
 def save(model: "BaseAlgorithm", file: Path) -> None:
     """Writes Stable-Baselines3's zip, whole or not at all."""
-    with whole_file(file) as partial, partial.open("wb") as opened:
+    with atomic_write(file) as partial, partial.open("wb") as opened:
         model.save(opened)
 
 
@@ -231,7 +231,7 @@ def save_buffer(model: "BaseAlgorithm", file: Path) -> None:
     for kind in ("observations", "next_observations"):
         arrays |= {f"{kind}/{key}": values[:size] for key, values in getattr(buffer, kind).items()}
     place = {"position": str(buffer.pos), "full": str(int(buffer.full))}
-    with whole_file(file) as partial:
+    with atomic_write(file) as partial:
         save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, partial, place)
 
 
@@ -417,7 +417,7 @@ def main(args: Args) -> None:
     save(model, args.output / "policy.zip")
     mean, _ = evaluate_policy(model, judged, n_eval_episodes=1)
     result = made_of | {"steps": model.num_timesteps, "seconds": seconds, "validation_return": float(mean)}
-    write_whole(args.output / "result.json", json.dumps(result, indent=2) + "\n")
+    atomic_write_text(args.output / "result.json", json.dumps(result, indent=2) + "\n")
     print(f"return on the validation stream {float(mean):.2f}; saved {args.output / 'policy.zip'}")
 
 
@@ -431,14 +431,14 @@ class SameStream(gym.Wrapper[Any, Any, Any, Any]):
         self._seed = seed
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        return self.env.reset(seed=self._seed, options={"keep_encodings": True} | (options or {}))
+        return self.env.reset(seed=self._seed, options={"keep_cache": True} | (options or {}))
 
 
 def check_identity(file: Path, made_of: dict[str, Any]) -> None:
     """A folder belongs to one training run."""
     if file.exists() and json.loads(file.read_text(encoding="utf-8")) != made_of:
         raise SystemExit(f"{file.parent} belongs to a training run with other options; choose another --output")
-    write_whole(file, json.dumps(made_of, indent=2) + "\n")
+    atomic_write_text(file, json.dumps(made_of, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from agents.base import Agent, Progress
+from agents.base import Agent, ProgressCallback
 from agents.covariance import training_edits
 from agents.hypernetwork.networks import load_policy, save_policy
 from agents.hypernetwork.training import (
@@ -89,7 +89,7 @@ class RLEdit(Agent):
         agent.policy, agent._preconditioner = trainer.policy, trainer.preconditioner
         return agent
 
-    def prepare(self, env: LifelongEditEnv, seed: int, progress: Progress) -> None:
+    def prepare(self, env: LifelongEditEnv, seed: int, progress: ProgressCallback) -> None:
         lm = env.language_model
         lm.restore()
         if self.config.preconditioner:
@@ -115,7 +115,7 @@ class RLEdit(Agent):
                 raise ValueError(
                     f"the policy was trained for another model: {name} is {lm.shape(name)} here, and {tuple(shape)} for it"
                 )
-        for what, here in (("weights", fingerprint(lm)), ("end_of_answer", env.end_of_answer)):
+        for what, here in (("weights", fingerprint(lm)), ("end_of_answer", env.train_eos)):
             there = self._trained_on.get(what, here)  # older policies do not say
             if there != here:
                 warnings.warn(
@@ -172,13 +172,13 @@ class RLEdit(Agent):
             self._preconditioner.absorb(gradients, dict.fromkeys(gradients, self.config.absorb_noise), projected)
         self._finished = None
 
-    def taken_back(self) -> None:
+    def revert_batch(self) -> None:
         self._finished = None
 
-    def remember(self) -> dict[str, torch.Tensor]:
+    def batch_state(self) -> dict[str, torch.Tensor]:
         return {} if self._finished is None else {name: g.keys for name, g in self._finished[0].items()}
 
-    def recall(self, memory: dict[str, torch.Tensor]) -> None:
+    def load_batch_state(self, memory: dict[str, torch.Tensor]) -> None:
         if self._preconditioner is not None:
             gradients = {name: Gradient(keys, keys[:, :0]) for name, keys in memory.items()}
             projected = project(self._preconditioner, gradients)

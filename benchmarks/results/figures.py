@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks.results.leaderboard import Entry, Leaderboard, Task, curve, entries, is_ceiling, is_reference
 from benchmarks.results.records import Record
-from editenv.atomic_files import whole_file
+from editenv.atomic_files import atomic_write
 from editenv.evaluation.metrics import METRICS
 
 # Eight hues apart in hue and lightness; the page has the same ones. Rows beyond the eighth differ in line and marker.
@@ -223,7 +223,7 @@ def alike(row: Entry, along: str) -> str:
 def save(figure: Any, path: Path) -> None:
     """Writes a figure, in the format that the path ends in; whole or not at all."""
     metadata = {"Date": None} if path.suffix == ".svg" else None
-    with _styled(), whole_file(path) as partial:
+    with _styled(), atomic_write(path) as partial:
         figure.savefig(partial, format=path.suffix[1:], dpi=150, metadata=metadata)
 
 

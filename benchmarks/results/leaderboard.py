@@ -13,7 +13,7 @@ from benchmarks.results import records
 from benchmarks.results.records import Record, disagreements
 from benchmarks.results.statistics import (
     Estimate,
-    Stream,
+    TaskSeed,
     estimate,
     harmonic_mean,
     interquartile_mean,
@@ -232,18 +232,18 @@ class Leaderboard:
             task: firsts.setdefault(stream_of([row for row in rows if row.task == task]), task)
             for task in dict.fromkeys(row.task for row in rows)
         }
-        self._scores: dict[str, dict[Stream, float]] = {}
+        self._scores: dict[str, dict[TaskSeed, float]] = {}
         for row in self.rows:
             found = self._scores.setdefault(row.agent, {})
             for seed, score in row.values(protocol, MEAN).items():
                 found.setdefault((str(self._alike[row.task]), seed), score)
         self._floor = self.scores(FLOOR)
-        self._ceiling: dict[Stream, float] = {}
+        self._ceiling: dict[TaskSeed, float] = {}
         for agent in filter(is_ceiling, self.agents):  # of several on one stream the highest
             for stream, score in self.scores(agent).items():
                 self._ceiling[stream] = max(score, self._ceiling.get(stream, score))
 
-    def scores(self, agent: str) -> dict[Stream, float]:
+    def scores(self, agent: str) -> dict[TaskSeed, float]:
         """Harmonic means of one agent's runs; of runs on suites that are the same stream the first counts."""
         return self._scores.get(agent, {})
 

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from editenv.atomic_files import write_whole
+from editenv.atomic_files import atomic_write_text
 from editenv.evaluation.metrics import METRICS
 
 PACKAGES = ("torch", "transformers", "gymnasium", "numpy")
@@ -241,4 +241,4 @@ def append(path: Path, record: Any) -> None:
     old = path.read_text(encoding="utf-8") if path.exists() else ""
     if old and not old.endswith("\n"):
         old += "\n"
-    write_whole(path, old + json.dumps(asdict(record)) + "\n")
+    atomic_write_text(path, old + json.dumps(asdict(record)) + "\n")

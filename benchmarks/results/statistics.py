@@ -17,7 +17,7 @@ from scipy import stats
 from editenv.evaluation.metrics import METRICS
 
 Strata = Sequence[Sequence[float]]
-Stream = tuple[str, int]
+TaskSeed = tuple[str, int]
 """A task and a seed: what two agents have in common that edited the same facts in the same order."""
 
 CONFIDENCE = 0.95
@@ -101,7 +101,7 @@ def estimate(
 
 
 def probability_of_improvement(
-    first: Mapping[Stream, float], second: Mapping[Stream, float], resamples: int = RESAMPLES, seed: int = 0
+    first: Mapping[TaskSeed, float], second: Mapping[TaskSeed, float], resamples: int = RESAMPLES, seed: int = 0
 ) -> Estimate | None:
     """How often the first agent is better than the second on the same stream; a tie counts half.
 
@@ -119,7 +119,7 @@ def probability_of_improvement(
 
 
 def normalized(
-    score: float, stream: Stream, floor: Mapping[Stream, float], ceiling: Mapping[Stream, float]
+    score: float, stream: TaskSeed, floor: Mapping[TaskSeed, float], ceiling: Mapping[TaskSeed, float]
 ) -> float | None:
     """A score on the scale where no editing is 0 and joint fine-tuning 1; neither end is clipped.
 
@@ -137,7 +137,7 @@ def normalized(
     return None if bottom is None or top is None or top <= bottom else (score - bottom) / (top - bottom)
 
 
-def reference(scores: Mapping[Stream, float], stream: Stream) -> float | None:
+def reference(scores: Mapping[TaskSeed, float], stream: TaskSeed) -> float | None:
     """The score on this stream, or else the mean over the task's other seeds, or else None."""
     if stream in scores:
         return scores[stream]

@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any
 from agents.registry import AGENTS, make_agent, settings_of
 from benchmarks.results.records import Record, commit, disagreements, hardware, read, versions
 from benchmarks.suites import Suite, name_of
-from editenv.atomic_files import write_whole
+from editenv.atomic_files import atomic_write_text
 
 if TYPE_CHECKING:
-    from editenv.language_model.activation_cache import FrozenOutputs
+    from editenv.language_model.activation_cache import ActivationCache
 
-Report = Callable[[str, int, int], None]
+ProgressCallback = Callable[[str, int, int], None]
 """Called with what is going on, how much of it is done, and of how much."""
 
 
@@ -106,7 +106,7 @@ class Cell:
         """What cells must agree on to share it."""
         return self.configuration() | {"seed": self.seed, "device": self.suite.device, "versions": versions()}
 
-    def run(self, report: Report, frozen_outputs: "FrozenOutputs | None" = None) -> Record:
+    def run(self, report: ProgressCallback, activation_cache: "ActivationCache | None" = None) -> Record:
         """Prepares the agent, edits, judges; a file of deltas is all that is written, and what the agent keeps."""
         from benchmarks.running.recording import Recording, digest
         from benchmarks.running.rollout import run
@@ -119,7 +119,7 @@ class Cell:
         )
         recording = Recording() if self.keep_deltas else None
         record = run(
-            self.suite, self.agent, agent, self.seed, report, recording=recording, frozen_outputs=frozen_outputs
+            self.suite, self.agent, agent, self.seed, report, recording=recording, activation_cache=activation_cache
         )
         deltas = None
         if recording is not None:
@@ -143,9 +143,9 @@ class Cell:
                 **asdict(outcome),
                 "commit": commit(),
             }
-            write_whole(self.failure_path, json.dumps(row | {"versions": versions()}, indent=2) + "\n")
+            atomic_write_text(self.failure_path, json.dumps(row | {"versions": versions()}, indent=2) + "\n")
             return
-        write_whole(self.path, json.dumps(asdict(outcome)) + "\n")
+        atomic_write_text(self.path, json.dumps(asdict(outcome)) + "\n")
         self.failure_path.unlink(missing_ok=True)
 
 
@@ -195,7 +195,7 @@ def collect(out: Path) -> list[Record]:
         found = records_of(out)
         if (path.read_text(encoding="utf-8") if path.exists() else "") == as_lines(found):
             return found
-        write_whole(path, as_lines(found))
+        atomic_write_text(path, as_lines(found))
 
 
 def records_of(out: Path) -> list[Record]:

@@ -13,16 +13,16 @@ import torch
 from torch.nn import functional as F
 
 from agents.base import Agent
-from agents.baselines.no_edit import no_action, no_change
+from agents.baselines.no_edit import nan_action, zero_action
 from agents.covariance import sample_text, training_edits
 from benchmarks.results.records import Record, versions
 from benchmarks.running.recording import Recording
 from benchmarks.suites import Suite, name_of
 from editenv.env import Action, LifelongEditEnv, Observation, RefusedActionError
 from editenv.evaluation import metrics
-from editenv.evaluation.batch import Questions, ask
+from editenv.evaluation.batch import EvaluationBatch, encode_evaluation
 from editenv.evaluation.probes import probe as ask_beyond
-from editenv.language_model.activation_cache import FrozenOutputs
+from editenv.language_model.activation_cache import ActivationCache
 from editenv.language_model.editable_lm import EditableLM
 
 PROBES = 8
@@ -50,7 +50,7 @@ def run(
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
     beyond: bool = True,
     recording: Recording | None = None,
-    frozen_outputs: FrozenOutputs | None = None,
+    activation_cache: ActivationCache | None = None,
 ) -> Record:
     """Prepares an agent, edits the suite's stream with it, and judges the result.
 
@@ -63,7 +63,7 @@ def run(
         beyond: Ask the probes of editenv/evaluation/probes.py too, if the suite does; they take longer than all
             other judging.
         recording: Is given every action.
-        frozen_outputs: What the frozen layers made of the suite's prompts in an earlier run, and takes in what this
+        activation_cache: What the frozen layers made of the suite's prompts in an earlier run, and takes in what this
             one adds: runs on one stream meet the same prompts. What an agent asks on its own is not among them, for
             it is part of what the agent costs. Last bits depend on which run met a prompt first.
 
@@ -74,7 +74,7 @@ def run(
     if budget is not None and agent.actions_per_batch > budget:
         raise ValueError(f"{name} takes {agent.actions_per_batch} actions per batch; suite {suite.id} allows {budget}")
     training = LifelongEditEnv(**suite.environment(training=True), edits_per_step=suite.edits_per_step)
-    training.language_model.frozen_outputs.limit = ROOM
+    training.language_model.activation_cache.limit = ROOM
     progress("preparing", 0, suite.batches)
     started = time.perf_counter()
     agent.prepare(training, seed, progress)
@@ -91,11 +91,11 @@ def run(
     )
     lm = env.language_model
     observation, info = env.reset(seed=seed, options={"shuffle": suite.order == "shuffled"})
-    shared = FrozenOutputs() if frozen_outputs is None else frozen_outputs
+    shared = ActivationCache() if activation_cache is None else activation_cache
     shared.limit = ROOM
     shared.to(lm.device)
-    agents_own = FrozenOutputs(ROOM, below=shared)
-    lm.frozen_outputs = shared  # after the reset, which forgets what was kept
+    agents_own = ActivationCache(ROOM, below=shared)
+    lm.activation_cache = shared  # after the reset, which forgets what was kept
     agent.begin(env)
     if recording is not None:
         recording.start(lm)
@@ -106,7 +106,7 @@ def run(
     act_seconds, observe_seconds, floor_seconds = 0.0, [], []
     immediate: list[dict[str, float | None]] = []
     retention: list[dict[str, float | None]] = []
-    asked: list[Questions] = []
+    asked: list[EvaluationBatch] = []
     rewards: list[float] = []
     failures = 0
     failed = False
@@ -115,12 +115,12 @@ def run(
         first_attempt = info["attempt"] == 0
         probe = first_attempt and info["batch"] in probed
         if first_attempt:
-            asked.append(env.questions)
-        lm.frozen_outputs = agents_own
+            asked.append(env.evaluation_batch)
+        lm.activation_cache = agents_own
         started = clock(lm.device)
         action = propose(agent, observation, info, lm)
         act_seconds += clock(lm.device) - started
-        lm.frozen_outputs = shared
+        lm.activation_cache = shared
         if recording is not None:
             recording.add(action)
         if probe:
@@ -141,7 +141,7 @@ def run(
 
     progress("judging", suite.batches, suite.batches)
     edits = list(env.edits_done)
-    everything = ask(lm, edits)
+    everything = encode_evaluation(lm, edits)
     # K actions, each with its own observation and update.
     per_step = act_seconds / len(immediate) + agent.actions_per_batch * float(np.median(observe_seconds))
     measured = set(suite.protocols)
@@ -184,7 +184,7 @@ def propose(agent: Agent, observation: Observation, info: dict[str, Any], lm: Ed
     try:
         return agent.act(observation, info)
     except torch.linalg.LinAlgError:  # what NaN and infinity end in
-        return no_action(lm)
+        return nan_action(lm)
 
 
 def take(
@@ -198,8 +198,8 @@ def take(
     except RefusedActionError:
         pass
     if agent.actions_per_batch == 1:  # else a part of the batch stays
-        agent.taken_back()
-    return env.step(no_change(env.language_model)), True
+        agent.revert_batch()
+    return env.step(zero_action(env.language_model)), True
 
 
 def mean(values: Sequence[float | None]) -> float | None:
@@ -225,7 +225,7 @@ def clock(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def look_back(lm: EditableLM, asked: list[Questions]) -> dict[str, float | None]:
+def look_back(lm: EditableLM, asked: list[EvaluationBatch]) -> dict[str, float | None]:
     """Teacher-forced figures over all edits so far."""
     return metrics.Scores.join([metrics.teacher_forced(lm, questions) for questions in asked]).percentages()
 

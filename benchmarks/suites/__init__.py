@@ -74,7 +74,7 @@ class Suite:
         edits_fingerprint: :func:`editenv.data.edits_digest` of the whole split, as it is read; None leaves it open.
         training_fingerprint: The same of the edits that agents learn from; a file may leave it out.
         paper: What it repeats of the paper.
-        end_of_answer: Whether answers are taught and protected with the end-of-sequence token after them; a file
+        train_eos: Whether answers are taught and protected with the end-of-sequence token after them; a file
             may leave it out, which is false.
         command: The command that makes the rest of the paper's figure, if there is more than the records.
         device, dtype: Where and in which precision the model runs; not part of the file.
@@ -101,7 +101,7 @@ class Suite:
     training_fingerprint: str | None = None
     paper: Paper | None = None
     command: str | None = None
-    end_of_answer: bool = False
+    train_eos: bool = False
     device: str = "cpu"
     dtype: str = "float32"
 
@@ -118,8 +118,8 @@ class Suite:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} must be a whole number from 1 on, not {value!r}")
-        if not isinstance(self.end_of_answer, bool):
-            raise ValueError(f"end_of_answer must be true or false, not {self.end_of_answer!r}")
+        if not isinstance(self.train_eos, bool):
+            raise ValueError(f"train_eos must be true or false, not {self.train_eos!r}")
         for name in ("agents", "protocols", "modules"):
             values = getattr(self, name)
             if values is not None and not (isinstance(values, tuple) and all(isinstance(v, str) for v in values)):
@@ -155,8 +155,8 @@ class Suite:
         split = "train" if training else self.split
         found: dict[str, Any] = {"model": self.model, "dataset": dataset.format(data=self.data), "split": split}
         found |= {"modules": self.modules, "device": self.device, "dtype": self.dtype}
-        if self.end_of_answer:
-            found["end_of_answer"] = True
+        if self.train_eos:
+            found["train_eos"] = True
         return found if dataset == "atlas" else found | {"dataset_options": dict(self.options)}
 
     def at(
@@ -227,7 +227,8 @@ class Suite:
         told = ("about", "agents", "paper", "command", "data", "device", "training_fingerprint")
         row = {name: value for name, value in asdict(self).items() if name not in told}
         row |= {"options": dict(self.options), "model": name_of(str(self.model))}
-        if not self.end_of_answer:
+        row["end_of_answer"] = row.pop("train_eos")  # the name that records have had from the beginning
+        if not self.train_eos:
             del row["end_of_answer"]  # as in records from before there was the choice
         found: dict[str, Any] = json.loads(json.dumps(row))
         return found
@@ -274,7 +275,9 @@ def read_suite(path: Path) -> Suite:
         row = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(row, dict):
             raise ValueError("must be an object")
-        row = {"end_of_answer": False, "training_fingerprint": None} | row
+        if "end_of_answer" in row:  # as suites made before the option was renamed have it
+            row["train_eos"] = row.pop("end_of_answer")
+        row = {"train_eos": False, "training_fingerprint": None} | row
         if row.keys() != allowed:
             missing, unknown = sorted(allowed - row.keys()), sorted(row.keys() - allowed)
             raise ValueError(f"missing fields {missing}, unknown fields {unknown}")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
-from editenv.atomic_files import write_whole
+from editenv.atomic_files import atomic_write_text
 from editenv.data.edits import Edit, Locality
 from editenv.data.formats import FORMATS, Fields, detect, to_edit
 from editenv.data.records import BadRecordError, read_records
@@ -441,7 +441,7 @@ def _write(table: Path, source: str, name: str, options: FileOptions, records: I
             raise first
         found = {"source": report.source, "format": report.format, "records": report.records}
         found |= {"bad": dict(report.bad), "examples": report.examples, "refused": report.refused}
-        write_whole(table.with_suffix(".json"), json.dumps(found))
+        atomic_write_text(table.with_suffix(".json"), json.dumps(found))
         os.replace(partial, table)
     finally:
         partial.unlink(missing_ok=True)

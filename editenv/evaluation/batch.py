@@ -14,7 +14,7 @@ PROMPT, REPHRASE, LOCALITY = 0, 1, 2
 
 
 @dataclass(slots=True)
-class Questions:
+class EvaluationBatch:
     """Everything that is asked about some edits, and what theta_0 says to the locality prompts.
 
     The questions come kind by kind: the edits' prompts, then their rephrases, then their locality prompts.
@@ -40,35 +40,37 @@ class Questions:
 
 
 @torch.no_grad()
-def ask(lm: EditableLM, edits: Sequence[Edit], keep_reference: bool = False, ends: bool = False) -> Questions:
+def encode_evaluation(
+    lm: EditableLM, edits: Sequence[Edit], keep_log_probs: bool = False, append_eos: bool = False
+) -> EvaluationBatch:
     """Encodes the questions about some edits, and asks theta_0 what the edits must not change.
 
     Args:
         lm: The model.
         edits: ``n`` edits.
-        keep_reference: Keep all that theta_0 says, not only its first choices: as much as the vocabulary is wide.
+        keep_log_probs: Keep all that theta_0 says, not only its first choices: as much as the vocabulary is wide.
         ends: Let the end-of-sequence token follow each answer.
     """
     rows = _rows(edits)
-    prompts = lm.encode([text for _, _, text, _ in rows], [answer for _, _, _, answer in rows], ends=ends)
+    prompts = lm.encode([text for _, _, text, _ in rows], [answer for _, _, _, answer in rows], append_eos=append_eos)
     owner = torch.tensor([row[0] for row in rows], device=lm.device)
     kind = torch.tensor([row[1] for row in rows], device=lm.device)
     kept = prompts.select(kind == LOCALITY)
     reference = None
     with lm.at_initial_weights():
-        if keep_reference:
+        if keep_log_probs:
             reference = lm.logits(kept).log_softmax(-1)
-        before = first_choices(lm, kept) if reference is None else reference.argmax(-1)
-    return Questions(edits, [(row[2], row[3]) for row in rows], prompts, owner, kind, before, reference)
+        before = greedy_tokens(lm, kept) if reference is None else reference.argmax(-1)
+    return EvaluationBatch(edits, [(row[2], row[3]) for row in rows], prompts, owner, kind, before, reference)
 
 
-def encode_ahead(lm: EditableLM, edits: Sequence[Edit], ends: bool = False) -> None:
-    """Runs the frozen layers over everything that :func:`ask` will ask about these edits, so that it finds them
+def warm_cache(lm: EditableLM, edits: Sequence[Edit], append_eos: bool = False) -> None:
+    """Runs the frozen layers over everything that :func:`encode_evaluation` will ask about these edits, so that it finds them
     done.
     """
     rows = _rows(edits)
     if rows:
-        lm.encode([text for _, _, text, _ in rows], [answer for _, _, _, answer in rows], ends=ends)
+        lm.encode([text for _, _, text, _ in rows], [answer for _, _, _, answer in rows], append_eos=append_eos)
 
 
 def _rows(edits: Sequence[Edit]) -> list[tuple[int, int, str, str]]:
@@ -79,7 +81,7 @@ def _rows(edits: Sequence[Edit]) -> list[tuple[int, int, str, str]]:
 
 
 @torch.no_grad()
-def first_choices(lm: EditableLM, prompts: Prompts, batch_size: int = 512) -> torch.Tensor:
+def greedy_tokens(lm: EditableLM, prompts: Prompts, batch_size: int = 512) -> torch.Tensor:
     """``(A,)`` the model's first choice at each answer position, ``batch_size`` prompts at a time."""
     found = [lm.logits(part).argmax(-1) for part in batches_of(prompts, batch_size)]
     return torch.cat(found) if found else prompts.labels

@@ -22,9 +22,9 @@ import numpy as np
 import torch
 
 from editenv.data.edits import Edit
-from editenv.evaluation import generation as generation_module
-from editenv.evaluation.batch import LOCALITY, PROMPT, REPHRASE, Questions, batches_of, first_choices
-from editenv.evaluation.generation import ELLIPSIS
+from editenv.evaluation import greedy
+from editenv.evaluation.batch import LOCALITY, PROMPT, REPHRASE, EvaluationBatch, batches_of, greedy_tokens
+from editenv.evaluation.greedy import ELLIPSIS
 from editenv.language_model.editable_lm import EditableLM
 from editenv.language_model.prompts import Prompts
 
@@ -66,7 +66,7 @@ class Scores:
 
 @torch.no_grad()
 def teacher_forced(
-    lm: EditableLM, questions: Questions, batch_size: int = 512, choices: torch.Tensor | None = None
+    lm: EditableLM, questions: EvaluationBatch, batch_size: int = 512, choices: torch.Tensor | None = None
 ) -> Scores:
     """Token top-1 accuracy at the current weights; for locality prompts, agreement with theta_0.
 
@@ -78,7 +78,7 @@ def teacher_forced(
     """
     prompts = questions.prompts
     if choices is None:
-        choices = first_choices(lm, prompts, batch_size)
+        choices = greedy_tokens(lm, prompts, batch_size)
     wanted = prompts.labels.clone()
     wanted[len(wanted) - len(questions.before) :] = questions.before
     return _per_edit(
@@ -155,18 +155,18 @@ def drift(lm: EditableLM, texts: Sequence[str], batch_size: int = 64) -> dict[st
 
 
 def generation(
-    lm: EditableLM, questions: Questions, before: Sequence[str | None] | None = None, batch_size: int = 512
+    lm: EditableLM, questions: EvaluationBatch, before: Sequence[str | None] | None = None, batch_size: int = 512
 ) -> Scores:
     """Exact match of free greedy generation; for locality prompts, the same text as theta_0 wrote.
 
     Args:
         lm: The edited model.
         questions: What to ask.
-        before: What theta_0 wrote for the locality prompts, if known from :func:`generate_before`.
+        before: What theta_0 wrote for the locality prompts, if known from :func:`initial_generations`.
         batch_size: Prompts run together.
     """
     if before is None:
-        before = generate_before(lm, questions)
+        before = initial_generations(lm, questions)
     texts, answers = map(list, zip(*questions.texts, strict=True)) if questions.texts else ([], [])
     ours = len(texts) - len(before)
     limit = generation_limit(questions)
@@ -178,29 +178,29 @@ def generation(
     for chosen, unfinished in (((place < ours), False), ((place >= ours) & same, True), (~same, True)):
         rows = chosen.nonzero().flatten().tolist()
         wanted = [answers[i] for i in rows]
-        as_given[rows] = says(
+        as_given[rows] = matches_greedy(
             lm, [texts[i] for i in rows], wanted, limit, batch_size, unfinished, encoded=prompts.select(chosen)
         )
     right = as_given.copy()
     rows = (~same).nonzero().flatten().tolist()
-    right[rows] = says(
+    right[rows] = matches_greedy(
         lm, [texts[i] for i in rows], [before[i - ours] for i in rows], limit, batch_size, unfinished=True
     )
     return _per_edit(questions, right.astype(np.float32), as_given.astype(np.float32))
 
 
-def generation_limit(questions: Questions) -> int:
+def generation_limit(questions: EvaluationBatch) -> int:
     """Tokens a generation may take: the longest answer asked for anywhere, and two more to stop."""
     return int(questions.prompts.lengths.max()) + 2
 
 
-def generate_before(lm: EditableLM, questions: Questions) -> list[str | None]:
+def initial_generations(lm: EditableLM, questions: EvaluationBatch) -> list[str | None]:
     """What theta_0 writes for the locality prompts."""
     locality = questions.kind == LOCALITY
     asked = [text for text, chosen in zip(questions.texts, locality.tolist(), strict=True) if chosen]
     texts, answers = [text for text, _ in asked], [answer for _, answer in asked]
     with lm.at_initial_weights():
-        return generate_expecting(
+        return generate_from_guesses(
             lm, texts, answers, generation_limit(questions), encoded=questions.prompts.select(locality)
         )
 
@@ -208,14 +208,14 @@ def generate_before(lm: EditableLM, questions: Questions) -> list[str | None]:
 def generate(
     lm: EditableLM, texts: Sequence[str], limit: int, batch_size: int = 256, unfinished: bool = False
 ) -> list[str | None]:
-    """:func:`editenv.evaluation.generation.generate` at the current weights."""
-    return generation_module.generate(lm.model, lm.tokenizer, texts, limit, batch_size, unfinished)
+    """:func:`editenv.evaluation.greedy.generate` at the current weights."""
+    return greedy.generate(lm.model, lm.tokenizer, texts, limit, batch_size, unfinished)
 
 
-def generate_expecting(
+def generate_from_guesses(
     lm: EditableLM, texts: Sequence[str], guesses: Sequence[str], limit: int, encoded: Prompts | None = None
 ) -> list[str | None]:
-    """What the model writes, unfinished texts included; sooner known where it is what was guessed (:func:`says`).
+    """What the model writes, unfinished texts included; sooner known where it is what was guessed (:func:`matches_greedy`).
 
     Where it is not, the model's own choices up to there are a second guess: most answers are short.
     """
@@ -233,7 +233,7 @@ def generate_expecting(
 
 
 @torch.no_grad()
-def says(
+def matches_greedy(
     lm: EditableLM,
     texts: Sequence[str],
     wanted: Sequence[str | None],
@@ -271,7 +271,7 @@ def _compare(
     unfinished: bool,
     encoded: Prompts | None,
 ) -> tuple[np.ndarray, list[str | None]]:
-    """:func:`says`, and for each text that is not said what the model writes up to where the two part, if that is
+    """:func:`matches_greedy`, and for each text that is not said what the model writes up to where the two part, if that is
     known.
     """
     begun: list[str | None] = [None] * len(texts)
@@ -286,11 +286,11 @@ def _compare(
             chunk = open_[start : start + batch_size]
             answers = [wanted[i] or "" for i in chunk]
             if known is None:
-                prompts = lm.encode([texts[i] for i in chunk], answers, ends=True)
+                prompts = lm.encode([texts[i] for i in chunk], answers, append_eos=True)
             else:
                 prompts = known.select(torch.isin(torch.arange(len(texts)), torch.tensor(chunk)).to(lm.device))
             lengths = prompts.lengths.tolist()
-            labels, choices = prompts.labels.cpu().split(lengths), first_choices(lm, prompts).cpu().split(lengths)
+            labels, choices = prompts.labels.cpu().split(lengths), greedy_tokens(lm, prompts).cpu().split(lengths)
             for i, answer, label, choice in zip(chunk, answers, labels, choices, strict=True):
                 wrong = (label != choice).nonzero()
                 if len(wrong) == 0 and known is not None:
@@ -315,8 +315,8 @@ def _becomes(lm: EditableLM, tokens: list[int], text: str, unfinished: bool) -> 
 
     White space does not count before the end, nor half a character: both may still change.
     """
-    if lm.end_token in tokens:
-        written: str = lm.tokenizer.decode(tokens[: tokens.index(lm.end_token)])
+    if lm.eos_token in tokens:
+        written: str = lm.tokenizer.decode(tokens[: tokens.index(lm.eos_token)])
         return written.strip() == text
     beginning, whole = "".join(lm.tokenizer.decode(tokens).split()), "".join(text.split())
     if unfinished and text.endswith(ELLIPSIS) and beginning.startswith(whole.removesuffix(ELLIPSIS.strip())):
@@ -324,7 +324,7 @@ def _becomes(lm: EditableLM, tokens: list[int], text: str, unfinished: bool) -> 
     return None if "\ufffd" in beginning or whole.startswith(beginning) else False
 
 
-def _per_edit(questions: Questions, right: np.ndarray, as_given: np.ndarray) -> Scores:
+def _per_edit(questions: EvaluationBatch, right: np.ndarray, as_given: np.ndarray) -> Scores:
     """Means over each edit's prompts of one kind; ``as_given`` compares with the data set's answers throughout."""
     owners, kinds = questions.owner.cpu().numpy(), questions.kind.cpu().numpy()
     edits = len(questions.edits)

@@ -17,7 +17,7 @@ import numpy as np
 
 from editenv.data.atlas.probes import Probe, consequences, distractors, negations
 from editenv.data.edits import Edit
-from editenv.evaluation.metrics import generate_expecting, says
+from editenv.evaluation.metrics import generate_from_guesses, matches_greedy
 from editenv.language_model.editable_lm import EditableLM
 
 TOKENS = 8
@@ -37,8 +37,8 @@ def probe(lm: EditableLM, edits: Sequence[Edit]) -> dict[str, float | None]:
         olds = [Probe(p.edit, p.prompt, edits[p.edit].old_answer or "") for p in negated]
         found["negation_before"] = _share(_says(lm, olds), wanted=False)
         prompts, answers = [p.prompt for p in distracted], [p.answer for p in distracted]
-        reference = generate_expecting(lm, prompts, answers, TOKENS)
-    found["distractor"] = _share(says(lm, prompts, reference, TOKENS, unfinished=True))
+        reference = generate_from_guesses(lm, prompts, answers, TOKENS)
+    found["distractor"] = _share(matches_greedy(lm, prompts, reference, TOKENS, unfinished=True))
     for i, (name, probes) in enumerate(hops.items(), start=1):
         found[name] = _share(_says(lm, probes))
         with lm.at_initial_weights():
@@ -48,7 +48,7 @@ def probe(lm: EditableLM, edits: Sequence[Edit]) -> dict[str, float | None]:
 
 
 def _says(lm: EditableLM, probes: Sequence[Probe]) -> np.ndarray:
-    return says(lm, [p.prompt for p in probes], [p.answer for p in probes], TOKENS)
+    return matches_greedy(lm, [p.prompt for p in probes], [p.answer for p in probes], TOKENS)
 
 
 def _share(answers: np.ndarray, wanted: bool = True) -> float | None:

@@ -11,13 +11,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from editenv.atomic_files import whole_file
+from editenv.atomic_files import atomic_write
 
-Text = tuple[int, tuple[int, ...]]
+CacheKey = tuple[int, tuple[int, ...]]
 """How many of the tokens are the prompt's, and the tokens."""
 
 
-class FrozenOutputs:
+class ActivationCache:
     """What the frozen layers made of prompts met before, the oldest dropped first; models may share one.
 
     Args:
@@ -25,23 +25,23 @@ class FrozenOutputs:
         below: Others that are looked up, and not added to.
     """
 
-    def __init__(self, limit: int = 256 * 2**20, below: "FrozenOutputs | None" = None) -> None:
+    def __init__(self, limit: int = 256 * 2**20, below: "ActivationCache | None" = None) -> None:
         self.limit = limit
         self.below = below
         self.tokens: dict[tuple[str, str], tuple[list[int], list[int]]] = {} if below is None else below.tokens
         """Of texts met before."""
         self._bytes = 0
-        self._kept: dict[Text, torch.Tensor] = {}
+        self._kept: dict[CacheKey, torch.Tensor] = {}
 
-    def __contains__(self, text: Text) -> bool:
+    def __contains__(self, text: CacheKey) -> bool:
         return text in self._kept or (self.below is not None and text in self.below)
 
-    def __getitem__(self, text: Text) -> torch.Tensor:
+    def __getitem__(self, text: CacheKey) -> torch.Tensor:
         if text in self._kept or self.below is None:
             return self._kept[text]
         return self.below[text]
 
-    def keep(self, found: Mapping[Text, torch.Tensor]) -> None:
+    def keep(self, found: Mapping[CacheKey, torch.Tensor]) -> None:
         self._kept.update(found)
         self._bytes += sum(piece.nbytes for piece in found.values())
         while self._bytes > self.limit:
@@ -70,7 +70,7 @@ class FrozenOutputs:
             "rows": torch.tensor([len(piece) for piece in pieces], dtype=torch.int32),
             "outputs": torch.cat(pieces).cpu() if pieces else torch.zeros(0),
         }
-        with whole_file(path) as partial:
+        with atomic_write(path) as partial:
             try:
                 save_file(tensors, partial, {"of": json.dumps(identity, sort_keys=True)})
             except SafetensorError as error:  # what the library makes of a full disk

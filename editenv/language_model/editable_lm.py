@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from editenv.deltas import Delta, LowRank
-from editenv.language_model.activation_cache import FrozenOutputs, Text
+from editenv.language_model.activation_cache import ActivationCache, CacheKey
 from editenv.language_model.prompts import Prompts, answer_ids
 from editenv.models.modules import attention_and_mlp, find_modules, layer_stack
 
@@ -89,7 +89,7 @@ class EditableLM:
         tokenizer: Its tokenizer; its BOS is used if it adds one.
         modules: Patterns: a linear module is edited if its dotted name ends with one of them.
         cache_bytes: Room for the frozen layers' outputs of prompts met before.
-        frozen_outputs: Shared with another model of the same frozen layers, in place of room of its own.
+        activation_cache: Shared with another model of the same frozen layers, in place of room of its own.
 
     Raises:
         ValueError: If a pattern matches nothing, or a module that is not linear, not in memory or not inside the
@@ -102,7 +102,7 @@ class EditableLM:
         tokenizer: "PreTrainedTokenizerBase",
         modules: Sequence[str],
         cache_bytes: int = 256 * 2**20,
-        frozen_outputs: FrozenOutputs | None = None,
+        activation_cache: ActivationCache | None = None,
     ) -> None:
         shared: dict[int, Any] = {id(p): p for p in model.parameters()} | {id(b): b for b in model.buffers()}
         self.model = copy.deepcopy(model, shared).eval()
@@ -113,7 +113,7 @@ class EditableLM:
         self._initial: dict[str, torch.Tensor] = {}
         # Edits add up in float32, whatever the model computes in: thousands of small ones would vanish in bfloat16.
         self._sums: dict[str, torch.Tensor] = {}
-        self.frozen_outputs = frozen_outputs or FrozenOutputs(cache_bytes)
+        self.activation_cache = activation_cache or ActivationCache(cache_bytes)
         for name, module in self.modules.items():
             self._initial[name] = module.get_parameter("weight").detach()
             if self._initial[name].is_meta:
@@ -257,7 +257,7 @@ class EditableLM:
         return list(zip(heads, answer_ids(self.tokenizer, answers), strict=True))
 
     @property
-    def end_token(self) -> int:
+    def eos_token(self) -> int:
         """The tokenizer's end-of-sequence token.
 
         Raises:
@@ -270,7 +270,7 @@ class EditableLM:
 
     def _tokens_of(self, texts: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
         """:meth:`tokenize`, which takes as long as a product with an edited weight, once for a text."""
-        known = self.frozen_outputs.tokens
+        known = self.activation_cache.tokens
         if new := [text for text in dict.fromkeys(texts) if text not in known]:
             known |= zip(new, self.tokenize(*map(list, zip(*new, strict=True))), strict=True)
         found = [known[text] for text in texts]
@@ -285,7 +285,7 @@ class EditableLM:
         answers: Sequence[str],
         batch_size: int = 48,
         reuse: bool = True,
-        ends: bool = False,
+        append_eos: bool = False,
     ) -> Prompts:
         """Tokenizes prompts with their answers and runs the frozen layers over them, once and for all.
 
@@ -300,14 +300,14 @@ class EditableLM:
             ends: Let the end-of-sequence token follow each answer, as its last token.
         """
         pairs = self._tokens_of(list(zip(prompts, answers, strict=True))) if reuse else self.tokenize(prompts, answers)
-        if ends:
-            pairs = [(head, [*tail, self.end_token]) for head, tail in pairs]
+        if append_eos:
+            pairs = [(head, [*tail, self.eos_token]) for head, tail in pairs]
         # The last answer token is predicted, never read.
         texts = [(len(head), tuple(head + tail[:-1])) for head, tail in pairs]
         fresh = sorted(
-            {text for text in texts if not (reuse and text in self.frozen_outputs)}, key=lambda text: len(text[1])
+            {text for text in texts if not (reuse and text in self.activation_cache)}, key=lambda text: len(text[1])
         )
-        found: dict[Text, torch.Tensor] = {}
+        found: dict[CacheKey, torch.Tensor] = {}
         for start in range(0, len(fresh), batch_size):
             chunk = fresh[start : start + batch_size]
             width = len(chunk[-1][1])
@@ -322,9 +322,9 @@ class EditableLM:
                 rows = self._with_keys(rows)
             pieces = list(rows.split([len(piece) for piece in pieces]))
             found.update(zip(chunk, pieces, strict=True))
-        pieces = [found[text] if text in found else self.frozen_outputs[text] for text in texts]
+        pieces = [found[text] if text in found else self.activation_cache[text] for text in texts]
         if reuse:
-            self.frozen_outputs.keep(found)
+            self.activation_cache.keep(found)
         starts = (
             None if self.answer_positions_only else torch.tensor([len(h) - 1 for h, _ in pairs], device=self.device)
         )
@@ -332,9 +332,9 @@ class EditableLM:
         lengths = torch.tensor([len(tail) for _, tail in pairs], dtype=torch.long, device=self.device)
         return Prompts(pieces, starts, labels, lengths)
 
-    def forget(self) -> None:
+    def clear_cache(self) -> None:
         """Drops the kept outputs: their last bits depend on which prompts they were run with."""
-        self.frozen_outputs.clear()
+        self.activation_cache.clear()
 
     def _frozen_output(self, ids: torch.Tensor) -> torch.Tensor:
         """``(B, T, d)``: the input of the first edited layer, or of its MLP half if its attention is frozen."""

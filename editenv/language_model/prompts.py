@@ -17,7 +17,7 @@ class Prompts:
     """Prompts with their answers, run through the frozen part of the model.
 
     ``B`` prompts of at most ``T`` tokens have ``A`` answer tokens altogether. What the frozen part made of each
-    prompt is held as it is kept for all (:class:`editenv.language_model.editable_lm.FrozenOutputs`): however many
+    prompt is held as it is kept for all (:class:`editenv.language_model.editable_lm.ActivationCache`): however many
     sets a prompt is in, there is one copy of it. It is put together, in :attr:`hidden`, only for as long as a
     forward takes.
 

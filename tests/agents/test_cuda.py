@@ -14,7 +14,7 @@ from benchmarks import suites
 from benchmarks.running.recording import Recording
 from benchmarks.running.rollout import run
 from editenv.evaluation import metrics
-from editenv.evaluation.batch import ask
+from editenv.evaluation.batch import encode_evaluation
 from editenv.language_model.editable_lm import EditableLM
 from editenv.models import load_model
 
@@ -44,7 +44,7 @@ def test_gradients_and_judgements(model_folder, edits, modules):
     found = []
     for device in DEVICES:
         lm = EditableLM(*load_model(model_folder, device), modules)
-        questions = ask(lm, edits)
+        questions = encode_evaluation(lm, edits)
         prompts = questions.prompts
         loss, gradients = lm.gradients(
             prompts, lambda logits, labels=prompts.labels: torch.nn.functional.cross_entropy(logits, labels)

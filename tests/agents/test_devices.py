@@ -11,7 +11,7 @@ from agents.editing.editor import LifelongEditor
 from agents.registry import make_method
 from editenv.deltas import LowRank
 from editenv.evaluation import metrics
-from editenv.evaluation.batch import ask
+from editenv.evaluation.batch import encode_evaluation
 from editenv.language_model.editable_lm import EditableLM
 
 pytest.importorskip("accelerate")
@@ -79,7 +79,7 @@ def test_judgements(base, two_devices, tokenizer, edits):
     found = []
     for model in (base, two_devices):
         lm = EditableLM(model, tokenizer, [LOWER, UPPER])
-        questions = ask(lm, edits)
+        questions = encode_evaluation(lm, edits)
         found.append(
             [
                 metrics.teacher_forced(lm, questions).percentages(),

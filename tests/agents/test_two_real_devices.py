@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from agents.editing.editor import LifelongEditor
 from editenv.evaluation import metrics
-from editenv.evaluation.batch import ask
+from editenv.evaluation.batch import encode_evaluation
 from editenv.language_model.editable_lm import EditableLM
 
 pytest.importorskip("accelerate")
@@ -52,7 +52,7 @@ def test_gradients_and_judgements(base, spread, tokenizer, edits):
     found = []
     for model in (base, spread):
         lm = EditableLM(model, tokenizer, [LOWER, UPPER])
-        questions = ask(lm, edits)
+        questions = encode_evaluation(lm, edits)
         prompts = questions.prompts
         loss, gradients = lm.gradients(
             prompts, lambda logits, labels=prompts.labels: cross_entropy(logits, labels.to(logits.device))

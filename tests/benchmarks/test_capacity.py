@@ -139,7 +139,7 @@ def test_table_and_figure_are_written_from_the_cells_and_failures_end_the_comman
     def run_cells(wanted, out, runner):
         for record in records():
             path = capacity.cells.cell_path(out, f"{record.suite}-v1", record.agent, record.seed)
-            capacity.cells.write_whole(path, json.dumps(capacity.asdict(record)) + "\n")
+            capacity.cells.atomic_write_text(path, json.dumps(capacity.asdict(record)) + "\n")
         return ["one of them"]
 
     monkeypatch.setattr(capacity, "run_cells", run_cells)

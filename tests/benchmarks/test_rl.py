@@ -12,7 +12,7 @@ from benchmarks.rl import ALGORITHMS, FIGURES, Args, Judge, Meter, Run, main, re
 from editenv.data import load_edits
 from editenv.env import LifelongEditEnv
 from editenv.evaluation import metrics
-from editenv.evaluation.batch import ask
+from editenv.evaluation.batch import encode_evaluation
 
 RUN = Run(
     algorithm="rledit",
@@ -123,7 +123,7 @@ def test_the_judge_plays_the_validation_stream_and_looks_back_over_all_of_it(mon
     with torch.no_grad():
         total = sum(env.step(trainer.policy(env.gradients))[1] for _ in range(3))
     assert found[0]["episode_return"] == pytest.approx(total, rel=1e-5)
-    questions = ask(env.language_model, list(env.edits_done))
+    questions = encode_evaluation(env.language_model, list(env.edits_done))
     assert len(questions.edits) == 30
     expected = metrics.teacher_forced(env.language_model, questions).percentages()
     assert {name: found[0][name] for name in metrics.METRICS} == {name: expected[name] for name in metrics.METRICS}

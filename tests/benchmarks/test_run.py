@@ -17,7 +17,7 @@ from benchmarks.run import Args, main, parse_agents, parse_seeds
 from benchmarks.running import cells
 from benchmarks.running.cells import Cell, Failure, cell_files, cell_path, collect
 from benchmarks.suites import find
-from editenv.atomic_files import write_whole
+from editenv.atomic_files import atomic_write_text
 
 PRINTS = {"model": None, "edits": None}
 
@@ -141,16 +141,18 @@ def test_results_are_what_the_cells_say_though_a_cell_was_removed(tmp_path, inst
 
 def test_a_command_that_looked_before_another_had_its_cell_does_not_write_it_away(tmp_path, monkeypatch):
     def cell(name):
-        write_whole(cell_path(tmp_path, "micro-v1", name, 0), json.dumps(asdict(replace(RECORD, agent=name))) + "\n")
+        atomic_write_text(
+            cell_path(tmp_path, "micro-v1", name, 0), json.dumps(asdict(replace(RECORD, agent=name))) + "\n"
+        )
 
     def meanwhile(path, text):
-        monkeypatch.setattr(cells, "write_whole", write_whole)
+        monkeypatch.setattr(cells, "atomic_write_text", atomic_write_text)
         cell("b")
         collect(tmp_path)  # the other command ends first
-        write_whole(path, text)
+        atomic_write_text(path, text)
 
     cell("a")
-    monkeypatch.setattr(cells, "write_whole", meanwhile)
+    monkeypatch.setattr(cells, "atomic_write_text", meanwhile)
     assert [r.agent for r in collect(tmp_path)] == ["a", "b"]
     assert [r.agent for r in read(tmp_path / "results.jsonl")] == ["a", "b"]
 
@@ -197,7 +199,7 @@ def test_names_that_differ_only_in_what_files_cannot_hold_have_files_of_their_ow
     assert len(paths) == len(names)
     assert all(path.parent == tmp_path / "cells" / "smoke-v1" for path in paths)
     for path in paths:
-        write_whole(path.with_suffix(".failed.json"), "{}")  # a file system holds all of them
+        atomic_write_text(path.with_suffix(".failed.json"), "{}")  # a file system holds all of them
 
 
 def test_a_broken_cell_file_is_named(tmp_path):
@@ -227,7 +229,7 @@ class Teller(NoEdit):
     def begin(self, env):
         super().begin(env)
         with Path({told!r}).open("a") as file:
-            file.write(f"{{len(env.language_model.frozen_outputs._kept)}} ")
+            file.write(f"{{len(env.language_model.activation_cache._kept)}} ")
 """
 
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from editenv.atomic_files import whole_file, write_whole
+from editenv.atomic_files import atomic_write, atomic_write_text
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from editenv.atomic_files import whole_file
-with whole_file(Path(sys.argv[1])) as partial:
+from editenv.atomic_files import atomic_write
+with atomic_write(Path(sys.argv[1])) as partial:
     partial.write_text("half of the new")
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -21,10 +21,10 @@ with whole_file(Path(sys.argv[1])) as partial:
 
 def test_an_error_leaves_what_was_there(tmp_path):
     path = tmp_path / "made" / "file.txt"
-    write_whole(path, "old: ä")
+    atomic_write_text(path, "old: ä")
 
     def write():
-        with whole_file(path) as partial:
+        with atomic_write(path) as partial:
             partial.write_text("half of the new")
             raise RuntimeError
 
@@ -38,9 +38,9 @@ def test_writers_of_two_machines_do_not_share_a_place(tmp_path, monkeypatch):
     """Processes of two machines may have the same number."""
     monkeypatch.setattr(os, "getpid", lambda: 7)
     path = tmp_path / "file.txt"
-    with whole_file(path) as first:
+    with atomic_write(path) as first:
         first.write_text("first")
-        with whole_file(path) as second:
+        with atomic_write(path) as second:
             second.write_text("second")
         assert path.read_text() == "second"
         assert first.read_text() == "first"
@@ -50,11 +50,11 @@ def test_writers_of_two_machines_do_not_share_a_place(tmp_path, monkeypatch):
 
 def test_so_does_a_kill_and_the_next_writer_is_not_in_its_way(tmp_path):
     path = tmp_path / "file.txt"
-    write_whole(path, "old")
+    atomic_write_text(path, "old")
     done = subprocess.run([sys.executable, "-c", KILLED, str(path)], timeout=60)
     assert done.returncode == -signal.SIGKILL
     assert path.read_text() == "old"
-    write_whole(path, "new")
+    atomic_write_text(path, "new")
     assert path.read_text() == "new"
 
 
@@ -63,7 +63,7 @@ def test_files_of_tensors_may_be_read_by_whom_the_umask_lets(tmp_path, umask):
     path = tmp_path / "tensors.safetensors"
     before = os.umask(umask)
     try:
-        with whole_file(path) as partial:
+        with atomic_write(path) as partial:
             save_file({"a": torch.arange(3)}, partial)
     finally:
         os.umask(before)

@@ -420,7 +420,7 @@ def test_the_end_of_the_stream_terminates_and_the_horizon_truncates(make_env, sm
 @pytest.mark.parametrize("ends", [False, True])
 def test_what_is_observed_at_a_truncation_is_the_batch_that_would_have_come(make_env, small_world, ends):
     """A value function is asked about it."""
-    cut, whole = (make_env(horizon=horizon, end_of_answer=ends) for horizon in (1, None))
+    cut, whole = (make_env(horizon=horizon, train_eos=ends) for horizon in (1, None))
     rng = np.random.default_rng(0)
     for env in (cut, whole):
         env.reset(seed=4)
@@ -605,7 +605,7 @@ def test_half_precision_environment(make_env, base):
 
 def test_the_end_of_an_answer_is_taught_but_not_asked_for(make_env, small_world, base, tokenizer):
     """The observed gradient is that of -log p(answer and end), the reward is over the end too, metrics are as ever."""
-    env, plain = (make_env(modules=[LAST], end_of_answer=ends, memory_batches=0) for ends in (True, False))
+    env, plain = (make_env(modules=[LAST], train_eos=ends, memory_batches=0) for ends in (True, False))
     for each in (env, plain):
         each.reset(seed=0, options={"shuffle": False})
 
@@ -650,7 +650,7 @@ def test_a_tokenizer_without_an_end_cannot_teach_it(make_env, monkeypatch):
 
     monkeypatch.setattr(PreTrainedTokenizerFast, "eos_token_id", None, raising=False)
     with pytest.raises(ValueError, match="end-of-sequence"):
-        make_env(end_of_answer=True)
+        make_env(train_eos=True)
 
 
 def test_the_action_space_is_made_when_it_is_asked_for(make_env):

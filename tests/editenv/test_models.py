@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from editenv.evaluation.generation import generate
+from editenv.evaluation.greedy import generate
 from editenv.language_model.editable_lm import EditableLM
 from editenv.models import load_model
 from editenv.models.modules import PRESETS, default_modules, mlp_outputs

@@ -8,7 +8,7 @@ from plain import answer_logits, batch_loss, batch_losses, edited_weights, kl, n
 
 from editenv.data import Edit
 from editenv.deltas import LowRank
-from editenv.evaluation.batch import ask
+from editenv.evaluation.batch import encode_evaluation
 from editenv.language_model.editable_lm import EditableLM
 from editenv.rewards import Reward, RewardConfig, prepare
 
@@ -32,7 +32,7 @@ def batches_of(edits):
 def with_memory(lm, batches, config=CONFIG):
     reward = Reward(lm, config)
     for batch in batches:
-        reward.remember(prepare(lm, ask(lm, batch)))
+        reward.add_to_memory(prepare(lm, encode_evaluation(lm, batch)))
     return reward
 
 
@@ -54,7 +54,7 @@ def by_hand(base, tokenizer, batches, deltas, config):
 def test_terms_are_equations_7_to_10(lm, base, tokenizer, edits, past):
     batches = batches_of(edits)[: past + 1]
     reward = with_memory(lm, batches[:-1])
-    current = prepare(lm, ask(lm, batches[-1]))
+    current = prepare(lm, encode_evaluation(lm, batches[-1]))
     deltas = random_deltas(lm, scale=0.2)
     lm.apply(deltas)
     expected = {key: float(value) for key, value in by_hand(base, tokenizer, batches, deltas, CONFIG).items()}
@@ -91,18 +91,20 @@ def test_the_reference_may_be_the_weights_that_a_batch_came_to(make_env, base, t
 def test_preparing_at_edited_weights_refers_to_theta_0(lm, base, tokenizer, edits):
     deltas = random_deltas(lm, scale=0.2)
     lm.apply(deltas)
-    terms = Reward(lm, CONFIG).step(prepare(lm, ask(lm, edits[:3])), deltas)
+    terms = Reward(lm, CONFIG).step(prepare(lm, encode_evaluation(lm, edits[:3])), deltas)
     assert terms.locality == pytest.approx(
         float(batch_losses(base, tokenizer, edits[:3], edited_weights(base, deltas))[1]), rel=1e-4
     )
     lm.restore()
-    assert Reward(lm, CONFIG).step(prepare(lm, ask(lm, edits[:3])), {}).locality == pytest.approx(0, abs=1e-6)
+    assert Reward(lm, CONFIG).step(prepare(lm, encode_evaluation(lm, edits[:3])), {}).locality == pytest.approx(
+        0, abs=1e-6
+    )
 
 
 def test_gradient_is_autograd_of_the_plain_model(lm, base, tokenizer, edits):
     batches = batches_of(edits)
     reward = with_memory(lm, batches[:-1])
-    current = prepare(lm, ask(lm, batches[-1]))
+    current = prepare(lm, encode_evaluation(lm, batches[-1]))
     deltas = random_deltas(lm, scale=0.2)
     lm.apply(deltas)
     leaves = {name: delta.clone().requires_grad_() for name, delta in deltas.items()}
@@ -119,7 +121,7 @@ def test_a_long_memory_is_looked_back_at_in_parts(lm, base, tokenizer, edits, mo
     config = replace(CONFIG, memory_batches=9)
     batches = [[edit] for edit in edits]
     reward = with_memory(lm, batches[:-1], config)
-    current = prepare(lm, ask(lm, batches[-1]))
+    current = prepare(lm, encode_evaluation(lm, batches[-1]))
     deltas = random_deltas(lm, scale=0.2)
     lm.apply(deltas)
     leaves = {name: delta.clone().requires_grad_() for name, delta in deltas.items()}
@@ -128,7 +130,7 @@ def test_a_long_memory_is_looked_back_at_in_parts(lm, base, tokenizer, edits, mo
     monkeypatch.setattr(lm, "logits", lambda prompts: together.append(len(prompts)) or logits(prompts))
     terms, gradients = reward.step_with_gradient(current, deltas)
     assert len(together) == 3
-    assert max(together) <= 4 * max(len(prepare(lm, ask(lm, batch)).prompts) for batch in batches)
+    assert max(together) <= 4 * max(len(prepare(lm, encode_evaluation(lm, batch)).prompts) for batch in batches)
     for name, leaf in leaves.items():
         assert leaf.grad.norm() > 0.01
         torch.testing.assert_close(gradients[name].dense(), leaf.grad, rtol=1e-3, atol=1e-4)
@@ -139,7 +141,7 @@ def test_gradient_is_the_slope_of_the_reward(base, tokenizer, edits):
     lm = EditableLM(copy.deepcopy(base).double(), tokenizer, MODULES["two"])
     batches = batches_of(edits)
     reward = with_memory(lm, batches[:-1])
-    current = prepare(lm, ask(lm, batches[-1]))
+    current = prepare(lm, encode_evaluation(lm, batches[-1]))
     lm.apply(random_deltas(lm, scale=0.2))
     _, gradients = reward.step_with_gradient(current, {})
     here, step = lm.snapshot(), 1e-2
@@ -167,7 +169,7 @@ def test_the_sampled_estimate_of_the_memory_term_is_unbiased(make_lm, edits, sam
     lm = make_lm()
     batches = batches_of(edits)
     reward = with_memory(lm, batches[:3], RewardConfig(memory_decay=0.7, memory_batches=3))
-    current = prepare(lm, ask(lm, batches[3]))
+    current = prepare(lm, encode_evaluation(lm, batches[3]))
     deltas = random_deltas(lm, scale=0.2)
     lm.apply(deltas)
     whole, whole_gradient = reward.step_with_gradient(current, deltas)
@@ -184,7 +186,7 @@ def test_all_lags_given_by_name_are_the_whole_sum(make_lm, edits):
     lm = make_lm()
     batches = batches_of(edits)
     reward = with_memory(lm, batches[:3], RewardConfig(memory_batches=3))
-    current = prepare(lm, ask(lm, batches[3]))
+    current = prepare(lm, encode_evaluation(lm, batches[3]))
     assert reward.step_with_gradient(current, {}, [3, 1, 2])[0].memory == pytest.approx(
         reward.step(current, {}).memory, rel=1e-6
     )
@@ -194,9 +196,9 @@ def test_all_lags_given_by_name_are_the_whole_sum(make_lm, edits):
 def test_memory_keeps_the_last_k(make_lm, edits, keep, kept):
     lm = make_lm()
     reward = Reward(lm, RewardConfig(memory_batches=keep))
-    batches = [prepare(lm, ask(lm, batch)) for batch in batches_of(edits)]
+    batches = [prepare(lm, encode_evaluation(lm, batch)) for batch in batches_of(edits)]
     for batch in batches:
-        reward.remember(batch)
+        reward.add_to_memory(batch)
     assert len(reward.past) == kept
     assert all(a is b for a, b in zip(reward.past, batches[4 - kept :], strict=True))
 
@@ -207,12 +209,12 @@ def test_edits_without_rephrases_or_locality(make_lm, base, tokenizer, edits):
     deltas = random_deltas(lm, scale=0.2)
     weights = edited_weights(base, deltas)
     lm.apply(deltas)
-    alone = Reward(lm, CONFIG).step(prepare(lm, ask(lm, [bare])), deltas)
+    alone = Reward(lm, CONFIG).step(prepare(lm, encode_evaluation(lm, [bare])), deltas)
     own = float(nll(base, tokenizer, bare.prompt, bare.target, weights))
     assert alone.edit == pytest.approx(own, rel=1e-4)
     assert alone.locality == 0
     other = edits[1]
-    both = Reward(lm, CONFIG).step(prepare(lm, ask(lm, [bare, other])), deltas)
+    both = Reward(lm, CONFIG).step(prepare(lm, encode_evaluation(lm, [bare, other])), deltas)
     edit, locality = (float(x) for x in batch_losses(base, tokenizer, [other], weights))
     assert both.edit == pytest.approx((own + edit) / 2, rel=1e-4)
     assert both.locality == pytest.approx(locality / 2, rel=1e-4)
@@ -222,7 +224,7 @@ def test_locality_is_the_divergence_from_theta_0_in_this_direction(make_lm, base
     lm = make_lm()
     deltas = random_deltas(lm, scale=0.4)
     lm.apply(deltas)
-    terms = Reward(lm, CONFIG).step(prepare(lm, ask(lm, edits[:1])), deltas)
+    terms = Reward(lm, CONFIG).step(prepare(lm, encode_evaluation(lm, edits[:1])), deltas)
     (item,) = edits[0].locality
     weights = edited_weights(base, deltas)
     forward = float(kl(base, tokenizer, item.prompt, item.answer, weights))
@@ -235,7 +237,7 @@ def test_a_low_rank_delta_is_charged_like_its_matrix(make_lm, edits):
     (name,) = lm.modules
     d_in, d_out = lm.shape(name)
     delta = LowRank(torch.randn(d_in, 3), torch.randn(3, d_out))
-    current = prepare(lm, ask(lm, edits[:2]))
+    current = prepare(lm, encode_evaluation(lm, edits[:2]))
     reward = Reward(lm, CONFIG)
     factored, whole = reward.step(current, {name: delta}), reward.step(current, {name: delta.dense()})
     assert factored.regularization == pytest.approx(whole.regularization, rel=1e-5)
@@ -254,7 +256,7 @@ def test_more_past_batches_than_fit_in_one_forward(make_lm, base, tokenizer, edi
     lm, batches = make_lm(), [[edit] for edit in edits]
     config = RewardConfig(memory_decay=0.9, memory_batches=9)
     reward = with_memory(lm, batches[:-1], config)
-    current, deltas = prepare(lm, ask(lm, batches[-1])), random_deltas(lm, scale=0.2)
+    current, deltas = prepare(lm, encode_evaluation(lm, batches[-1])), random_deltas(lm, scale=0.2)
     lm.apply(deltas)
     expected = float(by_hand(base, tokenizer, batches, deltas, config)["memory"])
     assert reward.step(current, deltas).memory == pytest.approx(expected, rel=1e-4)

@@ -144,7 +144,7 @@ def test_the_frozen_layers_run_once_for_all_streams_and_episodes(make, monkeypat
     envs.reset(seed=0)
     envs.step(zero)
     assert not rows
-    envs.reset(seed=0, options={"keep_encodings": False})
+    envs.reset(seed=0, options={"keep_cache": False})
     assert rows
 
 
@@ -152,9 +152,9 @@ def test_a_prompt_is_held_once_whatever_streams_look_back_at_it(make):
     """All edits of the split in each stream: what is kept of them is what the streams hold, until it is forgotten."""
     envs = make(edits_per_step=20, horizon=4, num_envs=2)
     zero = {name: np.zeros(space.shape, np.float32) for name, space in envs.action_space.items()}
-    kept = envs.streams[0].language_model.frozen_outputs
+    kept = envs.streams[0].language_model.activation_cache
     for _ in range(2):
-        envs.reset(seed=0, options={"keep_encodings": False})
+        envs.reset(seed=0, options={"keep_cache": False})
         for _ in range(3):
             envs.step(zero)
         held = [batch.prompts for stream in envs.streams for batch in stream.reward.past]

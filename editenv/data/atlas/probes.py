@@ -1,4 +1,4 @@
-"""Questions beyond the edit itself: negations, distractors, and what follows from the new fact.
+"""EvaluationBatch beyond the edit itself: negations, distractors, and what follows from the new fact.
 
 All are made from the fact table and the phrasings. Their sentence forms are not in the text that the embedded model was
 pre-trained on, which is why each figure stands beside the same question about what the model believed before.

@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 
 from agents.baselines.dafnet import DAFNet, DAFNetConfig, DAFNetwork, FusionLayer, gradients_of, judge, shares
 from editenv.deltas import LowRank
-from editenv.evaluation.batch import ask
+from editenv.evaluation.batch import encode_evaluation
 from editenv.language_model.editable_lm import Gradient
 
 LAST = "model.layers.2.mlp.down_proj"
@@ -170,7 +170,7 @@ def test_the_loss_and_its_gradient_are_the_plain_models(make_lm, base, tokenizer
     generator = torch.Generator().manual_seed(0)
     delta = LowRank(0.3 * torch.randn(64, 4, generator=generator), 0.3 * torch.randn(4, 32, generator=generator))
     lm.apply(random_deltas(lm))  # where the model stands must not matter
-    loss, gradients = judge(lm, ask(lm, small_world[:6]), {LAST: delta}, CONFIG)
+    loss, gradients = judge(lm, encode_evaluation(lm, small_world[:6]), {LAST: delta}, CONFIG)
     D = delta.dense().requires_grad_()
     expected = plain_loss(base, tokenizer, small_world[:6], edited_weights(base, {LAST: D}), CONFIG)
     expected.backward()
@@ -279,5 +279,5 @@ def test_an_interrupted_run_goes_on_the_same(make_env, small_world):
     observation, info = begun(env, first)
     for _ in range(2):
         observation, *_, info = env.step(first.act(observation, info))
-        second.recall(first.remember())
+        second.load_batch_state(first.batch_state())
     assert torch.equal(first.act(observation, info)[LAST], second.act(observation, info)[LAST])

@@ -10,7 +10,7 @@ from test_rledit import CONFIG, LAST
 
 from agents.baselines.malmen import MALMEN, MALMENConfig
 from agents.baselines.mend import MEND, MENDConfig
-from agents.baselines.no_edit import no_change
+from agents.baselines.no_edit import zero_action
 from agents.hypernetwork.networks import PolicyConfig
 from agents.hypernetwork.training import TrainConfig, Trainer, training_environment
 from agents.rl.online import Online
@@ -157,8 +157,8 @@ def test_a_network_that_breaks_when_it_is_retrained_is_lost_and_refused(make_env
     for _ in range(3):
         with pytest.raises(RefusedActionError):
             env.step(agent.act(observation, info))
-        agent.taken_back()
-        observation, *_, info = env.step(no_change(env.language_model))
+        agent.revert_batch()
+        observation, *_, info = env.step(zero_action(env.language_model))
     assert tries == [config.trajectories]
     assert all(torch.equal(weight, before[name]) for name, weight in env.language_model.snapshot().items())
     observation, info = env.reset(seed=1)
@@ -197,12 +197,12 @@ def test_an_interrupted_run_goes_on_the_same(make_env, small_world, kind):
     memories = []
     for action in actions[:3]:
         assert torch.equal(first.act(observation, info)[LAST].dense(), action)
-        memories.append({name: value.clone() for name, value in first.remember().items()})
+        memories.append({name: value.clone() for name, value in first.batch_state().items()})
         observation, *_, info = env.step({LAST: action})
     learned = [any(name.startswith("policy/") for name in memory) for memory in memories]
     assert learned == [False, False, True]
     for memory in memories:
-        second.recall(memory)
+        second.load_batch_state(memory)
     for one, other in zip(play(env, second, 3, observation, info), actions[3:], strict=True):
         assert torch.equal(one, other)
 

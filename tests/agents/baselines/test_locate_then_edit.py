@@ -281,7 +281,7 @@ def test_an_update_leaves_the_model_as_it_was_and_brings_the_targets_nearer(make
     before = env.language_model.snapshot()
     action = agent.act(observation, info)
     assert all(torch.equal(before[name], weight) for name, weight in env.language_model.snapshot().items())
-    prompts = env.questions.prompts.select(env.questions.kind == 0)
+    prompts = env.evaluation_batch.prompts.select(env.evaluation_batch.kind == 0)
     loss = torch.nn.functional.cross_entropy(env.language_model.logits(prompts), prompts.labels)
     env.language_model.apply(env.checked(action))
     assert torch.nn.functional.cross_entropy(env.language_model.logits(prompts), prompts.labels) < 0.8 * loss
@@ -487,7 +487,7 @@ def test_an_interrupted_run_goes_on_from_what_was_remembered(make_env, small_wor
     agent = kind(VALUE, samples=30, **options)
     env, observation, info = started(make_env, agent)
     action = agent.act(observation, info)
-    memory = agent.remember()
+    memory = agent.batch_state()
     observation, _, _, _, info = env.step(action)
     second = agent.act(observation, info)
 
@@ -498,7 +498,7 @@ def test_an_interrupted_run_goes_on_from_what_was_remembered(make_env, small_wor
     env.language_model.restore()
     other.begin(env)
     env.language_model.restore(now)
-    other.recall(memory)
+    other.load_batch_state(memory)
     again = other.act(observation, info)
     for name in second:
         torch.testing.assert_close(dense(again[name]), dense(second[name]), rtol=1e-4, atol=1e-5)
@@ -561,7 +561,7 @@ def test_the_keys_that_are_kept_are_those_of_the_edited_model(make_env, small_wo
     lm.apply(env.checked(action))
     after = read_token(lm, lm.modules[name], lookup)[0]
     assert (after - before).norm() > 0.05 * before.norm()
-    torch.testing.assert_close(agent.remember()[name], after, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(agent.batch_state()[name], after, rtol=1e-3, atol=1e-3)
 
 
 def test_rect_thins_out_each_layers_update_at_the_weights_it_is_for(make_env, small_world):

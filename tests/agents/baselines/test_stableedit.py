@@ -114,7 +114,7 @@ def test_an_agent_that_is_told_what_had_been_goes_on_the_same(make_env, attempts
     for _ in range(2 * attempts):
         observation, *_, info = env.step(first.act(observation, info))
         if info["attempt"] == 0:
-            second.recall(first.remember())
+            second.load_batch_state(first.batch_state())
     one, two = first.act(observation, info)[LAST], second.act(observation, info)[LAST]
     # The second sees this batch's observation without having acted before.
     assert torch.equal(one.left, two.left)

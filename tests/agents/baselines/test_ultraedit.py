@@ -43,7 +43,7 @@ def test_an_agent_that_is_told_what_had_been_goes_on_the_same(make_env):
     second.begin(env)
     for _ in range(2):
         observation, *_, info = env.step(first.act(observation, info))
-        second.recall(first.remember())
+        second.load_batch_state(first.batch_state())
     one, two = first.act(observation, info)[LAST], second.act(observation, info)[LAST]
     assert torch.equal(one.left, two.left)
     assert torch.equal(one.right, two.right)

@@ -38,10 +38,10 @@ class Jump(Agent):
     def begin(self, env):
         self.env, self.count = env, 0
 
-    def remember(self):
+    def batch_state(self):
         return {"count": torch.tensor(self.count)}
 
-    def recall(self, memory):
+    def load_batch_state(self, memory):
         self.count = int(memory["count"])
 
     def act(self, observation, info):
@@ -140,14 +140,14 @@ def test_with_the_end_taught_the_model_says_the_answer_and_stops(make_editor, tm
     for ends in (False, True):
         free = Guard(max_perplexity=1e9, max_weight_norm=1e9)
         settings = {"steps": 60, "learning_rate": 0.02}
-        editor = make_editor(method="fine-tune", settings=settings, end_of_answer=ends, guard=free)
+        editor = make_editor(method="fine-tune", settings=settings, train_eos=ends, guard=free)
         assert editor.edit(edits(["Rome", "Oslo"])).efficacy == 100
         stops.append(editor.evaluate()["generation"]["efficacy"])
     assert stops == [0, 100]
     path = tmp_path / "text.txt"
     path.write_text("Ada is in Rome.\n", encoding="utf-8")
-    with pytest.raises(ValueError, match="end_of_answer"):
-        make_editor(method="rome", text=str(path), end_of_answer=True)
+    with pytest.raises(ValueError, match="train_eos"):
+        make_editor(method="rome", text=str(path), train_eos=True)
 
 
 def test_bad_input_changes_nothing(make_editor):

@@ -12,7 +12,7 @@ from benchmarks.running.recording import Recording, Replay
 from benchmarks.running.rollout import mean_reward, run, time_floor, time_observation_and_update
 from benchmarks.suites import Suite
 from editenv.evaluation.metrics import METRICS
-from editenv.language_model.activation_cache import FrozenOutputs
+from editenv.language_model.activation_cache import ActivationCache
 from editenv.language_model.editable_lm import EditableLM
 
 LAST = "model.layers.2.mlp.down_proj"
@@ -63,7 +63,7 @@ def test_doing_nothing_keeps_everything(suite):
 
 
 def test_runs_of_one_search_run_the_frozen_layers_once(suite, monkeypatch):
-    asked, kept = [], FrozenOutputs()
+    asked, kept = [], ActivationCache()
 
     def counted(lm, ids, run=EditableLM._frozen_output):
         asked[-1] += len(ids)
@@ -73,7 +73,7 @@ def test_runs_of_one_search_run_the_frozen_layers_once(suite, monkeypatch):
     records = []
     for agent in (Pusher(), Pusher(), NoEdit()):
         asked.append(0)
-        records.append(run(suite, "any", agent, 0, beyond=False, frozen_outputs=kept))
+        records.append(run(suite, "any", agent, 0, beyond=False, activation_cache=kept))
     asked.append(0)
     records.append(run(suite, "any", Pusher(), 0, beyond=False))
     assert asked[1] < 0.5 * asked[0] == 0.5 * asked[3], "the floor's timings and texts that nobody kept are run again"
@@ -90,11 +90,11 @@ def test_what_an_agent_asks_on_its_own_is_not_shared_with_the_next(suite):
         def act(self, observation, info):
             lm = self.env.language_model
             lm.encode(["A text of its own"], ["answer"])
-            ours.update(lm.frozen_outputs._kept)
+            ours.update(lm.activation_cache._kept)
             return super().act(observation, info)
 
-    ours, kept = {}, FrozenOutputs()
-    run(suite, "asker", Asker(), 0, beyond=False, frozen_outputs=kept)
+    ours, kept = {}, ActivationCache()
+    run(suite, "asker", Asker(), 0, beyond=False, activation_cache=kept)
     assert len(ours) == 1
     assert not any(text in kept for text in ours)
     assert kept._kept
@@ -167,7 +167,7 @@ def test_a_method_that_cannot_solve_has_failed_and_the_batch_has_left_nothing(su
                 torch.linalg.eigh(torch.full((3, 3), float("nan")))
             return super().act(observation, info)
 
-        def taken_back(self):
+        def revert_batch(self):
             self.taken += 1
 
     agent = Unsolvable()

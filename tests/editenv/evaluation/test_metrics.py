@@ -11,7 +11,7 @@ from transformers import GenerationConfig
 
 from editenv.data import Edit, Locality, atlas
 from editenv.evaluation import metrics
-from editenv.evaluation.batch import Questions, ask
+from editenv.evaluation.batch import EvaluationBatch, encode_evaluation
 from editenv.language_model.editable_lm import EditableLM
 from editenv.language_model.prompts import Prompts
 
@@ -30,7 +30,7 @@ def test_teacher_forced_on_a_case_made_by_hand():
     prompts = Prompts(torch.zeros(10, 1).split(lengths.tolist()), None, labels, lengths)
     edits = [Edit("a", "", ""), Edit("b", "", "")]
     owner, kind = torch.tensor([0, 1, 0, 0, 1]), torch.tensor([0, 0, 1, 1, 2])
-    questions = Questions(edits, [("", "")] * 5, prompts, owner, kind, before)
+    questions = EvaluationBatch(edits, [("", "")] * 5, prompts, owner, kind, before)
     lm = SimpleNamespace(logits=lambda p: torch.nn.functional.one_hot(choices[p.rows], 10).float(), device="cpu")
     scores = metrics.teacher_forced(lm, questions)
     np.testing.assert_allclose(scores.efficacy, [1 / 2, 1])
@@ -51,7 +51,7 @@ def test_percentages_of_nothing_are_none():
 
 
 def test_teacher_forced_is_the_share_of_first_choices_of_the_plain_model(taught_lm, taught, tokenizer, edits):
-    scores = metrics.teacher_forced(taught_lm, ask(taught_lm, edits))
+    scores = metrics.teacher_forced(taught_lm, encode_evaluation(taught_lm, edits))
 
     def share(prompt, answer):
         logits, labels = answer_logits(taught, tokenizer, prompt, answer)
@@ -66,7 +66,7 @@ def test_teacher_forced_is_the_share_of_first_choices_of_the_plain_model(taught_
 
 def test_specificity_is_agreement_with_theta_0_not_with_the_answer(taught_lm, tokenizer, taught):
     edit = Edit("x", "The home of Ada is", "Rome", locality=(Locality("The home of Iris is", "jazz New South Wales"),))
-    questions = ask(taught_lm, [edit])
+    questions = encode_evaluation(taught_lm, [edit])
     assert metrics.teacher_forced(taught_lm, questions).specificity == 1
     (name,) = taught_lm.modules
     delta = torch.randn(taught_lm.shape(name), generator=torch.Generator().manual_seed(0))
@@ -110,7 +110,7 @@ def test_generate_gives_none_without_an_end_and_nothing_for_nothing(taught_lm, t
 
 
 def test_generation_is_right_exactly_where_every_forced_choice_and_the_end_are(taught_lm, taught, tokenizer, edits):
-    scores = metrics.generation(taught_lm, ask(taught_lm, edits))
+    scores = metrics.generation(taught_lm, encode_evaluation(taught_lm, edits))
 
     def all_right(prompt, answer):
         head, tail = tokens(tokenizer, prompt, answer)
@@ -128,14 +128,14 @@ def test_generation_wants_the_exact_text(taught_lm, edits):
     right = edits[1]
     short = Edit("short", right.prompt, right.target.rsplit(" ", 1)[0])
     long = Edit("long", right.prompt, f"{right.target} {right.target}")
-    scores = metrics.generation(taught_lm, ask(taught_lm, [right, short, long]))
+    scores = metrics.generation(taught_lm, encode_evaluation(taught_lm, [right, short, long]))
     assert scores.efficacy.tolist() == [1, 0, 0]
 
 
 def test_an_unedited_model_agrees_with_itself_in_generation(make_lm, base, tokenizer, edits):
     """Whatever it writes: an untrained model hardly ever stops by itself."""
     lm = make_lm()
-    questions = ask(lm, edits)
+    questions = encode_evaluation(lm, edits)
     limit = metrics.generation_limit(questions)
     assert None in [greedy(base, tokenizer, item.prompt, limit) for e in edits for item in e.locality]
     assert (metrics.generation(lm, questions).specificity == 1).all()
@@ -160,12 +160,12 @@ def test_what_is_said_is_what_is_written(make_lm, base, tokenizer, edits, taught
                 [None] * len(written),
             ):
                 encoded = lm.encode(prompts, [text or "" for text in wanted]) if given else None
-                found = metrics.says(lm, prompts, wanted, limit, batch_size, unfinished, encoded)
+                found = metrics.matches_greedy(lm, prompts, wanted, limit, batch_size, unfinished, encoded)
                 expected = [a == b is not None for a, b in zip(right, wanted, strict=True)]
                 assert found.tolist() == expected
         for guesses in ([text or "" for text in whole], written[::-1]):
             encoded = lm.encode(prompts, guesses) if given else None
-            assert metrics.generate_expecting(lm, prompts, guesses, limit, encoded) == written
+            assert metrics.generate_from_guesses(lm, prompts, guesses, limit, encoded) == written
 
 
 def test_the_text_counts_whatever_tokens_it_is_in(taught_lm, tokenizer, edits, monkeypatch):
@@ -179,21 +179,21 @@ def test_the_text_counts_whatever_tokens_it_is_in(taught_lm, tokenizer, edits, m
         return [(head, [token for part in row for token in part]) for head, row in zip(heads, letters, strict=True)]
 
     prompts, wanted = [e.prompt for e in edits], [e.target for e in edits]
-    expected = metrics.says(taught_lm, prompts, wanted, 9)
+    expected = metrics.matches_greedy(taught_lm, prompts, wanted, 9)
     assert set(expected) == {True, False}
     monkeypatch.setattr(taught_lm, "_tokens_of", spelled)
     labels = taught_lm.encode(prompts, wanted).labels
     assert len(labels) > sum(len(tokens(tokenizer, "", text)[1]) for text in wanted)
-    assert metrics.says(taught_lm, prompts, wanted, 9).tolist() == expected.tolist()
+    assert metrics.matches_greedy(taught_lm, prompts, wanted, 9).tolist() == expected.tolist()
 
 
 def test_nothing_is_generated_where_the_first_choices_tell(taught_lm, edits, monkeypatch):
     prompts, written = texts_of(edits), [e.target for e in edits]
     asked = []
     monkeypatch.setattr(metrics, "generate", lambda lm, texts, *_, **__: asked.extend(texts) or [""] * len(texts))
-    assert metrics.says(taught_lm, prompts[:5], written[:5], 16).all()
+    assert metrics.matches_greedy(taught_lm, prompts[:5], written[:5], 16).all()
     assert written[0] == "Rome"  # and not in a first token of nothing but white space, which would tell nothing
-    assert not metrics.says(taught_lm, prompts[:1], ["Nowhere at all"], 16).any()
+    assert not metrics.matches_greedy(taught_lm, prompts[:1], ["Nowhere at all"], 16).any()
     assert asked == []
 
 
@@ -201,17 +201,17 @@ def test_without_an_end_of_sequence_nothing_is_said(taught_lm, edits, monkeypatc
     endless = copy.deepcopy(taught_lm.tokenizer)
     endless.eos_token = None
     monkeypatch.setattr(taught_lm, "tokenizer", endless)
-    assert not metrics.says(taught_lm, [edits[1].prompt], [edits[1].target], 9).any()
+    assert not metrics.matches_greedy(taught_lm, [edits[1].prompt], [edits[1].target], 9).any()
 
 
 def test_what_theta_0_wrote_can_be_given(taught_lm, edits):
     locality = tuple(Locality(e.prompt, e.target) for e in edits[:5])
-    questions = ask(taught_lm, [Edit("x", edits[0].prompt, edits[0].target, locality=locality)])
-    before = metrics.generate_before(taught_lm, questions)
+    questions = encode_evaluation(taught_lm, [Edit("x", edits[0].prompt, edits[0].target, locality=locality)])
+    before = metrics.initial_generations(taught_lm, questions)
     assert before == [e.target for e in edits[:5]]
     (name,) = taught_lm.modules
     taught_lm.apply({name: torch.randn(taught_lm.shape(name), generator=torch.Generator().manual_seed(0))})
-    assert metrics.generate_before(taught_lm, questions) == before
+    assert metrics.initial_generations(taught_lm, questions) == before
     changed = metrics.generation(taught_lm, questions).specificity
     assert changed == metrics.generation(taught_lm, questions, before).specificity
     assert changed < 1
@@ -274,7 +274,7 @@ def test_locality_accuracy_is_agreement_with_the_data_set(taught_lm, edits):
         Edit("a", "The home of Iris is", "x", locality=right),
         Edit("b", "The home of Nils is", "x", locality=wrong),
     ]
-    questions = ask(taught_lm, asked)
+    questions = encode_evaluation(taught_lm, asked)
     for scores in (metrics.teacher_forced(taught_lm, questions), metrics.generation(taught_lm, questions)):
         assert (scores.specificity == 1).all()
         assert scores.locality_accuracy[0] == 1
@@ -284,7 +284,7 @@ def test_locality_accuracy_is_agreement_with_the_data_set(taught_lm, edits):
 @pytest.mark.parametrize("batch_size", [1, 7, 1000])
 def test_every_figure_is_the_same_at_any_batch_size(make_lm, edits, batch_size):
     lm = make_lm("layers.1.mlp.down_proj")
-    questions = ask(lm, edits)
+    questions = encode_evaluation(lm, edits)
     lm.apply(random_deltas(lm, scale=0.3))
     for scores, again in (
         (metrics.teacher_forced(lm, questions), metrics.teacher_forced(lm, questions, batch_size)),

@@ -2,7 +2,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from editenv.language_model.activation_cache import FrozenOutputs
+from editenv.language_model.activation_cache import ActivationCache
 from editenv.language_model.editable_lm import EditableLM
 
 PROMPTS = ["The capital of Tovaria is", "Who wrote this book? It was", "A"]
@@ -13,12 +13,12 @@ IDENTITY = {"suite": "smoke", "seed": 0}
 def models(base, tokenizer, *kept):
     """One layer's projection, and two layers of which the first is not the last."""
     for modules in (["layers.2.mlp.down_proj"], ["layers.1.mlp.down_proj", "layers.2.mlp.down_proj"]):
-        yield [EditableLM(base, tokenizer, modules, frozen_outputs=outputs) for outputs in kept]
+        yield [EditableLM(base, tokenizer, modules, activation_cache=outputs) for outputs in kept]
 
 
 def test_what_was_saved_takes_the_place_of_the_frozen_layers(base, tokenizer, tmp_path, monkeypatch):
     for place in range(2):
-        kept, loaded = FrozenOutputs(), FrozenOutputs()
+        kept, loaded = ActivationCache(), ActivationCache()
         one, other = list(models(base, tokenizer, kept, loaded))[place]
         expected = one.logits(one.encode(PROMPTS, ANSWERS))
         kept.save(tmp_path / "kept", IDENTITY)
@@ -30,18 +30,18 @@ def test_what_was_saved_takes_the_place_of_the_frozen_layers(base, tokenizer, tm
 
 
 def test_a_file_of_something_else_is_not_taken(base, tokenizer, tmp_path):
-    kept = FrozenOutputs()
+    kept = ActivationCache()
     kept.save(tmp_path / "empty", IDENTITY)
-    assert FrozenOutputs().load(tmp_path / "empty", IDENTITY)
-    EditableLM(base, tokenizer, ["layers.2.mlp.down_proj"], frozen_outputs=kept).encode(PROMPTS, ANSWERS)
+    assert ActivationCache().load(tmp_path / "empty", IDENTITY)
+    EditableLM(base, tokenizer, ["layers.2.mlp.down_proj"], activation_cache=kept).encode(PROMPTS, ANSWERS)
     kept.save(tmp_path / "kept", IDENTITY)
     whole = (tmp_path / "kept").read_bytes()
     (tmp_path / "half").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "text").write_text("no tensors")
     save_file({"outputs": torch.zeros(1)}, tmp_path / "foreign")
-    assert not FrozenOutputs().load(tmp_path / "kept", IDENTITY | {"seed": 1})
+    assert not ActivationCache().load(tmp_path / "kept", IDENTITY | {"seed": 1})
     for name in ("half", "text", "foreign", "none"):
-        loaded = FrozenOutputs()
+        loaded = ActivationCache()
         assert not loaded.load(tmp_path / name, IDENTITY)
         assert not loaded._kept
 
@@ -49,16 +49,16 @@ def test_a_file_of_something_else_is_not_taken(base, tokenizer, tmp_path):
 def test_a_file_that_cannot_be_written_is_an_os_error(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file"):
-        FrozenOutputs().save(tmp_path / "file" / "kept", IDENTITY)
+        ActivationCache().save(tmp_path / "file" / "kept", IDENTITY)
 
 
 def test_those_below_are_read_and_left_alone(base, tokenizer, monkeypatch):
-    below = FrozenOutputs()
-    above = FrozenOutputs(below=below)
-    lm = EditableLM(base, tokenizer, ["layers.2.mlp.down_proj"], frozen_outputs=below)
+    below = ActivationCache()
+    above = ActivationCache(below=below)
+    lm = EditableLM(base, tokenizer, ["layers.2.mlp.down_proj"], activation_cache=below)
     lm.encode(PROMPTS, ANSWERS)
     before = dict(below._kept)
-    lm.frozen_outputs = above
+    lm.activation_cache = above
     lm.encode([*PROMPTS, "Another"], [*ANSWERS, "one"])
     assert len(above._kept) == 1
     assert list(below._kept) == list(before)
