@@ -35,7 +35,7 @@ from benchmarks.running.rollout import clock, peak_memory_bytes, time_steps
 from editenv.atomic_files import atomic_write_text
 from editenv.data import load_edits
 from editenv.env import LifelongEditEnv
-from editenv.models import DTYPES, EMBEDDED, check_device, load_model, model_path
+from editenv.models import EMBEDDED, check_device, load_model, model_path
 from editenv.models.modules import find_modules, modules_of, preset
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def write_model(folder: Path, args: Args) -> None:
     torch.manual_seed(args.seed)
     # Made where it will run: billions of random numbers take a CPU minutes.
     before = torch.get_default_dtype()
-    torch.set_default_dtype(DTYPES[args.dtype])
+    torch.set_default_dtype(getattr(torch, args.dtype))
     try:
         with torch.device(args.device):
             model = LlamaForCausalLM(config)
