@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from agents.editing.edit_command import Edit, edit, edits_for, show_scores
+from agents.editing.arguments import EditArgs
+from agents.editing.edit_command import edit, edits_for, show_scores
 from agents.editing.editor import BadEditError
 from agents.editing.saving import save_model
 from agents.registry import AGENTS
@@ -252,7 +253,7 @@ def _load_editable(model: str, dtype: str, modules: Sequence[str], output: Path)
 
 
 COMMANDS: dict[Any, Callable[[Any], None]] = {
-    Edit: edit,
+    EditArgs: edit,
     Evaluate: evaluate,
     Apply: apply,
     Revert: revert,
@@ -272,14 +273,17 @@ def main() -> None:
         told = tyro.cli(train_command.Args, prog="editenv train", args=words, description=rledit.__doc__)
         _run(train_command.main, told, told.output / "checkpoint.pt")
         return
-    named = {kind.__name__.lower(): kind for kind in (Edit, Train, Evaluate, Apply, Revert, Inspect, Methods, Models)}
+    named = {
+        kind.__name__.removesuffix("Args").lower(): kind
+        for kind in (EditArgs, Train, Evaluate, Apply, Revert, Inspect, Methods, Models)
+    }
     union: Any = None
     for name, kind in named.items():
         one = Annotated[kind, tyro.conf.subcommand(name)]  # type: ignore[valid-type]
         union = one if union is None else union | one
     words = renamed_options(sys.argv[1:])
     args: Any = tyro.cli(union, prog="editenv", args=words, description="Lifelong editing of language models.")
-    kept = args.output / "journal.jsonl" if isinstance(args, Edit) else None
+    kept = args.output / "journal.jsonl" if isinstance(args, EditArgs) else None
     _run(COMMANDS[type(args)], args, kept)
 
 
