@@ -19,7 +19,8 @@ from typing import Any
 from agents.base import Agent
 from agents.baselines.alphaedit import AlphaEdit
 from agents.baselines.dafnet import DAFNet
-from agents.baselines.fine_tune import FineTune, JointFineTune
+from agents.baselines.fine_tune import FineTune
+from agents.baselines.joint_fine_tune import JointFineTune
 from agents.baselines.lora import LoRA
 from agents.baselines.malmen import MALMEN
 from agents.baselines.memit import MEMIT

@@ -25,7 +25,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from agents.base import Agent, ProgressCallback
-from agents.baselines.fine_tune import edit_prompts
+from agents.baselines.target_loss import edit_prompts
 from agents.covariance import training_edits
 from agents.hypernetwork.networks import Normalizer, save_policy
 from editenv.data import edits_digest
