@@ -21,6 +21,7 @@ from agents.hypernetwork.training import (
     several_modules,
     training_environment,
 )
+from agents.progress import progress_bars
 from editenv.atomic_files import atomic_write
 from editenv.data.files import FileOptions
 from editenv.delta_files import fingerprint
@@ -72,7 +73,7 @@ def with_preset(args: Args) -> Args:
 def main(args: Args, algorithm: type[Trainer] = Trainer) -> None:
     """Trains with this algorithm, or goes on where its checkpoint stands."""
     args = with_preset(args)
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import TimeRemainingColumn
     from torch.utils.tensorboard import SummaryWriter
 
     args.output.mkdir(parents=True, exist_ok=True)
@@ -104,8 +105,7 @@ def main(args: Args, algorithm: type[Trainer] = Trainer) -> None:
         print(f"going on from trajectory {trainer.trajectory}")
 
     writer = SummaryWriter(str(args.output / "tensorboard"), purge_step=trainer.trajectory + 1)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns) as progress:
+    with progress_bars(TimeRemainingColumn(), off_terminal=True) as progress:
         bar = progress.add_task(algorithm.title, total=args.train.trajectories, completed=trainer.trajectory)
 
         def after_each(log: dict[str, float]) -> None:
