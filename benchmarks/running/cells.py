@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agents.base import ProgressCallback
-from agents.registry import AGENTS, make_agent, settings_of
+from agents.registry import ROWS, make_agent, settings_of
 from benchmarks.results.records import Record, commit, disagreements, hardware, read, versions
 from benchmarks.suites import Suite, name_of
 from editenv.atomic_files import atomic_write_text
@@ -220,7 +220,7 @@ def records_of(out: Path) -> list[Record]:
     Raises:
         ValueError: If a cell's file is not a record; names it.
     """
-    order = {agent: position for position, agent in enumerate(AGENTS)}
+    order = {agent: position for position, agent in enumerate(ROWS)}
     records = [record for path in cell_files(out) for record in read(path)]
     return sorted(records, key=lambda r: (r.suite, order.get(r.agent, len(order)), r.agent, r.seed))
 

@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from agents.base import Agent, ProgressCallback
-from agents.baselines.no_edit import nan_action, zero_action
+from agents.base import Agent, Observation, ProgressCallback, nan_action, zero_action
 from agents.covariance import sample_text, training_edits
 from agents.progress import silent
 from benchmarks.results.records import MetricValues, Record, versions
@@ -19,15 +18,15 @@ from benchmarks.running.recording import Recording
 from benchmarks.running.timing import clock, peak_memory_bytes, time_floor, time_observation_and_update
 from benchmarks.suites import Suite, name_of
 from editenv.data import Edit
-from editenv.env import Action, LifelongEditEnv, Observation, RefusedActionError
+from editenv.env import Action, LifelongEditEnv, RefusedActionError
 from editenv.evaluation import metrics
 from editenv.evaluation.batch import EvaluationBatch, encode_evaluation
 from editenv.evaluation.probes import probe
 from editenv.language_model.activation_cache import ActivationCache
-from editenv.language_model.editable_lm import EditableLM, Gradient
+from editenv.language_model.editable_lm import EditableLM
 
-Transition = tuple[Observation, float, bool, bool, dict[str, Any]]
-"""What ``env.step`` returns."""
+Transition = tuple[Any, float, bool, bool, dict[str, Any]]
+"""What ``env.step`` returns; its observation, in numpy, is not read."""
 
 TIMED_BATCHES = 8
 """Batches of a stream at which the edit step and its floor are timed."""
@@ -281,18 +280,17 @@ def _cached_in(lm: EditableLM, cache: ActivationCache) -> Iterator[None]:
 # -- one step -----------------------------------------------------------------------------------------------------
 
 
-def propose(agent: Agent, gradients: Mapping[str, Gradient], info: dict[str, Any], lm: EditableLM) -> Action:
+def propose(agent: Agent, observation: Observation, info: dict[str, Any], lm: EditableLM) -> Action:
     """The agent's action; NaN, which will be refused (and in a replay, too), where its algebra ends in an error.
 
     Args:
         agent: The agent.
-        gradients: ``env.gradients``: for each edited module the batch's keys ``(tokens, d_in)`` and value gradients
-            ``(tokens, d_out)``.
+        observation: ``env.gradients``.
         info: As the environment gave it with them.
         lm: The model that is edited.
     """
     try:
-        return agent.act(gradients, info)
+        return agent.act(observation, info)
     except torch.linalg.LinAlgError:  # what NaN and infinity end in
         return nan_action(lm)
 
