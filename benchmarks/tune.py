@@ -167,7 +167,7 @@ def tune(method: str, args: Args) -> Trial:
                     make_method(method, settings),
                     args.seed,
                     progress,
-                    beyond=False,
+                    probes=False,
                     activation_cache=kept,
                 )
             scores, score = record.teacher_forced, harmonic_mean(record.teacher_forced)
