@@ -18,8 +18,9 @@ from agents.baselines.values import end_of_subject
 from agents.covariance import training_edits
 from agents.editing.guard import HELD_OUT, BadEditError, Guard
 from agents.editing.saving import save_model
-from agents.registry import make_agent, make_method, packaged_policy, settings_of, takes_settings
+from agents.registry import make_agent, make_method, settings_of, takes_settings
 from agents.rledit.agent import RLEdit
+from agents.rows import packaged_policy
 from editenv.data import Edit, edits_digest, load_edits
 from editenv.data.files import content_digest
 from editenv.data.formats import FORMATS, Fields, to_edit
