@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 
-from agents.base import Agent
+from agents.base import Agent, Observation
 from agents.baselines.target_loss import edit_prompts, negative_log_likelihood
-from editenv.env import Action, LifelongEditEnv, Observation
+from editenv.env import Action, LifelongEditEnv
 
 
 class FineTune(Agent):

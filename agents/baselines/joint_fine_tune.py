@@ -4,11 +4,11 @@ from typing import Any
 
 import torch
 
-from agents.base import Agent, ProgressCallback
+from agents.base import Agent, Observation, ProgressCallback
 from agents.baselines.target_loss import edit_prompts, negative_log_likelihood
 from agents.covariance import covariance_of
 from agents.preconditioner import inverse_root
-from editenv.env import Action, LifelongEditEnv, Observation
+from editenv.env import Action, LifelongEditEnv
 from editenv.evaluation.batch import encode_evaluation
 from editenv.language_model.prompts import Prompts
 
