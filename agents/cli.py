@@ -11,7 +11,7 @@ import tyro
 
 from agents.editing.arguments import EditArgs
 from agents.editing.edit_command import edit, edits_for, show_scores
-from agents.editing.editor import BadEditError
+from agents.editing.guard import BadEditError
 from agents.editing.saving import save_model
 from agents.registry import AGENTS
 from editenv.models import EMBEDDED, PACKAGED

@@ -29,6 +29,10 @@ HELD_OUT = (
 """Sentences of no particular subject, on which a broken model shows."""
 
 
+class BadEditError(RuntimeError):
+    """A batch broke a bound of the guard, and the run was to stop then."""
+
+
 @dataclass(frozen=True)
 class Guard:
     """What one batch may do to the model before it is taken back."""

@@ -165,7 +165,7 @@ def test_a_model_that_cannot_be_asked_is_saved_all_the_same(edit, tmp_path, monk
 
 
 def test_corrections_that_were_taken_back_are_a_file_to_try_again(edit, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(LifelongEditor, "_out_of_bounds", lambda self, *_: "too bold" if self.batches == 1 else None)
+    monkeypatch.setattr(LifelongEditor, "_broken_bound", lambda self, *_: "too bold" if self.batches == 1 else None)
     report = edit()
     assert (report["asked"], report["edits"]) == (5, 3)
     again = load_file_edits(str(tmp_path / "out/not-applied.jsonl"), "all", FileOptions())
@@ -258,7 +258,7 @@ def test_what_a_killed_process_left_is_cleared_away_and_a_failure_leaves_the_old
 
 def test_small_steps_that_add_up_are_bounded_by_the_unedited_model(edit, tmp_path, monkeypatch):
     perplexities = iter([10.0, 12.0, 16.0, 19.0, 25.0])  # the unedited model's, then after each batch
-    monkeypatch.setattr(LifelongEditor, "_held_out", lambda self: next(perplexities))
+    monkeypatch.setattr(LifelongEditor, "_held_out_perplexity", lambda self: next(perplexities))
     write(tmp_path / "edits.jsonl", rows(8))
     report = edit(guard=Guard(max_perplexity=1.5, max_weight_norm=1e9, max_drift=1.5))
     assert [row["batch"] for row in report["rolled_back"]] == [2, 3, 4]
