@@ -19,7 +19,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agents.settings import build, merged, read_settings
+from agents.settings import build, merged, read_settings, settings_path
 
 if TYPE_CHECKING:
     from agents.base import Agent
@@ -72,6 +72,13 @@ class Row:
             return {}
         own_folder, _, method = self.settings.rpartition("/")
         return read_settings(method, folder or own_folder)
+
+    def chosen(self) -> str:
+        """How those settings were chosen; empty if it takes none."""
+        if self.settings is None:
+            return ""
+        folder, _, method = self.settings.rpartition("/")
+        return str(json.loads(settings_path(method, folder).read_text(encoding="utf-8")).get("chosen", ""))
 
 
 RLEDIT = "agents.rledit.agent:RLEdit"

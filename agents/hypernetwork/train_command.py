@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agents.hypernetwork.config import TrainConfig
-from agents.hypernetwork.training import Trainer, describe, make_preconditioner, several_modules, training_environment
 from editenv.data.files import FileOptions
 from editenv.models.modules import preset
 
@@ -68,6 +67,7 @@ def main(args: Args, algorithm: type["Trainer"]) -> None:
     from torch.utils.tensorboard import SummaryWriter
 
     from agents.hypernetwork.networks import save_policy
+    from agents.hypernetwork.training import describe, make_preconditioner, several_modules, training_environment
     from editenv.atomic_files import atomic_write
     from editenv.delta_files import fingerprint
     from editenv.env import LifelongEditEnv
