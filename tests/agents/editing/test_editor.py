@@ -484,7 +484,7 @@ def test_what_was_prepared_is_kept_and_other_training_data_is_refused(make_edito
     def trains(*_):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr("agents.baselines.dafnet.train", trains)
+    monkeypatch.setattr("agents.baselines.dafnet.agent.train", trains)
     again = make_editor(tmp_path / "out", training=str(tmp_path / "one.jsonl"), **options)
     assert torch.equal(again.lm.snapshot()[LAST], after)
 
