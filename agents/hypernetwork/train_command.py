@@ -115,7 +115,7 @@ def main(args: Args, algorithm: type["Trainer"]) -> None:
 
         trainer.run(args.train.trajectories, after_each)
     writer.close()
-    told = {"train": asdict(trainer.config), "model": args.model, "seed": args.seed, "weights": options["weights"]}
-    told |= {"dataset": args.dataset, "end_of_answer": args.train_eos, "algorithm": algorithm.title}
-    save_policy(trainer.policy, args.output, told)
+    about = {"train": asdict(trainer.config), "model": args.model, "seed": args.seed, "weights": options["weights"]}
+    about |= {"dataset": args.dataset, "end_of_answer": args.train_eos, "algorithm": algorithm.title}
+    save_policy(trainer.policy, args.output, about)
     print(f"saved {args.output / 'policy.safetensors'}")

@@ -12,7 +12,7 @@ from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
 
 from agents.hypernetwork.agent import HypernetworkAgent
-from agents.hypernetwork.networks import Policy
+from agents.hypernetwork.networks import MalmenPolicy
 from editenv.deltas import LowRank
 from editenv.env import LifelongEditEnv, RefusedActionError, lifelong_edit
 
@@ -42,7 +42,7 @@ class HypernetworkNoise(gym.ActionWrapper[Any, np.ndarray, Any], RecordConstruct
         self._editing = lifelong_edit(env)
         self.noise = noise
         self._agent = HypernetworkAgent(policy=Path(policy))
-        if not isinstance(self._agent.policy, Policy):
+        if not isinstance(self._agent.policy, MalmenPolicy):
             raise ValueError(
                 f"policy: {policy} holds no network with a ridge regression, whose V the noise is added to"
             )
