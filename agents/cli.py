@@ -15,7 +15,7 @@ import tyro
 
 from agents.editing.arguments import EditArgs
 from agents.editing.guard import BadEditError
-from agents.registry import ROWS
+from agents.rows import ROWS
 from editenv.models import EMBEDDED, PACKAGED
 from editenv.models.presets import PRESETS
 from editenv.renamed import renamed_options

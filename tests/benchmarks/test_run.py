@@ -244,7 +244,8 @@ def test_cells_of_a_stream_share_what_its_prompts_become(tmp_path, capfd):
     rows = [("no-edit", 0), (f"{teller}:Teller", 0), (f"{teller}:Teller", 1)]
     shared = [Cell(suite, PRINTS, name, seed, tmp_path / "a") for name, seed in rows]
     alone = [Cell(suite, PRINTS, name, seed, tmp_path / "b") for name, seed in rows[:2]]
-    killed = shared[0].stream.with_name(f"{shared[0].stream.name}.0123456789ab.partial")  # a run was, while it wrote
+    cache = shared[0].activation_cache_path
+    killed = cache.with_name(f"{cache.name}.0123456789ab.partial")  # of a run that was, while it wrote
     killed.parent.mkdir(parents=True)
     killed.touch()
     figures = [outcome.teacher_forced for _, outcome in command.run_here(shared, lambda *_: None)]

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import tyro
 
-from agents.registry import ROWS, find_agent
+from agents.registry import find_agent
+from agents.rows import ROWS
 from benchmarks import capability, suites
 from benchmarks.suites import SUITES, Suite, all_suites, find, id_of, model_fingerprint, read_suite
 from editenv.data import edits_digest, load_edits

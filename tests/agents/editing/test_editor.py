@@ -18,8 +18,8 @@ from transformers import AutoModelForCausalLM
 from agents import cli
 from agents.base import Agent
 from agents.baselines.ultraedit import UltraEdit
-from agents.editing.editor import BadEditError, LifelongEditor
-from agents.editing.guard import Guard
+from agents.editing.editor import LifelongEditor
+from agents.editing.guard import BadEditError, Guard
 from agents.hypernetwork.config import PolicyConfig, TrainConfig
 from agents.hypernetwork.networks import MalmenPolicy, save_policy
 from editenv.data.records import BadRecordError
@@ -285,7 +285,7 @@ def test_a_batch_that_was_taken_back_leaves_nothing_in_the_method(
         for batch in batches:
             with monkeypatch.context() as patched:
                 if batch is bad:
-                    patched.setattr(editor, "_out_of_bounds", lambda *_: "so it is said")
+                    patched.setattr(editor, "_broken_bound", lambda *_: "so it is said")
                 assert editor.edit([batch]).applied == (batch is not bad)
             if resumed:
                 editor.close()
@@ -296,7 +296,7 @@ def test_a_batch_that_was_taken_back_leaves_nothing_in_the_method(
     assert torch.equal(ends[3], ends[2])
 
 
-@pytest.mark.parametrize("where", ["step", "_held_out", "_out_of_bounds"])
+@pytest.mark.parametrize("where", ["step", "_held_out_perplexity", "_broken_bound"])
 @pytest.mark.parametrize("method", ["memit-seq", "ultraedit", "dafnet"])
 def test_an_interruption_leaves_nothing_of_the_batch_in_the_method(
     make_editor, training_file, tmp_path, monkeypatch, method, where
@@ -375,7 +375,7 @@ def test_the_norm_is_bounded_by_the_one_before_the_batch(make_editor):
 
 
 def test_a_run_that_goes_on_is_bounded_by_the_batch_before(make_editor, tmp_path, monkeypatch):
-    monkeypatch.setattr(LifelongEditor, "_held_out", lambda self: float(self.lm.weight(LAST).norm()))
+    monkeypatch.setattr(LifelongEditor, "_held_out_perplexity", lambda self: float(self.lm.weight(LAST).norm()))
     guard = Guard(max_perplexity=30.0, max_weight_norm=1e9)
     for _ in range(4):
         with make_editor(tmp_path / "out", guard=guard) as editor:
@@ -383,7 +383,7 @@ def test_a_run_that_goes_on_is_bounded_by_the_batch_before(make_editor, tmp_path
 
 
 def test_a_reverted_editor_is_bounded_by_the_model_it_has(make_editor, monkeypatch):
-    monkeypatch.setattr(LifelongEditor, "_held_out", lambda self: float(self.lm.weight(LAST).square().sum()))
+    monkeypatch.setattr(LifelongEditor, "_held_out_perplexity", lambda self: float(self.lm.weight(LAST).square().sum()))
     editor = make_editor(guard=Guard(max_perplexity=1e6, max_weight_norm=1e9))
     assert editor.edit(edits(["loud"])).applied
     editor.revert()
@@ -496,7 +496,7 @@ def test_what_was_prepared_is_kept_and_other_training_data_is_refused(make_edito
     def trains(*_):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr("agents.baselines.dafnet.train", trains)
+    monkeypatch.setattr("agents.baselines.dafnet.agent.train", trains)
     again = make_editor(tmp_path / "out", training=str(tmp_path / "one.jsonl"), **options)
     assert torch.equal(again.lm.snapshot()[LAST], after)
 
