@@ -143,7 +143,7 @@ def evaluate(args: Evaluate) -> None:
         other, other_tokenizer = load_model(args.base, args.device, args.dtype)
         base = EditableLM(other, other_tokenizer, mlp_outputs(other)[-1:])
         asked = encode_evaluation(base, edits)
-        questions.before, before = asked.before, metrics.initial_generations(base, asked)
+        questions.initial_tokens, before = asked.initial_tokens, metrics.initial_generations(base, asked)
     report: dict[str, Any] = {
         "edits": len(edits),
         "left_out": dict(found.report.bad),

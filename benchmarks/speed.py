@@ -88,7 +88,7 @@ def judging(edits: int) -> dict[str, float]:
     naive_seconds = time.perf_counter() - started
     wanted = [answer for _, answer in questions.texts[: len(texts) - len(kept)]] + before
     right = [text == answer for text, answer in zip(written, wanted, strict=True)]
-    owners, kinds = questions.owner.numpy(), questions.kind.numpy()
+    owners, kinds = questions.edit_index.numpy(), questions.kind.numpy()
     for kind, metric in enumerate(metrics.METRICS):
         mine = kinds == kind
         expected = np.bincount(owners[mine], np.array(right)[mine]) / np.bincount(owners[mine])

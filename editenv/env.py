@@ -345,7 +345,7 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         if not hasattr(self, "reward"):
             raise RuntimeError("present: call reset() first")
         self.language_model.clear_cache()
-        self.reward.past = []
+        self.reward.memory = []
         self.attempt, self._over = 0, False
         self._open_batch(edits)
         self._gradients = self.fine_tuning_gradient()

@@ -274,7 +274,7 @@ class Trainer:
                 projected = project(self.preconditioner, gradients)
                 with torch.no_grad():
                     deltas = self.policy(gradients, projected)
-                lags = sample_lags(len(env.reward.past), config.memory_samples, rng)
+                lags = sample_lags(len(env.reward.memory), config.memory_samples, rng)
                 last = attempt == config.actions_per_batch - 1
                 if last and self.preconditioner is not None and config.environment == "lifelong":
                     self.preconditioner.absorb(gradients, dict.fromkeys(gradients, config.absorb_noise), projected)
@@ -297,7 +297,7 @@ class Trainer:
                     matrix.zero_()
             if config.environment == "fixed":
                 lm.restore()
-                env.reward.past = []
+                env.reward.memory = []
                 env.refresh()
 
     def backward(self, steps: Sequence[DifferentiableStep]) -> None:

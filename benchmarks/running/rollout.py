@@ -94,7 +94,7 @@ def run(
     shared = ActivationCache() if activation_cache is None else activation_cache
     shared.limit = ROOM
     shared.to(lm.device)
-    agents_own = ActivationCache(ROOM, below=shared)
+    agents_own = ActivationCache(ROOM, fallback=shared)
     lm.activation_cache = shared  # after the reset, which forgets what was kept
     agent.begin(env)
     if recording is not None:

@@ -80,7 +80,7 @@ def teacher_forced(
     if choices is None:
         choices = greedy_tokens(lm, prompts, batch_size)
     wanted = prompts.labels.clone()
-    wanted[len(wanted) - len(questions.before) :] = questions.before
+    wanted[len(wanted) - len(questions.initial_tokens) :] = questions.initial_tokens
     return _per_edit(
         questions, _token_share(prompts, choices == wanted), _token_share(prompts, choices == prompts.labels)
     )
@@ -326,7 +326,7 @@ def _becomes(lm: EditableLM, tokens: list[int], text: str, unfinished: bool) -> 
 
 def _per_edit(questions: EvaluationBatch, right: np.ndarray, as_given: np.ndarray) -> Scores:
     """Means over each edit's prompts of one kind; ``as_given`` compares with the data set's answers throughout."""
-    owners, kinds = questions.owner.cpu().numpy(), questions.kind.cpu().numpy()
+    owners, kinds = questions.edit_index.cpu().numpy(), questions.kind.cpu().numpy()
     edits = len(questions.edits)
     columns = [_mean_of(owners[kinds == kind], right[kinds == kind], edits) for kind in range(3)]
     accuracy = _mean_of(owners[kinds == LOCALITY], as_given[kinds == LOCALITY], edits)
