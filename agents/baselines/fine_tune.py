@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
-from agents.base import Agent, ProgressCallback
+from agents.base import Agent, Observation, ProgressCallback
 from agents.covariance import covariance_of
 from agents.preconditioner import inverse_root
-from editenv.env import Action, LifelongEditEnv, Observation
+from editenv.env import Action, LifelongEditEnv
 from editenv.evaluation.batch import PROMPT, EvaluationBatch, encode_evaluation
 from editenv.language_model.prompts import Prompts
 

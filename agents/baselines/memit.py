@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from agents.base import Agent, ProgressCallback
+from agents.base import Agent, Observation, ProgressCallback
 from agents.baselines.values import (
     LayerValueConfig,
     look_up,
@@ -20,7 +20,7 @@ from agents.covariance import covariance_of
 from agents.preconditioner import Preconditioner, inverted, regularised
 from editenv.data import Edit
 from editenv.deltas import Delta, ridge_regression
-from editenv.env import Action, LifelongEditEnv, Observation
+from editenv.env import Action, LifelongEditEnv
 from editenv.language_model.editable_lm import EditableLM, Gradient
 
 
@@ -121,8 +121,8 @@ class MEMIT(Agent):
     def batch_state(self) -> dict[str, torch.Tensor]:
         return self._finished
 
-    def load_batch_state(self, memory: dict[str, torch.Tensor]) -> None:
-        self._absorb(memory)
+    def load_batch_state(self, state: dict[str, torch.Tensor]) -> None:
+        self._absorb(state)
 
 
 INSIDE = ("q_proj", "k_proj", "v_proj", "query", "key", "value", "wq", "wk", "wv")

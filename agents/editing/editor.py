@@ -18,7 +18,7 @@ from agents.base import Agent
 from agents.baselines.values import end_of_subject
 from agents.covariance import training_edits
 from agents.editing.saving import save_model
-from agents.registry import METHODS, make_agent, make_method, packaged_policy, settings_of
+from agents.registry import make_agent, make_method, packaged_policy, settings_of, takes_settings
 from agents.rledit.agent import RLEdit
 from editenv.data import Edit, edits_digest, load_edits
 from editenv.data.files import content_digest
@@ -26,7 +26,7 @@ from editenv.data.formats import FORMATS, Fields, to_edit
 from editenv.data.records import BadRecordError
 from editenv.delta_files import fingerprint, frozen_fingerprint, read_delta, tensors_of, write_delta_file
 from editenv.deltas import Delta
-from editenv.env import LifelongEditEnv, Observation, RefusedActionError
+from editenv.env import LifelongEditEnv, RefusedActionError
 from editenv.evaluation import metrics
 from editenv.evaluation.batch import encode_evaluation
 from editenv.journal import Journal
@@ -257,9 +257,9 @@ class LifelongEditor:
         batch = [edit if isinstance(edit, Edit) else _as_edit(edit, i) for i, edit in enumerate(edits, start=1)]
         self._check_lengths(batch)
         before = self.lm.snapshot()
-        observation, info = self.env.present(batch)
+        _, info = self.env.present(batch)
         try:
-            result, perplexity = self._make(batch, observation, info, before, started)
+            result, perplexity = self._make(batch, info, before, started)
         except BaseException:
             self.lm.restore(before)
             self.agent.revert_batch()
@@ -284,7 +284,6 @@ class LifelongEditor:
     def _make(
         self,
         batch: Sequence[Edit],
-        observation: Observation,
         info: dict[str, Any],
         before: Mapping[str, torch.Tensor],
         started: float,
@@ -296,7 +295,7 @@ class LifelongEditor:
         reason, efficacy = None, None
         while len(actions) < self.agent.actions_per_batch:
             try:
-                deltas = self.env.checked(self.agent.act(observation, info))
+                deltas = self.env.checked(self.agent.act(self.env.gradients, info))
             except torch.linalg.LinAlgError as error:  # what NaN and infinity end in
                 reason = f"the method could not solve for an update: {error}"
                 break
@@ -304,7 +303,7 @@ class LifelongEditor:
                 reason = str(error)
                 break
             actions.append(deltas)
-            observation, _, _, _, info = self.env.step(deltas)
+            *_, info = self.env.step(deltas)
             efficacy = info["efficacy"]
         perplexity = self._held_out()
         reason = reason or self._out_of_bounds(before, perplexity)
@@ -414,7 +413,7 @@ class LifelongEditor:
             self.results.append(BatchResult(**{name: entry[name] for name in names}))
             if entry["applied"]:
                 self.edits += [_from_json(row) for row in entry["content"]]
-        self.env.batches_done = len(self.journal.entries)
+        self.env.continue_after(len(self.journal.entries))
         if self.journal.entries:
             self._perplexity = self._held_out()
 
@@ -460,10 +459,10 @@ def _agent(method: str, policy: str | Path | None, model: str, settings: Mapping
                 "give its folder, or choose a method that needs none, such as fine-tune"
             )
         return RLEdit(policy=packaged_policy(EMBEDDED))
-    if settings is not None and method not in METHODS:
-        raise ValueError(f"method {method!r} takes no settings; those that do are {', '.join(METHODS)}")
-    if method in METHODS and (settings is not None or model != EMBEDDED):
-        return make_method(method, settings or {})
+    if settings is not None:
+        return make_method(method, settings)
+    if takes_settings(method) and model != EMBEDDED:  # those in the package were chosen for the embedded model
+        return make_method(method, {})
     return make_agent(method)
 
 

@@ -10,35 +10,18 @@ import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from agents.hypernetwork.config import PolicyConfig
 from editenv.atomic_files import atomic_write, atomic_write_text
 from editenv.deltas import LowRank, ridge_regression
 from editenv.language_model.editable_lm import Gradient
-
-
-@dataclass(frozen=True, slots=True)
-class PolicyConfig:
-    """Shape and starting point of a policy."""
-
-    network: Literal["malmen", "mend"] = "malmen"
-    """The hypernetwork's form: malmen's, which RLEdit has, or mend's, which has no ridge regression."""
-    blocks: int = 4
-    """Residual blocks."""
-    rank: int = 64
-    """Rank of each block's linear map."""
-    step_size: float = 1.0
-    """Start of lr_m: the change asked of a module's output for a typical gradient, relative to a typical output; of
-    each of M modules that are edited together, an M-th.
-    """
-    ridge: float = 0.1
-    """Start of lambda_m, relative to the mean squared norm of a key."""
 
 
 class Normalizer(nn.Module):

@@ -4,12 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from agents.hypernetwork.training import Step, TrainConfig, Trainer, project
+from agents.hypernetwork.config import TrainConfig
+from agents.hypernetwork.training import Step, Trainer, project
 from editenv.deltas import LowRank
 from editenv.language_model.editable_lm import Gradient
 from editenv.rewards import RewardTerms
 
-Act = Callable[[dict[str, Gradient], dict[str, torch.Tensor] | None], Mapping[str, LowRank]]
+Act = Callable[[Mapping[str, Gradient], dict[str, torch.Tensor] | None], Mapping[str, LowRank]]
 """From the observation, and ``P U^T`` where there is a preconditioner, to a delta for each module."""
 
 

@@ -51,7 +51,7 @@ def test_methods_are_listed_with_what_they_need(said):
         name: found[name]["needs"] for name in ("no-edit", "ultraedit", "fine-tune", "rledit", "rledit-p", "memit")
     } == {
         "no-edit": [],
-        "ultraedit": [],
+        "ultraedit": ["model"],
         "fine-tune": ["model"],
         "rledit": ["edits"],
         "rledit-p": ["edits", "text"],

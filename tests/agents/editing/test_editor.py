@@ -18,8 +18,8 @@ from transformers import AutoModelForCausalLM
 from agents.base import Agent
 from agents.baselines.ultraedit import UltraEdit
 from agents.editing.editor import BadEditError, Guard, LifelongEditor
-from agents.hypernetwork.networks import Policy, PolicyConfig, save_policy
-from agents.hypernetwork.training import TrainConfig
+from agents.hypernetwork.config import PolicyConfig, TrainConfig
+from agents.hypernetwork.networks import Policy, save_policy
 from editenv.data.records import BadRecordError
 from editenv.delta_files import apply_file, fingerprint, read_delta_file, revert_file
 from editenv.journal import JournalError

@@ -3,6 +3,7 @@ import json
 import pytest
 import torch
 
+from agents.hypernetwork.config import PolicyConfig
 from agents.hypernetwork.networks import (
     Block,
     HyperNetwork,
@@ -10,7 +11,6 @@ from agents.hypernetwork.networks import (
     MendPolicy,
     Normalizer,
     Policy,
-    PolicyConfig,
     load_policy,
     make_policy,
     save_policy,
