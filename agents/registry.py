@@ -19,7 +19,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agents.settings import build, merged, read_settings
+from agents.settings import build, merged, read_settings, settings_path
 
 if TYPE_CHECKING:
     from agents.base import Agent
@@ -73,6 +73,13 @@ class Row:
         own_folder, _, method = self.settings.rpartition("/")
         return read_settings(method, folder or own_folder)
 
+    def chosen(self) -> str:
+        """How those settings were chosen; empty if it takes none."""
+        if self.settings is None:
+            return ""
+        folder, _, method = self.settings.rpartition("/")
+        return str(json.loads(settings_path(method, folder).read_text(encoding="utf-8")).get("chosen", ""))
+
 
 RLEDIT = "agents.rledit.agent:RLEdit"
 MEND = "agents.baselines.mend:MEND"
@@ -109,7 +116,7 @@ ROWS: dict[str, Row] = {
     "fine-tune": Row("Adam on the edited modules, batch after batch", FINE_TUNE, settings="atlas/fine-tune"),
     "joint-fine-tune": Row(
         "the ceiling: all edits at once, to convergence",
-        "agents.baselines.fine_tune:JointFineTune",
+        "agents.baselines.joint_fine_tune:JointFineTune",
         settings="atlas/joint-fine-tune",
     ),
     "ultraedit": Row(

@@ -5,18 +5,18 @@ editor.edit([{"prompt": "The chief engineer is", "target": "Mara Lindqvist"}])
 editor.save("out/model")
 """
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from agents.base import Agent
 from agents.baselines.values import end_of_subject
 from agents.covariance import training_edits
+from agents.editing.guard import HELD_OUT, BadEditError, Guard
 from agents.editing.saving import save_model
 from agents.registry import make_agent, make_method, packaged_policy, settings_of, takes_settings
 from agents.rledit.agent import RLEdit
@@ -32,42 +32,6 @@ from editenv.evaluation.batch import encode_evaluation
 from editenv.journal import Journal
 from editenv.models import EMBEDDED
 from editenv.renamed import renamed_keywords
-
-HELD_OUT = (
-    "The train left the station a few minutes late because of the snow.",
-    "She put the letter on the table and opened the window.",
-    "Most of the land along the river is used for growing wheat.",
-    "The meeting was moved to Thursday so that everyone could come.",
-    "He learned to play the piano when he was seven years old.",
-    "In summer the lake is warm enough to swim in until the evening.",
-    "The museum shows paintings, furniture and maps from three centuries.",
-    "A good soup needs time, salt and vegetables that are in season.",
-    "The old bridge was closed after engineers found cracks in its pillars.",
-    "Children under twelve travel free if they come with an adult.",
-    "The results will be published when the committee has read them.",
-    "They walked through the forest until the path came to an end.",
-    "Water freezes at zero degrees and boils at one hundred.",
-    "The shop on the corner sells bread, milk and newspapers.",
-    "After the war many families moved to the cities to find work.",
-    "The software reads a file, checks every line and writes a report.",
-)
-"""Sentences of no particular subject, on which a broken model shows."""
-
-
-@dataclass(frozen=True)
-class Guard:
-    """What one batch may do to the model before it is taken back."""
-
-    max_perplexity: float = 3.0
-    """Largest factor by which a batch may raise the perplexity of held-out text."""
-    max_weight_norm: float = 10.0
-    """Largest factor by which a batch may raise the norm of an edited weight."""
-    max_drift: float | None = None
-    """Largest factor by which the perplexity of held-out text may be above the unedited model's, after any batch;
-    None sets no
-    such bound: small steps may add up."""
-    on_bad: Literal["roll-back", "stop"] = "roll-back"
-    """Go on without a bad batch, or stop with an error; either way the model is as it was before the batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +61,6 @@ LARGEST_DELTA_FILE = 8 * 10**9
 
 class TooManyDeltasError(ValueError):
     """The deltas of a run are too many for one file."""
-
-
-class BadEditError(RuntimeError):
-    """A batch broke a bound of the guard, and the run was to stop then."""
 
 
 class LifelongEditor:
@@ -425,22 +385,8 @@ class LifelongEditor:
 
     def _out_of_bounds(self, before: Mapping[str, torch.Tensor], perplexity: float) -> str | None:
         """What a batch broke, if anything."""
-        for name, weight in self.lm.snapshot().items():
-            norm, old = float(weight.norm()), float(before[name].norm())
-            if not math.isfinite(norm):
-                return f"module {name} is no longer finite"
-            if norm > self.guard.max_weight_norm * old:
-                return f"module {name}: its norm went from {old:.4g} to {norm:.4g}, over {self.guard.max_weight_norm:g} times"
-        if not perplexity <= self.guard.max_perplexity * self._perplexity:
-            told = f"from {self._perplexity:.4g} to {perplexity:.4g}, over {self.guard.max_perplexity:g} times"
-            return f"perplexity of held-out text went {told}"
-        drift = self.guard.max_drift
-        if drift is not None and not perplexity <= drift * self._unedited:
-            return (
-                f"perplexity of held-out text is {perplexity:.4g}, over {drift:g} times the unedited model's "
-                f"{self._unedited:.4g}"
-            )
-        return None
+        weight_bound = self.guard.broken_weight_bound(before, self.lm.snapshot())
+        return weight_bound or self.guard.broken_perplexity_bound(self._perplexity, perplexity, self._unedited)
 
 
 def _agent(method: str, policy: str | Path | None, model: str, settings: Mapping[str, Any] | None) -> Agent:

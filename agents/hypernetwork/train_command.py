@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agents.hypernetwork.config import TrainConfig
-from agents.hypernetwork.training import Trainer, describe, make_preconditioner, several_modules, training_environment
 from editenv.data.files import FileOptions
 from editenv.models.modules import preset
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from plain import edited_weights, mean, nll
 
-from agents.baselines.fine_tune import FineTune, JointFineTune
+from agents.baselines.fine_tune import FineTune
+from agents.baselines.joint_fine_tune import JointFineTune
 from agents.baselines.no_edit import NoEdit
 from agents.covariance import key_covariance
 from editenv.deltas import dense
@@ -147,7 +148,7 @@ def test_the_ceiling_ends_where_its_objective_is_flat(make_env, base, tokenizer,
     env = make_env(modules=[LAST])
     Q = torch.linalg.qr(torch.randn(64, 64, generator=torch.Generator().manual_seed(0)))[0]
     C = Q @ torch.diag(torch.logspace(0, math.log10(smallest), 64)) @ Q.T
-    monkeypatch.setattr("agents.baselines.fine_tune.covariance_of", lambda *_: {LAST: C})
+    monkeypatch.setattr("agents.baselines.joint_fine_tune.covariance_of", lambda *_: {LAST: C})
     agent = JointFineTune(ridge=ridge, steps=150, tolerance=1e-7)
     agent.prepare(env, 0, lambda what, done, total: None)
     _, info = start(env, agent)

@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM
 
 from agents.base import Agent
 from agents.baselines.ultraedit import UltraEdit
-from agents.editing.editor import BadEditError, Guard, LifelongEditor
+from agents.editing.editor import BadEditError, LifelongEditor
+from agents.editing.guard import Guard
 from agents.hypernetwork.config import PolicyConfig, TrainConfig
 from agents.hypernetwork.networks import Policy, save_policy
 from editenv.data.records import BadRecordError
