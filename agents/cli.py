@@ -143,23 +143,23 @@ def evaluate(args: EvaluateArgs) -> None:
     from editenv.models import load_model
     from editenv.models.modules import mlp_outputs
 
-    found = edits_for(args.edits, args.bad_records, args.model, args.device, args.dtype)
-    edits = found[:]
+    edit_file = edits_for(args.edits, args.bad_records, args.model, args.device, args.dtype)
+    edits = edit_file[:]
     model, tokenizer = load_model(args.model, args.device, args.dtype)
     modules = mlp_outputs(model)[-1:]
     lm = EditableLM(model, tokenizer, modules)
-    questions = encode_evaluation(lm, edits)
+    batch = encode_evaluation(lm, edits)
     before = None
     if args.base is not None:
         other, other_tokenizer = load_model(args.base, args.device, args.dtype)
         base = EditableLM(other, other_tokenizer, mlp_outputs(other)[-1:])
-        asked = encode_evaluation(base, edits)
-        questions.before, before = asked.before, metrics.initial_generations(base, asked)
+        base_batch = encode_evaluation(base, edits)
+        batch.before, before = base_batch.before, metrics.initial_generations(base, base_batch)
     report: dict[str, Any] = {
         "edits": len(edits),
-        "left_out": dict(found.report.bad),
-        "teacher_forced": metrics.teacher_forced(lm, questions).percentages(),
-        "generation": metrics.generation(lm, questions, before).percentages(),
+        "left_out": dict(edit_file.report.bad),
+        "teacher_forced": metrics.teacher_forced(lm, batch).percentages(),
+        "generation": metrics.generation(lm, batch, before).percentages(),
     }
     if any(edit.old_answer for edit in edits):
         report["probability"] = metrics.probability(lm, edits).percentages()
@@ -197,39 +197,39 @@ def inspect(args: InspectArgs) -> None:
     from editenv.inspection import inspect as read
 
     model = args.model or EMBEDDED
-    found = read(args.file, args.train, model, args.sample)
+    report = read(args.file, args.train, model, args.sample)
     if args.model is None:
-        found.notes.append(f"lengths and beliefs are those of the embedded model, {model}: name yours with --model")
+        report.notes.append(f"lengths and beliefs are those of the embedded model, {model}: name yours with --model")
     if args.json:
-        print(json.dumps(asdict(found)))
+        print(json.dumps(asdict(report)))
         return
     console = Console(soft_wrap=True)
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0), title_justify="left")
-    table.title = f"{found.file} ({found.format})"
-    table.add_row("records", f"{found.records:,}")
-    table.add_row("usable edits", f"{found.edits:,}")
-    for kind, count in found.left_out.items():
+    table.title = f"{report.file} ({report.format})"
+    table.add_row("records", f"{report.records:,}")
+    table.add_row("usable edits", f"{report.edits:,}")
+    for kind, count in report.left_out.items():
         table.add_row(f"  left out: {kind}", f"{count:,}")
-    table.add_row("subjects", f"{found.subjects:,}")
-    table.add_row("rephrases, locality prompts", f"{found.rephrases:,}, {found.locality_prompts:,}")
-    if found.target_tokens:
-        low, middle, high, top = found.target_tokens
+    table.add_row("subjects", f"{report.subjects:,}")
+    table.add_row("rephrases, locality prompts", f"{report.rephrases:,}, {report.locality_prompts:,}")
+    if report.target_tokens:
+        low, middle, high, top = report.target_tokens
         table.add_row("tokens of a target", f"{low:.0f} to {top:.0f}, median {middle:.0f}, 90% up to {high:.0f}")
-        table.add_row("targets of one token", f"{found.one_token_targets}%")
-    if found.already_believed is not None:
-        table.add_row(f"{model} says the target already", f"{found.already_believed}% of {found.asked} asked")
-    if found.old_answer_known is not None:
-        table.add_row(f"{model} says the old answer", f"{found.old_answer_known}%")
-    if found.overlap is not None:
+        table.add_row("targets of one token", f"{report.one_token_targets}%")
+    if report.already_believed is not None:
+        table.add_row(f"{model} says the target already", f"{report.already_believed}% of {report.asked} asked")
+    if report.old_answer_known is not None:
+        table.add_row(f"{model} says the old answer", f"{report.old_answer_known}%")
+    if report.overlap is not None:
         table.add_row(
             "prompts in the training file too",
-            "{prompts:,}, {contradicting:,} with another target".format(**found.overlap),
+            "{prompts:,}, {contradicting:,} with another target".format(**report.overlap),
         )
-        table.add_row("edits with a subject of it", f"{found.overlap['subjects']:,}")
+        table.add_row("edits with a subject of it", f"{report.overlap['subjects']:,}")
     console.print(table)
-    for note in found.notes:
+    for note in report.notes:
         console.print(f"note: {note}", markup=False, highlight=False)
-    for kind, example in found.examples.items():
+    for kind, example in report.examples.items():
         console.print(f"first {kind}: {example}", markup=False, highlight=False)
 
 
@@ -265,7 +265,7 @@ def _method(name: str, as_json: bool) -> None:
     row, agent = ROWS[name], make_agent(name)
     about = {"about": row.about, "paper": row.paper, "class": row.agent, "needs": agent.needs, "settings": row.settings}
     if as_json:
-        print(json.dumps({"name": name, **about, "hyperparameters": [asdict(found) for found in hyperparameters]}))
+        print(json.dumps({"name": name, **about, "hyperparameters": [asdict(one) for one in hyperparameters]}))
         return
     console = Console(soft_wrap=True, highlight=False)
     console.print(f"{name}: {row.about}", markup=False)
@@ -275,8 +275,8 @@ def _method(name: str, as_json: bool) -> None:
     if row.settings is not None:
         console.print(f"settings  agents/settings/{row.settings}.json: {row.chosen()}", markup=False)
     table = Table("hyperparameter", "value", "from", box=None, pad_edge=False)
-    for found in hyperparameters:
-        table.add_row(found.name, str(found.value), found.source)
+    for one in hyperparameters:
+        table.add_row(one.name, str(one.value), one.source)
     console.print(table)
     if row.settings is not None:
         console.print("Settings were chosen for the embedded model; on any other the defaults of the class apply.")

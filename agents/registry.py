@@ -543,14 +543,14 @@ def resolved_settings(name: str) -> list[Resolved]:
         raise ValueError(f"unknown row {name!r}; there are {', '.join(ROWS)}")
     row, agent = ROWS[name], make_agent(name)
     settings, arguments, fixed = (_flat(part) for part in (row.read_settings(), row.arguments, row.fixed))
-    found = []
+    resolved = []
     for argument, value in _flat(settings_of(name, agent)).items():
         if argument in fixed or (argument in arguments and value == arguments[argument]):
             source = "row"
         else:
             source = "settings" if argument in settings else "default"
-        found.append(Resolved(argument, value, source))
-    return found
+        resolved.append(Resolved(argument, value, source))
+    return resolved
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -98,11 +98,11 @@ class MEMIT(Agent):
         lookup = look_up(lm, edits, self.value.token, self._prefixes)
         last_layer = lm.layer_of(names[-1])
         change = optimise_values(lm, last_layer, edits, lookup, self.value)
-        wanted = read_token(lm, last_layer, lookup)[1][lookup.plain] + change
+        target_output = read_token(lm, last_layer, lookup)[1][lookup.plain] + change
         deltas: dict[str, Delta] = {}
         with lm.unchanged():
             for i, name in enumerate(names):
-                missing = wanted - read_token(lm, last_layer, lookup)[1][lookup.plain]
+                missing = target_output - read_token(lm, last_layer, lookup)[1][lookup.plain]
                 keys = mean_keys(read_token(lm, lm.modules[name], lookup)[0], lookup)
                 projected = self._preconditioner.project(name, keys)
                 deltas[name] = ridge_regression(keys, missing / (len(names) - i), 1.0, projected)
@@ -138,13 +138,13 @@ def refuse_modules_inside(lm: EditableLM) -> None:
     Raises:
         ValueError: If an edited module is no projection to the residual stream, or lies in one layer with another.
     """
-    told = (
+    rule = (
         "this method edits at most one projection to the residual stream in each layer, such as layers.5.mlp.down_proj"
     )
     layers: dict[nn.Module, str] = {}
     for name in lm.modules:
         if lm.shape(name)[1] != lm.width or name.rpartition(".")[2] in INSIDE:
-            raise ValueError(f"modules: {told}; {name} is none")
+            raise ValueError(f"modules: {rule}; {name} is none")
         if other := layers.get(lm.layer_of(name)):
-            raise ValueError(f"modules: {told}; {other} and {name} lie in the same one")
+            raise ValueError(f"modules: {rule}; {other} and {name} lie in the same one")
         layers[lm.layer_of(name)] = name

@@ -135,14 +135,14 @@ class StableEdit(Agent):
     ) -> dict[str, LowRank]:
         deltas = {}
         for name, gradient in gradients.items():
-            found = statistics[name]
-            normal_keys = found.keys(gradient.keys)
+            seen = statistics[name]
+            normal_keys = seen.keys(gradient.keys)
             grads = gradient.value_grads
-            normal_grads = found.whiten(grads, self.floor) if whole else found.grads(grads)
-            length = (found.output_energy / found.tokens / grads.shape[1]) ** 0.5
+            normal_grads = seen.whiten(grads, self.floor) if whole else seen.grads(grads)
+            length = (seen.output_energy / seen.tokens / grads.shape[1]) ** 0.5
             gate = normal_keys.square().mean(1, keepdim=True)
             values = -self.step_size * length * gate * normal_grads
-            deltas[name] = ridge_regression(gradient.keys, values, self.ridge * found.key_energy / found.tokens)
+            deltas[name] = ridge_regression(gradient.keys, values, self.ridge * seen.key_energy / seen.tokens)
         return deltas
 
     def revert_batch(self) -> None:

@@ -67,6 +67,7 @@ def main(args: Args, algorithm: type["Trainer"]) -> None:
     from torch.utils.tensorboard import SummaryWriter
 
     from agents.hypernetwork.networks import save_policy
+    from agents.hypernetwork.training import describe, make_preconditioner, several_modules, training_environment
     from editenv.atomic_files import atomic_write
     from editenv.delta_files import fingerprint
     from editenv.env import LifelongEditEnv
@@ -114,7 +115,7 @@ def main(args: Args, algorithm: type["Trainer"]) -> None:
 
         trainer.run(args.train.trajectories, after_each)
     writer.close()
-    told = {"train": asdict(trainer.config), "model": args.model, "seed": args.seed, "weights": options["weights"]}
-    told |= {"dataset": args.dataset, "end_of_answer": args.train_eos, "algorithm": algorithm.title}
-    save_policy(trainer.policy, args.output, told)
+    about = {"train": asdict(trainer.config), "model": args.model, "seed": args.seed, "weights": options["weights"]}
+    about |= {"dataset": args.dataset, "end_of_answer": args.train_eos, "algorithm": algorithm.title}
+    save_policy(trainer.policy, args.output, about)
     print(f"saved {args.output / 'policy.safetensors'}")

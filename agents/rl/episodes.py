@@ -59,8 +59,8 @@ def play(trainer: Trainer, act: Act, again: bool) -> list[Step]:
 
 def rewards_to_go(steps: Sequence[Step], discount: float) -> list[float]:
     """``sum_{k>=t} gamma^k r_k`` for each step t of an episode; the first is the return of eq. 11."""
-    later, found = 0.0, []
+    later, sums = 0.0, []
     for t in reversed(range(len(steps))):
         later += discount**t * steps[t].terms.reward
-        found.append(later)
-    return found[::-1]
+        sums.append(later)
+    return sums[::-1]

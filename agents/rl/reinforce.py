@@ -33,7 +33,7 @@ import torch
 from agents.hypernetwork import train_command
 from agents.hypernetwork.agent import HypernetworkAgent
 from agents.hypernetwork.config import TrainConfig
-from agents.hypernetwork.networks import Policy
+from agents.hypernetwork.networks import MalmenPolicy
 from agents.hypernetwork.training import Step, Trainer
 from agents.rl.episodes import check_config, play, rewards_to_go
 from editenv.deltas import LowRank
@@ -67,7 +67,7 @@ class ReinforceTrainer(Trainer):
 
     title = "REINFORCE"
     config: ReinforceConfig
-    policy: Policy
+    policy: MalmenPolicy
 
     @property
     def steps_per_update(self) -> int:
