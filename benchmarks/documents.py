@@ -20,6 +20,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 
 import tyro
@@ -42,25 +43,33 @@ from editenv.atomic_files import atomic_write_text
 from editenv.evaluation.metrics import METRICS
 
 
-def as_scores(records: Sequence[Record]) -> str:
-    """The table that a report shows first: one figure a column, means with their intervals, names in plain words."""
-    headings = ("row", "seeds", *METRICS, "mean", "mean, freely generated", "edit time / floor")
-    return markdown(headings, [_scores(entry) for entry in entries(records)])
+def as_scores(records: Sequence[Record], protocol: str = "teacher_forced") -> str:
+    """The table that a report shows first: one figure a column, means with their intervals, names in plain words.
+
+    Args:
+        records: Of one suite.
+        protocol: What efficacy, generalization and specificity are judged by; the mean of the other protocol follows.
+    """
+    other = next(name for name in PROTOCOLS if name != protocol)
+    headings = ("row", "seeds", *METRICS, "mean", f"mean, {PROTOCOLS[other]}", "edit time / floor")
+    return markdown(headings, [_scores(entry, protocol, other) for entry in entries(records)])
 
 
-def _scores(entry: Entry) -> list[str]:
-    columns = [list(entry.values("teacher_forced", metric).values()) for metric in METRICS]
+def _scores(entry: Entry, protocol: str, other: str) -> list[str]:
+    columns = [list(entry.values(protocol, metric).values()) for metric in METRICS]
     return [
         entry.agent,
         str(len(entry.records)),
         *(f"{interquartile_mean(values):.1f}" if values else "-" for values in columns),
-        *(with_interval(entry.estimate(protocol, MEAN)) for protocol in ("teacher_forced", "generation")),
+        *(with_interval(entry.estimate(name, MEAN)) for name in (protocol, other)),
         f"{entry.mean('floor_ratio'):.2f}",
     ]
 
 
+PROTOCOLS = {"teacher_forced": "teacher-forced", "generation": "freely generated"}
 KINDS: dict[str, Callable[[Sequence[Record]], str]] = {
     "scores": as_scores,
+    "generated": partial(as_scores, protocol="generation"),
     "table": as_markdown,
     "details": as_details,
     "summary": as_summary,
@@ -69,10 +78,13 @@ KINDS: dict[str, Callable[[Sequence[Record]], str]] = {
     "times": as_times,
     "capacity": lambda records: capacity.as_markdown(capacity.curves(records)),
 }
-"""``scores`` has the columns that a reader needs first, ``table`` all of benchmarks.results.tables, ``details`` the
-other protocol, drift and probes, ``summary`` both protocols without costs, ``intervals`` each figure with its interval,
-``means`` a column for each suite, ``times`` what an edit takes with and without the setup, and ``capacity`` the
-breaking points of benchmarks.capacity.
+"""By name, what makes a table of records:
+
+* ``scores``: the columns that a reader needs first; ``generated``: the same of free generation.
+* ``table``: all of benchmarks.results.tables; ``summary``: both protocols without costs.
+* ``details``: the probability comparison, drift and probes; ``intervals``: each figure with its interval.
+* ``means``: a column for each suite; ``times``: what an edit takes with and without the setup.
+* ``capacity``: the breaking points of benchmarks.capacity.
 """
 
 RL = "rl"

@@ -128,6 +128,13 @@ def test_scores_have_a_column_for_each_figure(tmp_path):
         "edit time / floor": "1.50",
     }
     assert lacking[2:5] == ["10.0", "-", "30.0"]
+    heading, _, row, _ = rows_of(tmp_path / "page.md", "generated: found.jsonl smoke")
+    assert row[2:5] == ["10.0", "-", "30.0"]
+    assert dict(zip(heading, row, strict=True))["mean"] == "15.0 [15.0, 15.0]"
+    assert (
+        dict(zip(heading, row, strict=True))["mean, teacher-forced"]
+        == f"{(low + high) / 2:.1f} [{low:.1f}, {high:.1f}]"
+    )
 
 
 def test_runs_of_reinforcement_learning_are_shown_after_equal_steps_or_seconds(tmp_path):
