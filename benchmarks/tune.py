@@ -23,7 +23,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from agents.registry import METHODS, make_method
+from agents.registry import ROWS, make_method, takes_settings
 from agents.settings import read_settings, settings_path
 from benchmarks.results.records import append
 from benchmarks.results.statistics import harmonic_mean
@@ -137,8 +137,8 @@ def tune(method: str, args: Args) -> Trial:
             search.
         FileNotFoundError: If there is no such model.
     """
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}; there are {', '.join(METHODS)}")
+    if not takes_settings(method):
+        raise ValueError(f"unknown method {method!r}; there are {', '.join(filter(takes_settings, ROWS))}")
     suite = find(args.suite).at(args.model, None, device=args.device)
     path = args.out / f"{method}.jsonl"
     about = {"suite": args.suite, "seed": args.seed}

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agents.registry import AGENTS, make_agent, settings_of
+from agents.registry import ROWS, make_agent, settings_of
 from benchmarks.results.records import Record, commit, disagreements, hardware, read, versions
 from benchmarks.suites import Suite, name_of
 from editenv.atomic_files import atomic_write_text
@@ -204,7 +204,7 @@ def records_of(out: Path) -> list[Record]:
     Raises:
         ValueError: If a cell's file is not a record; names it.
     """
-    rows = {name: place for place, name in enumerate(AGENTS)}
+    rows = {name: number for number, name in enumerate(ROWS)}
     found = [record for path in cell_files(out) for record in read(path)]
     return sorted(found, key=lambda r: (r.suite, rows.get(r.agent, len(rows)), r.agent, r.seed))
 

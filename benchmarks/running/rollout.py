@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from agents.base import Agent
-from agents.baselines.no_edit import nan_action, zero_action
+from agents.base import Agent, nan_action, zero_action
 from agents.covariance import sample_text, training_edits
 from benchmarks.results.records import Record, versions
 from benchmarks.running.recording import Recording
@@ -23,7 +22,7 @@ from editenv.evaluation import metrics
 from editenv.evaluation.batch import EvaluationBatch, encode_evaluation
 from editenv.evaluation.probes import probe as ask_beyond
 from editenv.language_model.activation_cache import ActivationCache
-from editenv.language_model.editable_lm import EditableLM
+from editenv.language_model.editable_lm import EditableLM, Gradient
 
 PROBES = 8
 """Steps at which the edit step and its floor are timed."""
@@ -90,7 +89,7 @@ def run(
         memory_batches=0,  # nothing here reads the reward's memory term
     )
     lm = env.language_model
-    observation, info = env.reset(seed=seed, options={"shuffle": suite.order == "shuffled"})
+    _, info = env.reset(seed=seed, options={"shuffle": suite.order == "shuffled"})
     shared = ActivationCache() if activation_cache is None else activation_cache
     shared.limit = ROOM
     shared.to(lm.device)
@@ -118,7 +117,7 @@ def run(
             asked.append(env.evaluation_batch)
         lm.activation_cache = agents_own
         started = clock(lm.device)
-        action = propose(agent, observation, info, lm)
+        action = propose(agent, env.gradients, info, lm)
         act_seconds += clock(lm.device) - started
         lm.activation_cache = shared
         if recording is not None:
@@ -126,7 +125,7 @@ def run(
         if probe:
             observe_seconds.append(time_observation_and_update(env, action))
             floor_seconds.append(time_floor(env))
-        (observation, reward, terminated, truncated, info), refused = take(env, agent, action)
+        (_, reward, terminated, truncated, info), refused = take(env, agent, action)
         failed = failed or refused
         rewards.append(reward)
         done = terminated or truncated
@@ -179,7 +178,7 @@ def run(
     )
 
 
-def propose(agent: Agent, observation: Observation, info: dict[str, Any], lm: EditableLM) -> Action:
+def propose(agent: Agent, observation: Mapping[str, Gradient], info: dict[str, Any], lm: EditableLM) -> Action:
     """The agent's action; NaN, which will be refused (and in a replay, too), where its algebra ends in an error."""
     try:
         return agent.act(observation, info)
@@ -251,19 +250,19 @@ def time_steps(agent: Agent, env: LifelongEditEnv, steps: int, seed: int = 0) ->
     (``step``), its floor (``floor``), and acting with the environment's step, which judges (``environment``).
     """
     device = env.language_model.device
-    observation, info = env.reset(seed=seed)
+    _, info = env.reset(seed=seed)
     agent.begin(env)
     rows = []
     for i in range(steps + 3):
         began = clock(device)
-        action = agent.act(observation, info)
+        action = agent.act(env.gradients, info)
         act = clock(device) - began
         # Turn about, so that a slow moment of the machine hits both.
         floor = time_floor(env) if i % 2 else 0.0
         step = act + time_observation_and_update(env, action)
         floor = floor or time_floor(env)
         began = clock(device)
-        observation, _, _, _, info = env.step(action)
+        *_, info = env.step(action)
         rows.append({"act": act, "step": step, "floor": floor, "environment": act + clock(device) - began})
     return rows[3:]
 

@@ -7,8 +7,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from agents.baselines.dafnet import DAFNet, DAFNetConfig
-from agents.hypernetwork.networks import PolicyConfig
-from agents.hypernetwork.training import TrainConfig
+from agents.hypernetwork.config import PolicyConfig, TrainConfig
 from agents.rl.sb3 import SB3Agent
 from agents.rledit.agent import RLEdit
 

@@ -12,7 +12,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from agents import cli
-from agents.editing.editor import Guard, LifelongEditor
+from agents.editing.arguments import EditArgs
+from agents.editing.editor import LifelongEditor
+from agents.editing.guard import Guard
 from editenv.data.files import FileOptions, load_file_edits
 from editenv.evaluation import metrics
 from editenv.journal import JournalError
@@ -47,7 +49,7 @@ def edit(my_model, tmp_path):
     def run(**options):
         told = {"edits": str(tmp_path / "edits.jsonl"), "output": tmp_path / "out", "model": str(my_model)}
         told |= {"method": "fine-tune", "modules": LAST, "edits_per_step": 2, "guard": Guard(1e9, 1e9)}
-        cli.edit(cli.Edit(**told | options))
+        cli.edit(EditArgs(**told | options))
         return json.loads((tmp_path / "out/report.json").read_text())
 
     return run
