@@ -18,6 +18,13 @@ def with_interval(found: Estimate | None, digits: int = 1) -> str:
     return f"{value} [{', '.join(ends)}]" if ends else value
 
 
+def readable(number: float, digits: int) -> str:
+    """``18.92``, ``2001``, ``3.4e24``: decimals below 1,000, none below 10,000, two significant digits from there on."""
+    if abs(number) < 10_000:
+        return f"{number:.{digits if abs(number) < 1_000 else 0}f}"
+    return f"{number:.1e}".replace("e+0", "e").replace("e+", "e")
+
+
 def markdown(headings: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     """A table for a document; what a cell holds cannot end it, and is shown as it is."""
     lines = ["| " + " | ".join(map(escaped, row)) + " |" for row in (headings, *body)]
@@ -198,7 +205,10 @@ def as_details(records: Sequence[Record]) -> str:
 
 def _if_finite(values: Sequence[float | None], digits: int) -> str:
     """A seed whose model was destroyed is not left out of a mean."""
-    return "not finite" if None in values else _mean(values, digits)
+    finite = [value for value in values if value is not None]
+    if len(finite) < len(values):
+        return "not finite"
+    return readable(interquartile_mean(finite), digits) if finite else "-"
 
 
 def _mean(values: Sequence[float | None], digits: int = 1) -> str:
