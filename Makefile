@@ -4,7 +4,7 @@ VENV := .venv
 # The torch that constraints.txt pins; with pip's options for another build of it: make demo TORCH="torch==2.13.0 --extra-index-url URL"
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test lint setup
+.PHONY: demo test lint docs setup
 demo: setup
 	$(VENV)/bin/python -m benchmarks.demo
 
@@ -13,6 +13,11 @@ test: setup
 
 lint: setup
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy
+
+# The documentation as a site, build/site/index.html; a warning is an error.
+docs: setup
+	$(VENV)/bin/python -m pip install --quiet --quiet --constraint constraints.txt --editable ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 
 setup: $(VENV)/ready
 

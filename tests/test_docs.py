@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import warnings
-from pathlib import Path
+from itertools import pairwise
 from pkgutil import resolve_name
 
 import pytest
@@ -36,9 +36,9 @@ def tokens_of(path):
 
 
 def prose_of(path):
-    """The numbered lines of a document without tables and blocks of code."""
+    """The numbered lines of a document without tables, blocks of code, and comments that say what a table is made of."""
     lines = path.read_text(encoding="utf-8").splitlines()
-    left_out = set()
+    left_out = {i for i, line in enumerate(lines) if re.fullmatch(r"<!-- \w+: .* -->", line)}
     for token in MARKDOWN.parse("\n".join(lines)):
         if token.type in ("table_open", "fence", "code_block"):
             left_out |= set(range(*token.map))
@@ -49,11 +49,13 @@ def anchors_of(path):
     """The anchors of a document's headings as GitHub makes them, and those that are set by hand."""
     text = path.read_text(encoding="utf-8")
     anchors, tokens = set(re.findall(r'(?:id|name)="([^"]+)"', text)), MARKDOWN.parse(text)
-    for heading, inline in zip(tokens, tokens[1:], strict=False):
+    for heading, inline in pairwise(tokens):
         if heading.type == "heading_open":
             shown = "".join(token.content for token in inline.children if token.type in ("text", "code_inline"))
             slug = re.sub(r"[^\w\- ]", "", shown.lower()).replace(" ", "-")
-            copies = sum(anchor == slug or re.fullmatch(rf"{re.escape(slug)}-\d+", anchor) is not None for anchor in anchors)
+            copies = sum(
+                anchor == slug or re.fullmatch(rf"{re.escape(slug)}-\d+", anchor) is not None for anchor in anchors
+            )
             anchors.add(f"{slug}-{copies}" if copies else slug)
     return anchors
 
@@ -102,9 +104,9 @@ def test_every_path_and_name_of_code_exists(path):
 
 def test_every_row_is_explained():
     """By its line in the table of methods, by its own line in that of rows, or by such a line and suffixes."""
-    methods = (ROOT / "docs/reference/methods.md").read_text(encoding="utf-8")
-    rows = (ROOT / "docs/reference/rows.md").read_text(encoding="utf-8")
-    first_cells = re.findall(r"^\| (`.*?) \|", methods + rows, re.MULTILINE)
+    methods = (ROOT / "docs/reference/methods.md").read_text(encoding="utf-8").partition("## The methods")[2]
+    rows = (ROOT / "docs/reference/rows.md").read_text(encoding="utf-8").partition("## Names of your own")[0]
+    first_cells = re.findall(r"^\| (`.*?) \|", methods.partition("\n## ")[0] + rows, re.MULTILINE)
     explained = {name for cell in first_cells for name in re.findall(r"`([\w-]+)`", cell)}
     suffixes = {name for name in explained if name.startswith("-")}
     assert {"-p", "-k4", "-fixed"} <= suffixes
@@ -141,7 +143,9 @@ def test_blocks_of_python_run(document, tmp_path, monkeypatch, capsys):
 
 def test_what_is_not_run_is_known():
     assert {block.document for blocks in PYTHON.values() for block in blocks if block.title} == set(NOT_RUN)
-    assert not [str(b) for blocks in PYTHON.values() for b in blocks if b.options and not b.title], "run it, or say why not"
+    assert not [str(b) for blocks in PYTHON.values() for b in blocks if b.options and not b.title], (
+        "run it, or say why not"
+    )
 
 
 def test_the_first_edit_of_the_readme_is_what_the_model_says(tmp_path, monkeypatch, capsys):
@@ -159,13 +163,17 @@ def test_the_first_edit_of_the_readme_is_what_the_model_says(tmp_path, monkeypat
     assert [row[2] for row in rows] == said["after"]
 
 
-BEHIND = {
-    "agents/registry.py": ["ROWS: dict[str, Row] = {\n"],
-    "editenv/data/formats.py": ['NQ_PREFIX = "nq question: "\n', "...]] = {\n"],
-    "docs/reference/methods.md": ["| --- | --- | --- | --- |\n"],
-    "docs/reference/data_formats.md": ["| --- | --- | --- |\n"],
+BEFORE = {
+    "agents/registry.py": ['    "no-edit": Row('],
+    "editenv/data/formats.py": ["def _own(", '    "counterfact": (\n'],
+    "docs/reference/methods.md": ["| `rledit` |"],
+    "docs/reference/data_formats.md": ["| `zsre` |"],
 }
-"""Files that a guide adds to, and behind which text of them each of its blocks goes, in the guide's order."""
+"""Files that a guide adds to, and the text of them before which each of its blocks goes, in the guide's order."""
+
+
+def copy_or_link(source, target):
+    os.symlink(source, target) if source.endswith(".safetensors") else shutil.copy(source, target)
 
 
 @pytest.mark.slow
@@ -173,21 +181,21 @@ BEHIND = {
 def test_a_guide_can_be_followed(guide, tmp_path):
     """In a copy of the project, word by word; the guide's own tests and those of the registry and documents pass."""
     for name in ("agents", "benchmarks", "docs", "editenv", "examples", "tests", "README.md", "CONTRIBUTING.md"):
-        skipped = shutil.ignore_patterns("__pycache__", "*.safetensors", "*.jsonl", "*.png")
-        source = ROOT / name
-        shutil.copytree(source, tmp_path / name, ignore=skipped) if source.is_dir() else shutil.copy(source, tmp_path)
-    for model in (ROOT / "editenv" / "models").glob("*/*.safetensors"):
-        (tmp_path / model.relative_to(ROOT)).symlink_to(model)
-    behind = {name: list(places) for name, places in BEHIND.items()}
+        if (source := ROOT / name).is_dir():
+            skipped = shutil.ignore_patterns("__pycache__", "*.jsonl", "*.png")
+            shutil.copytree(source, tmp_path / name, ignore=skipped, copy_function=copy_or_link)
+        else:
+            shutil.copy(source, tmp_path)
+    before = {name: list(places) for name, places in BEFORE.items()}
     tests = []
     for block in blocks_of(ROOT / guide):
         if block.title is None:
             continue
         path = tmp_path / block.title
         if path.exists():
-            before, place, after = path.read_text(encoding="utf-8").partition(behind[block.title].pop(0))
+            start, place, end = path.read_text(encoding="utf-8").partition(before[block.title].pop(0))
             assert place
-            path.write_text(before + place + block.code + after, encoding="utf-8")
+            path.write_text(start + block.code + place + end, encoding="utf-8")
         else:
             path.write_text(block.code, encoding="utf-8")
         tests += [block.title] if block.title.startswith("tests/") else []
@@ -217,5 +225,35 @@ def test_the_site_shows_every_document():
     assert sorted(named) == sorted(path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md"))
 
 
-def test_the_repository_root_is_where_documents_are():
-    assert (Path(ROOT) / "pyproject.toml").exists()
+WHERE = (
+    "editenv/rewards.py",
+    "agents/preconditioner.py",
+    "agents/editing/editor.py",
+    "examples/my_policy.py",
+    "benchmarks/results/statistics.py",
+    "editenv/evaluation/batch.py",
+    "editenv/deltas.py",
+    "agents/hypernetwork/config.py",
+    "editenv/journal.py",
+    "agents/baselines/memit.py",
+    "editenv/data/formats.py",
+    "agents/registry.py",
+)
+
+
+@pytest.mark.parametrize("file", WHERE)
+def test_a_stranger_finds_it_in_three_clicks(file):
+    """From the README, by links; most of these are two clicks away, by the table of docs/reference/architecture.md."""
+    pages, clicks = {ROOT / "README.md"}, 0
+    while ROOT / file not in pages:
+        clicks += 1
+        assert clicks <= 3
+        pages |= {target for page in pages if page.suffix == ".md" for target in files_linked(page)}
+
+
+def files_linked(page):
+    targets = (token.attrs.get("href", "") for token in tokens_of(page))
+    paths = (
+        (page.parent / target.partition("#")[0]).resolve() for target in targets if not re.match(r"\w+:|#|$", target)
+    )
+    return {path for path in paths if path.is_file()}

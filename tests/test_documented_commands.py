@@ -4,11 +4,13 @@ The command itself is started, as ``python -m`` or the console script start it, 
 """
 
 import ast
+import contextlib
 import re
 import runpy
 import textwrap
 import warnings
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import tyro
@@ -32,7 +34,7 @@ WITHOUT_ARGUMENTS = {"benchmarks.suites"}
 """Modules that only print something."""
 
 
-class Parsed(Exception):
+class ParsedError(Exception):
     """The arguments were accepted."""
 
 
@@ -93,13 +95,15 @@ def test_every_module_that_is_named_can_be_run_and_none_is_skipped():
     texts = {name_of(path): path.read_text(encoding="utf-8") for path in (*DOCUMENTS, *MODULES)}
     tried = {module_of(words) for words in COMMANDS}
     for name, text in texts.items():
-        for indent, module in re.findall(r"(^ *)?python -m ((?:agents|benchmarks|editenv)[\w.]*\w)", text, re.MULTILINE):
+        for indent, module in re.findall(
+            r"(^ *)?python -m ((?:agents|benchmarks|editenv)[\w.]*\w)", text, re.MULTILINE
+        ):
             spec = find_spec(module)
             assert spec is not None, f"{name}: there is no module {module}"
             if spec.submodule_search_locations:
                 assert find_spec(f"{module}.__main__"), f"{name}: python -m {module} runs nothing"
             else:
-                assert "__main__" in open(spec.origin, encoding="utf-8").read(), f"{name}: {module} runs nothing"
+                assert "__main__" in Path(spec.origin).read_text(encoding="utf-8"), f"{name}: {module} runs nothing"
             if len(indent) >= 4 or (name.endswith(".md") and f"\npython -m {module}" in text):
                 assert module in tried, f"{name}: python -m {module} is shown, and skipped"
 
@@ -117,7 +121,7 @@ def parsing(monkeypatch):
 
     def parse_only(*args, **kwargs):
         parse(*args, **kwargs)
-        raise Parsed
+        raise ParsedError
 
     monkeypatch.setattr("tyro.cli", parse_only)
 
@@ -129,13 +133,12 @@ def test_a_shown_command_is_accepted(words, parsing, monkeypatch, capsys):
     if "--help" in arguments:
         arguments.remove("--help")
     monkeypatch.setattr("sys.argv", [module, *arguments])
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), contextlib.suppress(ParsedError):
         warnings.simplefilter("ignore", RuntimeWarning)  # the module has been imported before, by other tests
         try:
             runpy.run_module(module, run_name="__main__", alter_sys=True)
-        except Parsed:
-            return
         except SystemExit as error:
-            assert not error.code, capsys.readouterr().err
-    assert module in WITHOUT_ARGUMENTS
-    assert not arguments
+            if error.code:
+                pytest.fail(capsys.readouterr().err)
+        assert module in WITHOUT_ARGUMENTS
+        assert not arguments
