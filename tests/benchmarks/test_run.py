@@ -229,7 +229,7 @@ class Teller(NoEdit):
     def begin(self, env):
         super().begin(env)
         with Path({told!r}).open("a") as file:
-            file.write(f"{{len(env.language_model.activation_cache._kept)}} ")
+            file.write(f"{{len(env.language_model.activation_cache._outputs)}} ")
 """
 
 
