@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from benchmarks.results.labels import place_names
 from benchmarks.results.styles import REST, Style, style_of
 from editenv.atomic_files import atomic_write
 
@@ -59,6 +60,7 @@ class Panel:
         y_limits: Of the vertical axis.
         x_limits: Of the horizontal one; around the points if None.
         front: Corners of a line by steps: the Pareto front.
+        named: Of ``points``, the agents in their colours and with their names; the others are grey.
     """
 
     title: str
@@ -69,6 +71,7 @@ class Panel:
     y_limits: Interval = PERCENT
     x_limits: Interval | None = None
     front: tuple[tuple[float, float], ...] = ()
+    named: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +86,8 @@ class Chart:
         kind: ``lines`` between the points, or ``steps`` (a value holds until the next); ``points`` alone, each with
             its name; ``bars``, one for each agent.
         bands: Whether spreads are drawn as bands, or as upright lines.
-        forward: The agents in their colours, at most :data:`MOST_LINES`; the others are thin, grey and not in the
-            legend. Bars have all.
+        forward: Of ``lines`` and ``steps``, the agents in their colours, at most :data:`MOST_LINES`; the others are
+            thin, grey and not in the legend.
     """
 
     title: str
@@ -113,8 +116,8 @@ def digest(chart: Chart) -> str:
 def _rounded(value: Any) -> Any:
     if isinstance(value, float):
         return f"{value:.6g}"
-    if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, dict):  # what a chart does not have makes no difference
+        return {key: _rounded(item) for key, item in value.items() if item not in (None, (), "")}
     return [_rounded(item) for item in value] if isinstance(value, list | tuple) else value
 
 
@@ -182,6 +185,10 @@ def draw(chart: Chart) -> Any:
         _draw_title(figure, chart)
         if chart.kind in ("lines", "steps"):
             _legend(figure, chart)
+        if chart.kind == "points":
+            figure.draw_without_rendering()  # names go where there is room, once it is known where the points are
+            for axis, panel in zip(axes, chart.panels, strict=True):
+                _name_points(axis, panel)
     return figure
 
 
@@ -229,7 +236,7 @@ def _draw_title(figure: Any, chart: Chart) -> None:
     """The title, and below it the note, which says what is grey."""
     rest = [shown(agent) for agent in chart.agents() if agent not in chart.forward]
     note = chart.note
-    if rest and chart.kind != "bars":
+    if rest and chart.kind in ("lines", "steps"):
         note += "; grey: " + (", ".join(rest) if len(rest) <= 2 else f"the other {len(rest)} rows")
     left, top = PAD_INCHES / figure.get_figwidth(), 1 - PAD_INCHES / figure.get_figheight()
     # The layout leaves room for one title of one size: the note below an empty line, in which the title stands.
@@ -241,14 +248,12 @@ def _draw_panel(axis: Any, panel: Panel, chart: Chart) -> None:
     if chart.kind == "bars":
         _draw_bars(axis, panel)
         return
-    behind = [series for series in panel.series if series.agent not in chart.forward]
-    before = [series for series in panel.series if series.agent in chart.forward]
-    for series in [*behind, *before]:
-        forward = series.agent in chart.forward
+    in_colour = panel.named if chart.kind == "points" else chart.forward
+    for series in sorted(panel.series, key=lambda series: series.agent in in_colour):  # the others first, behind them
         if chart.kind == "points":
-            _draw_point(axis, series, style_of(series.agent), forward)
+            _draw_point(axis, series, style_of(series.agent), series.agent in in_colour)
         else:
-            _draw_line(axis, series, chart, style_of(series.agent), forward)
+            _draw_line(axis, series, chart, style_of(series.agent), series.agent in in_colour)
     if panel.front:
         axis.step(*zip(*panel.front, strict=True), where="post", color=INK, linewidth=1, alpha=0.55, zorder=1.5)
     axis.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label or "", ylim=panel.y_limits)
@@ -257,8 +262,6 @@ def _draw_panel(axis: Any, panel: Panel, chart: Chart) -> None:
         _logarithmic(axis, panel)
     else:
         axis.set_xlim(panel.x_limits)
-    if chart.kind == "points":
-        _name_points(axis, before)
 
 
 def _draw_line(axis: Any, series: Series, chart: Chart, style: Style, forward: bool) -> None:
@@ -373,35 +376,22 @@ def _ticks(points: Sequence[float], low: float, high: float, width: float) -> Se
     return ways[-1] or [points[0]]
 
 
-def _name_points(axis: Any, series: Sequence[Series]) -> None:
-    """A name beside each point in colour, where it covers no other name.
-
-    Places are tried in turn, the nearest first: above and left of a point on the Pareto front is no other point.
-    """
-    places = [
-        (-7, 6, "right"),
-        (0, 9, "center"),
-        (8, 5, "left"),
-        (8, -11, "left"),
-        (-7, -13, "right"),
-        (-10, 18, "right"),
-    ]
-    places += [(8, 17, "left"), (8, -23, "left"), (-10, 30, "right"), (10, 29, "left"), (-10, -25, "right")]
-    width, height = (72 * inches for inches in _panel_inches(axis))
-    (left, right), (bottom, top) = np.log(axis.get_xlim()), axis.get_ylim()
-    taken: list[tuple[float, float, float, float]] = []
-    for one in sorted(series, key=lambda one: -one.y[0]):
-        name = shown(one.agent)
-        x = (np.log(one.x[0]) - left) / (right - left) * width
-        y = (one.y[0] - bottom) / (top - bottom) * height
-        boxes = [_text_box(x + dx, y + dy, name, side) for dx, dy, side in places]
-        free = [i for i, box in enumerate(boxes) if _is_inside(box, width, height) and not _meets(box, taken)]
-        dx, dy, side = places[free[0] if free else 0]
-        taken.append(boxes[free[0] if free else 0])
+def _name_points(axis: Any, panel: Panel) -> None:
+    """A name beside each point that is to have one. The figure must have its layout."""
+    named = [series for series in panel.series if series.agent in panel.named]
+    names = [shown(series.agent) for series in named]
+    points_per_pixel = 72 / axis.figure.dpi
+    pixels = axis.transData.transform([(series.x[0], series.y[0]) for series in named]) if named else []
+    points = [(x * points_per_pixel, y * points_per_pixel) for x, y in pixels]
+    left, bottom, right, top = (edge * points_per_pixel for edge in axis.get_window_extent().extents)
+    for series, name, label in zip(
+        named, names, place_names(points, names, (left, bottom, right, top), 8), strict=True
+    ):
         axis.annotate(
-            name, (one.x[0], one.y[0]), (dx, dy), textcoords="offset points", ha=side, fontsize=8, zorder=3,
-            arrowprops={"arrowstyle": "-", "color": "#8b9098", "linewidth": 0.6} if abs(dy) > 14 else None,
-        )  # fmt: skip
+            name, (series.x[0], series.y[0]), label.offset, textcoords="offset points", fontsize=8, zorder=3,
+            ha=label.side, va="center" if label.offset[1] == 0 else "bottom" if label.offset[1] > 0 else "top",
+            arrowprops={"arrowstyle": "-", "color": "#8b9098", "linewidth": 0.6} if label.far else None,
+        ).set_in_layout(False)  # fmt: skip
 
 
 def _panel_inches(axis: Any) -> tuple[float, float]:
@@ -409,20 +399,3 @@ def _panel_inches(axis: Any) -> tuple[float, float]:
     width, height = axis.figure.get_size_inches()
     rows, columns = axis.get_subplotspec().get_gridspec().get_geometry()
     return 0.88 * width / columns, 0.75 * height / rows
-
-
-def _text_box(x: float, y: float, text: str, side: str) -> tuple[float, float, float, float]:
-    """Left, bottom, right and top in points of a text of size 8."""
-    width = 4.9 * len(text)
-    left = x - {"left": 0.0, "center": width / 2, "right": width}[side]
-    return left, y - 2, left + width, y + 8
-
-
-def _is_inside(box: tuple[float, float, float, float], width: float, height: float) -> bool:
-    return box[0] >= 0 and box[1] >= 0 and box[2] <= width and box[3] <= height + 6
-
-
-def _meets(box: tuple[float, float, float, float], others: Iterable[tuple[float, float, float, float]]) -> bool:
-    return any(
-        box[0] < right and left < box[2] and box[1] < top and bottom < box[3] for left, bottom, right, top in others
-    )

@@ -83,33 +83,30 @@ def pareto(board: Leaderboard, task: Task) -> Chart:
     """Quality against time per edit in units of its floor, without the setup and with it spread over the edits (the
     paper's Figure 4).
 
-    In colour, with their names: the rows on either front as far as there is room, and the references.
+    The rows on the front and the references are in colour and have their names.
     """
     rows = [row for row in board.rows if row.task == task]
     quality = {row.agent: board.quality(row) for row in rows}
-    on_front: set[str] = set()
+    references = [row.agent for row in rows if is_reference(row.agent)]
     panels = []
     for setup in (False, True):
         series = tuple(
             Series(row.agent, (row.floors(setup),), (quality[row.agent].value,), (quality[row.agent].interval,))
             for row in rows
         )
-        ahead = board.front(task, setup)
-        on_front |= ahead
-        front = sorted((one.x[0], one.y[0]) for one in series if one.agent in ahead)
+        front = sorted((one for one in series if one.agent in board.front(task, setup)), key=lambda one: one.x)
         panels.append(
             Panel(
                 "With the setup spread over the edits" if setup else "Without the setup",
                 "time per edit (plain forwards and backwards)",
                 series,
                 f"harmonic mean (%), {_name(board.protocol)}" if not setup else None,
-                front=tuple(front),
+                front=tuple((one.x[0], one.y[0]) for one in front),
+                named=(*(one.agent for one in front), *references),
             )
         )
-    order = best(rows, board.protocol)
-    forward = tuple(agent for agent in order if agent in on_front or is_reference(agent))
-    note = f"{_named(task)}; the line is the Pareto front, which the references take no part in"
-    return Chart("Quality against time", note, tuple(panels), 2, "points", bands=False, forward=foremost(forward))
+    note = f"{_named(task)}; the line is the Pareto front, which the references take no part in; grey: rows behind it"
+    return Chart("Quality against time", note, tuple(panels), 2, "points", bands=False)
 
 
 def by_size(tasks: Sequence[Sequence[Entry]], protocol: str, along: str, chosen: Iterable[str] = ()) -> Chart:
