@@ -1,13 +1,21 @@
-"""What an agent is."""
+"""What an agent is: it observes a batch's fine-tuning gradient and proposes a delta for each edited module."""
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 
-from editenv.env import Action, LifelongEditEnv, Observation
+from editenv.deltas import LowRank
+from editenv.env import Action, LifelongEditEnv
+from editenv.language_model.editable_lm import EditableLM, Gradient
+
+Observation = Mapping[str, Gradient]
+"""By edited module the two factors of the batch's fine-tuning gradient, ``keys`` (tokens, d_in) and ``value_grads``
+(tokens, d_out): float32, unpadded, on the model's device; ``env.gradients``. To be read, not to be changed."""
 
 ProgressCallback = Callable[[str, int, int], None]
 """Called with what is going on, how much of it is done, and of how much."""
@@ -18,6 +26,7 @@ class Agent(ABC):
 
     A benchmark calls :meth:`prepare` once (its time is reported as setup), then :meth:`begin` at the start of each
     episode and :meth:`act` for each step.
+    An agent sees the observation; what it needs besides it declares in the attributes below.
     """
 
     actions_per_batch: int = 1
@@ -33,17 +42,12 @@ class Agent(ABC):
     """A text file, a hub data set or a folder of statistics, as :func:`agents.covariance.covariance_of` takes it."""
 
     looks_at_model: bool = False
-    """Whether it looks at the language model and the texts of the edits, and not only at the observation."""
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """What it must have besides the observation: ``model``, ``edits`` to learn from, ``text``, ``subjects``."""
-        found = {"model": self.looks_at_model, "edits": self.learns, "text": self.reads_text}
-        return tuple(name for name, needed in found.items() if needed)
+    """Whether :meth:`act` looks at the language model or the texts of the edits, and not only at the observation."""
 
     looks_ahead: bool = False
-    """Whether it acts by the whole stream, or by where it ends: in its middle it is not what it is for a shorter
-    one.
+    """Whether it acts by the whole stream, or by where the stream ends.
+
+    Its figures in the middle of a stream are then not those of a shorter stream.
     """
 
     workspace: Path | None = None
@@ -51,6 +55,24 @@ class Agent(ABC):
 
     kept_seconds: float = 0.0
     """What making the things taken from the workspace had cost; part of the reported setup."""
+
+    constructor_arguments: Mapping[str, Any]
+    """What the agent was constructed with, defaults included; set by the class, for records."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        agent = super().__new__(cls)
+        # A copy or an unpickled agent is made without arguments; its attributes come afterwards.
+        bound = signature(cls.__init__).bind_partial(agent, *args, **kwargs)
+        bound.apply_defaults()
+        variadic = {"self", "args", "kwargs"} if cls.__init__ is object.__init__ else {"self"}
+        agent.constructor_arguments = {n: value for n, value in bound.arguments.items() if n not in variadic}
+        return agent
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What it must have besides the observation: ``model``, ``edits`` to learn from, ``text``, ``subjects``."""
+        needed = {"model": self.looks_at_model, "edits": self.learns, "text": self.reads_text}
+        return tuple(name for name, is_needed in needed.items() if is_needed)
 
     def prepare(self, env: LifelongEditEnv, seed: int, progress: ProgressCallback) -> None:  # noqa: B027 - optional
         """Training, statistics: whatever is done once for a model, before any edit.
@@ -62,21 +84,52 @@ class Agent(ABC):
         """
 
     def begin(self, env: LifelongEditEnv) -> None:  # noqa: B027 - optional
-        """Forget the last episode. Called after ``env.reset``."""
+        """Forget the last episode. Called after ``env.reset``.
 
-    def revert_batch(self) -> None:  # noqa: B027 - optional
-        """The last batch has been undone: what it left in the agent goes too. Called before :meth:`batch_state`.
-
-        Called after an :meth:`act` of that batch, which may have ended in an error.
+        Args:
+            env: The environment that is edited. Only agents that declare it (:attr:`looks_at_model`) keep it.
         """
-
-    def batch_state(self) -> dict[str, torch.Tensor]:
-        """What the last batch left in the agent, if anything, for :meth:`load_batch_state`."""
-        return {}
-
-    def load_batch_state(self, memory: dict[str, torch.Tensor]) -> None:  # noqa: B027 - optional
-        """Takes in what a batch had left, in order: an interrupted run goes on as if it had not been."""
 
     @abstractmethod
     def act(self, observation: Observation, info: dict[str, Any]) -> Action:
-        """The delta for each edited module; ``info["batch"]`` and ``info["attempt"]`` say what is observed."""
+        """The delta for each edited module.
+
+        Args:
+            observation: The batch's gradient at the current weights.
+            info: ``info["batch"]`` and ``info["attempt"]`` say what is observed, both from 0.
+
+        Returns:
+            For each module a ``(d_in, d_out)`` tensor, array or :class:`editenv.deltas.LowRank`.
+        """
+
+    # -- what a batch leaves in the agent: for runs that are reverted, interrupted and gone on with ------------------
+
+    def revert_batch(self) -> None:  # noqa: B027 - optional
+        """The last batch has been undone: what it left in the agent goes, too. Called before :meth:`batch_state`.
+
+        Called after an :meth:`act` of that batch, which may have ended in an error. Calling it again changes nothing.
+        """
+
+    def batch_state(self) -> dict[str, torch.Tensor]:
+        """What the last batch left in the agent, if anything, for :meth:`load_batch_state`.
+
+        It changes nothing: until the next :meth:`act` every call gives the same.
+        """
+        return {}
+
+    def load_batch_state(self, state: dict[str, torch.Tensor]) -> None:  # noqa: B027 - optional
+        """Takes in what one batch had left, so that an interrupted run goes on as if it had not been.
+
+        Called once for each batch in order; each call adds a batch, so a second one with the same state is an error.
+        """
+
+
+def zero_action(lm: EditableLM) -> Action:
+    """A delta of rank zero for each edited module: no change."""
+    shapes = {name: lm.shape(name) for name in lm.modules}
+    return {name: LowRank(torch.zeros(d_in, 0), torch.zeros(0, d_out)) for name, (d_in, d_out) in shapes.items()}
+
+
+def nan_action(lm: EditableLM) -> Action:
+    """NaN for each edited module, which environments refuse: of a method that has nothing finite to offer."""
+    return {name: torch.full(lm.shape(name), math.nan) for name in lm.modules}

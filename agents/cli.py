@@ -1,4 +1,8 @@
-"""The console script ``editenv``; also ``python -m agents``."""
+"""The commands of the console script ``editenv``; also ``python -m agents``.
+
+Options are declared here or in modules that are as light; torch and transformers are imported by what a command does,
+so that the help and usage errors come at once.
+"""
 
 import json
 import sys
@@ -9,17 +13,16 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from agents.editing.edit_command import Edit, edit, edits_for, show_scores
-from agents.editing.editor import BadEditError
-from agents.editing.saving import save_model
-from agents.registry import AGENTS
+from agents.editing.arguments import EditArgs
+from agents.editing.guard import BadEditError
+from agents.registry import ROWS
 from editenv.models import EMBEDDED, PACKAGED
-from editenv.models.modules import PRESETS
+from editenv.models.presets import PRESETS
 from editenv.renamed import renamed_options
 
 
 @dataclass
-class Train:
+class TrainArgs:
     """Trains an RLEdit policy for a model; what `python -m agents.rledit` does, with all its options.
 
     editenv train --output policy --model ./my-model --dataset my-edits/ --train.trajectories 20
@@ -27,7 +30,7 @@ class Train:
 
 
 @dataclass
-class Evaluate:
+class EvaluateArgs:
     """Asks a model about a file of edits: how many it says, on prompts and rephrases, and what else it keeps.
 
     editenv evaluate --model out/model --edits corrections.jsonl --base ./my-model
@@ -47,7 +50,7 @@ class Evaluate:
 
 
 @dataclass
-class Apply:
+class ApplyArgs:
     """Adds a file of deltas to the base model and saves the edited one, the same to the bit as the editing run's.
 
     editenv apply --model ./my-model --deltas out/deltas.safetensors --output edited
@@ -67,7 +70,7 @@ class Apply:
 
 
 @dataclass
-class Revert:
+class RevertArgs:
     """Takes a file of deltas away from an edited model; says whether the result is the base model to the bit.
 
     editenv revert --model edited --deltas out/deltas.safetensors --output back
@@ -83,7 +86,7 @@ class Revert:
 
 
 @dataclass
-class Inspect:
+class InspectArgs:
     """Reads a file of edits from end to end and reports what is in it: counts, duplicates, contradictions, lengths,
     what a model believes already, overlap with a training file, and the traps that published files are known for.
 
@@ -108,47 +111,55 @@ class Inspect:
 
 
 @dataclass
-class Methods:
-    """Lists the methods that `--method` and benchmarks take.
+class MethodsArgs:
+    """Lists the methods that `--method` and benchmarks take, or says all about one of them.
 
-    With --json also what each needs besides the gradient: the model and the edits' texts, edits to learn from, text
-    to take statistics of, the edits' subjects.
+    editenv methods
+
+    editenv methods memit-seq
+
+    With --json also what each needs besides the gradient: the model and the edits' texts, edits to learn from, text to
+    take statistics of, the edits' subjects.
     """
 
+    name: Annotated[str | None, tyro.conf.Positional] = None
+    """A row: its hyperparameters and where each comes from, its paper, and what it needs."""
     json: bool = False
+    """Print one JSON object."""
 
 
 @dataclass
-class Models:
+class ModelsArgs:
     """Lists the embedded model and the presets of the paper's Table 3: which modules of which model are edited."""
 
     json: bool = False
 
 
-def evaluate(args: Evaluate) -> None:
+def evaluate(args: EvaluateArgs) -> None:
+    from agents.editing.edit_command import edits_for, show_scores
     from editenv.evaluation import metrics
     from editenv.evaluation.batch import encode_evaluation
     from editenv.language_model.editable_lm import EditableLM
     from editenv.models import load_model
     from editenv.models.modules import mlp_outputs
 
-    found = edits_for(args.edits, args.bad_records, args.model, args.device, args.dtype)
-    edits = found[:]
+    edit_file = edits_for(args.edits, args.bad_records, args.model, args.device, args.dtype)
+    edits = edit_file[:]
     model, tokenizer = load_model(args.model, args.device, args.dtype)
     modules = mlp_outputs(model)[-1:]
     lm = EditableLM(model, tokenizer, modules)
-    questions = encode_evaluation(lm, edits)
+    batch = encode_evaluation(lm, edits)
     before = None
     if args.base is not None:
         other, other_tokenizer = load_model(args.base, args.device, args.dtype)
         base = EditableLM(other, other_tokenizer, mlp_outputs(other)[-1:])
-        asked = encode_evaluation(base, edits)
-        questions.before, before = asked.before, metrics.initial_generations(base, asked)
+        base_batch = encode_evaluation(base, edits)
+        batch.before, before = base_batch.before, metrics.initial_generations(base, base_batch)
     report: dict[str, Any] = {
         "edits": len(edits),
-        "left_out": dict(found.report.bad),
-        "teacher_forced": metrics.teacher_forced(lm, questions).percentages(),
-        "generation": metrics.generation(lm, questions, before).percentages(),
+        "left_out": dict(edit_file.report.bad),
+        "teacher_forced": metrics.teacher_forced(lm, batch).percentages(),
+        "generation": metrics.generation(lm, batch, before).percentages(),
     }
     if any(edit.old_answer for edit in edits):
         report["probability"] = metrics.probability(lm, edits).percentages()
@@ -158,7 +169,8 @@ def evaluate(args: Evaluate) -> None:
         show_scores(f"{args.model}: {len(edits)} edits of {args.edits}", report)
 
 
-def apply(args: Apply) -> None:
+def apply(args: ApplyArgs) -> None:
+    from agents.editing.saving import save_model
     from editenv.delta_files import apply_file, modules_of, read_delta_file
 
     lm = _load_editable(args.model, args.dtype, modules_of(read_delta_file(args.deltas)[0], args.deltas), args.output)
@@ -168,7 +180,8 @@ def apply(args: Apply) -> None:
     print(f"{args.output}: the edited model, {how}")
 
 
-def revert(args: Revert) -> None:
+def revert(args: RevertArgs) -> None:
+    from agents.editing.saving import save_model
     from editenv.delta_files import modules_of, read_delta_file, revert_file
 
     lm = _load_editable(args.model, args.dtype, modules_of(read_delta_file(args.deltas)[0], args.deltas), args.output)
@@ -177,59 +190,99 @@ def revert(args: Revert) -> None:
     print(f"{args.output}: the base model, {'bit for bit' if exact else 'within rounding'}")
 
 
-def inspect(args: Inspect) -> None:
+def inspect(args: InspectArgs) -> None:
     from rich.console import Console
     from rich.table import Table
 
     from editenv.inspection import inspect as read
 
     model = args.model or EMBEDDED
-    found = read(args.file, args.train, model, args.sample)
+    report = read(args.file, args.train, model, args.sample)
     if args.model is None:
-        found.notes.append(f"lengths and beliefs are those of the embedded model, {model}: name yours with --model")
+        report.notes.append(f"lengths and beliefs are those of the embedded model, {model}: name yours with --model")
     if args.json:
-        print(json.dumps(asdict(found)))
+        print(json.dumps(asdict(report)))
         return
     console = Console(soft_wrap=True)
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0), title_justify="left")
-    table.title = f"{found.file} ({found.format})"
-    table.add_row("records", f"{found.records:,}")
-    table.add_row("usable edits", f"{found.edits:,}")
-    for kind, count in found.left_out.items():
+    table.title = f"{report.file} ({report.format})"
+    table.add_row("records", f"{report.records:,}")
+    table.add_row("usable edits", f"{report.edits:,}")
+    for kind, count in report.left_out.items():
         table.add_row(f"  left out: {kind}", f"{count:,}")
-    table.add_row("subjects", f"{found.subjects:,}")
-    table.add_row("rephrases, locality prompts", f"{found.rephrases:,}, {found.locality_prompts:,}")
-    if found.target_tokens:
-        low, middle, high, top = found.target_tokens
+    table.add_row("subjects", f"{report.subjects:,}")
+    table.add_row("rephrases, locality prompts", f"{report.rephrases:,}, {report.locality_prompts:,}")
+    if report.target_tokens:
+        low, middle, high, top = report.target_tokens
         table.add_row("tokens of a target", f"{low:.0f} to {top:.0f}, median {middle:.0f}, 90% up to {high:.0f}")
-        table.add_row("targets of one token", f"{found.one_token_targets}%")
-    if found.already_believed is not None:
-        table.add_row(f"{model} says the target already", f"{found.already_believed}% of {found.asked} asked")
-    if found.old_answer_known is not None:
-        table.add_row(f"{model} says the old answer", f"{found.old_answer_known}%")
-    if found.overlap is not None:
+        table.add_row("targets of one token", f"{report.one_token_targets}%")
+    if report.already_believed is not None:
+        table.add_row(f"{model} says the target already", f"{report.already_believed}% of {report.asked} asked")
+    if report.old_answer_known is not None:
+        table.add_row(f"{model} says the old answer", f"{report.old_answer_known}%")
+    if report.overlap is not None:
         table.add_row(
             "prompts in the training file too",
-            "{prompts:,}, {contradicting:,} with another target".format(**found.overlap),
+            "{prompts:,}, {contradicting:,} with another target".format(**report.overlap),
         )
-        table.add_row("edits with a subject of it", f"{found.overlap['subjects']:,}")
+        table.add_row("edits with a subject of it", f"{report.overlap['subjects']:,}")
     console.print(table)
-    for note in found.notes:
+    for note in report.notes:
         console.print(f"note: {note}", markup=False, highlight=False)
-    for kind, example in found.examples.items():
+    for kind, example in report.examples.items():
         console.print(f"first {kind}: {example}", markup=False, highlight=False)
 
 
-def methods(args: Methods) -> None:
-    if args.json:
-        print(json.dumps({name: {"about": what, "needs": make().needs} for name, (what, make) in AGENTS.items()}))
+NEEDS = {
+    "model": "looks at the language model or the edits' texts while it edits",
+    "edits": "training edits to learn from",
+    "text": "ordinary text to take statistics of",
+    "subjects": "the subject of each edit",
+}
+
+
+def methods(args: MethodsArgs) -> None:
+    if args.name is not None:
+        _method(args.name, args.json)
+    elif args.json:
+        from agents.registry import make_agent
+
+        print(json.dumps({name: {"about": row.about, "needs": make_agent(name).needs} for name, row in ROWS.items()}))
+    else:
+        width = max(map(len, ROWS))
+        for name, row in ROWS.items():
+            print(f"{name:<{width}}  {row.about}")
+
+
+def _method(name: str, as_json: bool) -> None:
+    """Prints a row with its resolved hyperparameters."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from agents.registry import make_agent, resolved_settings
+
+    hyperparameters = resolved_settings(name)
+    row, agent = ROWS[name], make_agent(name)
+    about = {"about": row.about, "paper": row.paper, "class": row.agent, "needs": agent.needs, "settings": row.settings}
+    if as_json:
+        print(json.dumps({"name": name, **about, "hyperparameters": [asdict(one) for one in hyperparameters]}))
         return
-    width = max(map(len, AGENTS))
-    for name, (what, _) in AGENTS.items():
-        print(f"{name:<{width}}  {what}")
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(f"{name}: {row.about}", markup=False)
+    console.print(f"paper     {row.paper or 'none: it is a control'}", markup=False)
+    console.print(f"class     {row.agent}", markup=False)
+    console.print(f"needs     {'; '.join(NEEDS[need] for need in agent.needs) or 'the gradient alone'}", markup=False)
+    if row.settings is not None:
+        console.print(f"settings  agents/settings/{row.settings}.json: {row.chosen()}", markup=False)
+    table = Table("hyperparameter", "value", "from", box=None, pad_edge=False)
+    for one in hyperparameters:
+        table.add_row(one.name, str(one.value), one.source)
+    console.print(table)
+    if row.settings is not None:
+        console.print("Settings were chosen for the embedded model; on any other the defaults of the class apply.")
 
 
-def models(args: Models) -> None:
+def models(args: ModelsArgs) -> None:
     if args.json:
         print(json.dumps({**dict.fromkeys(PACKAGED), **{name: asdict(row) for name, row in PRESETS.items()}}))
         return
@@ -251,36 +304,52 @@ def _load_editable(model: str, dtype: str, modules: Sequence[str], output: Path)
     return EditableLM(*load_model(model, dtype=dtype), modules)
 
 
+def edit(args: EditArgs) -> None:
+    from agents.editing.edit_command import edit as run
+
+    run(args)
+
+
 COMMANDS: dict[Any, Callable[[Any], None]] = {
-    Edit: edit,
-    Evaluate: evaluate,
-    Apply: apply,
-    Revert: revert,
-    Inspect: inspect,
-    Methods: methods,
-    Models: models,
+    EditArgs: edit,
+    EvaluateArgs: evaluate,
+    ApplyArgs: apply,
+    RevertArgs: revert,
+    InspectArgs: inspect,
+    MethodsArgs: methods,
+    ModelsArgs: models,
 }
 
 
 def main() -> None:
     """Entry point; errors about the input go to stderr, in one line, with exit status 1."""
-    if sys.argv[1:2] == ["train"]:
-        from agents.hypernetwork import train_command
-        from agents.rledit import agent as rledit
-
-        words = renamed_options(sys.argv[2:])
-        told = tyro.cli(train_command.Args, prog="editenv train", args=words, description=rledit.__doc__)
-        _run(train_command.main, told, told.output / "checkpoint.pt")
+    words = renamed_options(sys.argv[1:])
+    if words[:1] == ["train"]:
+        _train(words[1:])
         return
-    named = {kind.__name__.lower(): kind for kind in (Edit, Train, Evaluate, Apply, Revert, Inspect, Methods, Models)}
+    named = {kind.__name__.removesuffix("Args").lower(): kind for kind in (TrainArgs, *COMMANDS)}
     union: Any = None
     for name, kind in named.items():
         one = Annotated[kind, tyro.conf.subcommand(name)]  # type: ignore[valid-type]
         union = one if union is None else union | one
-    words = renamed_options(sys.argv[1:])
     args: Any = tyro.cli(union, prog="editenv", args=words, description="Lifelong editing of language models.")
-    kept = args.output / "journal.jsonl" if isinstance(args, Edit) else None
+    kept = args.output / "journal.jsonl" if isinstance(args, EditArgs) else None
     _run(COMMANDS[type(args)], args, kept)
+
+
+def _train(words: Sequence[str]) -> None:
+    """``editenv train`` has the options of ``python -m agents.rledit``, which are its own command's."""
+    import agents.rledit
+    from agents.hypernetwork import train_command
+
+    args = tyro.cli(train_command.Args, prog="editenv train", args=words, description=agents.rledit.__doc__)
+
+    def train(args: train_command.Args) -> None:
+        from agents.rledit.trainer import RLEditTrainer
+
+        train_command.main(args, RLEditTrainer)
+
+    _run(train, args, args.output / "checkpoint.pt")
 
 
 def _run(command: Callable[[Any], None], args: Any, kept: Path | None) -> None:

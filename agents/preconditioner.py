@@ -7,6 +7,8 @@ Adding the keys of each finished batch to ``P^-1`` is recursive least squares: l
 alone. All of it needs keys that do not drift.
 """
 
+from collections.abc import Mapping
+
 import torch
 
 from editenv.language_model.editable_lm import Gradient
@@ -90,7 +92,7 @@ class Preconditioner:
 
     def absorb(
         self,
-        gradients: dict[str, Gradient],
+        gradients: Mapping[str, Gradient],
         noise: dict[str, float],
         projected: dict[str, torch.Tensor] | None = None,
     ) -> None:

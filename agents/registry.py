@@ -1,9 +1,12 @@
-"""The agents by name, as benchmarks list them.
+"""The rows of benchmarks' tables, by name: :data:`ROWS` is the one table of them.
 
-A name is a row of a table: a method with its options. ``METHOD@FOLDER`` is a method with the settings of another
-folder of agents/settings, or with a slash in it of your own (``memit@./mine``, made by benchmarks.tune).
-``some_file.py:Name`` and ``package.module:Name`` name an :class:`agents.base.Agent` of your own, made without
-arguments.
+A row is a method with its options.
+``METHOD@FOLDER`` is a row with the settings of another folder of agents/settings, or with a slash in it of your own
+(``memit@./mine``, made by benchmarks.tune).
+``some_file.py:Name`` and ``package.module:Name`` name an :class:`agents.base.Agent` of your own, made without arguments.
+
+Adding a method: a file in agents/baselines with its class, a row here, a file of settings in agents/settings/atlas.
+This module imports no agent until one is made.
 """
 
 import hashlib
@@ -11,114 +14,96 @@ import importlib
 import importlib.util
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, is_dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from agents.base import Agent
-from agents.baselines.alphaedit import AlphaEdit
-from agents.baselines.dafnet import DAFNet
-from agents.baselines.fine_tune import FineTune, JointFineTune
-from agents.baselines.lora import LoRA
-from agents.baselines.malmen import MALMEN
-from agents.baselines.memit import MEMIT
-from agents.baselines.mend import MEND
-from agents.baselines.no_edit import NoEdit
-from agents.baselines.prune import PRUNE
-from agents.baselines.rect import RECT
-from agents.baselines.rome import ROME
-from agents.baselines.stableedit import StableEdit
-from agents.baselines.ultraedit import UltraEdit
-from agents.hypernetwork.training import TrainConfig
-from agents.rl.evolution import Evolution, EvolutionConfig
-from agents.rl.online import Online
-from agents.rl.reinforce import Reinforce, ReinforceConfig
-from agents.rl.sb3 import SB3Agent
-from agents.rledit.agent import RLEdit
-from agents.settings import build, merged, read_settings
+from agents.settings import build, merged, read_settings, settings_path
+
+if TYPE_CHECKING:
+    from agents.base import Agent
 
 
-def _config(method: str) -> TrainConfig:
-    return build(TrainConfig, read_settings(method)["config"])
+@dataclass(frozen=True)
+class Row:
+    """One row: which class, and what makes it that row.
 
+    The constructor's arguments are ``arguments``, over them the settings, over them ``fixed``.
 
-# One budget for every row that is trained over 25 batches and has one action per batch.
-PAPER, PRECONDITIONED, CLOSED_LOOP = _config("rledit"), _config("rledit-p"), _config("rledit-p-k4")
-LONG = _config("rledit-p-long")
-
-# The paper's network without the paper's gradient; a trajectory is one optimiser step, as above, but on several
-# episodes.
-EPISODES: dict[str, Any] = {
-    "trajectories": PAPER.trajectories,
-    "horizon": PAPER.horizon,
-    "warm_up_batches": PAPER.warm_up_batches,
-    "learning_rate": PAPER.learning_rate,
-    "scalar_learning_rate": PAPER.scalar_learning_rate,
-    "policy": PAPER.policy,
-}
-
-DEMO = replace(PRECONDITIONED, trajectories=5)
-
-
-MEND_NETWORK: dict[str, Any] = {"network": "mend", "blocks": 2}
-MALMEN_NETWORK: dict[str, Any] = {"network": "malmen", "blocks": 2}
-
-METHODS: dict[str, tuple[Callable[..., Agent], dict[str, Any]]] = {
-    "fine-tune": (FineTune, {}),
-    "joint-fine-tune": (JointFineTune, {}),
-    "ft-l": (FineTune, {"steps": 25, "learning_rate": 5e-4, "norm_constraint": 5e-4}),  # ROME's code, for GPT-2 XL
-    "lora": (LoRA, {}),
-    "mend": (MEND, {"config": {"policy": MEND_NETWORK}}),
-    "mend-k4": (MEND, {"config": {"policy": MEND_NETWORK, "actions_per_batch": 4}}),
-    "mend-retrained": (MEND, {"config": {"policy": MEND_NETWORK}, "retrain_every": 3}),
-    "mend-rledit": (RLEdit, {"config": {"policy": MEND_NETWORK}}),
-    "malmen": (MALMEN, {"config": {"policy": MALMEN_NETWORK}}),
-    "malmen-k4": (MALMEN, {"config": {"policy": MALMEN_NETWORK, "actions_per_batch": 4}}),
-    "malmen-retrained": (MALMEN, {"config": {"policy": MALMEN_NETWORK}, "retrain_every": 3}),
-    "malmen-rledit": (RLEdit, {"config": {"policy": MALMEN_NETWORK, "locality": 1.0}}),
-    "dafnet": (DAFNet, {}),
-    "ultraedit": (UltraEdit, {}),
-    "ultraedit-k4": (UltraEdit, {"actions_per_batch": 4}),
-    "stableedit": (StableEdit, {}),
-    "stableedit-k4": (StableEdit, {"actions_per_batch": 4}),
-    "rledit": (RLEdit, {}),
-    "rledit-k4": (RLEdit, {"config": {"actions_per_batch": 4}}),
-    "untrained-p": (RLEdit, {"config": {"preconditioner": True}, "train": False}),
-    "rledit-p": (RLEdit, {"config": {"preconditioner": True}}),
-    "rledit-p-long": (RLEdit, {"config": {"preconditioner": True, "trajectories": 8, "horizon": 150}}),
-    "rledit-p-k4": (RLEdit, {"config": {"preconditioner": True, "actions_per_batch": 4}}),
-    "rome": (ROME, {}),
-    "memit": (MEMIT, {}),
-    "memit-seq": (MEMIT, {"cache_keys": True}),
-    "prune": (PRUNE, {}),
-    "rect": (RECT, {}),
-    "alphaedit": (AlphaEdit, {}),
-}
-"""Methods that take settings, and what makes the row the row: on any model, unless its settings say otherwise.
-Those for the embedded model are files of agents/settings.
-"""
-
-
-def make_method(name: str, settings: Mapping[str, Any]) -> Agent:
-    """The method with these settings, its own defaults elsewhere.
-
-    Args:
-        name: Of :data:`METHODS`.
-        settings: Constructor arguments, dataclasses as objects.
-
-    Raises:
-        ValueError: If a setting is unknown, naming it.
+    Attributes:
+        about: What it is, in a few words.
+        agent: ``module:Class``, imported when the row is made.
+        paper: Where it comes from; empty for what is ours.
+        arguments: What makes the row the row on any model, unless settings say otherwise.
+        settings: ``FOLDER/METHOD`` of agents/settings: what was chosen for the embedded model. None if it takes none.
+        fixed: What sets the row apart from others with the same settings; settings do not change it.
     """
-    kind, defining = METHODS[name]
-    return build(kind, merged(defining, settings))
+
+    about: str
+    agent: str
+    paper: str = ""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    settings: str | None = None
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+
+    def load(self) -> "type[Agent]":
+        """The class."""
+        module, _, name = self.agent.partition(":")
+        kind: type[Agent] = getattr(importlib.import_module(module), name)
+        return kind
+
+    def make(self, settings: Mapping[str, Any]) -> "Agent":
+        """The agent with these settings.
+
+        Raises:
+            ValueError: If a setting is unknown or none of the choices there are for it, naming it.
+        """
+        return build(self.load(), merged(merged(self.arguments, settings), self.fixed))
+
+    def read_settings(self, folder: str | None = None) -> dict[str, Any]:
+        """The settings chosen for it in its own folder or another one; empty if it takes none.
+
+        Raises:
+            FileNotFoundError: If the folder has none.
+            ValueError: If the file is not one of settings.
+        """
+        if self.settings is None:
+            return {}
+        own_folder, _, method = self.settings.rpartition("/")
+        return read_settings(method, folder or own_folder)
+
+    def chosen(self) -> str:
+        """How those settings were chosen; empty if it takes none."""
+        if self.settings is None:
+            return ""
+        folder, _, method = self.settings.rpartition("/")
+        return str(json.loads(settings_path(method, folder).read_text(encoding="utf-8")).get("chosen", ""))
 
 
-def tuned(method: str, folder: str = "atlas") -> Callable[[], Agent]:
-    """Makes the method with the settings chosen for the embedded model, or those of another folder of
-    agents/settings.
-    """
-    return lambda: make_method(method, read_settings(method, folder))
+RLEDIT = "agents.rledit.agent:RLEdit"
+MEND = "agents.baselines.mend:MEND"
+MALMEN = "agents.baselines.malmen:MALMEN"
+ULTRAEDIT = "agents.baselines.ultraedit:UltraEdit"
+STABLEEDIT = "agents.baselines.stableedit:StableEdit"
+MEMIT = "agents.baselines.memit:MEMIT"
+FINE_TUNE = "agents.baselines.fine_tune:FineTune"
+SB3 = "agents.rl.sb3:SB3Agent"
+
+RLEDIT_PAPER = "Li et al. 2025, ICML, arXiv 2502.05759"
+MEND_PAPER = "Mitchell et al. 2022, ICLR, arXiv 2110.11309"
+MALMEN_PAPER = "Tan et al. 2024, ICLR, arXiv 2311.04661"
+ULTRAEDIT_PAPER = "Gu et al. 2025, arXiv 2505.14679"
+STABLEEDIT_PAPER = "Ma et al. 2026, arXiv 2605.11836"
+MEMIT_PAPER = "Meng et al. 2023, ICLR, arXiv 2210.07229"
+ALPHAEDIT_PAPER = "Fang et al. 2025, ICLR, arXiv 2410.02355"
+
+MEND_NETWORK: Mapping[str, Any] = {"network": "mend", "blocks": 2}
+MALMEN_NETWORK: Mapping[str, Any] = {"network": "malmen", "blocks": 2}
+
+# The paper's network without the paper's gradient: a trajectory is one optimiser step on several episodes, and the
+# environment's own rewards look back at all past batches.
+EPISODES: Mapping[str, Any] = {"memory_samples": None}
 
 
 def packaged_policy(name: str) -> Path:
@@ -126,154 +111,401 @@ def packaged_policy(name: str) -> Path:
     return Path(str(resources.files("agents"))) / "policies" / name
 
 
-AGENTS: dict[str, tuple[str, Callable[[], Agent]]] = {
-    "no-edit": ("nothing is done", NoEdit),
-    "fine-tune": ("Adam on the edited modules, batch after batch", tuned("fine-tune")),
-    "joint-fine-tune": ("the ceiling: all edits at once, to convergence", tuned("joint-fine-tune")),
-    "ultraedit": ("RLEdit's regression with running normalisation in place of the network", tuned("ultraedit")),
-    "ultraedit-k4": ("UltraEdit with four actions per batch", tuned("ultraedit-k4")),
-    "stableedit": ("UltraEdit with warmed-up statistics and whitened gradients", tuned("stableedit")),
-    "stableedit-k4": ("StableEdit with four actions per batch", tuned("stableedit-k4")),
-    "ft-l": ("fine-tuning that moves no weight by more than a bound (FT-L)", tuned("ft-l")),
-    "lora": ("a low-rank adapter fine-tuned on each batch, and merged", tuned("lora")),
-    "mend": ("MEND: a network turns gradients into rank-one updates", tuned("mend")),
-    "mend-k4": ("MEND with four actions per batch", tuned("mend-k4")),
-    "mend-retrained": ("MEND*: trained again on the edited model every 3 batches", tuned("mend-retrained")),
-    "mend-rledit": ("MEND's network, RLEdit's training", tuned("mend-rledit")),
-    "malmen": ("MALMEN: a network and least squares over a batch", tuned("malmen")),
-    "malmen-k4": ("MALMEN with four actions per batch", tuned("malmen-k4")),
-    "malmen-retrained": ("MALMEN*: trained again on the edited model every 3 batches", tuned("malmen-retrained")),
-    "malmen-rledit": ("MALMEN's network, RLEdit's training", tuned("malmen-rledit")),
-    "dafnet": ("DAFNet: a network over the whole sequence of edits", tuned("dafnet")),
-    "rome": ("ROME: one rank-one update a fact", tuned("rome")),
-    "memit": ("MEMIT: least squares over a batch of facts", tuned("memit")),
-    "memit-seq": ("MEMIT with earlier batches' keys added to the covariance", tuned("memit-seq")),
-    "prune": ("PRUNE: MEMIT, with the singular values of all updates held down at the end", tuned("prune")),
-    "rect": ("RECT: MEMIT, keeping the largest relative changes of each update", tuned("rect")),
-    "alphaedit": ("AlphaEdit: MEMIT in the null space of the text's keys", tuned("alphaedit")),
-    # The paper's form, one action per batch.
-    "untrained": ("RLEdit's network as it is initialised", lambda: RLEdit(PAPER, train=False)),
-    "rledit": ("RLEdit as the paper has it", tuned("rledit")),
-    "rledit-fixed": (
+ROWS: dict[str, Row] = {
+    "no-edit": Row("nothing is done", "agents.baselines.no_edit:NoEdit"),
+    "fine-tune": Row("Adam on the edited modules, batch after batch", FINE_TUNE, settings="atlas/fine-tune"),
+    "joint-fine-tune": Row(
+        "the ceiling: all edits at once, to convergence",
+        "agents.baselines.joint_fine_tune:JointFineTune",
+        settings="atlas/joint-fine-tune",
+    ),
+    "ultraedit": Row(
+        "RLEdit's regression with running normalisation in place of the network",
+        ULTRAEDIT,
+        ULTRAEDIT_PAPER,
+        settings="atlas/ultraedit",
+    ),
+    "ultraedit-k4": Row(
+        "UltraEdit with four actions per batch",
+        ULTRAEDIT,
+        ULTRAEDIT_PAPER,
+        {"actions_per_batch": 4},
+        "atlas/ultraedit-k4",
+    ),
+    "stableedit": Row(
+        "UltraEdit with warmed-up statistics and whitened gradients",
+        STABLEEDIT,
+        STABLEEDIT_PAPER,
+        settings="atlas/stableedit",
+    ),
+    "stableedit-k4": Row(
+        "StableEdit with four actions per batch",
+        STABLEEDIT,
+        STABLEEDIT_PAPER,
+        {"actions_per_batch": 4},
+        "atlas/stableedit-k4",
+    ),
+    "ft-l": Row(
+        "fine-tuning that moves no weight by more than a bound (FT-L)",
+        FINE_TUNE,
+        "Zhu et al. 2021, arXiv 2012.00363",
+        {"steps": 25, "learning_rate": 5e-4, "norm_constraint": 5e-4},  # ROME's code, for GPT-2 XL
+        "atlas/ft-l",
+    ),
+    "lora": Row(
+        "a low-rank adapter fine-tuned on each batch, and merged",
+        "agents.baselines.lora:LoRA",
+        "Hu et al. 2022, ICLR, arXiv 2106.09685",
+        settings="atlas/lora",
+    ),
+    "mend": Row(
+        "MEND: a network turns gradients into rank-one updates",
+        MEND,
+        MEND_PAPER,
+        {"config": {"policy": MEND_NETWORK}},
+        "atlas/mend",
+    ),
+    "mend-k4": Row(
+        "MEND with four actions per batch",
+        MEND,
+        MEND_PAPER,
+        {"config": {"policy": MEND_NETWORK, "actions_per_batch": 4}},
+        "atlas/mend-k4",
+    ),
+    "mend-retrained": Row(
+        "MEND*: trained again on the edited model every 3 batches",
+        MEND,
+        f"{MEND_PAPER}; {RLEDIT_PAPER}, appendix A.1",
+        {"config": {"policy": MEND_NETWORK}, "retrain_every": 3},
+        "atlas/mend-retrained",
+    ),
+    "mend-rledit": Row(
+        "MEND's network, RLEdit's training",
+        RLEDIT,
+        f"{RLEDIT_PAPER}, section 3.3",
+        {"config": {"policy": MEND_NETWORK}},
+        "atlas/mend-rledit",
+    ),
+    "malmen": Row(
+        "MALMEN: a network and least squares over a batch",
+        MALMEN,
+        MALMEN_PAPER,
+        {"config": {"policy": MALMEN_NETWORK}},
+        "atlas/malmen",
+    ),
+    "malmen-k4": Row(
+        "MALMEN with four actions per batch",
+        MALMEN,
+        MALMEN_PAPER,
+        {"config": {"policy": MALMEN_NETWORK, "actions_per_batch": 4}},
+        "atlas/malmen-k4",
+    ),
+    "malmen-retrained": Row(
+        "MALMEN*: trained again on the edited model every 3 batches",
+        MALMEN,
+        f"{MALMEN_PAPER}; {RLEDIT_PAPER}, appendix A.1",
+        {"config": {"policy": MALMEN_NETWORK}, "retrain_every": 3},
+        "atlas/malmen-retrained",
+    ),
+    "malmen-rledit": Row(
+        "MALMEN's network, RLEdit's training",
+        RLEDIT,
+        f"{RLEDIT_PAPER}, section 3.3",
+        {"config": {"policy": MALMEN_NETWORK, "locality": 1.0}},
+        "atlas/malmen-rledit",
+    ),
+    "dafnet": Row(
+        "DAFNet: a network over the whole sequence of edits",
+        "agents.baselines.dafnet:DAFNet",
+        "Zhang et al. 2024, ACL Findings, arXiv 2405.20588",
+        settings="atlas/dafnet",
+    ),
+    "rome": Row(
+        "ROME: one rank-one update a fact",
+        "agents.baselines.rome:ROME",
+        "Meng et al. 2022, NeurIPS, arXiv 2202.05262",
+        settings="atlas/rome",
+    ),
+    "memit": Row("MEMIT: least squares over a batch of facts", MEMIT, MEMIT_PAPER, settings="atlas/memit"),
+    "memit-seq": Row(
+        "MEMIT with earlier batches' keys added to the covariance",
+        MEMIT,
+        f"{MEMIT_PAPER}; the public code of {ALPHAEDIT_PAPER}",
+        {"cache_keys": True},
+        "atlas/memit-seq",
+    ),
+    "prune": Row(
+        "PRUNE: MEMIT, with the singular values of all updates held down at the end",
+        "agents.baselines.prune:PRUNE",
+        "Ma et al. 2025, ICLR, arXiv 2405.16821",
+        settings="atlas/prune",
+    ),
+    "rect": Row(
+        "RECT: MEMIT, keeping the largest relative changes of each update",
+        "agents.baselines.rect:RECT",
+        "Gu et al. 2024, EMNLP, arXiv 2401.04700",
+        settings="atlas/rect",
+    ),
+    "alphaedit": Row(
+        "AlphaEdit: MEMIT in the null space of the text's keys",
+        "agents.baselines.alphaedit:AlphaEdit",
+        ALPHAEDIT_PAPER,
+        settings="atlas/alphaedit",
+    ),
+    # RLEdit in the paper's form, one action per batch; one training budget for all of these.
+    "untrained": Row(
+        "RLEdit's network as it is initialised", RLEDIT, RLEDIT_PAPER, {}, "atlas/rledit", {"train": False}
+    ),
+    "rledit": Row("RLEdit as the paper has it", RLEDIT, RLEDIT_PAPER, settings="atlas/rledit"),
+    "rledit-fixed": Row(
         "the same network and budget, trained on the fixed initial model",
-        lambda: RLEdit(replace(PAPER, environment="fixed")),
+        RLEDIT,
+        RLEDIT_PAPER,
+        {},
+        "atlas/rledit",
+        {"config": {"environment": "fixed"}},
     ),
-    "rledit-step-credit": (
+    "rledit-step-credit": Row(
         "RLEdit with each delta answering for its own reward only",
-        lambda: RLEdit(replace(PAPER, credit="step")),
+        RLEDIT,
+        RLEDIT_PAPER,
+        {},
+        "atlas/rledit",
+        {"config": {"credit": "step"}},
     ),
-    "rledit-no-memory": ("RLEdit without memory backtracking", lambda: RLEdit(replace(PAPER, memory_batches=0))),
-    "rledit-no-regularization": ("RLEdit without its regularizer", lambda: RLEdit(replace(PAPER, regularization=0.0))),
-    "rledit-previous-reference": (
+    "rledit-no-memory": Row(
+        "RLEdit without memory backtracking",
+        RLEDIT,
+        RLEDIT_PAPER,
+        {},
+        "atlas/rledit",
+        {"config": {"memory_batches": 0}},
+    ),
+    "rledit-no-regularization": Row(
+        "RLEdit without its regularizer", RLEDIT, RLEDIT_PAPER, {}, "atlas/rledit", {"config": {"regularization": 0.0}}
+    ),
+    "rledit-previous-reference": Row(
         "RLEdit with locality measured against the model before the batch, not the initial one",
-        lambda: RLEdit(replace(PAPER, reference="previous")),
+        RLEDIT,
+        RLEDIT_PAPER,
+        {},
+        "atlas/rledit",
+        {"config": {"reference": "previous"}},
     ),
     # The same network, trained in other ways.
-    "online-rledit": (
+    "online-rledit": Row(
         "RLEdit with an optimiser step after every reward (the paper, section 3.2, rejects it)",
-        lambda: RLEdit(PAPER, algorithm=Online),
+        "agents.rl.online:OnlineRLEdit",
+        RLEDIT_PAPER,
+        settings="atlas/rledit",
     ),
-    "reinforce": (
+    "reinforce": Row(
         "RLEdit's network trained by REINFORCE, from rewards alone",
-        lambda: RLEdit(ReinforceConfig(**EPISODES, rollouts=4), algorithm=Reinforce),
+        "agents.rl.reinforce:ReinforceAgent",
+        "Williams 1992, Machine Learning 8",
+        {},
+        "atlas/rledit",
+        {"config": {**EPISODES, "rollouts": 4}},
     ),
-    "evolution": (
+    "evolution": Row(
         "RLEdit's network trained by an evolution strategy",
-        lambda: RLEdit(EvolutionConfig(**EPISODES, pairs=4), algorithm=Evolution),
+        "agents.rl.evolution:EvolutionAgent",
+        "Salimans et al. 2017, arXiv 1703.03864",
+        {},
+        "atlas/rledit",
+        {"config": {**EPISODES, "pairs": 4}},
     ),
     # Beyond the paper: the recursive key-covariance preconditioner (P), and up to four actions per batch (K4).
-    "untrained-p": ("the untrained network with P", tuned("untrained-p")),
-    "rledit-p": ("RLEdit with P", tuned("rledit-p")),
-    "rledit-p-fixed": (
-        "the same, trained on the fixed initial model",
-        lambda: RLEdit(replace(PRECONDITIONED, environment="fixed")),
+    "untrained-p": Row(
+        "the untrained network with P",
+        RLEDIT,
+        RLEDIT_PAPER,
+        {"config": {"preconditioner": True}, "train": False},
+        "atlas/untrained-p",
     ),
-    "rledit-p-long": ("RLEdit with P, trained over trajectories of 3,000 edits", tuned("rledit-p-long")),
-    "rledit-p-long-fixed": (
+    "rledit-p": Row("RLEdit with P", RLEDIT, RLEDIT_PAPER, {"config": {"preconditioner": True}}, "atlas/rledit-p"),
+    "rledit-p-fixed": Row(
         "the same, trained on the fixed initial model",
-        lambda: RLEdit(replace(LONG, environment="fixed")),
+        RLEDIT,
+        RLEDIT_PAPER,
+        {"config": {"preconditioner": True}},
+        "atlas/rledit-p",
+        {"config": {"environment": "fixed"}},
     ),
-    "rledit-p-long-step-credit": (
+    "rledit-p-long": Row(
+        "RLEdit with P, trained over trajectories of 3,000 edits",
+        RLEDIT,
+        RLEDIT_PAPER,
+        {"config": {"preconditioner": True, "trajectories": 8, "horizon": 150}},
+        "atlas/rledit-p-long",
+    ),
+    "rledit-p-long-fixed": Row(
+        "the same, trained on the fixed initial model",
+        RLEDIT,
+        RLEDIT_PAPER,
+        {"config": {"preconditioner": True, "trajectories": 8, "horizon": 150}},
+        "atlas/rledit-p-long",
+        {"config": {"environment": "fixed"}},
+    ),
+    "rledit-p-long-step-credit": Row(
         "the same with each delta answering for its own reward only",
-        lambda: RLEdit(replace(LONG, credit="step")),
+        RLEDIT,
+        RLEDIT_PAPER,
+        {"config": {"preconditioner": True, "trajectories": 8, "horizon": 150}},
+        "atlas/rledit-p-long",
+        {"config": {"credit": "step"}},
     ),
     # Settings chosen on 8,000 edits of the training split, as rledit-p-long's were.
-    "untrained-p-long": ("the untrained network with P, set for 8,000 edits", tuned("untrained-p", "atlas-long")),
-    "memit-seq-long": ("memit-seq, set for 8,000 edits", tuned("memit-seq", "atlas-long")),
-    "rledit-k4": ("RLEdit with four actions per batch", tuned("rledit-k4")),
-    "untrained-p-k4": ("the untrained network with P, four actions", lambda: RLEdit(CLOSED_LOOP, train=False)),
-    "rledit-p-k4": ("RLEdit with P, four actions", tuned("rledit-p-k4")),
+    "untrained-p-long": Row(
+        "the untrained network with P, set for 8,000 edits",
+        RLEDIT,
+        RLEDIT_PAPER,
+        {"config": {"preconditioner": True}, "train": False},
+        "atlas-long/untrained-p",
+    ),
+    "memit-seq-long": Row(
+        "memit-seq, set for 8,000 edits", MEMIT, MEMIT_PAPER, {"cache_keys": True}, "atlas-long/memit-seq"
+    ),
+    "rledit-k4": Row(
+        "RLEdit with four actions per batch",
+        RLEDIT,
+        RLEDIT_PAPER,
+        {"config": {"actions_per_batch": 4}},
+        "atlas/rledit-k4",
+    ),
+    "untrained-p-k4": Row(
+        "the untrained network with P, four actions",
+        RLEDIT,
+        RLEDIT_PAPER,
+        {"config": {"preconditioner": True, "actions_per_batch": 4}},
+        "atlas/rledit-p-k4",
+        {"train": False},
+    ),
+    "rledit-p-k4": Row(
+        "RLEdit with P, four actions",
+        RLEDIT,
+        RLEDIT_PAPER,
+        {"config": {"preconditioner": True, "actions_per_batch": 4}},
+        "atlas/rledit-p-k4",
+    ),
     # Reinforcement learning in general, on two numbers a module (Stable-Baselines3).
-    "sb3-ppo": ("PPO chooses step size and ridge", lambda: SB3Agent("ppo")),
-    "sb3-a2c": ("A2C, likewise", lambda: SB3Agent("a2c")),
-    "sb3-sac": ("SAC, likewise", lambda: SB3Agent("sac")),
-    "sb3-td3": ("TD3, likewise", lambda: SB3Agent("td3")),
-    "sb3-ddpg": ("DDPG, likewise", lambda: SB3Agent("ddpg")),
-    "sb3-tqc": ("TQC, likewise", lambda: SB3Agent("tqc")),
+    "sb3-ppo": Row("PPO chooses step size and ridge", SB3, "Schulman et al. 2017, arXiv 1707.06347", {"algo": "ppo"}),
+    "sb3-a2c": Row("A2C, likewise", SB3, "Mnih et al. 2016, ICML, arXiv 1602.01783", {"algo": "a2c"}),
+    "sb3-sac": Row("SAC, likewise", SB3, "Haarnoja et al. 2018, ICML, arXiv 1801.01290", {"algo": "sac"}),
+    "sb3-td3": Row("TD3, likewise", SB3, "Fujimoto et al. 2018, ICML, arXiv 1802.09477", {"algo": "td3"}),
+    "sb3-ddpg": Row("DDPG, likewise", SB3, "Lillicrap et al. 2016, ICLR, arXiv 1509.02971", {"algo": "ddpg"}),
+    "sb3-tqc": Row("TQC, likewise", SB3, "Kuznetsov et al. 2020, ICML, arXiv 2005.04269", {"algo": "tqc"}),
     # The demo trains for about a minute.
-    "demo-rledit": ("RLEdit with P, trained briefly", lambda: RLEdit(DEMO)),
-    "demo-untrained": ("the same network before that", lambda: RLEdit(DEMO, train=False)),
-    "rledit-packaged": ("a policy that ships with the package", lambda: RLEdit(policy=packaged_policy("atlas"))),
+    "demo-rledit": Row(
+        "RLEdit with P, trained briefly",
+        RLEDIT,
+        RLEDIT_PAPER,
+        {"config": {"preconditioner": True}},
+        "atlas/rledit-p",
+        {"config": {"trajectories": 5}},
+    ),
+    "demo-untrained": Row(
+        "the same network before that",
+        RLEDIT,
+        RLEDIT_PAPER,
+        {"config": {"preconditioner": True}},
+        "atlas/rledit-p",
+        {"config": {"trajectories": 5}, "train": False},
+    ),
+    "rledit-packaged": Row(
+        "a policy that ships with the package", RLEDIT, RLEDIT_PAPER, fixed={"policy": packaged_policy("atlas")}
+    ),
 }
 
 
-def make_agent(name: str) -> Agent:
-    """An agent by its name in :data:`AGENTS`, ``METHOD@FOLDER``, or one of your own by ``file.py:Class`` or
-    ``module:Class``.
+def takes_settings(name: str) -> bool:
+    """Whether there is a row of this name that takes settings."""
+    return name in ROWS and ROWS[name].settings is not None
+
+
+def make_method(name: str, settings: Mapping[str, Any]) -> "Agent":
+    """A row with these settings in place of those chosen for the embedded model; the method's own defaults elsewhere.
+
+    Args:
+        name: Of :data:`ROWS`.
+        settings: Constructor arguments, dataclasses as objects.
+
+    Raises:
+        ValueError: If a setting is unknown, naming it, or if there is no such row or it takes none.
+    """
+    if not takes_settings(name):
+        with_settings = ", ".join(name for name in ROWS if takes_settings(name))
+        raise ValueError(f"method {name!r} takes no settings; those that do are {with_settings}")
+    return ROWS[name].make(settings)
+
+
+def make_agent(name: str) -> "Agent":
+    """An agent by its name in :data:`ROWS`, ``METHOD@FOLDER``, or one of your own by ``file.py:Class`` or ``module:Class``.
 
     Raises:
         ValueError: If there is no such agent, or if the method has no such setting as the folder's file says.
+        FileNotFoundError: If the folder has no settings of the method.
     """
+    from agents.base import Agent
+
     agent = find_agent(name)()
     if not isinstance(agent, Agent):
         raise ValueError(f"agent {name!r} is not an agents.base.Agent")
     return agent
 
 
-def find_agent(name: str) -> Callable[[], Agent]:
+def find_agent(name: str) -> "Callable[[], Agent]":
     """What makes the agent of this name, without making it.
 
     Raises:
         ValueError: If there is no such agent.
         FileNotFoundError: If the folder has no settings of the method.
     """
-    if name in AGENTS:
-        return AGENTS[name][1]
+    if name in ROWS:
+        return lambda: ROWS[name].make(ROWS[name].read_settings())
     method, at, folder = name.partition("@")
-    if at and method in METHODS:
-        read_settings(method, folder)  # a missing file is told at once
-        return tuned(method, folder)
-    place, colon, attribute = name.rpartition(":")
+    if at and takes_settings(method):
+        settings = ROWS[method].read_settings(folder)  # a missing file is told at once
+        return lambda: ROWS[method].make(settings)
+    source, colon, attribute = name.rpartition(":")
     if not colon:
-        raise ValueError(f"unknown agent {name!r}; known are {', '.join(AGENTS)}, METHOD@FOLDER, or file.py:Class")
-    if place.endswith(".py"):
-        spec = importlib.util.spec_from_file_location(Path(place).stem, place)
-        if spec is None or spec.loader is None or not Path(place).exists():
-            raise ValueError(f"agent {name!r}: there is no file {place}")
+        raise ValueError(f"unknown agent {name!r}; known are {', '.join(ROWS)}, METHOD@FOLDER, or file.py:Class")
+    return _of_a_module(name, source, attribute)
+
+
+def _of_a_module(name: str, source: str, attribute: str) -> "Callable[[], Agent]":
+    """What a file or a module has under this name."""
+    if source.endswith(".py"):
+        spec = importlib.util.spec_from_file_location(Path(source).stem, source)
+        if spec is None or spec.loader is None or not Path(source).exists():
+            raise ValueError(f"agent {name!r}: there is no file {source}")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
     else:
         try:
-            module = importlib.import_module(place)
+            module = importlib.import_module(source)
         except ModuleNotFoundError as error:
             raise ValueError(f"agent {name!r}: {error}") from error
     if not hasattr(module, attribute):
-        raise ValueError(f"agent {name!r}: {place} has no {attribute}")
-    found: Callable[[], Agent] = getattr(module, attribute)
-    return found
+        raise ValueError(f"agent {name!r}: {source} has no {attribute}")
+    kind: Callable[[], Agent] = getattr(module, attribute)
+    return kind
 
 
-def settings_of(name: str, agent: Agent) -> dict[str, Any]:
-    """What an agent was made with, as JSON has it: its attributes, a trained policy's digest, and that of a file of
-    one's own.
+def settings_of(name: str, agent: "Agent") -> dict[str, Any]:
+    """What an agent was constructed with, as JSON has it, with the digest of a trained policy or of a file of one's own.
+
+    An argument that was left out counts as what the constructor made of it, if it keeps that under the same name.
     """
-    shown: dict[str, Any] = {"actions_per_batch": agent.actions_per_batch}
-    shown |= {name: _plain(value) for name, value in vars(agent).items() if not name.startswith("_")}
+    arguments = {"actions_per_batch": agent.actions_per_batch}
+    for argument, value in agent.constructor_arguments.items():
+        arguments[argument] = _plain(getattr(agent, argument, None) if value is None else value)
     files = {"source": Path(name.rpartition(":")[0])}
-    if getattr(agent, "folder", None) is not None:
-        files["policy_file"] = Path(agent.folder) / "policy.safetensors"  # type: ignore[attr-defined]
-    shown |= {what: hashlib.sha256(path.read_bytes()).hexdigest() for what, path in files.items() if path.is_file()}
-    return {name: plain for name, plain in shown.items() if plain is not None}
+    if (policy := agent.constructor_arguments.get("policy")) is not None:
+        files["policy_file"] = Path(policy) / "policy.safetensors"
+        arguments.pop("policy")  # where it lies is this machine's affair
+    digests = {what: hashlib.sha256(path.read_bytes()).hexdigest() for what, path in files.items() if path.is_file()}
+    return {argument: value for argument, value in (arguments | digests).items() if value is not None}
 
 
 def _plain(value: Any) -> Any:
@@ -284,3 +516,46 @@ def _plain(value: Any) -> Any:
         return json.loads(json.dumps(value))
     except (TypeError, ValueError):
         return None
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """One hyperparameter of a row.
+
+    Attributes:
+        name: Dotted where it is an option of a dataclass, as in ``config.policy.rank``.
+        value: As JSON has it.
+        source: ``row`` (it makes the row that row), ``settings`` (the file of agents/settings), or ``default``.
+    """
+
+    name: str
+    value: Any
+    source: str
+
+
+def resolved_settings(name: str) -> list[Resolved]:
+    """Every hyperparameter of a row, and where its value comes from.
+
+    Raises:
+        ValueError: If there is no such row.
+    """
+    if name not in ROWS:
+        raise ValueError(f"unknown row {name!r}; there are {', '.join(ROWS)}")
+    row, agent = ROWS[name], make_agent(name)
+    settings, arguments, fixed = (_flat(part) for part in (row.read_settings(), row.arguments, row.fixed))
+    resolved = []
+    for argument, value in _flat(settings_of(name, agent)).items():
+        if argument in fixed or (argument in arguments and value == arguments[argument]):
+            source = "row"
+        else:
+            source = "settings" if argument in settings else "default"
+        resolved.append(Resolved(argument, value, source))
+    return resolved
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested objects by dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat

@@ -210,15 +210,15 @@ def roll(
         visit: Called at each of them with the number of edits and how many of those were refused.
         progress: Called with what is going on, and how far it is.
     """
-    observation, info = env.reset(seed=seed)
+    _, info = env.reset(seed=seed)
     agent.begin(env)
     last = at[-1] // env.edits_per_step
     failures, failed = 0, False
     if at[0] == 0:
         visit(0, 0)
     while info["batch"] < last:
-        action = propose(agent, observation, info, env.language_model)
-        (observation, _, _, _, info), refused = take(env, agent, action)
+        action = propose(agent, env.gradients, info, env.language_model)
+        (*_, info), refused = take(env, agent, action)
         failed = failed or refused
         if info["attempt"] == 0:
             failures += env.edits_per_step * failed

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from agents.registry import make_agent
 from benchmarks.results.charts import Chart, Panel, Series, foremost, save
-from benchmarks.results.leaderboard import CEILING, is_ceiling, is_reference
+from benchmarks.results.leaderboard import UPPER_REFERENCE, is_reference, is_upper_reference
 from benchmarks.results.records import Record
 from benchmarks.results.statistics import harmonic_mean, interquartile_mean
 from benchmarks.results.tables import markdown
@@ -105,8 +105,8 @@ def cells_of(suite: Suite, args: Args, seeds: Sequence[int]) -> list[Cell]:
             )
     prints, out = suite.check_fingerprints(), args.out.resolve()
     rows = parse_agents(args.agents) or suite.agents
-    methods = [name for name in rows if not is_ceiling(name)]
-    ceiling = next((name for name in rows if is_ceiling(name)), CEILING)
+    methods = [name for name in rows if not is_upper_reference(name)]
+    ceiling = next((name for name in rows if is_upper_reference(name)), UPPER_REFERENCE)
     for name in methods:
         if make_agent(name).looks_ahead:
             raise ValueError(f"agents: {name} acts by where its stream ends; one run does not give its curve")
@@ -138,7 +138,7 @@ def curves(records: Sequence[Record]) -> list[Curve]:
     runs: dict[tuple[str, str, str], dict[int, dict[int, float]]] = {}
     for record in records:
         points = runs.setdefault((_suite_of(record), record.model, record.agent), {}).setdefault(record.seed, {})
-        if is_ceiling(record.agent):
+        if is_upper_reference(record.agent):
             points[record.edits] = harmonic_mean(record.teacher_forced)
         else:  # a longer run's points are a shorter one's, and more
             points |= {int(point["edits"] or 0): harmonic_mean(point) for point in record.retention}
@@ -222,7 +222,7 @@ def chart(found: Sequence[Curve]) -> Chart:
     groups: dict[tuple[str, str], list[Curve]] = {}
     for curve in found:
         # The ceiling has one look, whatever its settings.
-        curve = replace(curve, agent=CEILING) if is_ceiling(curve.agent) else curve
+        curve = replace(curve, agent=UPPER_REFERENCE) if is_upper_reference(curve.agent) else curve
         groups.setdefault((curve.suite, curve.model), []).append(curve)
     columns = min(3, len(groups))
     panels: list[Panel] = []

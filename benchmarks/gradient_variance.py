@@ -26,8 +26,10 @@ from pathlib import Path
 import torch
 
 from agents.base import ProgressCallback
-from agents.hypernetwork.training import TrainConfig, Trainer, training_environment
-from agents.rl.reinforce import Reinforce, ReinforceConfig
+from agents.hypernetwork.config import TrainConfig
+from agents.hypernetwork.training import Trainer, training_environment
+from agents.rl.reinforce import ReinforceConfig, ReinforceTrainer
+from agents.rledit.trainer import RLEditTrainer
 from benchmarks.results.records import versions
 from benchmarks.results.tables import markdown
 from benchmarks.rl import RLEDIT, SHARED
@@ -106,12 +108,12 @@ def compare(differentiable: torch.Tensor, other: torch.Tensor) -> tuple[float, f
 
 def measure(args: "Args", trajectories: int, progress: ProgressCallback) -> list[Noise]:
     """Both estimators at the policy that so many trajectories of RLEdit's training make."""
-    trained = Trainer(training_environment(LifelongEditEnv(), RLEDIT), RLEDIT, args.seed, None)
+    trained = RLEditTrainer(training_environment(LifelongEditEnv(), RLEDIT), RLEDIT, args.seed, None)
     trained.run(trajectories, lambda log: progress("RLEdit's training", trained.trajectory, trajectories))
     reinforce = ReinforceConfig(rollouts=args.rollouts, noise=args.noise, **SHARED)
     trainers: dict[str, tuple[type[Trainer], TrainConfig]] = {
-        "differentiable": (Trainer, standing_still(RLEDIT)),
-        "REINFORCE": (Reinforce, standing_still(reinforce)),
+        "differentiable": (RLEditTrainer, standing_still(RLEDIT)),
+        "REINFORCE": (ReinforceTrainer, standing_still(reinforce)),
     }
     streams = range(trajectories, trajectories + args.streams)
     estimates: dict[str, torch.Tensor] = {}

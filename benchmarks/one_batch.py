@@ -19,7 +19,7 @@ from typing import Annotated
 import tyro
 
 from agents.base import Agent, ProgressCallback
-from agents.registry import METHODS, make_agent, make_method
+from agents.registry import ROWS, make_agent, make_method, takes_settings
 from agents.settings import read_settings
 from benchmarks.running.progress import console_progress
 from benchmarks.running.rollout import mean, propose, take
@@ -66,12 +66,12 @@ def one_batch(agent: Agent, args: Args, progress: ProgressCallback) -> dict[str,
     found: list[dict[str, float | None]] = []
     for batch in range(args.batches):
         progress("editing", batch, args.batches)
-        observation, info = env.reset(seed=args.seed * args.batches + batch)
+        _, info = env.reset(seed=args.seed * args.batches + batch)
         agent.begin(env)
         done = False
         while not done:
-            action = propose(agent, observation, info, env.language_model)
-            (observation, _, terminated, truncated, info), _ = take(env, agent, action)
+            action = propose(agent, env.gradients, info, env.language_model)
+            (_, _, terminated, truncated, info), _ = take(env, agent, action)
             done = terminated or truncated
         found.append({metric: info[metric] for metric in METRICS})
     return {metric: mean([row[metric] for row in found]) for metric in METRICS}
@@ -86,8 +86,8 @@ def chosen(name: str, folder: str | None) -> Agent:
     """
     if folder is None:
         return make_agent(name)
-    if name not in METHODS:
-        raise ValueError(f"{name!r} takes no settings; these do: {', '.join(METHODS)}")
+    if not takes_settings(name):
+        raise ValueError(f"{name!r} takes no settings; these do: {', '.join(filter(takes_settings, ROWS))}")
     return make_method(name, read_settings(name, folder))
 
 

@@ -1,9 +1,9 @@
-"""RLEdit's differentiable trajectory beside reinforcement learning in general, at equal steps and equal seconds.
+r"""RLEdit's differentiable trajectory beside reinforcement learning in general, at equal steps and equal seconds.
 
     python -m benchmarks.rl --out runs/rl --steps 150 --seconds 40 --seeds 0-4
     python -m benchmarks.rl_report runs/rl --figure docs/results/rl.png
-    python -m benchmarks.rl --out runs/rl-choice --steps 100 --seconds 20 --judgements 1 --seeds 100 --stream 1
-    --rate-factor 0.3
+    python -m benchmarks.rl --out runs/rl-choice --steps 100 --seconds 20 --judgements 1 --seeds 100 --stream 1 \
+        --rate-factor 0.3
 
 Every run trains until *both* budgets are spent, on streams of the training split, and is judged now and then on one
 fixed stream of the validation split; OUT/rl.jsonl gets one line for each algorithm and seed. Runs that are there
@@ -28,13 +28,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from agents.base import Agent, ProgressCallback
-from agents.hypernetwork.networks import PolicyConfig
-from agents.hypernetwork.training import TrainConfig, Trainer, training_environment
+from agents.hypernetwork.config import PolicyConfig, TrainConfig
+from agents.hypernetwork.online import OnlineTrainer
+from agents.hypernetwork.training import Trainer, training_environment
 from agents.rl import sb3
-from agents.rl.evolution import Evolution, EvolutionConfig
-from agents.rl.online import Online
-from agents.rl.reinforce import Reinforce, ReinforceConfig
+from agents.rl.evolution import EvolutionConfig, EvolutionTrainer
+from agents.rl.reinforce import ReinforceConfig, ReinforceTrainer
 from agents.rledit.agent import RLEdit
+from agents.rledit.trainer import RLEditTrainer
 from benchmarks.results import records
 from benchmarks.run import end_with_parent, parse_seeds
 from benchmarks.running.progress import console_progress
@@ -89,12 +90,12 @@ class Judge:
     def __call__(self, agent: Agent) -> dict[str, float]:
         """An agent's :data:`FIGURES`."""
         env = self.env
-        observation, info = env.reset(seed=self.stream, options={"keep_cache": True})
+        _, info = env.reset(seed=self.stream, options={"keep_cache": True})
         agent.begin(env)
         total, done = 0.0, False
         while not done:
-            action = propose(agent, observation, info, env.language_model)
-            (observation, reward, terminated, truncated, info), _ = take(env, agent, action)
+            action = propose(agent, env.gradients, info, env.language_model)
+            (_, reward, terminated, truncated, info), _ = take(env, agent, action)
             total += reward
             done = terminated or truncated
         scores = metrics.teacher_forced(
@@ -224,11 +225,15 @@ SHARED: dict[str, Any] = {
 RLEDIT = TrainConfig(learning_rate=3e-3, scalar_learning_rate=0.05, memory_samples=3, **SHARED)
 
 ALGORITHMS: dict[str, Algorithm] = {
-    "rledit": OnTheNetwork(Trainer, RLEDIT),
-    "rledit-step-credit": OnTheNetwork(Trainer, replace(RLEDIT, credit="step")),
-    "online-rledit": OnTheNetwork(Online, replace(RLEDIT, learning_rate=9e-4, scalar_learning_rate=0.015)),
-    "reinforce": OnTheNetwork(Reinforce, ReinforceConfig(learning_rate=3e-3, scalar_learning_rate=0.05, **SHARED)),
-    "evolution": OnTheNetwork(Evolution, EvolutionConfig(learning_rate=9e-3, scalar_learning_rate=0.15, **SHARED)),
+    "rledit": OnTheNetwork(RLEditTrainer, RLEDIT),
+    "rledit-step-credit": OnTheNetwork(RLEditTrainer, replace(RLEDIT, credit="step")),
+    "online-rledit": OnTheNetwork(OnlineTrainer, replace(RLEDIT, learning_rate=9e-4, scalar_learning_rate=0.015)),
+    "reinforce": OnTheNetwork(
+        ReinforceTrainer, ReinforceConfig(learning_rate=3e-3, scalar_learning_rate=0.05, **SHARED)
+    ),
+    "evolution": OnTheNetwork(
+        EvolutionTrainer, EvolutionConfig(learning_rate=9e-3, scalar_learning_rate=0.15, **SHARED)
+    ),
     **{name: OnTheWrapped(name, learning_rate=9e-4) for name in ("ppo", "a2c", "sac", "td3", "ddpg")},
 }
 

@@ -26,15 +26,16 @@ import torch
 from agents.base import Agent
 from agents.baselines.ultraedit import UltraEdit
 from agents.editing.editor import LifelongEditor
-from agents.hypernetwork.networks import PolicyConfig
-from agents.hypernetwork.training import TrainConfig, Trainer, training_environment
+from agents.hypernetwork.config import PolicyConfig, TrainConfig
+from agents.hypernetwork.training import training_environment
 from agents.rledit.agent import RLEdit
+from agents.rledit.trainer import RLEditTrainer
 from benchmarks.results.records import hardware, versions
 from benchmarks.running.rollout import clock, peak_memory_bytes, time_steps
 from editenv.atomic_files import atomic_write_text
 from editenv.data import load_edits
 from editenv.env import LifelongEditEnv
-from editenv.models import DTYPES, EMBEDDED, check_device, load_model, model_path
+from editenv.models import EMBEDDED, check_device, load_model, model_path
 from editenv.models.modules import find_modules, modules_of, preset
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ def write_model(folder: Path, args: Args) -> None:
     torch.manual_seed(args.seed)
     # Made where it will run: billions of random numbers take a CPU minutes.
     before = torch.get_default_dtype()
-    torch.set_default_dtype(DTYPES[args.dtype])
+    torch.set_default_dtype(getattr(torch, args.dtype))
     try:
         with torch.device(args.device):
             model = LlamaForCausalLM(config)
@@ -210,11 +211,11 @@ def time_training(env: LifelongEditEnv, args: Args) -> dict[str, Any]:
     found: dict[str, Any] = {"horizon": config.horizon}
     for warms_up in (True, False):
         this = replace(config, horizon=2) if warms_up else config
-        trainer = Trainer(training_environment(env, this), this, args.seed, None)
+        trainer = RLEditTrainer(training_environment(env, this), this, args.seed, None)
         device = trainer.lm.device
         with memory(device, found):
             began = clock(device)
-            steps = list(trainer.roll_out())
+            steps = list(trainer.credited_roll_out())
             rolled_out = clock(device)
             trainer.backward(steps)
             trainer.ascend()

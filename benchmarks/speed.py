@@ -24,8 +24,10 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from agents.hypernetwork.training import TrainConfig, Trainer, training_environment
+from agents.hypernetwork.config import TrainConfig
+from agents.hypernetwork.training import training_environment
 from agents.rledit.agent import RLEdit
+from agents.rledit.trainer import RLEditTrainer
 from benchmarks.running.rollout import peak_memory_bytes, time_steps
 from editenv.atomic_files import atomic_write_text
 from editenv.data import Edit
@@ -47,9 +49,9 @@ class Args:
     """Write the figures to this JSON file, too."""
 
 
-def _trainer(batches: int) -> Trainer:
+def _trainer(batches: int) -> RLEditTrainer:
     config = TrainConfig(horizon=batches, warm_up_batches=2)
-    return Trainer(training_environment(LifelongEditEnv(), config), config, 0, None)
+    return RLEditTrainer(training_environment(LifelongEditEnv(), config), config, 0, None)
 
 
 def edit_step(repeats: int) -> dict[str, float]:
@@ -102,7 +104,7 @@ def fast_trajectory(batches: int) -> dict[str, Any]:
     trainer = _trainer(batches)
     before = peak_memory_bytes(torch.device("cpu"))
     started = time.perf_counter()
-    steps = list(trainer.roll_out())
+    steps = list(trainer.credited_roll_out())
     trainer.backward(steps)
     seconds = time.perf_counter() - started
     losses = [-step.terms.reward for step in steps]

@@ -1,11 +1,11 @@
-"""Chooses a method's hyperparameters, with the same budget for every method that is searched; never on a test split.
+r"""Chooses a method's hyperparameters, with the same budget for every method that is searched; never on a test split.
 
     python -m benchmarks.tune --methods memit alphaedit --trials 8 --out runs/tune
     python -m benchmarks.tune --methods memit --trials 8 --out runs/tune --write
-    python -m benchmarks.tune --methods memit-seq --suite atlas-400x20-training --settings atlas-long --out
-    runs/long --write
-    python -m benchmarks.tune --methods memit --suite base-50x20-validation --model ./base --settings ./mine --out
-    runs/mine --write
+    python -m benchmarks.tune --methods memit-seq --suite atlas-400x20-training --settings atlas-long \
+        --out runs/long --write
+    python -m benchmarks.tune --methods memit --suite base-50x20-validation --model ./base --settings ./mine \
+        --out runs/mine --write
 
 Trial 0 is the settings as they stand; the others are drawn from the method's ranges (benchmarks/search_spaces.json)
 by a scrambled Sobol sequence, log-uniformly. A trial is one pass over the suite and counts by the harmonic mean of
@@ -23,7 +23,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from agents.registry import METHODS, make_method
+from agents.registry import ROWS, make_method, takes_settings
 from agents.settings import read_settings, settings_path
 from benchmarks.results.records import append
 from benchmarks.results.statistics import harmonic_mean
@@ -137,8 +137,8 @@ def tune(method: str, args: Args) -> Trial:
             search.
         FileNotFoundError: If there is no such model.
     """
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}; there are {', '.join(METHODS)}")
+    if not takes_settings(method):
+        raise ValueError(f"unknown method {method!r}; there are {', '.join(filter(takes_settings, ROWS))}")
     suite = find(args.suite).at(args.model, None, device=args.device)
     path = args.out / f"{method}.jsonl"
     about = {"suite": args.suite, "seed": args.seed}
@@ -167,7 +167,7 @@ def tune(method: str, args: Args) -> Trial:
                     make_method(method, settings),
                     args.seed,
                     progress,
-                    beyond=False,
+                    probes=False,
                     activation_cache=kept,
                 )
             scores, score = record.teacher_forced, harmonic_mean(record.teacher_forced)

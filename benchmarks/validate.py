@@ -19,7 +19,7 @@ from typing import Any
 
 from tyro.conf import Positional
 
-from agents.registry import AGENTS, make_agent
+from agents.registry import ROWS, make_agent
 from benchmarks.results.leaderboard import entries, read_failures
 from benchmarks.results.records import Record, read
 from benchmarks.running import cells
@@ -122,7 +122,7 @@ def replay(record: Record, path: Path, args: Args, report: cells.ProgressCallbac
     if digest(deltas) != record.deltas:
         raise ValueError(f"{deltas} does not hold the deltas that the record names (SHA-256)")
     # Of agents of one's own the record alone can tell whether they have a curve along the stream.
-    ahead = make_agent(record.agent).looks_ahead if record.agent in AGENTS else len(record.retention) == 1
+    ahead = make_agent(record.agent).looks_ahead if record.agent in ROWS else len(record.retention) == 1
     agent = Replay(deltas, record.actions_per_batch, looks_ahead=ahead)
     return run(suite, record.agent, agent, record.seed, report)
 
@@ -223,7 +223,7 @@ def told_beside(submission: Path) -> list[str]:
         there = {record.seed for record in row.records}
         if gaps := sorted(set(range(max(there) + 1)) - there):
             found.append(f"{name}: seeds {', '.join(map(str, gaps))} are not there")
-        if row.agent not in AGENTS and any(map(_lacks_its_curve, row.records)):
+        if row.agent not in ROWS and any(map(_lacks_its_curve, row.records)):
             found.append(
                 f"{name}: has no curve along the stream, which only an agent may lack that acts by where it ends"
             )

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, overload
 
@@ -15,7 +16,7 @@ from editenv.data import Edit, load_edits
 from editenv.data.files import EditFile, FileOptions
 from editenv.deltas import Delta, LowRank
 from editenv.evaluation import metrics
-from editenv.evaluation.batch import PROMPT, encode_evaluation
+from editenv.evaluation.batch import PROMPT, EvaluationBatch, encode_evaluation
 from editenv.language_model.editable_lm import EditableLM, Gradient
 from editenv.language_model.prompts import Prompts, answer_ids
 from editenv.models import load_model
@@ -37,13 +38,33 @@ class Stream(Sequence[Edit]):
         return len(self._order)
 
     @overload
-    def __getitem__(self, place: int) -> Edit: ...
+    def __getitem__(self, index: int) -> Edit: ...
     @overload
-    def __getitem__(self, place: slice) -> Sequence[Edit]: ...
-    def __getitem__(self, place: int | slice) -> Edit | Sequence[Edit]:
-        if isinstance(place, slice):
-            return Stream(self._edits, self._order[place])
-        return self._edits[int(self._order[place])]
+    def __getitem__(self, index: slice) -> Sequence[Edit]: ...
+    def __getitem__(self, index: int | slice) -> Edit | Sequence[Edit]:
+        if isinstance(index, slice):
+            return Stream(self._edits, self._order[index])
+        return self._edits[int(self._order[index])]
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """The batch at hand, encoded once for everything that is asked about it.
+
+    Attributes:
+        edits: Its edits.
+        evaluation: What metrics are taken on.
+        training_targets: What is taught and protected: the same, with an end-of-sequence token after each answer if
+            those are trained.
+        prompts: The edits' own prompts of the training targets, whose gradient is observed.
+        reward: What the reward is taken on: the training targets' rephrases and locality prompts.
+    """
+
+    edits: list[Edit]
+    evaluation: EvaluationBatch
+    training_targets: EvaluationBatch
+    prompts: Prompts
+    reward: rewards.RewardBatch
 
 
 class RefusedActionError(ValueError):
@@ -141,34 +162,45 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
             self._edits = load_edits(dataset, split, 0 if redraw else None, dataset_options)
 
         base, tokenizer = load_model(model, device, dtype)
-        if isinstance(self._edits, EditFile):
-            context = getattr(base.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
-            self._edits = self._edits.check_lengths(tokenizer, context, FileOptions.of(dataset_options))
-        if dataset is not None and len(self._edits) < edits_per_step:
-            raise ValueError(f"edits_per_step is {edits_per_step}, but {dataset}/{split} has {len(self._edits)} edits")
+        self._check_edits(base, tokenizer, FileOptions.of(dataset_options))
         self.language_model = EditableLM(base, tokenizer, default_modules(base, model) if modules is None else modules)
         if train_eos:
             _ = self.language_model.eos_token  # refused here if there is none
         self.max_tokens = edits_per_step * (self._longest_target() + train_eos)
-        self.observation_space: spaces.Space[Any] = spaces.Dict(
-            {
-                name: spaces.Dict(
-                    {
-                        "keys": _unbounded(self.max_tokens, self.language_model.shape(name)[0]),
-                        "value_grads": _unbounded(self.max_tokens, self.language_model.shape(name)[1]),
-                        "token_mask": spaces.Box(0.0, 1.0, (self.max_tokens,), np.float32),
-                    }
-                )
-                for name in self.language_model.modules
-            }
-        )
+        self.observation_space: spaces.Space[Any] = self._observation_space()
         self.stream: Sequence[Edit] = Stream((), np.zeros(0, dtype=int))
-        self._beyond = self.stream
-        self._batch: list[Edit] = []
+        self._after_horizon = self.stream
+        self._batch: _Batch | None = None
         self.batches_done = 0
         self.attempt = 0
-        self._over = True
+        self._began, self._over = False, True
+        self.reward = rewards.Reward(self.language_model, self.reward_config)
+        self.history = rendering.History(batches=None)
+        self._gradients = self._no_gradients()
         self._view: rendering.LiveView | None = None
+
+    def _check_edits(self, base: Any, tokenizer: Any, options: FileOptions) -> None:
+        """Leaves edits out, or refuses them, that are longer than the model's context; there must be a batch left."""
+        if isinstance(self._edits, EditFile):
+            context = getattr(base.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+            self._edits = self._edits.check_lengths(tokenizer, context, options)
+        if self.dataset is not None and len(self._edits) < self.edits_per_step:
+            raise ValueError(
+                f"edits_per_step is {self.edits_per_step}, but {self.dataset}/{self.split} has {len(self._edits)} edits"
+            )
+
+    def _observation_space(self) -> spaces.Dict:
+        """For each edited module the two factors, padded to ``max_tokens``, and which rows are tokens."""
+        shapes = {name: self.language_model.shape(name) for name in self.language_model.modules}
+        parts: dict[str, dict[str, spaces.Space[Any]]] = {
+            name: {
+                "keys": spaces.Box(-np.inf, np.inf, (self.max_tokens, d_in), np.float32),
+                "value_grads": spaces.Box(-np.inf, np.inf, (self.max_tokens, d_out), np.float32),
+                "token_mask": spaces.Box(0.0, 1.0, (self.max_tokens,), np.float32),
+            }
+            for name, (d_in, d_out) in shapes.items()
+        }
+        return spaces.Dict({name: spaces.Dict(part) for name, part in parts.items()})
 
     # -- Gymnasium ------------------------------------------------------------------------------------------------
 
@@ -222,16 +254,20 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
             length = min(length, self.horizon * self.edits_per_step)
         self.stream = Stream(self._edits, order[:length])
         # The batch that a horizon keeps from being edited is observed all the same: the state that it cut off at.
-        self._beyond = Stream(self._edits, order[length : length + self.edits_per_step])
+        self._after_horizon = Stream(self._edits, order[length : length + self.edits_per_step])
         self.language_model.restore()
         if not options.get("keep_cache", False):
             self.language_model.clear_cache()
-        self.batches_done, self.attempt, self._over = 0, 0, length == 0
+        self.batches_done, self.attempt, self._began, self._over, self._batch = 0, 0, True, length == 0, None
         self.reward = rewards.Reward(self.language_model, self.reward_config)
         self.history = rendering.History(batches=length // self.edits_per_step or None)
-        self._gradients = {
-            name: Gradient(*(torch.zeros(0, size, device=self.language_model.device) for size in shape))
-            for name, shape in ((name, self.language_model.shape(name)) for name in self.language_model.modules)
+        self._gradients = self._no_gradients()
+
+    def _no_gradients(self) -> dict[str, Gradient]:
+        """What is observed where there is no batch: no tokens."""
+        lm = self.language_model
+        return {
+            name: Gradient(*(torch.zeros(0, size, device=lm.device) for size in lm.shape(name))) for name in lm.modules
         }
 
     def _open_stream(self) -> tuple[Observation, dict[str, Any]]:
@@ -239,10 +275,10 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         if not self._over:
             self._open_batch(self.stream[: self.edits_per_step])
             self._gradients = self.fine_tuning_gradient()
-        info = self._place()
+        info = self._position()
         if self.render_mode == "human":
             self.render()
-        return self._observe(), info
+        return self.padded(self._gradients), info
 
     def step(self, action: Action) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Adds a delta to each edited module's weight.
@@ -265,16 +301,16 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
 
     def _edit(self, deltas: Mapping[str, Delta]) -> tuple[rewards.RewardTerms, dict[str, float | None]]:
         """The first half of :meth:`step`: the weights are changed and judged."""
-        self.language_model.apply(deltas)
+        lm, batch = self.language_model, self._open
+        lm.apply(deltas)
         with torch.no_grad():
-            logits = self.language_model.logits(self.evaluation_batch.prompts)
-        judged = logits[self._reward_batch.tokens] if self.training_targets is self.evaluation_batch else None
-        terms = self.reward.step(self._reward_batch, deltas, judged)
-        scores = metrics.teacher_forced(
-            self.language_model, self.evaluation_batch, choices=logits.argmax(-1)
-        ).percentages()
-        mapped = self.evaluation_batch if self.render_mode == "rgb_array" else None
-        self.history.add(self.batches_done, self.attempt, mapped, terms, scores)
+            logits = lm.logits(batch.evaluation.prompts)
+        # One forward serves metrics and reward, unless the reward has tokens of its own.
+        reward_logits = logits[batch.reward.tokens] if batch.training_targets is batch.evaluation else None
+        terms = self.reward.step(batch.reward, deltas, reward_logits)
+        scores = metrics.teacher_forced(lm, batch.evaluation, choices=logits.argmax(-1)).percentages()
+        for_heat_map = batch.evaluation if self.render_mode == "rgb_array" else None
+        self.history.add(self.batches_done, self.attempt, for_heat_map, terms, scores)
         return terms, scores
 
     def _move_on(
@@ -287,11 +323,11 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         )
         truncated = not terminated and self.batches_done == self.horizon
         if truncated:
-            self._gradients = self.gradient_of(self._beyond)
+            self._gradients = self.gradient_of(self._after_horizon)
         if self.render_mode == "human":
             self.render()
-        info = self._place() | {"reward_terms": terms.as_dict()} | dict(scores)
-        return self._observe(), terms.reward, terminated, truncated, info
+        info = self._position() | {"reward_terms": terms.as_dict()} | dict(scores)
+        return self.padded(self._gradients), terms.reward, terminated, truncated, info
 
     def render(self) -> Any:
         """The episode so far: a table (``ansi``), a live table (``human``) or the retention heat map
@@ -319,8 +355,26 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
 
     @property
     def batch(self) -> Sequence[Edit]:
-        """The edits that the next action is for."""
-        return self._batch
+        """The edits that the next action is for; none before the first :meth:`reset` and after the stream's end."""
+        return [] if self._batch is None else self._batch.edits
+
+    @property
+    def evaluation_batch(self) -> EvaluationBatch:
+        """The batch at hand as metrics see it.
+
+        Raises:
+            RuntimeError: If there is no batch: before the first :meth:`reset`, and after the stream's end.
+        """
+        return self._open.evaluation
+
+    @property
+    def training_targets(self) -> EvaluationBatch:
+        """The batch at hand as the gradient and the reward see it, with end-of-sequence tokens if those are trained.
+
+        Raises:
+            RuntimeError: Likewise.
+        """
+        return self._open.training_targets
 
     def present(self, edits: Sequence[Edit]) -> tuple[Observation, dict[str, Any]]:
         """Shows a batch that is not of the stream: for editing what comes in, one batch after another.
@@ -342,14 +396,25 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
             raise ValueError("present: a batch has at least one edit")
         if len(self._edits):
             raise ValueError("present: this environment has a stream of its own; make one with dataset=None")
-        if not hasattr(self, "reward"):
+        if not self._began:
             raise RuntimeError("present: call reset() first")
         self.language_model.clear_cache()
         self.reward.past = []
         self.attempt, self._over = 0, False
         self._open_batch(edits)
         self._gradients = self.fine_tuning_gradient()
-        return self._observe(), self._place()
+        return self.padded(self._gradients), self._position()
+
+    def continue_after(self, batches: int) -> None:
+        """Counts so many batches as done: for a run that goes on after an interruption, in an environment without a
+        stream, once its weights are back.
+
+        Raises:
+            ValueError: If the environment has a stream of its own.
+        """
+        if len(self._edits):
+            raise ValueError("continue_after: this environment has a stream of its own; make one with dataset=None")
+        self.batches_done = batches
 
     @property
     def longest_stream(self) -> int:
@@ -358,8 +423,25 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
 
     @property
     def gradients(self) -> dict[str, Gradient]:
-        """The observation as tensors on the model's device, without padding."""
+        """The observation as agents get it: tensors on the model's device, without padding."""
         return self._gradients
+
+    def padded(self, gradients: Mapping[str, Gradient]) -> Observation:
+        """Gradients as :attr:`observation_space` has them: numpy, padded to ``max_tokens``."""
+        observation: Observation = {}
+        for name, gradient in gradients.items():
+            tokens = len(gradient.keys)
+            rows = max(tokens, self.max_tokens)
+            part = {
+                "keys": np.zeros((rows, gradient.keys.shape[1]), np.float32),
+                "value_grads": np.zeros((rows, gradient.value_grads.shape[1]), np.float32),
+                "token_mask": np.zeros(rows, np.float32),
+            }
+            part["keys"][:tokens] = gradient.keys.float().cpu().numpy()
+            part["value_grads"][:tokens] = gradient.value_grads.float().cpu().numpy()
+            part["token_mask"][:tokens] = 1.0
+            observation[name] = part
+        return observation
 
     @property
     def edits_done(self) -> Sequence[Edit]:
@@ -374,7 +456,7 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         """
         if self._over:
             return {name: Gradient(g.keys[:0], g.value_grads[:0]) for name, g in self._gradients.items()}
-        return self._gradient_at(self._edit_prompts)
+        return self._gradient_at(self._open.prompts)
 
     def gradient_of(self, edits: Sequence[Edit]) -> dict[str, Gradient]:
         """What would be observed of these edits, were they the batch at hand; nothing else is asked about them."""
@@ -391,7 +473,7 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
 
     def judge(self, deltas: Mapping[str, Delta]) -> rewards.RewardTerms:
         """The reward terms of the batch at hand at the weights as they stand, as if ``deltas`` had led there."""
-        return self.reward.step(self._reward_batch, deltas)
+        return self.reward.step(self._open.reward, deltas)
 
     # -- the differentiable core, for training ----------------------------------------------------------------------
 
@@ -409,14 +491,20 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
             next observation is in :attr:`gradients`.
         """
         self.language_model.apply(deltas)
-        terms, gradient = self.reward.step_with_gradient(self._reward_batch, deltas, lags)
+        terms, gradient = self.reward.step_with_gradient(self._open.reward, deltas, lags)
         self._advance()
         return terms, gradient
 
-    def skip_batch(self) -> None:
-        """Moves the stream on without an action."""
-        self.attempt = self.actions_per_batch - 1
-        self._advance()
+    @property
+    def batches_in_memory(self) -> int:
+        """How many past batches the memory term of the next reward can look back at."""
+        return len(self.reward.past)
+
+    def undo_all_edits(self) -> None:
+        """Puts theta_0 back in the middle of a stream: no batch is looked back at, and the observation is taken anew."""
+        self.language_model.restore()
+        self.reward.past = []
+        self.refresh()
 
     def refresh(self) -> None:
         """Takes the observation anew after the weights were changed from outside."""
@@ -437,16 +525,19 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         return max(map(len, answer_ids(tokenizer, sorted(targets))))
 
     def _open_batch(self, edits: Sequence[Edit]) -> None:
-        self._batch = list(edits)
-        lm = self.language_model
-        self.evaluation_batch = encode_evaluation(lm, self._batch, keep_log_probs=not self.train_eos)
-        self.training_targets = (
-            encode_evaluation(lm, self._batch, keep_log_probs=True, append_eos=True)
-            if self.train_eos
-            else self.evaluation_batch
-        )
-        self._edit_prompts = self.training_targets.prompts.select(self.training_targets.kind == PROMPT)
-        self._reward_batch = rewards.prepare(lm, self.training_targets, self.reward_config.reference)
+        lm, edits = self.language_model, list(edits)
+        evaluation = targets = encode_evaluation(lm, edits, keep_log_probs=not self.train_eos)
+        if self.train_eos:
+            targets = encode_evaluation(lm, edits, keep_log_probs=True, append_eos=True)
+        prompts = targets.prompts.select(targets.kind == PROMPT)
+        reward = rewards.prepare(lm, targets, self.reward_config.reference)
+        self._batch = _Batch(edits, evaluation, targets, prompts, reward)
+
+    @property
+    def _open(self) -> _Batch:
+        if self._batch is None:
+            raise RuntimeError("there is no batch at hand: the stream is over, or never began; call reset() first")
+        return self._batch
 
     def _upcoming(self) -> Sequence[Edit]:
         """The edits that :meth:`_advance` would open; none if it would not."""
@@ -459,35 +550,18 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         if self.attempt == self.actions_per_batch:
             self.attempt = 0
             self.batches_done += 1
-            self.reward.add_to_memory(self._reward_batch)
+            self.reward.add_to_memory(self._open.reward)
             start = self.batches_done * self.edits_per_step
             self._over = start >= len(self.stream)
             if self._over:
-                self._batch = []
+                self._batch = None
             else:
                 self._open_batch(self.stream[start : start + self.edits_per_step])
         self._gradients = self.fine_tuning_gradient()
 
-    def _place(self) -> dict[str, Any]:
+    def _position(self) -> dict[str, Any]:
         """Where the stream stands: what the returned observation is about."""
         return {"batch": self.batches_done, "attempt": self.attempt, "edits": self.batches_done * self.edits_per_step}
-
-    def _observe(self) -> Observation:
-        """The gradient factors as numpy, padded to ``max_tokens``."""
-        observation: Observation = {}
-        for name, gradient in self._gradients.items():
-            tokens = len(gradient.keys)
-            room = max(tokens, self.max_tokens)
-            part = {
-                "keys": np.zeros((room, gradient.keys.shape[1]), np.float32),
-                "value_grads": np.zeros((room, gradient.value_grads.shape[1]), np.float32),
-                "token_mask": np.zeros(room, np.float32),
-            }
-            part["keys"][:tokens] = gradient.keys.float().cpu().numpy()
-            part["value_grads"][:tokens] = gradient.value_grads.float().cpu().numpy()
-            part["token_mask"][:tokens] = 1.0
-            observation[name] = part
-        return observation
 
     def checked(self, action: Action) -> dict[str, Delta]:
         """The action as deltas on the model's device; nothing is changed if anything about it is wrong."""
@@ -542,7 +616,3 @@ def lifelong_edit(env: gym.Env[Any, Any]) -> LifelongEditEnv:
     if not isinstance(inner, LifelongEditEnv):
         raise TypeError(f"expected a LifelongEdit environment, not {type(inner).__name__}")
     return inner
-
-
-def _unbounded(*shape: int) -> spaces.Box:
-    return spaces.Box(-np.inf, np.inf, shape, np.float32)

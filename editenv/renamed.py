@@ -78,28 +78,28 @@ def renamed_keywords(where: str, given: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         TypeError: If a keyword is neither known as an old name nor taken; names it.
     """
-    found = {}
+    keywords = {}
     for name, value in given.items():
         if name not in OPTIONS:
             raise TypeError(f"{where} got an unexpected keyword argument {name!r}")
         warnings.warn(f"{where}: {name} is now called {OPTIONS[name]}", FutureWarning, stacklevel=3)
-        found[OPTIONS[name]] = value
-    return found
+        keywords[OPTIONS[name]] = value
+    return keywords
 
 
 def renamed_options(words: Sequence[str]) -> list[str]:
     """A command line with its options under the names of now; tells on stderr about each old one."""
     options = {f"--{no}{old}": f"--{no}{new}" for old, new in OPTIONS.items() for no in ("", "no-")}
     options = {old.replace("_", "-"): new.replace("_", "-") for old, new in options.items()}
-    found = []
+    new_words = []
     for word in words:
         option, equals, value = word.partition("=")
         if option.replace("_", "-") in options:
             new = options[option.replace("_", "-")]
             print(f"note: {option} is now called {new}", file=sys.stderr)
             word = new + equals + value
-        found.append(word)
-    return found
+        new_words.append(word)
+    return new_words
 
 
 class _RenamedModule(Loader):

@@ -7,8 +7,7 @@ r"""RLEdit with the paper's rank and lambda_loc (Table 3) and rates (appendix B)
 Where training data of the suite are others (ZsRE's file has none left to learn from), the policy learns from those.
 """
 
-from agents.hypernetwork.networks import PolicyConfig
-from agents.hypernetwork.training import TrainConfig
+from agents.hypernetwork.config import PolicyConfig, TrainConfig
 from agents.rledit.agent import RLEdit
 from editenv.models.modules import preset
 

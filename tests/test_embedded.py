@@ -11,7 +11,7 @@ from plain import answer_logits, mean
 
 import editenv
 from agents.baselines.no_edit import NoEdit
-from agents.hypernetwork.training import TrainConfig
+from agents.hypernetwork.config import TrainConfig
 from agents.registry import make_agent
 from agents.rledit.agent import RLEdit
 from benchmarks import demo
@@ -124,9 +124,9 @@ def test_untrained_editing_makes_the_batch_likelier(embedded):
     losses = []
     for agent in (NoEdit(), RLEdit(TrainConfig(horizon=3, edits_per_step=10), train=False)):
         agent.prepare(env, 0, lambda what, done, total: None)
-        observation, info = env.reset(seed=0)
+        _, info = env.reset(seed=0)
         agent.begin(env)
-        losses.append(env.step(agent.act(observation, info))[4]["reward_terms"]["edit"])
+        losses.append(env.step(agent.act(env.gradients, info))[4]["reward_terms"]["edit"])
     assert losses[1] < losses[0]
 
 

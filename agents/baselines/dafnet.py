@@ -24,14 +24,14 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
-from agents.base import Agent, ProgressCallback
+from agents.base import Agent, Observation, ProgressCallback
 from agents.baselines.fine_tune import edit_prompts
 from agents.covariance import training_edits
 from agents.hypernetwork.networks import Normalizer, save_policy
 from editenv.data import edits_digest
 from editenv.delta_files import fingerprint, frozen_fingerprint
 from editenv.deltas import LowRank, inner
-from editenv.env import Action, LifelongEditEnv, Observation
+from editenv.env import Action, LifelongEditEnv
 from editenv.evaluation.batch import LOCALITY, PROMPT, REPHRASE, EvaluationBatch, encode_evaluation
 from editenv.language_model.editable_lm import EditableLM, Gradient
 from editenv.language_model.prompts import Prompts
@@ -339,12 +339,11 @@ class DAFNet(Agent):
         self._past, self._seen = self._before, {}
 
     def batch_state(self) -> dict[str, torch.Tensor]:
-        memory, self._seen = self._seen, {}
-        return memory
+        return self._seen
 
-    def load_batch_state(self, memory: dict[str, torch.Tensor]) -> None:
-        if memory:
-            self._remember_facts({name: value.to(self._env.language_model.device) for name, value in memory.items()})
+    def load_batch_state(self, state: dict[str, torch.Tensor]) -> None:
+        if state:
+            self._remember_facts({name: value.to(self._env.language_model.device) for name, value in state.items()})
 
 
 def train(network: DAFNetwork, env: LifelongEditEnv, seed: int, progress: ProgressCallback) -> None:

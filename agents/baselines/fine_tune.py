@@ -1,31 +1,12 @@
-"""Fine-tuning: batch after batch, and the ceiling of all edits at once."""
+"""Fine-tuning batch after batch: plain, or with a bound on how far a batch may move a weight (FT-L)."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from agents.base import Agent, ProgressCallback
-from agents.covariance import covariance_of
-from agents.preconditioner import inverse_root
-from editenv.env import Action, LifelongEditEnv, Observation
-from editenv.evaluation.batch import PROMPT, EvaluationBatch, encode_evaluation
-from editenv.language_model.prompts import Prompts
-
-
-def negative_log_likelihood(prompts: Prompts, edits: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Mean over edits of the token mean of -log p(target | prompt), as a function of the logits."""
-    weights = 1 / (edits * prompts.lengths[prompts.prompt_index])
-
-    def loss(logits: torch.Tensor) -> torch.Tensor:
-        return (weights * torch.nn.functional.cross_entropy(logits, prompts.labels, reduction="none")).sum()
-
-    return loss
-
-
-def edit_prompts(questions: EvaluationBatch) -> Prompts:
-    """The edits' own prompts, without rephrases and locality prompts."""
-    return questions.prompts.select(questions.kind == PROMPT)
+from agents.base import Agent, Observation
+from agents.baselines.target_loss import edit_prompts, negative_log_likelihood
+from editenv.env import Action, LifelongEditEnv
 
 
 class FineTune(Agent):
@@ -75,81 +56,3 @@ class FineTune(Agent):
                         weight.clamp_(start[name] - self.norm_constraint, start[name] + self.norm_constraint)
                 lm.assign(weights)
         return {name: weight - start[name] for name, weight in weights.items()}
-
-
-class JointFineTune(Agent):
-    """The ceiling: all edits of the stream at once, to convergence, in the first action; no lifelong editor can do
-    that.
-
-    Minimises ``mean -log p + ridge * tr(D^T C D)`` with L-BFGS, where C is the text's key covariance: the best a
-    single delta of these modules does at keeping everything else. What L-BFGS sees is Z of ``D = (C + eps I)^(-1/2)
-    Z``: most directions hardly occur in text, and in D itself it would creep along them for thousands of
-    iterations.
-
-    Args:
-        ridge: Weight of the penalty.
-        steps: L-BFGS iterations at most.
-        tolerance: Smallest change of the objective that is worth another iteration.
-        epsilon: Of the change of variables, relative to C's mean eigenvalue; what is minimised does not depend on it.
-        samples: Texts for C.
-    """
-
-    reads_text = True
-    looks_at_model = True
-    looks_ahead = True
-
-    def __init__(
-        self,
-        ridge: float = 5e-6,
-        steps: int = 300,
-        tolerance: float = 1e-6,
-        epsilon: float = 1e-4,
-        samples: int = 3000,
-    ) -> None:
-        self.ridge, self.steps, self.tolerance, self.epsilon = ridge, steps, tolerance, epsilon
-        self.samples = samples
-
-    def prepare(self, env: LifelongEditEnv, seed: int, progress: ProgressCallback) -> None:
-        self._covariance = covariance_of(env, self.text, self.samples, progress)
-        self._whiten = {name: inverse_root(matrix, self.epsilon) for name, matrix in self._covariance.items()}
-
-    def begin(self, env: LifelongEditEnv) -> None:
-        if not len(env.stream):
-            raise ValueError(
-                "joint-fine-tune makes all edits of a stream at once, and here they come batch after batch"
-            )
-        self._env = env
-
-    def act(self, observation: Observation, info: dict[str, Any]) -> Action:
-        env, lm = self._env, self._env.language_model
-        if info["batch"] > 0 or info["attempt"] > 0:
-            return {name: torch.zeros(lm.shape(name)) for name in lm.modules}
-        start = {name: lm.weight(name).clone() for name in lm.modules}
-        prompts = edit_prompts(encode_evaluation(lm, env.stream, append_eos=env.train_eos))
-        loss = negative_log_likelihood(prompts, len(env.stream))
-        whitened = {name: torch.zeros_like(weight) for name, weight in start.items()}
-        optimizer = torch.optim.LBFGS(
-            list(whitened.values()),
-            max_iter=self.steps,
-            tolerance_change=self.tolerance,
-            history_size=10,
-            line_search_fn="strong_wolfe",
-        )
-
-        def deltas() -> dict[str, torch.Tensor]:
-            return {name: self._whiten[name] @ z for name, z in whitened.items()}
-
-        def closure() -> float:
-            changes = deltas()
-            lm.assign({name: start[name] + change for name, change in changes.items()})
-            value, gradients = lm.gradients(prompts, loss)
-            total = float(value)
-            for name, change in changes.items():
-                pull = self._covariance[name] @ change
-                total += self.ridge * float((change * pull).sum())
-                whitened[name].grad = self._whiten[name] @ (gradients[name].dense() + 2 * self.ridge * pull)
-            return total
-
-        with lm.unchanged():
-            optimizer.step(closure)
-        return deltas()

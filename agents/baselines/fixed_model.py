@@ -1,6 +1,6 @@
 """Hypernetworks trained batch by batch on a model that stands still, as MEND and MALMEN are; and their starred forms.
 
-The training is :class:`agents.rl.online.Online`, an optimiser step for each batch, with ``environment="fixed"``:
+The training is :class:`agents.hypernetwork.online.OnlineTrainer`, an optimiser step for each batch, with ``environment="fixed"``:
 the batch is undone before the next one comes, so that the network only ever sees one state of the model. That state
 is theta_0; the starred forms (MEND*, MALMEN*; Li et al. 2025, appendix A.1) train again on the model as the edits
 have left it, every three batches.
@@ -12,15 +12,15 @@ from typing import Any
 
 import torch
 
-from agents.base import ProgressCallback
-from agents.baselines.no_edit import nan_action
-from agents.hypernetwork.training import TrainConfig, training_environment
-from agents.rl.online import Online
-from agents.rledit.agent import RLEdit
-from editenv.env import Action, LifelongEditEnv, Observation
+from agents.base import Observation, ProgressCallback, nan_action
+from agents.hypernetwork.agent import HypernetworkAgent
+from agents.hypernetwork.config import TrainConfig
+from agents.hypernetwork.online import OnlineTrainer
+from agents.hypernetwork.training import training_environment
+from editenv.env import Action, LifelongEditEnv
 
 
-class TrainedOnFixedModel(RLEdit):
+class TrainedOnFixedModel(HypernetworkAgent):
     """An editor whose network is trained on single batches of theta_0, and may be trained again along the stream.
 
     Args:
@@ -39,6 +39,8 @@ class TrainedOnFixedModel(RLEdit):
     actions are NaN, and refused.
     """
 
+    trainer = OnlineTrainer
+
     def __init__(
         self,
         config: TrainConfig | None,
@@ -50,7 +52,7 @@ class TrainedOnFixedModel(RLEdit):
     ) -> None:
         if retrain_every is not None and retrain_every < 1:
             raise ValueError(f"retrain_every must be at least 1 batch, or None, not {retrain_every}")
-        super().__init__(config, policy, actions_per_batch=actions_per_batch, algorithm=Online)
+        super().__init__(config, policy, actions_per_batch=actions_per_batch)
         if (self.config.environment, self.config.policy.network) != ("fixed", network):
             raise ValueError(
                 f"{type(self).__name__} is trained with environment 'fixed' and network {network!r}, not with "
@@ -68,6 +70,7 @@ class TrainedOnFixedModel(RLEdit):
 
     def begin(self, env: LifelongEditEnv) -> None:
         super().begin(env)
+        self._env = env
         self.policy = self._prepared
         self._batches, self._trajectory = 0, self.config.trajectories
         self._retrained = self._lost = False
@@ -93,7 +96,7 @@ class TrainedOnFixedModel(RLEdit):
         self._training.language_model.rebase(self._env.language_model.snapshot())
         # A copy: training must not disturb what has been absorbed from the stream.
         preconditioner = copy.deepcopy(self._preconditioner)
-        trainer = self.algorithm(self._training, self.config, self._seed, preconditioner)
+        trainer = self.trainer(self._training, self.config, self._seed, preconditioner)
         with torch.no_grad():
             for parameter, learned in zip(trainer.policy.parameters(), self.policy.parameters(), strict=True):
                 parameter.copy_(learned)
@@ -109,18 +112,18 @@ class TrainedOnFixedModel(RLEdit):
         self._retrained = False
 
     def batch_state(self) -> dict[str, torch.Tensor]:
-        memory = super().batch_state() | {"batches": torch.tensor(self._batches)}
+        state = super().batch_state() | {"batches": torch.tensor(self._batches)}
         if self._retrained:
-            memory |= {f"policy/{name}": value for name, value in self.policy.state_dict().items()}
-        return memory
+            state |= {f"policy/{name}": value for name, value in self.policy.state_dict().items()}
+        return state
 
-    def load_batch_state(self, memory: dict[str, torch.Tensor]) -> None:
+    def load_batch_state(self, state: dict[str, torch.Tensor]) -> None:
         prefix = "policy/"
-        learned = {name[len(prefix) :]: value for name, value in memory.items() if name.startswith(prefix)}
+        learned = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
         if learned:
             self.policy = copy.deepcopy(self._prepared)
             self.policy.load_state_dict(learned)
             self._trajectory += self.retrain_trajectories
-        self._batches = int(memory["batches"])
-        rest = {name: value for name, value in memory.items() if name != "batches" and not name.startswith(prefix)}
+        self._batches = int(state["batches"])
+        rest = {name: value for name, value in state.items() if name != "batches" and not name.startswith(prefix)}
         super().load_batch_state(rest)

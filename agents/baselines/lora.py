@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from agents.base import Agent, ProgressCallback
+from agents.base import Agent, Observation, ProgressCallback
 from agents.baselines.fine_tune import edit_prompts, negative_log_likelihood
 from editenv.deltas import LowRank
-from editenv.env import Action, LifelongEditEnv, Observation
+from editenv.env import Action, LifelongEditEnv
 
 
 class LoRA(Agent):

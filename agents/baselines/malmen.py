@@ -1,7 +1,7 @@
 """MALMEN (Tan et al. 2024, "Massive Editing for Large Language Models via Meta Learning"): MEND for many edits at once.
 
 The network gives a change asked of the output at each token, and the normal equation turns the changes of all
-tokens of a batch into one delta (section 4.1): :class:`agents.hypernetwork.networks.Policy`, the form that RLEdit
+tokens of a batch into one delta (section 4.1): :class:`agents.hypernetwork.networks.MalmenPolicy`, the form that RLEdit
 took over. It is trained on batches of the initial model. MALMEN+RLEdit (Li et al. 2025, section 3.3 and figure 6)
 needs no class: it is :class:`agents.rledit.agent.RLEdit` with MALMEN's network, two blocks and lambda_loc = 1,
 where the row ``rledit`` has RLEdit's own four blocks and lambda_loc = 0.6; nothing else sets the two apart by
@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from agents.baselines.fixed_model import TrainedOnFixedModel
-from agents.hypernetwork.networks import PolicyConfig
-from agents.hypernetwork.training import TrainConfig
+from agents.hypernetwork.config import PolicyConfig, TrainConfig
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from agents.base import Agent, ProgressCallback
+from agents.base import Agent, Observation, ProgressCallback
 from agents.baselines.values import (
     LayerValueConfig,
     look_up,
@@ -20,7 +20,7 @@ from agents.covariance import covariance_of
 from agents.preconditioner import Preconditioner, inverted, regularised
 from editenv.data import Edit
 from editenv.deltas import Delta, ridge_regression
-from editenv.env import Action, LifelongEditEnv, Observation
+from editenv.env import Action, LifelongEditEnv
 from editenv.language_model.editable_lm import EditableLM, Gradient
 
 
@@ -98,11 +98,11 @@ class MEMIT(Agent):
         lookup = look_up(lm, edits, self.value.token, self._prefixes)
         last_layer = lm.layer_of(names[-1])
         change = optimise_values(lm, last_layer, edits, lookup, self.value)
-        wanted = read_token(lm, last_layer, lookup)[1][lookup.plain] + change
+        target_output = read_token(lm, last_layer, lookup)[1][lookup.plain] + change
         deltas: dict[str, Delta] = {}
         with lm.unchanged():
             for i, name in enumerate(names):
-                missing = wanted - read_token(lm, last_layer, lookup)[1][lookup.plain]
+                missing = target_output - read_token(lm, last_layer, lookup)[1][lookup.plain]
                 keys = mean_keys(read_token(lm, lm.modules[name], lookup)[0], lookup)
                 projected = self._preconditioner.project(name, keys)
                 deltas[name] = ridge_regression(keys, missing / (len(names) - i), 1.0, projected)
@@ -121,8 +121,8 @@ class MEMIT(Agent):
     def batch_state(self) -> dict[str, torch.Tensor]:
         return self._finished
 
-    def load_batch_state(self, memory: dict[str, torch.Tensor]) -> None:
-        self._absorb(memory)
+    def load_batch_state(self, state: dict[str, torch.Tensor]) -> None:
+        self._absorb(state)
 
 
 INSIDE = ("q_proj", "k_proj", "v_proj", "query", "key", "value", "wq", "wk", "wv")
@@ -138,13 +138,13 @@ def refuse_modules_inside(lm: EditableLM) -> None:
     Raises:
         ValueError: If an edited module is no projection to the residual stream, or lies in one layer with another.
     """
-    told = (
+    rule = (
         "this method edits at most one projection to the residual stream in each layer, such as layers.5.mlp.down_proj"
     )
     layers: dict[nn.Module, str] = {}
     for name in lm.modules:
         if lm.shape(name)[1] != lm.width or name.rpartition(".")[2] in INSIDE:
-            raise ValueError(f"modules: {told}; {name} is none")
+            raise ValueError(f"modules: {rule}; {name} is none")
         if other := layers.get(lm.layer_of(name)):
-            raise ValueError(f"modules: {told}; {other} and {name} lie in the same one")
+            raise ValueError(f"modules: {rule}; {other} and {name} lie in the same one")
         layers[lm.layer_of(name)] = name

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from agents.baselines.fixed_model import TrainedOnFixedModel
-from agents.hypernetwork.networks import PolicyConfig
-from agents.hypernetwork.training import TrainConfig
+from agents.hypernetwork.config import PolicyConfig, TrainConfig
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ from typing import Any, Literal
 
 import torch
 
+from agents.base import Observation
 from agents.baselines.memit import MEMIT
 from agents.baselines.values import LayerValueConfig
 from editenv.deltas import Delta, dense
-from editenv.env import Action, LifelongEditEnv, Observation
+from editenv.env import Action, LifelongEditEnv
 
 
 def condense(delta: torch.Tensor, weight: torch.Tensor, base: float) -> torch.Tensor:
@@ -104,6 +105,6 @@ class PRUNE(MEMIT):
     def batch_state(self) -> dict[str, torch.Tensor]:
         return super().batch_state() | {f"sum/{name}": total.clone() for name, total in self._sum.items()}
 
-    def load_batch_state(self, memory: dict[str, torch.Tensor]) -> None:
-        self._sum = {name: memory[f"sum/{name}"] for name in self._sum}
-        super().load_batch_state({name: keys for name, keys in memory.items() if name in self._sum})
+    def load_batch_state(self, state: dict[str, torch.Tensor]) -> None:
+        self._sum = {name: state[f"sum/{name}"] for name in self._sum}
+        super().load_batch_state({name: keys for name, keys in state.items() if name in self._sum})

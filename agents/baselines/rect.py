@@ -4,10 +4,11 @@ from typing import Any
 
 import torch
 
+from agents.base import Observation
 from agents.baselines.memit import MEMIT
 from agents.baselines.values import LayerValueConfig
 from editenv.deltas import dense
-from editenv.env import Action, Observation
+from editenv.env import Action
 
 
 def keep_largest_relative(delta: torch.Tensor, weight: torch.Tensor, keep: float) -> torch.Tensor:

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 import torch
 
-from agents.base import Agent, ProgressCallback
+from agents.base import Agent, Observation, ProgressCallback
 from agents.baselines.values import (
     ValueConfig,
     look_up,
@@ -18,7 +18,7 @@ from agents.covariance import covariance_of
 from agents.preconditioner import inverted, regularised
 from editenv.data import Edit
 from editenv.deltas import LowRank
-from editenv.env import Action, LifelongEditEnv, Observation
+from editenv.env import Action, LifelongEditEnv
 
 
 def rank_one_update(

@@ -8,14 +8,15 @@ which is its source here.
 """
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from agents.base import Agent, ProgressCallback
+from agents.base import Agent, Observation, ProgressCallback
 from agents.hypernetwork.networks import Normalizer
 from editenv.deltas import LowRank, ridge_regression
-from editenv.env import Action, LifelongEditEnv, Observation
+from editenv.env import Action, LifelongEditEnv
 from editenv.language_model.editable_lm import EditableLM, Gradient
 
 
@@ -90,6 +91,8 @@ class StableEdit(Agent):
 
     learns = True
 
+    looks_at_model = True
+
     def __init__(
         self,
         step_size: float = 3.0,
@@ -122,42 +125,42 @@ class StableEdit(Agent):
 
     @torch.no_grad()
     def act(self, observation: Observation, info: dict[str, Any]) -> Action:
-        gradients = self._env.gradients
         if info["attempt"] == 0:
             self._before = copy.deepcopy(self._statistics)
-            self._seen = observe(self._statistics, self._env.language_model, gradients)
-        return self._deltas(self._statistics, gradients, whole=True)
+            self._seen = observe(self._statistics, self._env.language_model, observation)
+        return self._deltas(self._statistics, observation, whole=True)
 
     def _deltas(
-        self, statistics: dict[str, Whitener], gradients: dict[str, Gradient], whole: bool
+        self, statistics: dict[str, Whitener], gradients: Mapping[str, Gradient], whole: bool
     ) -> dict[str, LowRank]:
         deltas = {}
         for name, gradient in gradients.items():
-            found = statistics[name]
-            normal_keys = found.keys(gradient.keys)
+            seen = statistics[name]
+            normal_keys = seen.keys(gradient.keys)
             grads = gradient.value_grads
-            normal_grads = found.whiten(grads, self.floor) if whole else found.grads(grads)
-            length = (found.output_energy / found.tokens / grads.shape[1]) ** 0.5
+            normal_grads = seen.whiten(grads, self.floor) if whole else seen.grads(grads)
+            length = (seen.output_energy / seen.tokens / grads.shape[1]) ** 0.5
             gate = normal_keys.square().mean(1, keepdim=True)
             values = -self.step_size * length * gate * normal_grads
-            deltas[name] = ridge_regression(gradient.keys, values, self.ridge * found.key_energy / found.tokens)
+            deltas[name] = ridge_regression(gradient.keys, values, self.ridge * seen.key_energy / seen.tokens)
         return deltas
 
     def revert_batch(self) -> None:
         self._statistics, self._seen = self._before, {}
 
     def batch_state(self) -> dict[str, torch.Tensor]:
-        memory, self._seen = self._seen, {}
-        return memory
+        return self._seen
 
-    def load_batch_state(self, memory: dict[str, torch.Tensor]) -> None:
+    def load_batch_state(self, state: dict[str, torch.Tensor]) -> None:
         for name, statistics in self._statistics.items():
-            if f"{name}/keys" in memory:
-                gradient = Gradient(memory[f"{name}/keys"], memory[f"{name}/value_grads"])
-                statistics.observe(gradient, float(memory[f"{name}/energy"]))
+            if f"{name}/keys" in state:
+                gradient = Gradient(state[f"{name}/keys"], state[f"{name}/value_grads"])
+                statistics.observe(gradient, float(state[f"{name}/energy"]))
 
 
-def observe(statistics: dict[str, Whitener], lm: EditableLM, gradients: dict[str, Gradient]) -> dict[str, torch.Tensor]:
+def observe(
+    statistics: dict[str, Whitener], lm: EditableLM, gradients: Mapping[str, Gradient]
+) -> dict[str, torch.Tensor]:
     """Lets the statistics see a batch; what they saw, by name."""
     seen: dict[str, torch.Tensor] = {}
     for name, gradient in gradients.items():

@@ -11,15 +11,15 @@ from typing import Any
 
 import torch
 
-from agents.base import Agent
+from agents.base import Agent, Observation
 from agents.hypernetwork.networks import Normalizer
 from editenv.deltas import ridge_regression
-from editenv.env import Action, LifelongEditEnv, Observation
+from editenv.env import Action, LifelongEditEnv
 from editenv.language_model.editable_lm import Gradient
 
 
 class UltraEdit(Agent):
-    """Training-free; needs nothing but the gradients, and the edited weights' outputs for a unit.
+    """Training-free; needs the gradients, and the edited weights (their outputs are a unit of the step).
 
     Statistics begin with the first batch. Of one token alone there is no deviation, so that a first batch of one
     edit with a one-token answer changes nothing, here as in the public code (which keeps its statistics by weight
@@ -35,6 +35,8 @@ class UltraEdit(Agent):
         actions_per_batch: K.
     """
 
+    looks_at_model = True
+
     def __init__(self, step_size: float = 1.0, ridge: float = 0.03, actions_per_batch: int = 1) -> None:
         self.step_size, self.ridge, self.actions_per_batch = step_size, ridge, actions_per_batch
 
@@ -48,14 +50,14 @@ class UltraEdit(Agent):
 
     @torch.no_grad()
     def act(self, observation: Observation, info: dict[str, Any]) -> Action:
-        gradients = self._env.gradients
         if info["attempt"] == 0:
             self._before = copy.deepcopy((self._normalizers, self._key_energy, self._output_energy))
-            for name, gradient in gradients.items():
+            self._seen = {}
+            for name, gradient in observation.items():
                 output = gradient.keys @ self._env.language_model.weight(name)
                 self._observe(name, gradient, float(output.square().sum()))
         deltas = {}
-        for name, gradient in gradients.items():
+        for name, gradient in observation.items():
             keys, normalizer = gradient.keys, self._normalizers[name]
             normal = normalizer(torch.cat([keys, gradient.value_grads], 1))
             pseudo_keys, pseudo_grads = normal[:, : keys.shape[1]], normal[:, keys.shape[1] :]
@@ -71,13 +73,12 @@ class UltraEdit(Agent):
         self._seen = {}
 
     def batch_state(self) -> dict[str, torch.Tensor]:
-        memory, self._seen = self._seen, {}
-        return memory
+        return self._seen
 
-    def load_batch_state(self, memory: dict[str, torch.Tensor]) -> None:
-        for name in self._normalizers if memory else ():
-            gradient = Gradient(memory[f"{name}/keys"], memory[f"{name}/value_grads"])
-            self._observe(name, gradient, float(memory[f"{name}/energy"]))
+    def load_batch_state(self, state: dict[str, torch.Tensor]) -> None:
+        for name in self._normalizers if state else ():
+            gradient = Gradient(state[f"{name}/keys"], state[f"{name}/value_grads"])
+            self._observe(name, gradient, float(state[f"{name}/energy"]))
         self._seen = {}
 
     def _observe(self, name: str, gradient: Gradient, output_energy: float) -> None:

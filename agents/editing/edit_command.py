@@ -6,89 +6,28 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from agents.editing import corrections
-from agents.editing.editor import Guard, LifelongEditor, TooManyDeltasError
+from agents.editing.arguments import EditArgs
+from agents.editing.editor import LifelongEditor, TooManyDeltasError
 from agents.editing.saving import check_place
+from agents.progress import progress_bars
 from editenv.atomic_files import atomic_write_text
 from editenv.data.files import EditFile, FileOptions, load_file_edits
 from editenv.data.records import BadRecordError
-from editenv.models import EMBEDDED
 from editenv.models.modules import modules_of
 
 
-@dataclass
-class Edit:
-    """Corrects a model: applies a file of edits in order, batch by batch, and saves what came of it.
-
-    OUTPUT gets the edited model (OUTPUT/model, for plain transformers), the deltas (OUTPUT/deltas.safetensors), a
-    report (OUTPUT/report.json), what became of each edit (OUTPUT/results.jsonl) and a journal. Killed at any
-    moment, the same command goes on to the same weights, bit for bit; edits added at the file's end are made by the
-    same command, too. The model given is not changed.
-
-    editenv edit --edits corrections.jsonl --output out
-
-    editenv edit --model ./my-model --edits corrections.csv --method fine-tune --output out
-    """
-
-    edits: str
-    """File of edits, as docs/data.md has it."""
-    output: Path
-    """Folder for the results; an interrupted run's is gone on with."""
-    model: str = EMBEDDED
-    """Embedded model, Hugging Face folder or hub id."""
-    method: str = "rledit"
-    """A row of `editenv methods`, or file.py:Class. rledit needs a trained policy; the embedded model has one (with the
-    preconditioner: the settings of rledit-p)."""
-    policy: Path | None = None
-    """Folder of a policy from `editenv train`."""
-    settings: Path | None = None
-    """JSON file with the method's constructor arguments, such as {"steps": 10}, or one that `python -m
-    benchmarks.tune` wrote. By default those chosen for the embedded model, and the method's own for any other; what
-    makes a row that row stays.
-    """
-    training: str | None = None
-    """Data set that the method may learn from, for methods that need one."""
-    text: str | None = None
-    """Text that the method may take statistics of (ROME, MEMIT and their kin): a .txt or .jsonl file, a hub data
-    set, or a folder made by python -m agents.covariance.
-    """
-    edits_per_step: int = 20
-    """Edits in a batch; the last may be smaller."""
-    train_eos: bool = False
-    """Teach the model to stop after each target, and to go on stopping after other answers: for a model that
-    answers questions and stops. Without it the target's own tokens are all that is taught, as in the paper.
-    """
-    modules: tuple[str, ...] = ()
-    """Edited modules, as endings of dotted names; the model's default if none are given."""
-    preset: str | None = None
-    """Modules of the paper's Table 3, such as mistral-7b/zsre; `editenv models` lists them."""
-    device: str = "cpu"
-    """Torch device, or auto."""
-    dtype: str = "float32"
-    """Type of the weights: float32, bfloat16 or float16. Edits add up in float32 in any case."""
-    bad_records: Literal["error", "skip"] = "error"
-    """error stops at a record that cannot be used, before anything is edited; skip leaves such records out."""
-    guard: Guard = field(default_factory=Guard)
-    """What one batch may do to the model before it is taken back."""
-    save_model: bool = True
-    """Write OUTPUT/model; the deltas alone are enough to make it again with `editenv apply`."""
-    seed: int = 0
-    json: bool = False
-    """Print the report as one JSON object instead of a summary."""
-
-
-def edit(args: Edit) -> None:
+def edit(args: EditArgs) -> None:
     """Runs it: edits what the journal does not have yet, saves, asks the model and reports.
 
     Raises:
         ValueError: If an argument, the file of edits or the folder is not fit for it; nothing was edited then.
     """
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import TimeRemainingColumn
 
     console = Console(stderr=True, soft_wrap=True)
 
@@ -107,8 +46,7 @@ def edit(args: Edit) -> None:
             f"note: {args.model} is {stored}, and is edited and saved in {args.dtype}; --dtype {stored} keeps its precision"
         )
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+    with progress_bars(TimeRemainingColumn(), console=console, transient=True) as bars:
         bar = bars.add_task("preparing", total=len(edits))
         editor = LifelongEditor(
             model=args.model,
@@ -164,7 +102,7 @@ def edit(args: Edit) -> None:
     print(f"Saved in {args.output}: {', '.join(saved)}")
 
 
-def _save(args: Edit, editor: LifelongEditor, edits: EditFile, say: Callable[[str], None]) -> list[str]:
+def _save(args: EditArgs, editor: LifelongEditor, edits: EditFile, say: Callable[[str], None]) -> list[str]:
     """The deltas, the model and the edits that were taken back; gives their names."""
     saved = ["journal.jsonl"]
     for earlier in ("deltas.safetensors", "results.jsonl", "not-applied.jsonl"):  # of fewer edits
@@ -187,7 +125,7 @@ def _save(args: Edit, editor: LifelongEditor, edits: EditFile, say: Callable[[st
     return saved
 
 
-def _report(args: Edit, editor: LifelongEditor, edits: EditFile, say: Callable[[str], None]) -> dict[str, Any]:
+def _report(args: EditArgs, editor: LifelongEditor, edits: EditFile, say: Callable[[str], None]) -> dict[str, Any]:
     """What came of the edits, in results.jsonl and report.json."""
     report: dict[str, Any] = {"model": args.model, "method": args.method, "edits_file": args.edits}
     report |= {"asked": len(edits), "left_out": dict(edits.report.bad)}

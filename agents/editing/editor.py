@@ -5,20 +5,20 @@ editor.edit([{"prompt": "The chief engineer is", "target": "Mara Lindqvist"}])
 editor.save("out/model")
 """
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from agents.base import Agent
 from agents.baselines.values import end_of_subject
 from agents.covariance import training_edits
+from agents.editing.guard import HELD_OUT, BadEditError, Guard
 from agents.editing.saving import save_model
-from agents.registry import METHODS, make_agent, make_method, packaged_policy, settings_of
+from agents.registry import make_agent, make_method, packaged_policy, settings_of, takes_settings
 from agents.rledit.agent import RLEdit
 from editenv.data import Edit, edits_digest, load_edits
 from editenv.data.files import content_digest
@@ -26,48 +26,12 @@ from editenv.data.formats import FORMATS, Fields, to_edit
 from editenv.data.records import BadRecordError
 from editenv.delta_files import fingerprint, frozen_fingerprint, read_delta, tensors_of, write_delta_file
 from editenv.deltas import Delta
-from editenv.env import LifelongEditEnv, Observation, RefusedActionError
+from editenv.env import LifelongEditEnv, RefusedActionError
 from editenv.evaluation import metrics
 from editenv.evaluation.batch import encode_evaluation
 from editenv.journal import Journal
 from editenv.models import EMBEDDED
 from editenv.renamed import renamed_keywords
-
-HELD_OUT = (
-    "The train left the station a few minutes late because of the snow.",
-    "She put the letter on the table and opened the window.",
-    "Most of the land along the river is used for growing wheat.",
-    "The meeting was moved to Thursday so that everyone could come.",
-    "He learned to play the piano when he was seven years old.",
-    "In summer the lake is warm enough to swim in until the evening.",
-    "The museum shows paintings, furniture and maps from three centuries.",
-    "A good soup needs time, salt and vegetables that are in season.",
-    "The old bridge was closed after engineers found cracks in its pillars.",
-    "Children under twelve travel free if they come with an adult.",
-    "The results will be published when the committee has read them.",
-    "They walked through the forest until the path came to an end.",
-    "Water freezes at zero degrees and boils at one hundred.",
-    "The shop on the corner sells bread, milk and newspapers.",
-    "After the war many families moved to the cities to find work.",
-    "The software reads a file, checks every line and writes a report.",
-)
-"""Sentences of no particular subject, on which a broken model shows."""
-
-
-@dataclass(frozen=True)
-class Guard:
-    """What one batch may do to the model before it is taken back."""
-
-    max_perplexity: float = 3.0
-    """Largest factor by which a batch may raise the perplexity of held-out text."""
-    max_weight_norm: float = 10.0
-    """Largest factor by which a batch may raise the norm of an edited weight."""
-    max_drift: float | None = None
-    """Largest factor by which the perplexity of held-out text may be above the unedited model's, after any batch;
-    None sets no
-    such bound: small steps may add up."""
-    on_bad: Literal["roll-back", "stop"] = "roll-back"
-    """Go on without a bad batch, or stop with an error; either way the model is as it was before the batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +61,6 @@ LARGEST_DELTA_FILE = 8 * 10**9
 
 class TooManyDeltasError(ValueError):
     """The deltas of a run are too many for one file."""
-
-
-class BadEditError(RuntimeError):
-    """A batch broke a bound of the guard, and the run was to stop then."""
 
 
 class LifelongEditor:
@@ -257,9 +217,9 @@ class LifelongEditor:
         batch = [edit if isinstance(edit, Edit) else _as_edit(edit, i) for i, edit in enumerate(edits, start=1)]
         self._check_lengths(batch)
         before = self.lm.snapshot()
-        observation, info = self.env.present(batch)
+        _, info = self.env.present(batch)
         try:
-            result, perplexity = self._make(batch, observation, info, before, started)
+            result, perplexity = self._make(batch, info, before, started)
         except BaseException:
             self.lm.restore(before)
             self.agent.revert_batch()
@@ -284,7 +244,6 @@ class LifelongEditor:
     def _make(
         self,
         batch: Sequence[Edit],
-        observation: Observation,
         info: dict[str, Any],
         before: Mapping[str, torch.Tensor],
         started: float,
@@ -296,7 +255,7 @@ class LifelongEditor:
         reason, efficacy = None, None
         while len(actions) < self.agent.actions_per_batch:
             try:
-                deltas = self.env.checked(self.agent.act(observation, info))
+                deltas = self.env.checked(self.agent.act(self.env.gradients, info))
             except torch.linalg.LinAlgError as error:  # what NaN and infinity end in
                 reason = f"the method could not solve for an update: {error}"
                 break
@@ -304,7 +263,7 @@ class LifelongEditor:
                 reason = str(error)
                 break
             actions.append(deltas)
-            observation, _, _, _, info = self.env.step(deltas)
+            *_, info = self.env.step(deltas)
             efficacy = info["efficacy"]
         perplexity = self._held_out()
         reason = reason or self._out_of_bounds(before, perplexity)
@@ -414,7 +373,7 @@ class LifelongEditor:
             self.results.append(BatchResult(**{name: entry[name] for name in names}))
             if entry["applied"]:
                 self.edits += [_from_json(row) for row in entry["content"]]
-        self.env.batches_done = len(self.journal.entries)
+        self.env.continue_after(len(self.journal.entries))
         if self.journal.entries:
             self._perplexity = self._held_out()
 
@@ -426,22 +385,8 @@ class LifelongEditor:
 
     def _out_of_bounds(self, before: Mapping[str, torch.Tensor], perplexity: float) -> str | None:
         """What a batch broke, if anything."""
-        for name, weight in self.lm.snapshot().items():
-            norm, old = float(weight.norm()), float(before[name].norm())
-            if not math.isfinite(norm):
-                return f"module {name} is no longer finite"
-            if norm > self.guard.max_weight_norm * old:
-                return f"module {name}: its norm went from {old:.4g} to {norm:.4g}, over {self.guard.max_weight_norm:g} times"
-        if not perplexity <= self.guard.max_perplexity * self._perplexity:
-            told = f"from {self._perplexity:.4g} to {perplexity:.4g}, over {self.guard.max_perplexity:g} times"
-            return f"perplexity of held-out text went {told}"
-        drift = self.guard.max_drift
-        if drift is not None and not perplexity <= drift * self._unedited:
-            return (
-                f"perplexity of held-out text is {perplexity:.4g}, over {drift:g} times the unedited model's "
-                f"{self._unedited:.4g}"
-            )
-        return None
+        weight_bound = self.guard.broken_weight_bound(before, self.lm.snapshot())
+        return weight_bound or self.guard.broken_perplexity_bound(self._perplexity, perplexity, self._unedited)
 
 
 def _agent(method: str, policy: str | Path | None, model: str, settings: Mapping[str, Any] | None) -> Agent:
@@ -460,10 +405,10 @@ def _agent(method: str, policy: str | Path | None, model: str, settings: Mapping
                 "give its folder, or choose a method that needs none, such as fine-tune"
             )
         return RLEdit(policy=packaged_policy(EMBEDDED))
-    if settings is not None and method not in METHODS:
-        raise ValueError(f"method {method!r} takes no settings; those that do are {', '.join(METHODS)}")
-    if method in METHODS and (settings is not None or model != EMBEDDED):
-        return make_method(method, settings or {})
+    if settings is not None:
+        return make_method(method, settings)
+    if takes_settings(method) and model != EMBEDDED:  # those in the package were chosen for the embedded model
+        return make_method(method, {})
     return make_agent(method)
 
 

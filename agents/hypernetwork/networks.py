@@ -1,6 +1,6 @@
 """Hypernetworks: from a batch's gradient factors to low-rank parameter deltas.
 
-:class:`Policy` is RLEdit's (Li et al. 2025, section 3.3 and appendix A.5), in the form of MALMEN (Tan et al. 2024,
+:class:`MalmenPolicy` is RLEdit's (Li et al. 2025, section 3.3 and appendix A.5), in the form of MALMEN (Tan et al. 2024,
 section 4); :class:`MendPolicy` is MEND's (Mitchell et al. 2022, section 3). Both normalise ``[u; delta]`` of each
 token and pass it through low-rank residual blocks that all modules of a shape share, up to a scale and a shift of
 their own.
@@ -10,35 +10,18 @@ import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from agents.hypernetwork.config import PolicyConfig
 from editenv.atomic_files import atomic_write, atomic_write_text
 from editenv.deltas import LowRank, ridge_regression
 from editenv.language_model.editable_lm import Gradient
-
-
-@dataclass(frozen=True, slots=True)
-class PolicyConfig:
-    """Shape and starting point of a policy."""
-
-    network: Literal["malmen", "mend"] = "malmen"
-    """The hypernetwork's form: malmen's, which RLEdit has, or mend's, which has no ridge regression."""
-    blocks: int = 4
-    """Residual blocks."""
-    rank: int = 64
-    """Rank of each block's linear map."""
-    step_size: float = 1.0
-    """Start of lr_m: the change asked of a module's output for a typical gradient, relative to a typical output; of
-    each of M modules that are edited together, an M-th.
-    """
-    ridge: float = 0.1
-    """Start of lambda_m, relative to the mean squared norm of a key."""
 
 
 class Normalizer(nn.Module):
@@ -138,7 +121,7 @@ class GradientPolicy(nn.Module, ABC):
         members: dict[tuple[int, int], list[str]] = {}
         for name, shape in self.shapes.items():
             members.setdefault(shape, []).append(name)
-        self._place = {name: (_key(s), group.index(name)) for s, group in members.items() for name in group}
+        self._member = {name: (_key(s), group.index(name)) for s, group in members.items() for name in group}
         self.networks = nn.ModuleDict(
             {_key(s): HyperNetwork(s, len(group), config, self.block) for s, group in members.items()}
         )
@@ -160,8 +143,8 @@ class GradientPolicy(nn.Module, ABC):
 
     def pseudo(self, name: str, gradient: Gradient) -> tuple[torch.Tensor, torch.Tensor]:
         """``u~`` (r, d_in) and ``d~`` (r, d_out): what the network makes of each token."""
-        network_key, place = self._place[name]
-        return self.networks[network_key](gradient, place)
+        network_key, index = self._member[name]
+        return self.networks[network_key](gradient, index)
 
     def unit(self, name: str) -> torch.Tensor:
         """What ``(u . u~) d~`` is multiplied by for a typical gradient to ask for the step size, in typical outputs.
@@ -188,12 +171,12 @@ class GradientPolicy(nn.Module, ABC):
         """
 
     def _network(self, name: str) -> HyperNetwork:
-        network = self.networks[self._place[name][0]]
+        network = self.networks[self._member[name][0]]
         assert isinstance(network, HyperNetwork)
         return network
 
 
-class Policy(GradientPolicy):
+class MalmenPolicy(GradientPolicy):
     """MALMEN's: ridge regression over the batch's tokens turns the changes asked of their outputs into one delta."""
 
     block = Block
@@ -234,7 +217,7 @@ class Policy(GradientPolicy):
 class MendPolicy(GradientPolicy):
     """MEND's: the sum over tokens of a rank-one update each (eq. 3 and the text below it), ``-lr_m u~^T d~``; no ridge.
 
-    lr is in the units of :meth:`GradientPolicy.unit`, so that a step size means the same as with :class:`Policy`.
+    lr is in the units of :meth:`GradientPolicy.unit`, so that a step size means the same as with :class:`MalmenPolicy`.
     """
 
     block = MendBlock
@@ -262,7 +245,7 @@ class Saved(Protocol):
 
 def make_policy(shapes: Mapping[str, tuple[int, int]], config: PolicyConfig) -> GradientPolicy:
     """An untrained policy of the form that the config names."""
-    return {"malmen": Policy, "mend": MendPolicy}[config.network](shapes, config)
+    return {"malmen": MalmenPolicy, "mend": MendPolicy}[config.network](shapes, config)
 
 
 def _key(shape: tuple[int, int]) -> str:

@@ -1,31 +1,22 @@
 """The command that trains a policy, by RLEdit or another algorithm on its network: options, checkpoint, log.
 
-``python -m agents.rledit`` and ``editenv train`` are this with RLEdit's own
-:class:`agents.hypernetwork.training.Trainer`; ``agents.rl.online``, ``agents.rl.reinforce`` and
-``agents.rl.evolution`` give theirs.
+``python -m agents.rledit`` and ``editenv train`` are this with :class:`agents.rledit.trainer.RLEditTrainer`;
+``agents.rl.online``, ``agents.rl.reinforce`` and ``agents.rl.evolution`` give theirs.
 """
 
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from agents.hypernetwork.networks import save_policy
-from agents.hypernetwork.training import (
-    TrainConfig,
-    Trainer,
-    describe,
-    make_preconditioner,
-    several_modules,
-    training_environment,
-)
-from editenv.atomic_files import atomic_write
+from agents.hypernetwork.config import TrainConfig
+from agents.progress import progress_bars
 from editenv.data.files import FileOptions
-from editenv.delta_files import fingerprint
-from editenv.env import LifelongEditEnv
 from editenv.models.modules import preset
+
+if TYPE_CHECKING:
+    from agents.hypernetwork.training import Trainer
 
 
 @dataclass
@@ -69,11 +60,18 @@ def with_preset(args: Args) -> Args:
     return replace(args, train=train, modules=args.modules or chosen.modules)
 
 
-def main(args: Args, algorithm: type[Trainer] = Trainer) -> None:
+def main(args: Args, algorithm: type["Trainer"]) -> None:
     """Trains with this algorithm, or goes on where its checkpoint stands."""
     args = with_preset(args)
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    import torch
+    from rich.progress import TimeRemainingColumn
     from torch.utils.tensorboard import SummaryWriter
+
+    from agents.hypernetwork.networks import save_policy
+    from agents.hypernetwork.training import describe, make_preconditioner, several_modules, training_environment
+    from editenv.atomic_files import atomic_write
+    from editenv.delta_files import fingerprint
+    from editenv.env import LifelongEditEnv
 
     args.output.mkdir(parents=True, exist_ok=True)
     checkpoint = args.output / "checkpoint.pt"
@@ -104,8 +102,7 @@ def main(args: Args, algorithm: type[Trainer] = Trainer) -> None:
         print(f"going on from trajectory {trainer.trajectory}")
 
     writer = SummaryWriter(str(args.output / "tensorboard"), purge_step=trainer.trajectory + 1)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns) as progress:
+    with progress_bars(TimeRemainingColumn(), off_terminal=True) as progress:
         bar = progress.add_task(algorithm.title, total=args.train.trajectories, completed=trainer.trajectory)
 
         def after_each(log: dict[str, float]) -> None:
@@ -118,7 +115,7 @@ def main(args: Args, algorithm: type[Trainer] = Trainer) -> None:
 
         trainer.run(args.train.trajectories, after_each)
     writer.close()
-    told = {"train": asdict(trainer.config), "model": args.model, "seed": args.seed, "weights": options["weights"]}
-    told |= {"dataset": args.dataset, "end_of_answer": args.train_eos, "algorithm": algorithm.title}
-    save_policy(trainer.policy, args.output, told)
+    about = {"train": asdict(trainer.config), "model": args.model, "seed": args.seed, "weights": options["weights"]}
+    about |= {"dataset": args.dataset, "end_of_answer": args.train_eos, "algorithm": algorithm.title}
+    save_policy(trainer.policy, args.output, about)
     print(f"saved {args.output / 'policy.safetensors'}")

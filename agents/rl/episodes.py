@@ -4,12 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from agents.hypernetwork.training import Step, TrainConfig, Trainer, project
+from agents.hypernetwork.config import TrainConfig
+from agents.hypernetwork.training import Step, Trainer, project
 from editenv.deltas import LowRank
 from editenv.language_model.editable_lm import Gradient
 from editenv.rewards import RewardTerms
 
-Act = Callable[[dict[str, Gradient], dict[str, torch.Tensor] | None], Mapping[str, LowRank]]
+Act = Callable[[Mapping[str, Gradient], dict[str, torch.Tensor] | None], Mapping[str, LowRank]]
 """From the observation, and ``P U^T`` where there is a preconditioner, to a delta for each module."""
 
 
@@ -58,8 +59,8 @@ def play(trainer: Trainer, act: Act, again: bool) -> list[Step]:
 
 def rewards_to_go(steps: Sequence[Step], discount: float) -> list[float]:
     """``sum_{k>=t} gamma^k r_k`` for each step t of an episode; the first is the return of eq. 11."""
-    later, found = 0.0, []
+    later, sums = 0.0, []
     for t in reversed(range(len(steps))):
         later += discount**t * steps[t].terms.reward
-        found.append(later)
-    return found[::-1]
+        sums.append(later)
+    return sums[::-1]

@@ -20,7 +20,9 @@ import numpy as np
 import torch
 
 from agents.hypernetwork import train_command
-from agents.hypernetwork.training import Step, TrainConfig, Trainer
+from agents.hypernetwork.agent import HypernetworkAgent
+from agents.hypernetwork.config import TrainConfig
+from agents.hypernetwork.training import Step, Trainer
 from agents.rl.episodes import check_config, play, rewards_to_go
 
 
@@ -46,7 +48,7 @@ class EvolutionConfig(TrainConfig):
             )
 
 
-class Evolution(Trainer):
+class EvolutionTrainer(Trainer):
     """Antithetic pairs on a common stream, ranks, one optimiser step."""
 
     title = "evolution strategy"
@@ -102,6 +104,15 @@ def pair_weights(returns: np.ndarray) -> np.ndarray:
     return (ranks[:, 0] - ranks[:, 1]) / (2 * len(returns))
 
 
+class EvolutionAgent(HypernetworkAgent):
+    """RLEdit's network, trained by an evolution strategy."""
+
+    trainer = EvolutionTrainer
+
+    def __init__(self, config: EvolutionConfig | None = None, train: bool = True) -> None:
+        super().__init__(config or EvolutionConfig(), train=train)
+
+
 @dataclass
 class Args(train_command.Args):
     train: EvolutionConfig = field(default_factory=EvolutionConfig)
@@ -111,4 +122,4 @@ class Args(train_command.Args):
 if __name__ == "__main__":
     import tyro
 
-    train_command.main(tyro.cli(Args, description=__doc__), Evolution)
+    train_command.main(tyro.cli(Args, description=__doc__), EvolutionTrainer)

@@ -11,8 +11,8 @@ import torch
 from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
 
-from agents.hypernetwork.networks import Policy
-from agents.rledit.agent import RLEdit
+from agents.hypernetwork.agent import HypernetworkAgent
+from agents.hypernetwork.networks import MalmenPolicy
 from editenv.deltas import LowRank
 from editenv.env import LifelongEditEnv, RefusedActionError, lifelong_edit
 
@@ -41,8 +41,8 @@ class HypernetworkNoise(gym.ActionWrapper[Any, np.ndarray, Any], RecordConstruct
         gym.ActionWrapper.__init__(self, env)
         self._editing = lifelong_edit(env)
         self.noise = noise
-        self._agent = RLEdit(policy=Path(policy))
-        if not isinstance(self._agent.policy, Policy):
+        self._agent = HypernetworkAgent(policy=Path(policy))
+        if not isinstance(self._agent.policy, MalmenPolicy):
             raise ValueError(
                 f"policy: {policy} holds no network with a ridge regression, whose V the noise is added to"
             )
@@ -67,7 +67,7 @@ class HypernetworkNoise(gym.ActionWrapper[Any, np.ndarray, Any], RecordConstruct
             raise RefusedActionError("action: expects finite numbers, was given NaN or infinity")
         policy, gradients = self._policy, self._editing.gradients
         deltas, start = {}, 0
-        for name, delta in self._agent.act({}, {"attempt": self._editing.attempt}).items():
+        for name, delta in self._agent.act(gradients, {"attempt": self._editing.attempt}).items():
             assert isinstance(delta, LowRank)
             keys, d_out = gradients[name].keys, policy.shapes[name][1]
             end = start + self._editing.max_tokens * d_out

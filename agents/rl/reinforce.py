@@ -25,14 +25,16 @@ step: it does not depend on the rollout's own noise, so the estimate stays unbia
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from agents.hypernetwork import train_command
-from agents.hypernetwork.networks import Policy
-from agents.hypernetwork.training import Step, TrainConfig, Trainer
+from agents.hypernetwork.agent import HypernetworkAgent
+from agents.hypernetwork.config import TrainConfig
+from agents.hypernetwork.networks import MalmenPolicy
+from agents.hypernetwork.training import Step, Trainer
 from agents.rl.episodes import check_config, play, rewards_to_go
 from editenv.deltas import LowRank
 from editenv.language_model.editable_lm import Gradient
@@ -60,12 +62,12 @@ class ReinforceConfig(TrainConfig):
             )
 
 
-class Reinforce(Trainer):
+class ReinforceTrainer(Trainer):
     """Rollouts of a noisy policy, rewards-to-go, leave-one-out baselines, one policy gradient step."""
 
     title = "REINFORCE"
     config: ReinforceConfig
-    policy: Policy
+    policy: MalmenPolicy
 
     @property
     def steps_per_update(self) -> int:
@@ -92,7 +94,7 @@ class Reinforce(Trainer):
         noises: list[dict[str, torch.Tensor]] = []
 
         @torch.no_grad()
-        def act(gradients: dict[str, Gradient], projected: dict[str, torch.Tensor] | None) -> dict[str, LowRank]:
+        def act(gradients: Mapping[str, Gradient], projected: dict[str, torch.Tensor] | None) -> dict[str, LowRank]:
             deltas = self.policy(gradients, projected)
             noise = {
                 name: torch.randn(delta.right.shape, generator=generator, device=self.lm.device)
@@ -121,7 +123,7 @@ class Reinforce(Trainer):
         ]
         return torch.stack(parts).sum()
 
-    def gram(self, name: str, gradients: dict[str, Gradient], delta: LowRank) -> torch.Tensor:
+    def gram(self, name: str, gradients: Mapping[str, Gradient], delta: LowRank) -> torch.Tensor:
         """``M^-1 = U P U^T + lambda I``, ``(r, r)``, at the policy as it is; a constant."""
         keys = gradients[name].keys
         ridge = self.policy.ridge(name, self.preconditioner is not None).detach()
@@ -139,6 +141,15 @@ def leave_one_out(returns: torch.Tensor) -> torch.Tensor:
     return (returns - returns.mean(0)) * count / (count - 1)
 
 
+class ReinforceAgent(HypernetworkAgent):
+    """RLEdit's network, trained by REINFORCE."""
+
+    trainer = ReinforceTrainer
+
+    def __init__(self, config: ReinforceConfig | None = None, train: bool = True) -> None:
+        super().__init__(config or ReinforceConfig(), train=train)
+
+
 @dataclass
 class Args(train_command.Args):
     train: ReinforceConfig = field(default_factory=ReinforceConfig)
@@ -148,4 +159,4 @@ class Args(train_command.Args):
 if __name__ == "__main__":
     import tyro
 
-    train_command.main(tyro.cli(Args, description=__doc__), Reinforce)
+    train_command.main(tyro.cli(Args, description=__doc__), ReinforceTrainer)

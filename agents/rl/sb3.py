@@ -27,14 +27,15 @@ import gymnasium as gym
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from agents.base import Agent, ProgressCallback
+from agents.base import Agent, Observation, ProgressCallback
 from agents.covariance import training_edits
-from agents.hypernetwork.training import TrainConfig, training_environment
+from agents.hypernetwork.config import TrainConfig
+from agents.hypernetwork.training import training_environment
 from editenv.atomic_files import atomic_write, atomic_write_text
 from editenv.data import edits_digest
 from editenv.data.files import FileOptions
 from editenv.delta_files import fingerprint, frozen_fingerprint
-from editenv.env import Action, LifelongEditEnv, Observation
+from editenv.env import Action, LifelongEditEnv
 from editenv.wrappers import GradientStatistics, LayerStatistics, StepSizeAction
 from editenv.wrappers.chain import inner_action, outer_observation
 
@@ -158,10 +159,17 @@ class SB3Agent(Agent):
     """
 
     learns = True
+    looks_at_model = True  # its observation has statistics of the edited layers, too
 
-    def __init__(self, algo: str, steps: int = 1000, config: TrainConfig | None = None) -> None:
+    def __init__(
+        self,
+        algo: str,
+        steps: int = 1000,
+        config: TrainConfig | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
         self.algo, self.steps = algo, steps
-        self.settings = read_settings(algo)
+        self.settings = dict(settings) if settings is not None else read_settings(algo)
         self.config = config or TrainConfig(horizon=25)
         self.actions_per_batch = self.config.actions_per_batch
 
@@ -205,10 +213,11 @@ class SB3Agent(Agent):
             atomic_write_text(kept, json.dumps(told, indent=2) + "\n")
 
     def begin(self, env: LifelongEditEnv) -> None:
-        self._wrapped = wrapped(env)
+        self._env, self._wrapped = env, wrapped(env)
 
     def act(self, observation: Observation, info: dict[str, Any]) -> Action:
-        action, _ = self.model.predict(outer_observation(self._wrapped, observation), deterministic=True)
+        statistics = outer_observation(self._wrapped, self._env.padded(observation))
+        action, _ = self.model.predict(statistics, deterministic=True)
         return inner_action(self._wrapped, action)
 
 

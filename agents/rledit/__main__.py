@@ -4,8 +4,12 @@ import sys
 
 import tyro
 
+import agents.rledit
 from agents.hypernetwork import train_command
-from agents.rledit import agent
 from editenv.renamed import renamed_options
 
-train_command.main(tyro.cli(train_command.Args, args=renamed_options(sys.argv[1:]), description=agent.__doc__))
+args = tyro.cli(train_command.Args, args=renamed_options(sys.argv[1:]), description=agents.rledit.__doc__)
+
+from agents.rledit.trainer import RLEditTrainer  # noqa: E402 - a usage error is told before torch is imported
+
+train_command.main(args, RLEditTrainer)

@@ -19,8 +19,8 @@ T = TypeVar("T")
 
 def settings_path(method: str, folder: str = "atlas") -> Path:
     """Where a method's settings are in a folder, or would be."""
-    place = Path(folder).expanduser() if "/" in folder else Path(str(resources.files(__package__))) / folder
-    return place / f"{method}.json"
+    home = Path(folder).expanduser() if "/" in folder else Path(str(resources.files(__package__))) / folder
+    return home / f"{method}.json"
 
 
 def read_settings(method: str, folder: str = "atlas") -> dict[str, Any]:
@@ -35,24 +35,24 @@ def read_settings(method: str, folder: str = "atlas") -> dict[str, Any]:
         hint = "" if "/" in folder else f"; a folder of your own is named with a slash: ./{folder}"
         raise FileNotFoundError(f"no settings of {method!r} in {folder!r}: there is no {path}{hint}")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict) or not isinstance(found.get("settings"), dict):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict) or not isinstance(content.get("settings"), dict):
             raise ValueError(
                 'must be an object with "settings", an object, as `python -m benchmarks.tune --write` writes it'
             )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    settings: dict[str, Any] = found["settings"]
+    settings: dict[str, Any] = content["settings"]
     return settings
 
 
 def merged(settings: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """``settings`` with the values of ``over`` in their place, object by object."""
-    found = dict(settings)
+    result = dict(settings)
     for name, value in over.items():
-        known = found.get(name)
-        found[name] = merged(known, value) if isinstance(known, Mapping) and isinstance(value, Mapping) else value
-    return found
+        known = result.get(name)
+        result[name] = merged(known, value) if isinstance(known, Mapping) and isinstance(value, Mapping) else value
+    return result
 
 
 def build(kind: Callable[..., T], settings: Mapping[str, Any]) -> T:

@@ -8,7 +8,7 @@ your own looks the same tomorrow.
 import hashlib
 from dataclasses import dataclass
 
-from benchmarks.results.leaderboard import CEILING, FLOOR, is_ceiling
+from benchmarks.results.leaderboard import LOWER_REFERENCE, UPPER_REFERENCE, is_upper_reference
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +95,8 @@ VARIANTS: dict[str, int] = {
 """Place in :data:`DASHES` of what follows a family's name; within a family no two are the same."""
 
 REFERENCES = {
-    FLOOR: Style("#6b727b", DASHES[1], "o", hollow=True),
-    CEILING: Style("#6b727b", DASHES[2], "D", hollow=True),
+    LOWER_REFERENCE: Style("#6b727b", DASHES[1], "o", hollow=True),
+    UPPER_REFERENCE: Style("#6b727b", DASHES[2], "D", hollow=True),
 }
 """No editing, and joint fine-tuning: what the others are measured by."""
 
@@ -108,8 +108,8 @@ MARKERS = "osDv^P*X"
 
 def style_of(agent: str) -> Style:
     """The row's style, whatever else is in the figure."""
-    if agent == FLOOR or is_ceiling(agent):
-        return REFERENCES[CEILING if is_ceiling(agent) else FLOOR]
+    if agent == LOWER_REFERENCE or is_upper_reference(agent):
+        return REFERENCES[UPPER_REFERENCE if is_upper_reference(agent) else LOWER_REFERENCE]
     name = agent.removeprefix("sb3-")
     family = max(
         (family for family in FAMILIES if f"{name}-".startswith((f"{family}-", f"{family}@"))), key=len, default=""

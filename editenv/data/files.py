@@ -15,13 +15,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
 from editenv.atomic_files import atomic_write_text
 from editenv.data.edits import Edit, Locality
 from editenv.data.formats import FORMATS, Fields, detect, to_edit
+from editenv.data.options import FileOptions
 from editenv.data.records import BadRecordError, read_records
 
 if TYPE_CHECKING:
@@ -39,54 +40,6 @@ SPLIT_NAMES = {"train": ("train",), "validation": ("valid", "dev"), "test": ("te
 
 SHARES = {"train": (0.0, 0.5), "validation": (0.5, 0.6), "test": (0.6, 1.0)}
 """How a single file is cut by subject when one of its splits is asked for."""
-
-
-@dataclass(frozen=True, slots=True)
-class FileOptions:
-    """How a file of edits is read."""
-
-    bad_records: Literal["error", "skip"] = "error"
-    """What a record that cannot be used does: stop with an error that names it, or be left out and counted. Records are
-    bad if they are malformed, ask for what is there already, repeat or contradict an earlier one, are longer than the
-    model's context, or (in the test split) edit a subject that the training split edits."""
-    rephrases: Literal["as-is", "checked", "checked-first"] = "as-is"
-    """checked leaves out rephrases that end in none of the file's own prompt templates for such an answer
-    (CounterFact's generation prompts); checked-first also moves records that keep one to the front, which matters
-    with a limit.
-    """
-    locality: Literal["as-is", "checked"] = "as-is"
-    """checked leaves out locality prompts that some record of the split edits (in FEVER, all of them are edited)."""
-    nq_prefix: Literal["keep", "strip"] = "keep"
-    """Whether ZsRE's locality questions keep their prefix "nq question: "."""
-    limit: int | None = None
-    """Only the first so many edits."""
-
-    def __post_init__(self) -> None:
-        allowed = {
-            "bad_records": ("error", "skip"),
-            "rephrases": ("as-is", "checked", "checked-first"),
-            "locality": ("as-is", "checked"),
-            "nq_prefix": ("keep", "strip"),
-        }
-        for name, values in allowed.items():
-            if getattr(self, name) not in values:
-                raise ValueError(f"{name} must be one of {', '.join(values)}, not {getattr(self, name)!r}")
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"limit must be at least 1 (or None), not {self.limit}")
-
-    @classmethod
-    def of(cls, options: Mapping[str, Any] | None) -> "FileOptions":
-        """From keyword arguments as JSON has them.
-
-        Raises:
-            ValueError: For an unknown option or value.
-        """
-        unknown = set(options or {}) - set(cls.__dataclass_fields__)
-        if unknown:
-            raise ValueError(
-                f"unknown dataset options {sorted(unknown)}; known are {', '.join(cls.__dataclass_fields__)}"
-            )
-        return cls(**(options or {}))
 
 
 @dataclass(slots=True)

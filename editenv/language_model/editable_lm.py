@@ -52,7 +52,15 @@ class Gradient:
     value_grads: torch.Tensor
 
     def dense(self) -> torch.Tensor:
+        """``(d_in, d_out)``."""
         return self.keys.T @ self.value_grads
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        """Refused, with what to write instead: before version 0.2 agents were given numpy arrays in a dictionary."""
+        raise TypeError(
+            f"observation[module][{name!r}]: an agent observes the factors as tensors, without padding or token_mask: "
+            "observation[module].keys and .value_grads (docs/guides/write_a_policy.md)"
+        )
 
 
 @contextmanager

@@ -1,12 +1,14 @@
-"""Loading language models by name, folder or hub id."""
+"""Loading language models by name, folder or hub id.
+
+torch and transformers are imported inside the functions: command lines check the names of models before they need one.
+"""
 
 import os
 import warnings
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import torch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -20,7 +22,8 @@ PACKAGED = {
 }
 """Models that ship in the package, and what they know."""
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = ("float32", "bfloat16", "float16")
+"""Types that a model's weights may have, by their names in torch."""
 
 
 def model_path(name: str) -> str:
@@ -36,6 +39,8 @@ def check_device(device: str) -> None:
     Raises:
         ValueError: If not.
     """
+    import torch
+
     if device != "auto":
         try:
             torch.empty(0, device=device)
@@ -43,7 +48,8 @@ def check_device(device: str) -> None:
             raise ValueError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from None
 
 
-_loaded: dict[tuple[str, str, str], tuple[object, "tuple[PreTrainedModel, PreTrainedTokenizerBase]"]] = {}
+_FileStates = list[tuple[str, int, int, int]]
+_loaded: dict[tuple[str, str, str], tuple[_FileStates, "tuple[PreTrainedModel, PreTrainedTokenizerBase]"]] = {}
 
 
 def load_model(
@@ -56,7 +62,7 @@ def load_model(
     Args:
         name: Of :data:`PACKAGED`, a Hugging Face model folder, or a hub id.
         device: A torch device, or ``"auto"`` for a model larger than one of them.
-        dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+        dtype: Of :data:`DTYPES`.
 
     Raises:
         ValueError: For an unknown dtype or device, a quantised model, an adapter, or one that lacks weights.
@@ -68,27 +74,29 @@ def load_model(
     folder = Path(model_path(name))
     if (name.startswith((".", "/", "~")) or name.count("/") > 1) and not folder.is_dir():
         raise FileNotFoundError(f"there is no model folder {name}")
-    files = [(file.name, file.stat()) for file in sorted(folder.iterdir()) if file.is_file()] if folder.is_dir() else []
-    state = [(file, stat.st_size, stat.st_mtime_ns, stat.st_ino) for file, stat in files]
-    known = _loaded.get((name, device, dtype))
-    if known is None or known[0] != state:
+    states = _file_states(folder)
+    cached = _loaded.get((name, device, dtype))
+    if cached is None or cached[0] != states:
         _loaded.pop((name, device, dtype), None)  # not both in memory
-        known = _loaded[name, device, dtype] = state, _load(name, str(folder) if files else name, device, dtype)
-    return known[1]
+        cached = _loaded[name, device, dtype] = states, _load(name, str(folder) if states else name, device, dtype)
+    return cached[1]
+
+
+def _file_states(folder: Path) -> _FileStates:
+    """Name, size, time of change and inode of each file: what changes when a model is saved anew. Empty on the hub."""
+    if not folder.is_dir():
+        return []
+    stats = [(file.name, file.stat()) for file in sorted(folder.iterdir()) if file.is_file()]
+    return [(file, stat.st_size, stat.st_mtime_ns, stat.st_ino) for file, stat in stats]
 
 
 def _load(name: str, path: str, device: str, dtype: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    import torch
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
-    if os.path.isdir(path) and (Path(path) / "adapter_config.json").exists():
-        raise ValueError(
-            f"{path} is a PEFT adapter, not a model: merge it into its base model first (peft's merge_and_unload, then "
-            "save_pretrained)"
-        )
-    if os.path.isdir(path) and not (Path(path) / "config.json").exists():
-        raise FileNotFoundError(f"{path} holds no config.json: it is not a Hugging Face model folder")
+    _check_folder(path)
     if name in PACKAGED:
         logging.disable_progress_bar()  # for models that load in a blink
     config = AutoConfig.from_pretrained(path)
@@ -98,27 +106,57 @@ def _load(name: str, path: str, device: str, dtype: str) -> "tuple[PreTrainedMod
         )
     tokenizer = AutoTokenizer.from_pretrained(path)
     # "auto" spreads the layers over the devices there are (accelerate).
-    placed = {"device_map": "auto"} if device == "auto" else {}
+    placement = {"device_map": "auto"} if device == "auto" else {}
     try:
-        model, told = AutoModelForCausalLM.from_pretrained(
-            path, dtype=DTYPES[dtype], output_loading_info=True, **placed
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            path, dtype=getattr(torch, dtype), output_loading_info=True, **placement
         )
     except SafetensorError as error:
         raise ValueError(f"{path}: a file of weights is damaged: {error}") from None
-    if missing := sorted(told["missing_keys"]):
-        raise ValueError(
-            f"{path} lacks weights that the model has: {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}; they would be "
-            "random numbers"
-        )
-    if left := sorted(told["unexpected_keys"]):
-        warnings.warn(
-            f"{path} holds weights that transformers does not take into this model, and a saved one will not have: "
-            f"{', '.join(left[:3])}{' ...' if len(left) > 3 else ''}",
-            stacklevel=3,
-        )
+    _check_weights(path, missing=sorted(loading["missing_keys"]), unexpected=sorted(loading["unexpected_keys"]))
     model = model.eval()
     if device != "auto":
         model = model.to(device)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return model, tokenizer
+
+
+def _check_folder(path: str) -> None:
+    """Whether a folder holds a whole model; hub ids are left to transformers.
+
+    Raises:
+        ValueError: For a PEFT adapter.
+        FileNotFoundError: If there is no config.
+    """
+    if not os.path.isdir(path):
+        return
+    if (Path(path) / "adapter_config.json").exists():
+        raise ValueError(
+            f"{path} is a PEFT adapter, not a model: merge it into its base model first (peft's merge_and_unload, then "
+            "save_pretrained)"
+        )
+    if not (Path(path) / "config.json").exists():
+        raise FileNotFoundError(f"{path} holds no config.json: it is not a Hugging Face model folder")
+
+
+def _check_weights(path: str, missing: Sequence[str], unexpected: Sequence[str]) -> None:
+    """Whether the files held the weights that the model has.
+
+    Raises:
+        ValueError: If some are missing: transformers fills them with random numbers, and says so in a log only.
+    """
+    if missing:
+        raise ValueError(
+            f"{path} lacks weights that the model has: {_first_three(missing)}; they would be random numbers"
+        )
+    if unexpected:
+        warnings.warn(
+            f"{path} holds weights that transformers does not take into this model, and a saved one will not have: "
+            f"{_first_three(unexpected)}",
+            stacklevel=4,
+        )
+
+
+def _first_three(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"

@@ -1,6 +1,8 @@
 """The commands that list what there is."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -51,7 +53,7 @@ def test_methods_are_listed_with_what_they_need(said):
         name: found[name]["needs"] for name in ("no-edit", "ultraedit", "fine-tune", "rledit", "rledit-p", "memit")
     } == {
         "no-edit": [],
-        "ultraedit": [],
+        "ultraedit": ["model"],
         "fine-tune": ["model"],
         "rledit": ["edits"],
         "rledit-p": ["edits", "text"],
@@ -85,3 +87,62 @@ def test_modules_and_a_preset_are_not_both_taken(monkeypatch, capsys, tmp_path):
         cli.main()
     assert "give --modules or --preset" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_row_is_explained(said):
+    shown = said("methods", "memit-seq")
+    assert "Meng et al. 2023" in shown
+    assert "agents.baselines.memit:MEMIT" in shown
+    assert "subject" not in shown.split("hyperparameter")[0].split("needs")[1].splitlines()[0]  # it looks at "last"
+    lines = {line.split()[0]: line.split()[1:] for line in shown.splitlines() if line.strip()}
+    assert lines["cache_keys"] == ["True", "row"]
+    assert lines["value.token"] == ["last", "settings"]
+    assert lines["value.kl"][1] in ("default", "settings")
+    found = json.loads(said("methods", "memit-seq", "--json"))
+    for row in found["hyperparameters"]:
+        assert lines[row["name"]] == [str(row["value"]), row["source"]]
+    assert found["needs"] == ["model", "text"]
+
+
+def test_an_unknown_row_is_named(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["editenv", "methods", "mimit"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "unknown row 'mimit'; there are no-edit" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["--help"], 0), (["edit", "--help"], 0), (["train", "--help"], 0), (["inspect", "--help"], 0),
+        (["methods"], 0), (["models"], 0), ([], 2), (["edit"], 2), (["edit", "--no-such-option"], 2),
+        (["train", "--output", "x", "--train.horizon", "many"], 2), (["reverse"], 2),
+    ],
+)  # fmt: skip
+def test_help_and_usage_errors_come_without_importing_torch(words, code):
+    script = f"""
+import sys
+sys.argv = ["editenv", *{words!r}]
+from editenv.__main__ import main
+try:
+    main()
+    code = 0
+except SystemExit as end:
+    code = end.code or 0
+assert code == {code}, code
+heavy = {{"torch", "transformers", "datasets", "pyarrow"}} & sys.modules.keys()
+assert not heavy, heavy
+"""
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout + ran.stderr
+
+
+def test_old_options_of_the_command_line_are_taken_and_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["editenv", "edit", "--edits", str(tmp_path / "none.jsonl"), "--output", "out",
+                                     "--end-of-answer"])  # fmt: skip
+    with pytest.raises(SystemExit):
+        cli.main()
+    error = capsys.readouterr().err
+    assert "--end-of-answer is now called --train-eos" in error
+    assert "none.jsonl" in error

@@ -8,8 +8,9 @@ from test_devices import LOWER, METHODS, UPPER, changes, play, same_draws
 from test_rledit import CONFIG
 
 from agents.editing.editor import LifelongEditor
-from agents.hypernetwork.training import Trainer, make_preconditioner, training_environment
+from agents.hypernetwork.training import make_preconditioner, training_environment
 from agents.registry import make_method
+from agents.rledit.trainer import RLEditTrainer
 from benchmarks import suites
 from benchmarks.running.recording import Recording
 from benchmarks.running.rollout import run
@@ -79,8 +80,8 @@ def test_the_policy_gradient(make_env, small_world, preconditioner):
     for device in DEVICES:
         env = make_env(modules=[LOWER, UPPER], split="train", device=device)
         P = make_preconditioner(env, config) if preconditioner else None
-        trainer = Trainer(training_environment(env, config), config, 0, P)
-        trainer.backward(list(trainer.roll_out()))
+        trainer = RLEditTrainer(training_environment(env, config), config, 0, P)
+        trainer.backward(list(trainer.credited_roll_out()))
         found.append([p.grad for p in trainer.policy.parameters() if p.grad is not None])
         assert {grad.device.type for grad in found[-1]} == {device}
     for one, two in zip(*found, strict=True):

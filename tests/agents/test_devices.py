@@ -120,12 +120,12 @@ def play(make_env, name, settings, **device):
     modules = [UPPER] if name == "rome" else [LOWER, UPPER]
     agent.prepare(make_env(split="train", modules=modules, **device), 0, lambda *_: None)
     env = make_env(horizon=2, modules=modules, actions_per_batch=agent.actions_per_batch, **device)
-    observation, info = env.reset(seed=0)
+    _, info = env.reset(seed=0)
     agent.begin(env)
     over = False
     rewards = []
     while not over:
-        observation, reward, terminated, truncated, info = env.step(agent.act(observation, info))
+        _, reward, terminated, truncated, info = env.step(agent.act(env.gradients, info))
         rewards.append(reward)
         over = terminated or truncated
     return env.language_model, rewards

@@ -1,4 +1,8 @@
+import copy
 import json
+import pickle
+import subprocess
+import sys
 from dataclasses import asdict
 
 import pytest
@@ -6,9 +10,9 @@ import torch
 
 from agents.base import Agent
 from agents.baselines.malmen import MALMEN, MALMENConfig
-from agents.hypernetwork.networks import PolicyConfig, make_policy, save_policy
-from agents.hypernetwork.training import TrainConfig
-from agents.registry import AGENTS, METHODS, make_agent, make_method
+from agents.hypernetwork.config import PolicyConfig, TrainConfig
+from agents.hypernetwork.networks import make_policy, save_policy
+from agents.registry import ROWS, make_agent, make_method, resolved_settings, settings_of, takes_settings
 from agents.rledit.agent import RLEdit
 from agents.settings import merged, read_settings
 
@@ -30,13 +34,13 @@ class NotOne:
 """
 
 
-@pytest.mark.parametrize("name", AGENTS)
+@pytest.mark.parametrize("name", ROWS)
 def test_every_name_makes_an_agent_of_its_own(name):
     first, second = make_agent(name), make_agent(name)
     assert isinstance(first, Agent)
     assert first is not second
     assert first.actions_per_batch >= 1
-    assert AGENTS[name][0]
+    assert ROWS[name].about
 
 
 def test_an_agent_of_your_own_by_file(make_env, tmp_path):
@@ -44,10 +48,10 @@ def test_an_agent_of_your_own_by_file(make_env, tmp_path):
     file.write_text(OWN)
     agent = make_agent(f"{file}:Mine")
     env = make_env(actions_per_batch=agent.actions_per_batch)
-    observation, info = env.reset(seed=0)
+    _, info = env.reset(seed=0)
     agent.begin(env)
     before = env.language_model.snapshot()
-    _, _, _, _, info = env.step(agent.act(observation, info))
+    *_, info = env.step(agent.act(env.gradients, info))
     assert info["attempt"] == 1
     assert all(torch.equal(value, before[name]) for name, value in env.language_model.snapshot().items())
 
@@ -123,9 +127,10 @@ def test_a_row_is_that_row_whatever_its_settings(name):
 
 
 def test_rows_that_share_a_class_are_told_apart_by_what_defines_them():
-    made = [(kind, str(defining)) for kind, defining in METHODS.values()]
-    assert len(set(made)) == len(made)
-    assert set(DEFINING) == {name for name, (_, defining) in METHODS.items() if defining}
+    rows = [(row.agent, str(row.arguments), row.settings, str(row.fixed)) for row in ROWS.values()]
+    assert len(set(rows)) == len(rows)
+    own = {name for name, row in ROWS.items() if row.settings == f"atlas/{name}" and row.arguments}
+    assert set(DEFINING) == own
 
 
 def test_settings_are_merged_object_by_object():
@@ -167,3 +172,84 @@ def test_a_policy_brings_its_own_config(tmp_path):
 def test_what_no_training_can_be_is_refused(name, value):
     with pytest.raises(ValueError, match=name):
         TrainConfig(**{name: value})
+
+
+VARIANTS = {
+    "untrained": ("rledit", {"train": False}),
+    "rledit-fixed": ("rledit", {"config.environment": "fixed"}),
+    "rledit-step-credit": ("rledit", {"config.credit": "step"}),
+    "rledit-no-memory": ("rledit", {"config.memory_batches": 0}),
+    "rledit-no-regularization": ("rledit", {"config.regularization": 0.0}),
+    "rledit-previous-reference": ("rledit", {"config.reference": "previous"}),
+    "rledit-p-fixed": ("rledit-p", {"config.environment": "fixed"}),
+    "rledit-p-long-step-credit": ("rledit-p-long", {"config.credit": "step"}),
+    "untrained-p-k4": ("rledit-p-k4", {"train": False}),
+    "demo-untrained": ("rledit-p", {"config.trajectories": 5, "train": False}),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_variant_differs_from_its_row_in_what_its_name_says_and_nothing_else(name):
+    of, changes = VARIANTS[name]
+    base, variant = ({s.name: s.value for s in resolved_settings(row)} for row in (of, name))
+    assert {key: variant[key] for key in variant if variant[key] != base[key]} == changes
+    settings = {"config": {"trajectories": 3, "environment": "lifelong", "credit": "trajectory"}, "train": True}
+    agent = make_method(name, settings)  # settings of one's own do not undo it
+    made = dict({f"config.{k}": v for k, v in asdict(agent.config).items()}, train=agent.train)
+    assert all(made[key] == value for key, value in changes.items())
+
+
+def test_each_hyperparameter_says_where_it_comes_from():
+    sources = {s.name: (s.value, s.source) for s in resolved_settings("rledit-fixed")}
+    settings = read_settings("rledit")["config"]
+    assert sources["config.environment"] == ("fixed", "row")
+    assert sources["config.learning_rate"] == (settings["learning_rate"], "settings")
+    assert sources["config.policy.ridge"] == (settings["policy"]["ridge"], "settings")
+    assert sources["config.gradient_clip"] == (1.0, "default")
+    assert {s.name: s.source for s in resolved_settings("ft-l")}["norm_constraint"] == "settings"
+    assert {s.name: s.source for s in resolved_settings("memit-seq")}["cache_keys"] == "row"
+    with pytest.raises(ValueError, match="unknown row 'mimit'"):
+        resolved_settings("mimit")
+
+
+class Changing(Agent):
+    """Keeps one argument under another name, and sets attributes that are no arguments."""
+
+    flag = True
+
+    def __init__(self, rate=0.5, *, table=None, config=None):
+        self._rate, self.table = rate, table
+        self.config = config or TrainConfig(horizon=7)
+        self.scratch = 123
+
+    def act(self, observation, info):
+        return {}
+
+
+def test_what_is_recorded_is_what_the_agent_was_constructed_with():
+    agent = Changing(0.25, table={"a": 1})
+    agent.later, agent._rate = "set by chance", 9.0
+    assert settings_of("mine", agent) == {
+        "actions_per_batch": 1,
+        "rate": 0.25,
+        "table": {"a": 1},
+        "config": json.loads(json.dumps(asdict(TrainConfig(horizon=7)))),
+    }
+    for copied in (copy.deepcopy(agent), pickle.loads(pickle.dumps(agent))):
+        assert settings_of("mine", copied) == settings_of("mine", agent)
+    with pytest.raises(TypeError, match="speed"):
+        Changing(speed=1)
+
+
+def test_rows_are_listed_without_importing_torch():
+    code = "import sys, agents.registry as r; assert len(r.ROWS) > 40; print('torch' in sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout == "False\n"
+
+
+def test_every_row_names_its_paper_or_is_ours():
+    ours = {"no-edit", "fine-tune", "joint-fine-tune"}
+    assert {name for name, row in ROWS.items() if not row.paper} == ours
+    assert {name for name in ROWS if not takes_settings(name)} == {
+        "no-edit", "rledit-packaged", *(name for name in ROWS if name.startswith("sb3-"))
+    }  # fmt: skip

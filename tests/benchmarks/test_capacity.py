@@ -7,7 +7,7 @@ import pytest
 from test_records import RECORD
 
 from benchmarks import capacity
-from benchmarks.capacity import CEILING, Args, as_markdown, breaking_point, cells_of, curves, main
+from benchmarks.capacity import UPPER_REFERENCE, Args, as_markdown, breaking_point, cells_of, curves, main
 from benchmarks.suites import find
 from editenv.models import load_model
 
@@ -36,25 +36,25 @@ def test_where_a_curve_falls_below_nine_tenths_of_its_start(points, edits):
 
 
 def test_runs_are_one_stream_for_a_method_and_one_each_for_the_ceiling(tmp_path):
-    arguments = Args(tmp_path, agents=("untrained", CEILING), ceiling=(20, 40, 200, 8000))
+    arguments = Args(tmp_path, agents=("untrained", UPPER_REFERENCE), ceiling=(20, 40, 200, 8000))
     cells = cells_of(find("capacity-1-layer@10"), arguments, [0, 1])
     wanted = [(name, agent, seed) for seed in (0, 1) for name, agent in [("capacity-1-layer@10", "untrained")]]
-    wanted += [(f"capacity-1-layer@{n}", CEILING, seed) for n in (1, 2, 10) for seed in (0, 1)]
+    wanted += [(f"capacity-1-layer@{n}", UPPER_REFERENCE, seed) for n in (1, 2, 10) for seed in (0, 1)]
     assert [(cell.suite.name, cell.agent, cell.seed) for cell in cells] == wanted
     assert all(find(cell.suite.id) == cell.suite for cell in cells)
 
 
 def test_the_ceiling_may_have_settings_of_its_own(tmp_path):
-    row = f"{CEILING}@atlas"
+    row = f"{UPPER_REFERENCE}@atlas"
     arguments = Args(tmp_path, agents=("untrained", row), ceiling=(20,))
     cells = cells_of(find("capacity-1-layer@10"), arguments, [0])
     assert [(cell.suite.name, cell.agent) for cell in cells] == [
         ("capacity-1-layer@10", "untrained"),
         ("capacity-1-layer@1", row),
     ]
-    ceiling = [replace(record, agent=row) for record in records() if record.agent == CEILING]
+    ceiling = [replace(record, agent=row) for record in records() if record.agent == UPPER_REFERENCE]
     assert [curve.points for curve in curves(ceiling)] == [
-        curve.points for curve in curves(records()) if curve.agent == CEILING
+        curve.points for curve in curves(records()) if curve.agent == UPPER_REFERENCE
     ]
 
 
@@ -98,10 +98,10 @@ def records():
     return [
         replace(RECORD, suite=f"{suite}@4", agent="untrained", seed=0, retention=short),
         replace(RECORD, suite=suite, agent="untrained", seed=1, retention=long),
-        replace(RECORD, suite=f"{suite}@1", agent=CEILING, edits=20, teacher_forced=level(90.0)),
-        replace(RECORD, suite=f"{suite}@8", agent=CEILING, edits=160, teacher_forced=level(85.0)),
-        replace(RECORD, suite="capacity-narrow@1", agent=CEILING, edits=20, teacher_forced=level(8.0)),
-        replace(RECORD, suite="capacity-narrow@8", agent=CEILING, edits=160, teacher_forced=level(5.0)),
+        replace(RECORD, suite=f"{suite}@1", agent=UPPER_REFERENCE, edits=20, teacher_forced=level(90.0)),
+        replace(RECORD, suite=f"{suite}@8", agent=UPPER_REFERENCE, edits=160, teacher_forced=level(85.0)),
+        replace(RECORD, suite="capacity-narrow@1", agent=UPPER_REFERENCE, edits=20, teacher_forced=level(8.0)),
+        replace(RECORD, suite="capacity-narrow@8", agent=UPPER_REFERENCE, edits=160, teacher_forced=level(5.0)),
         replace(RECORD, suite="capacity-narrow@8", agent="untrained", retention=long[-1:]),  # a point is no curve
     ]
 

@@ -3,9 +3,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from agents.hypernetwork.networks import PolicyConfig
-from agents.hypernetwork.training import TrainConfig, Trainer, training_environment
-from agents.rl.reinforce import Reinforce, ReinforceConfig
+from agents.hypernetwork.config import PolicyConfig, TrainConfig
+from agents.hypernetwork.training import training_environment
+from agents.rl.reinforce import ReinforceConfig, ReinforceTrainer
+from agents.rledit.trainer import RLEditTrainer
 from benchmarks.gradient_variance import Args, compare, gradients, main, standing_still
 
 CONFIG = TrainConfig(horizon=2, edits_per_step=3, warm_up_batches=1, policy=PolicyConfig(blocks=1, rank=2))
@@ -34,10 +35,10 @@ def test_a_gradient_that_is_not_told_from_noise_is_not_compared():
         compare(opposite, opposite)
 
 
-@pytest.mark.parametrize("algorithm", [Trainer, Reinforce])
+@pytest.mark.parametrize("algorithm", [RLEditTrainer, ReinforceTrainer])
 def test_gradients_are_those_of_a_policy_that_stands_still(make_env, small_world, algorithm):
     config = CONFIG
-    if algorithm is Reinforce:
+    if algorithm is ReinforceTrainer:
         config = ReinforceConfig(horizon=2, edits_per_step=3, warm_up_batches=1, policy=CONFIG.policy, rollouts=2)
     trainer = algorithm(training_environment(make_env(), config), standing_still(config), 0, None)
     before = {name: value.clone() for name, value in trainer.policy.state_dict().items()}
@@ -45,10 +46,10 @@ def test_gradients_are_those_of_a_policy_that_stands_still(make_env, small_world
     assert all(torch.equal(value, before[name]) for name, value in trainer.policy.state_dict().items())
     assert torch.equal(found[0], found[2])
     assert not torch.allclose(found[0], found[1])
-    if algorithm is Trainer:
+    if algorithm is RLEditTrainer:
         trainer.trajectory = 5
         trainer.optimizer.zero_grad()
-        trainer.backward(list(trainer.roll_out()))
+        trainer.backward(list(trainer.credited_roll_out()))
         expected = torch.cat([parameter.grad.flatten() for parameter in trainer.policy.parameters()])
         torch.testing.assert_close(found[1], expected)
     moving = algorithm(training_environment(make_env(), config), replace(config, gradient_clip=1e9), 0, None)

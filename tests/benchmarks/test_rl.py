@@ -4,8 +4,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from agents.hypernetwork.training import TrainConfig, Trainer, training_environment
+from agents.hypernetwork.config import TrainConfig
+from agents.hypernetwork.training import training_environment
 from agents.rledit.agent import RLEdit
+from agents.rledit.trainer import RLEditTrainer
 from benchmarks import rl
 from benchmarks.results.records import append
 from benchmarks.rl import ALGORITHMS, FIGURES, Args, Judge, Meter, Run, main, read
@@ -115,7 +117,7 @@ def test_the_judge_plays_the_validation_stream_and_looks_back_over_all_of_it(mon
     make = small(monkeypatch, model_folder)
     monkeypatch.setattr(rl, "JUDGED_BATCHES", 3)
     config = TrainConfig(horizon=2, edits_per_step=4, warm_up_batches=2)
-    trainer = Trainer(training_environment(make(), config), config, 0, None)
+    trainer = RLEditTrainer(training_environment(make(), config), config, 0, None)
     found = [Judge(5)(RLEdit.of(trainer)) for _ in range(2)]
     assert found[0] == found[1]
     env = make(split="validation", edits_per_step=10, horizon=3)

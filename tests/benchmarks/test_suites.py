@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import tyro
 
-from agents.registry import AGENTS, find_agent
+from agents.registry import ROWS, find_agent
 from benchmarks import capability, suites
 from benchmarks.suites import SUITES, Suite, all_suites, find, id_of, model_fingerprint, read_suite
 from editenv.data import edits_digest, load_edits
@@ -59,7 +59,7 @@ def test_commands_of_suites_are_accepted():
     assert commands
     for command in commands:
         loop = re.fullmatch(r"for AGENT in ([\w -]+); do (python -m benchmarks\.capability .+); done", command)
-        assert set(loop[1].split()) <= set(AGENTS)
+        assert set(loop[1].split()) <= set(ROWS)
         assert tyro.cli(capability.Args, args=shlex.split(loop[2])[3:]).agent == "$AGENT"
 
 

@@ -185,7 +185,8 @@ def test_a_curve_that_was_cut_is_found(check, submission, model_folder, capsys, 
         "it can act by where the stream ends: a reader is told"
     )
     agent = make_agent(record.agent)
-    monkeypatch.setitem(validate.AGENTS, record.agent, ("", lambda: agent))
+    monkeypatch.setitem(validate.ROWS, record.agent, None)
+    monkeypatch.setattr(validate, "make_agent", lambda name: agent)
     assert check(submission, model_folder) == 1
     assert "retention" in capsys.readouterr().out
 

@@ -281,7 +281,7 @@ def test_info_holds_the_batchs_own_scores(make_env, base, tokenizer):
     env = make_env()
     env.reset(seed=0)
     batch, deltas = env.batch, deltas_for(env, scale=0.3)
-    _, _, _, _, info = env.step(deltas)
+    *_, info = env.step(deltas)
     weights = edited_weights(base, deltas)
 
     def share(prompt, wanted, answer):
@@ -347,18 +347,59 @@ def test_the_cores_gradient_is_the_slope_of_the_shells_reward(make_env):
     assert (down - up) / (2 * step) == pytest.approx(norm, rel=0.02)
 
 
-def test_skipping_a_batch_changes_no_weight(make_env):
-    env, other = make_env(actions_per_batch=3), make_env(actions_per_batch=3)
+def test_undoing_all_edits_in_the_middle_of_a_stream_is_theta_0_at_that_place(make_env, base):
+    env, untouched = make_env(), make_env()
     env.reset(seed=0)
-    other.reset(seed=0)
-    env.skip_batch()
-    assert env.batches_done == 1
-    assert all(torch.equal(env.language_model.weight(n), other.language_model.weight(n)) for n in (MIDDLE, LAST))
-    for _ in range(3):
-        observation, *_ = other.step(zeros(other))
-    assert env.batch == other.batch
+    untouched.reset(seed=0)
+    env.step(arrays(deltas_for(env)))
+    untouched.step(zeros(untouched))
+    assert env.batches_in_memory == 1
+    env.undo_all_edits()
+    assert env.batches_in_memory == 0
+    assert env.batch == untouched.batch
     for name, gradient in env.gradients.items():
-        np.testing.assert_array_equal(gradient.keys, observation[name]["keys"][: len(gradient.keys)])
+        assert torch.equal(env.language_model.weight(name), base.get_submodule(name).weight.T)
+        torch.testing.assert_close(gradient.value_grads, untouched.gradients[name].value_grads)
+    *_, info = env.step(zeros(env))
+    assert info["reward_terms"]["memory"] == 0
+
+
+def test_agents_are_given_the_factors_and_gymnasium_the_same_padded(make_env):
+    env = make_env()
+    observation, _ = env.reset(seed=0)
+    for name, part in env.padded(env.gradients).items():
+        tokens = int(part["token_mask"].sum())
+        assert tokens == len(env.gradients[name].keys) < env.max_tokens
+        for factor in ("keys", "value_grads"):
+            np.testing.assert_array_equal(part[factor], observation[name][factor])
+            np.testing.assert_array_equal(part[factor][:tokens], getattr(env.gradients[name], factor).numpy())
+            assert not part[factor][tokens:].any()
+
+
+def test_an_agent_that_reads_the_factors_as_it_did_before_is_told_how(make_env):
+    env = make_env()
+    env.reset(seed=0)
+    with pytest.raises(TypeError, match=r"observation\[module\].keys and .value_grads"):
+        env.gradients[LAST]["keys"]
+
+
+def test_what_there_is_before_the_first_reset(make_env):
+    env = make_env()
+    assert (env.batch, env.batches_done, len(env.stream), env.batches_in_memory) == ([], 0, 0, 0)
+    assert all(len(gradient.keys) == 0 for gradient in env.gradients.values())
+    for attribute in ("evaluation_batch", "training_targets"):
+        with pytest.raises(RuntimeError, match=r"call reset\(\) first"):
+            getattr(env, attribute)
+
+
+def test_names_of_the_version_before_work_with_a_warning(make_env):
+    with pytest.warns(FutureWarning, match="end_of_answer is now called train_eos"):
+        assert make_env(end_of_answer=True).train_eos
+    env = make_env()
+    with pytest.warns(FutureWarning, match="keep_encodings is now called keep_cache"):
+        env.reset(seed=0, options={"keep_encodings": True})
+    with pytest.raises(TypeError, match="unexpected keyword argument 'end_of_answers'"):
+        make_env(end_of_answers=True)
 
 
 def test_refresh_sees_weights_changed_from_outside(make_env, base, tokenizer):
@@ -382,7 +423,7 @@ def test_reset_restores_theta_0_and_forgets(make_env, base):
     env.reset(seed=0)
     first = env.step(arrays(deltas_for(env)))
     for step in range(2):
-        _, _, _, _, info = env.step(arrays(deltas_for(env, step + 1)))
+        *_, info = env.step(arrays(deltas_for(env, step + 1)))
     assert info["reward_terms"]["memory"] > 0
     env.reset(seed=0)
     for name, module in env.language_model.modules.items():

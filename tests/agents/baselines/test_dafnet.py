@@ -192,7 +192,7 @@ def begun(env, agent, seed=0, told=None):
 def test_batch_after_batch_the_total_is_mixed_with_the_update(make_env, small_world):
     env = make_env(modules=[LAST], horizon=3)
     agent = DAFNet(CONFIG)
-    observation, info = begun(env, agent)
+    _, info = begun(env, agent)
     lm, network = env.language_model, agent.network
     past, total = network.nothing_past(), torch.zeros(64, 32)
     for _ in range(3):
@@ -201,7 +201,7 @@ def test_batch_after_batch_the_total_is_mixed_with_the_update(make_env, small_wo
             update, keep, facts = network(gradients_of(lm, prompts), prompts.lengths, past)
         past = {LAST: [torch.cat(pair) for pair in zip(past[LAST], facts[LAST], strict=True)]}
         total = keep[LAST] * total + update[LAST].dense()
-        observation, *_, info = env.step(agent.act(observation, info))
+        *_, info = env.step(agent.act(env.gradients, info))
         torch.testing.assert_close(lm.weight(LAST) - lm.initial_weight(LAST), total, rtol=1e-3, atol=1e-5)
     assert past[LAST][0].shape == (9, 96)
 
@@ -276,8 +276,8 @@ def test_an_interrupted_run_goes_on_the_same(make_env, small_world):
     env = make_env(modules=[LAST])
     first, second = DAFNet(CONFIG), DAFNet(CONFIG)
     begun(env, second)
-    observation, info = begun(env, first)
+    _, info = begun(env, first)
     for _ in range(2):
-        observation, *_, info = env.step(first.act(observation, info))
+        *_, info = env.step(first.act(env.gradients, info))
         second.load_batch_state(first.batch_state())
-    assert torch.equal(first.act(observation, info)[LAST], second.act(observation, info)[LAST])
+    assert torch.equal(first.act(env.gradients, info)[LAST], second.act(env.gradients, info)[LAST])

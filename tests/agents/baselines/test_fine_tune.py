@@ -4,7 +4,8 @@ import pytest
 import torch
 from plain import edited_weights, mean, nll
 
-from agents.baselines.fine_tune import FineTune, JointFineTune
+from agents.baselines.fine_tune import FineTune
+from agents.baselines.joint_fine_tune import JointFineTune
 from agents.baselines.no_edit import NoEdit
 from agents.covariance import key_covariance
 from editenv.deltas import dense
@@ -35,9 +36,9 @@ def unchanged(env, before):
 def test_fine_tuning_lowers_the_batchs_loss_and_leaves_the_weights(make_env, base, tokenizer, modules):
     env = make_env(modules=modules)
     agent = FineTune(steps=10, learning_rate=0.01)
-    observation, info = start(env, agent)
+    _, info = start(env, agent)
     before = weights_of(env)
-    deltas = agent.act(observation, info)
+    deltas = agent.act(env.gradients, info)
     assert unchanged(env, before)
     zero = {name: torch.zeros_like(delta) for name, delta in deltas.items()}
     assert loss_of(base, tokenizer, env.batch, deltas) < 0.8 * loss_of(base, tokenizer, env.batch, zero)
@@ -48,7 +49,7 @@ def test_fine_tuning_is_adam_on_the_plain_model(make_env, base, tokenizer, const
     """Under a constraint every step ends within it, as the next one's start."""
     env = make_env(modules=[LAST])
     agent = FineTune(steps=6, learning_rate=0.01, norm_constraint=constraint)
-    observation, info = start(env, agent)
+    _, info = start(env, agent)
     began = base.get_submodule(LAST).weight
     weight = began.clone().requires_grad_()
     optimizer = torch.optim.Adam([weight], lr=0.01)
@@ -60,36 +61,36 @@ def test_fine_tuning_is_adam_on_the_plain_model(make_env, base, tokenizer, const
             with torch.no_grad():
                 weight.clamp_(began - constraint, began + constraint)
     expected = (weight.detach() - began).T
-    found = agent.act(observation, info)[LAST]
+    found = agent.act(env.gradients, info)[LAST]
     assert (found - expected).norm() < 0.02 * expected.norm()
 
 
 def test_the_norm_constraint_holds_around_where_the_batch_began(make_env):
     env = make_env(modules=[LAST])
     agent = FineTune(steps=10, learning_rate=0.01, norm_constraint=0.004)
-    observation, info = start(env, agent)
-    observation, *_, info = env.step(agent.act(observation, info))
-    delta = agent.act(observation, info)[LAST]
+    _, info = start(env, agent)
+    *_, info = env.step(agent.act(env.gradients, info))
+    delta = agent.act(env.gradients, info)[LAST]
     assert delta.abs().max() == pytest.approx(0.004, rel=1e-3)
     free = FineTune(steps=10, learning_rate=0.01)
     free.begin(env)
-    assert free.act(observation, info)[LAST].abs().max() > 0.01
+    assert free.act(env.gradients, info)[LAST].abs().max() > 0.01
     # One step of Adam moves every weight by the learning rate: the constraint cuts it off there and then.
     one = FineTune(steps=1, learning_rate=0.01, norm_constraint=0.004)
     one.begin(env)
     plain = FineTune(steps=1, learning_rate=0.01)
     plain.begin(env)
-    expected = plain.act(observation, info)[LAST].clamp(-0.004, 0.004)
-    torch.testing.assert_close(one.act(observation, info)[LAST], expected, rtol=1e-3, atol=1e-6)
+    expected = plain.act(env.gradients, info)[LAST].clamp(-0.004, 0.004)
+    torch.testing.assert_close(one.act(env.gradients, info)[LAST], expected, rtol=1e-3, atol=1e-6)
 
 
 def test_fine_tuning_goes_on_from_the_weights_as_they_stand(make_env, base, tokenizer):
     env = make_env(modules=[LAST])
     agent = FineTune(steps=10, learning_rate=0.01)
-    observation, info = start(env, agent)
-    first = agent.act(observation, info)
-    observation, *_, info = env.step(first)
-    second = agent.act(observation, info)
+    _, info = start(env, agent)
+    first = agent.act(env.gradients, info)
+    *_, info = env.step(first)
+    second = agent.act(env.gradients, info)
     total = {LAST: first[LAST] + second[LAST]}
     assert loss_of(base, tokenizer, env.batch, total) < 0.8 * loss_of(base, tokenizer, env.batch, first)
 
@@ -98,15 +99,15 @@ def test_joint_fine_tuning_lowers_the_loss_over_the_whole_stream_in_one_action(m
     env = make_env(modules=[LAST])
     agent = JointFineTune(ridge=1e-3, steps=15)
     agent.prepare(env, 0, lambda what, done, total: None)
-    observation, info = start(env, agent)
+    _, info = start(env, agent)
     before = weights_of(env)
-    deltas = agent.act(observation, info)
+    deltas = agent.act(env.gradients, info)
     assert unchanged(env, before)
     zero = {LAST: torch.zeros(64, 32)}
     for edits in (env.stream, env.stream[6:]):
         assert loss_of(base, tokenizer, edits, deltas) < 0.5 * loss_of(base, tokenizer, edits, zero)
-    observation, *_, info = env.step(deltas)
-    later = agent.act(observation, info)
+    *_, info = env.step(deltas)
+    later = agent.act(env.gradients, info)
     assert not dense(later[LAST]).any()
 
 
@@ -130,8 +131,8 @@ def test_the_ceilings_penalty_keeps_the_texts_outputs(make_env, base, tokenizer,
         agent = JointFineTune(ridge=ridge, steps=15)
         agent.text = str(tmp_path / "texts.txt")
         agent.prepare(env, 0, lambda what, done, total: None)
-        observation, info = start(env, agent)
-        deltas = agent.act(observation, info)
+        _, info = start(env, agent)
+        deltas = agent.act(env.gradients, info)
         change = float((deltas[LAST] * (C @ deltas[LAST])).sum())
         loss = loss_of(base, tokenizer, env.stream, deltas)
         found.append((loss, change, loss + ridge * change))
@@ -147,11 +148,11 @@ def test_the_ceiling_ends_where_its_objective_is_flat(make_env, base, tokenizer,
     env = make_env(modules=[LAST])
     Q = torch.linalg.qr(torch.randn(64, 64, generator=torch.Generator().manual_seed(0)))[0]
     C = Q @ torch.diag(torch.logspace(0, math.log10(smallest), 64)) @ Q.T
-    monkeypatch.setattr("agents.baselines.fine_tune.covariance_of", lambda *_: {LAST: C})
+    monkeypatch.setattr("agents.baselines.joint_fine_tune.covariance_of", lambda *_: {LAST: C})
     agent = JointFineTune(ridge=ridge, steps=150, tolerance=1e-7)
     agent.prepare(env, 0, lambda what, done, total: None)
-    observation, info = start(env, agent)
-    found = agent.act(observation, info)[LAST]
+    _, info = start(env, agent)
+    found = agent.act(env.gradients, info)[LAST]
     slopes = []
     for D in (torch.zeros(64, 32), found.clone()):
         D.requires_grad_()
@@ -165,9 +166,9 @@ def test_the_ceiling_ends_where_its_objective_is_flat(make_env, base, tokenizer,
 def test_no_edit_changes_nothing(make_env, base):
     env = make_env()
     agent = NoEdit()
-    observation, info = start(env, agent)
+    _, info = start(env, agent)
     for _ in range(3):
-        observation, _, _, _, info = env.step(agent.act(observation, info))
+        *_, info = env.step(agent.act(env.gradients, info))
         assert info["specificity"] == 100
         assert info["reward_terms"]["regularization"] == 0
         assert info["reward_terms"]["locality"] == pytest.approx(0, abs=1e-6)

@@ -8,13 +8,14 @@ import torch
 from plain import batch_loss, edited_weights
 from test_rledit import CONFIG, LAST
 
+from agents.base import zero_action
 from agents.baselines.malmen import MALMEN, MALMENConfig
 from agents.baselines.mend import MEND, MENDConfig
-from agents.baselines.no_edit import zero_action
-from agents.hypernetwork.networks import PolicyConfig
-from agents.hypernetwork.training import TrainConfig, Trainer, training_environment
-from agents.rl.online import Online
+from agents.hypernetwork.config import PolicyConfig, TrainConfig
+from agents.hypernetwork.online import OnlineTrainer
+from agents.hypernetwork.training import training_environment
 from agents.rledit.agent import RLEdit
+from agents.rledit.trainer import RLEditTrainer
 from editenv.env import RefusedActionError
 
 SMALL = {
@@ -55,7 +56,7 @@ def test_each_batch_of_theta_0_gives_a_step_along_the_gradient_of_its_own_loss(
     _, config = kind
     config = replace(config, learning_rate=0.0, scalar_learning_rate=0.0)
     env = training_environment(make_env(modules=[LAST]), config)
-    trainer = Online(env, config, 0, None)
+    trainer = OnlineTrainer(env, config, 0, None)
     move(trainer.policy)
     taken, batches = [], []
     transition, optimizer_step = env.transition, trainer.optimizer.step
@@ -85,19 +86,19 @@ def test_training_changes_the_network_and_not_the_model(make_env, small_world, k
     env = make_env(modules=[LAST])
     before = env.language_model.snapshot()
     trained, fresh = make(config), make(replace(config, trajectories=0))
-    observation, info = begun(env, fresh)
-    untrained = fresh.act(observation, info)[LAST].dense()
+    _, info = begun(env, fresh)
+    untrained = fresh.act(env.gradients, info)[LAST].dense()
     trained.prepare(env, 0, nothing)
     assert all(torch.equal(value, before[name]) for name, value in env.language_model.snapshot().items())
-    observation, info = begun(env, trained)
-    assert (trained.act(observation, info)[LAST].dense() - untrained).norm() > 1e-3 * untrained.norm()
+    _, info = begun(env, trained)
+    assert (trained.act(env.gradients, info)[LAST].dense() - untrained).norm() > 1e-3 * untrained.norm()
 
 
 def play(env, agent, batches, observation, info):
     actions = []
     for _ in range(batches):
-        actions.append(agent.act(observation, info)[LAST].dense())
-        observation, *_, info = env.step({LAST: actions[-1]})
+        actions.append(agent.act(env.gradients, info)[LAST].dense())
+        *_, info = env.step({LAST: actions[-1]})
     return actions
 
 
@@ -105,8 +106,8 @@ def test_the_starred_form_trains_on_the_edited_model_every_three_batches(make_en
     make, config = kind
     env = make_env(modules=[LAST], edits_per_step=1, horizon=8)
     agent = make(config, retrain_every=3, retrain_trajectories=2)
-    observation, info = begun(env, agent)
-    trainings, run, transition = [], Trainer.run, type(env).transition
+    _, info = begun(env, agent)
+    trainings, run, transition = [], RLEditTrainer.run, type(env).transition
 
     def noted(trainer, trajectories, *rest):
         theta_0 = trainer.lm.initial_weight(LAST).T.clone()
@@ -117,15 +118,15 @@ def test_the_starred_form_trains_on_the_edited_model_every_three_batches(make_en
         trainings[-1][-1].append(training.language_model.snapshot()[LAST])
         return transition(training, deltas, lags)
 
-    monkeypatch.setattr(Trainer, "run", noted)
+    monkeypatch.setattr(OnlineTrainer, "run", noted)
     monkeypatch.setattr(type(env), "transition", watched)
     edited, prepared = [], agent.policy
     for batch in range(8):
         edited.append(env.language_model.snapshot()[LAST])
         seen = agent.policy
-        action = agent.act(observation, info)
+        action = agent.act(env.gradients, info)
         assert (agent.policy is not seen) == (batch in (3, 6))
-        observation, *_, info = env.step(action)
+        *_, info = env.step(action)
     assert [entry[0] for entry in trainings] == [3, 6]
     assert [entry[2:4] for entry in trainings] == [(2, 4), (4, 6)]  # fresh streams each time
     for batch, theta_0, _, _, weights in trainings:
@@ -133,7 +134,7 @@ def test_the_starred_form_trains_on_the_edited_model_every_three_batches(make_en
         assert len(weights) == 2 * config.horizon
         assert all(torch.equal(value, edited[batch]) for value in weights)
         assert torch.equal(theta_0, edited[batch])
-    observation, info = env.reset(seed=1)
+    _, info = env.reset(seed=1)
     agent.begin(env)
     assert agent.policy is prepared
 
@@ -143,27 +144,27 @@ def test_a_network_that_breaks_when_it_is_retrained_is_lost_and_refused(make_env
     make, config = kind
     env = make_env(edits_per_step=1, horizon=8)
     agent = make(config, retrain_every=2)
-    observation, info = begun(env, agent)
+    _, info = begun(env, agent)
     tries = []
 
     def ascend(self):
         tries.append(self.trajectory)
         raise FloatingPointError("the policy's gradient is not finite")
 
-    monkeypatch.setattr(Online, "ascend", ascend)
+    monkeypatch.setattr(OnlineTrainer, "ascend", ascend)
     for _ in range(2):
-        observation, *_, info = env.step(agent.act(observation, info))
+        *_, info = env.step(agent.act(env.gradients, info))
     before = env.language_model.snapshot()
     for _ in range(3):
         with pytest.raises(RefusedActionError):
-            env.step(agent.act(observation, info))
+            env.step(agent.act(env.gradients, info))
         agent.revert_batch()
-        observation, *_, info = env.step(zero_action(env.language_model))
+        *_, info = env.step(zero_action(env.language_model))
     assert tries == [config.trajectories]
     assert all(torch.equal(weight, before[name]) for name, weight in env.language_model.snapshot().items())
-    observation, info = env.reset(seed=1)
+    _, info = env.reset(seed=1)
     agent.begin(env)
-    env.step(agent.act(observation, info))
+    env.step(agent.act(env.gradients, info))
 
 
 def test_what_is_retrained_goes_on_from_what_was_learned_with_statistics_of_the_edited_model(
@@ -196,7 +197,7 @@ def test_an_interrupted_run_goes_on_the_same(make_env, small_world, kind):
     observation, info = begun(env, first)
     memories = []
     for action in actions[:3]:
-        assert torch.equal(first.act(observation, info)[LAST].dense(), action)
+        assert torch.equal(first.act(env.gradients, info)[LAST].dense(), action)
         memories.append({name: value.clone() for name, value in first.batch_state().items()})
         observation, *_, info = env.step({LAST: action})
     learned = [any(name.startswith("policy/") for name in memory) for memory in memories]
@@ -212,16 +213,16 @@ def test_a_trained_policy_is_kept_and_taken_again(make_env, small_world, monkeyp
     env = make_env(modules=[LAST])
     agent = make(config)
     agent.workspace = tmp_path
-    observation, info = begun(env, agent)
-    action = agent.act(observation, info)[LAST].dense()
-    monkeypatch.setattr(Trainer, "run", lambda *arguments: pytest.fail("trained again"))
+    _, info = begun(env, agent)
+    action = agent.act(env.gradients, info)[LAST].dense()
+    monkeypatch.setattr(OnlineTrainer, "run", lambda *arguments: pytest.fail("trained again"))
     again = make(config)
     again.workspace = tmp_path
     begun(env, again)
-    assert torch.equal(again.act(observation, info)[LAST].dense(), action)
+    assert torch.equal(again.act(env.gradients, info)[LAST].dense(), action)
     from_folder = make(policy=tmp_path)
     begun(env, from_folder)
-    assert torch.equal(from_folder.act(observation, info)[LAST].dense(), action)
+    assert torch.equal(from_folder.act(env.gradients, info)[LAST].dense(), action)
 
 
 @pytest.mark.parametrize("change", [{"environment": "lifelong"}, {"policy": "other"}])
@@ -241,15 +242,15 @@ def test_retraining_needs_a_number_of_batches():
 
 @pytest.mark.parametrize("credit", ["trajectory", "step"])
 def test_rledits_training_is_a_plug_in_to_mends_network(make_env, small_world, credit):
-    """The very Trainer and agent of RLEdit; only the configuration names another network."""
+    """The very RLEditTrainer and agent of RLEdit; only the configuration names another network."""
     options = {field.name: getattr(CONFIG, field.name) for field in fields(TrainConfig)}
     config = TrainConfig(**{**options, "credit": credit, "policy": KINDS["mend"][1].policy})
     env = make_env(modules=[LAST])
     agent = RLEdit(config)
-    observation, info = begun(env, agent)
-    assert agent.algorithm is Trainer
+    _, info = begun(env, agent)
+    assert agent.trainer is RLEditTrainer
     assert type(agent.policy).__name__ == "MendPolicy"
     untrained = RLEdit(config, train=False)
     begun(env, untrained)
-    one, other = agent.act(observation, info)[LAST].dense(), untrained.act(observation, info)[LAST].dense()
+    one, other = agent.act(env.gradients, info)[LAST].dense(), untrained.act(env.gradients, info)[LAST].dense()
     assert (one - other).norm() > 1e-3 * other.norm()

@@ -277,9 +277,9 @@ def test_an_update_leaves_the_model_as_it_was_and_brings_the_targets_nearer(make
     if kind in (MEMIT, RECT, PRUNE):
         options["weight"] = 1.0
     agent = kind(replace(VALUE, token="last"), samples=30, **options)
-    env, observation, info = started(make_env, agent)
+    env, _, info = started(make_env, agent)
     before = env.language_model.snapshot()
-    action = agent.act(observation, info)
+    action = agent.act(env.gradients, info)
     assert all(torch.equal(before[name], weight) for name, weight in env.language_model.snapshot().items())
     prompts = env.evaluation_batch.prompts.select(env.evaluation_batch.kind == 0)
     loss = torch.nn.functional.cross_entropy(env.language_model.logits(prompts), prompts.labels)
@@ -304,9 +304,9 @@ def test_rome_puts_each_value_where_it_was_looked_up(make_env, small_world):
 
 def test_rome_makes_one_edit_after_the_other(make_env, small_world):
     agent = ROME(VALUE, samples=30)
-    env, observation, info = started(make_env, agent)
+    env, _, info = started(make_env, agent)
     name, total = f"model.{MIDDLE}", 0.0
-    found = dense(agent.act(observation, info)[name])
+    found = dense(agent.act(env.gradients, info)[name])
     for edit in env.batch:
         update = agent._write(edit).dense()
         env.language_model.apply({name: update})
@@ -347,7 +347,7 @@ def test_memit_changes_the_residual_stream_by_what_was_wanted(tokenizer, make_en
     value = replace(VALUE, token=token, steps=5)
     agent = MEMIT(value, weight=1e-7, samples=30)
     agent.prepare(env, 0, nothing)
-    observation, info = env.reset(seed=0)
+    _, info = env.reset(seed=0)
     agent.begin(env)
     lm = env.language_model
     lookup = look_up(lm, env.batch, token)
@@ -370,7 +370,7 @@ def test_memit_changes_the_residual_stream_by_what_was_wanted(tokenizer, make_en
     before = stream()
     change = optimise_values(lm, lm.layer_of(list(lm.modules)[-1]), env.batch, lookup, value)
     assert (change.norm(dim=1) <= value.clamp * before.norm(dim=1) * (1 + 1e-5)).all()
-    lm.apply(env.checked(agent.act(observation, info)))
+    lm.apply(env.checked(agent.act(env.gradients, info)))
     torch.testing.assert_close(stream(), before + change, rtol=1e-2, atol=2e-2)
 
 
@@ -381,9 +381,9 @@ def test_memit_spreads_what_is_missing_over_the_layers(base, tokenizer, make_env
     env = make_env(modules=[FIRST, MIDDLE], edits_per_step=4, horizon=2)
     agent = MEMIT(value, weight=2.0, samples=30, epsilon=0.01)
     agent.prepare(env, 0, nothing)
-    observation, info = env.reset(seed=0)
+    _, info = env.reset(seed=0)
     agent.begin(env)
-    found = agent.act(observation, info)
+    found = agent.act(env.gradients, info)
     lm = EditableLM(base, tokenizer, [FIRST, MIDDLE])
     C = key_covariance(lm, sample_text(load_edits("atlas", "train"), 30))
     names = list(lm.modules)
@@ -422,11 +422,11 @@ def test_prune_ends_in_the_condensed_sum_of_all_updates(make_env, small_world):
     agent, plain = PRUNE(VALUE, weight=0.01, samples=30), MEMIT(VALUE, weight=0.01, samples=30)
     ends = {}
     for which in (agent, plain):
-        env, observation, info = started(make_env, which)
+        env, _, info = started(make_env, which)
         lm, name = env.language_model, f"model.{MIDDLE}"
         start, done = lm.weight(name).clone(), False
         while not done:
-            observation, _, terminated, truncated, info = env.step(which.act(observation, info))
+            _, _, terminated, truncated, info = env.step(which.act(env.gradients, info))
             done = terminated or truncated
         ends[which] = lm.weight(name).clone()
     largest = torch.linalg.matrix_norm(start, 2)
@@ -485,11 +485,11 @@ def test_an_interrupted_run_goes_on_from_what_was_remembered(make_env, small_wor
     options = {"threshold": 100.0} if kind is AlphaEdit else {"every_batch": True, "weight": 1.0}
 
     agent = kind(VALUE, samples=30, **options)
-    env, observation, info = started(make_env, agent)
-    action = agent.act(observation, info)
+    env, _, info = started(make_env, agent)
+    action = agent.act(env.gradients, info)
     memory = agent.batch_state()
-    observation, _, _, _, info = env.step(action)
-    second = agent.act(observation, info)
+    *_, info = env.step(action)
+    second = agent.act(env.gradients, info)
 
     other = kind(VALUE, samples=30, **options)
     with env.language_model.at_initial_weights():
@@ -499,20 +499,20 @@ def test_an_interrupted_run_goes_on_from_what_was_remembered(make_env, small_wor
     other.begin(env)
     env.language_model.restore(now)
     other.load_batch_state(memory)
-    again = other.act(observation, info)
+    again = other.act(env.gradients, info)
     for name in second:
         torch.testing.assert_close(dense(again[name]), dense(second[name]), rtol=1e-4, atol=1e-5)
 
 
 def test_the_cache_of_keys_does_not_leak_between_runs(make_env, small_world):
     agent = AlphaEdit(VALUE, threshold=100.0, samples=30)
-    env, observation, info = started(make_env, agent)
-    first = agent.act(observation, info)
+    env, _, info = started(make_env, agent)
+    first = agent.act(env.gradients, info)
     for _ in range(2):  # the keys of a batch are taken in when the next one comes
-        observation, _, _, _, info = env.step(agent.act(observation, info))
-    observation, info = env.reset(seed=0)
+        *_, info = env.step(agent.act(env.gradients, info))
+    _, info = env.reset(seed=0)
     agent.begin(env)
-    again = agent.act(observation, info)
+    again = agent.act(env.gradients, info)
     for name in first:
         assert torch.equal(dense(first[name]), dense(again[name]))
 
@@ -531,7 +531,7 @@ def test_earlier_batches_keys_are_in_the_solve(base, tokenizer, make_env, small_
     else:
         agent = MEMIT(VALUE, weight=2.0, samples=30, epsilon=0.01, cache_keys=True)
         Q, penalty = torch.eye(64).double(), 2.0 * (C + 0.01 * C.trace() / 64 * torch.eye(64).double())
-    env, observation, info = started(make_env, agent)
+    env, _, info = started(make_env, agent)
     lm = env.language_model
     layer, name = lm.model.get_submodule("model.layers.1"), f"model.{MIDDLE}"
     earlier = torch.zeros(64, 64).double()
@@ -540,24 +540,24 @@ def test_earlier_batches_keys_are_in_the_solve(base, tokenizer, make_env, small_
         U = read_token(lm, lm.modules[name], lookup)[0].double()
         change = optimise_values(lm, layer, env.batch, lookup, VALUE).double()
         expected = torch.linalg.solve(Q @ (U.T @ U + earlier) + penalty, Q @ U.T @ change)
-        action = agent.act(observation, info)
+        action = agent.act(env.gradients, info)
         torch.testing.assert_close(dense(action[name]).double(), expected, rtol=5e-3, atol=5e-3)
         if kind is AlphaEdit:
             preserved = vectors[:, eigenvalues > threshold].T
             assert (preserved @ dense(action[name]).double()).abs().max() < 1e-5 * float(expected.abs().max()) + 1e-5
         earlier += U.T @ U
-        observation, *_, info = env.step(action)
+        *_, info = env.step(action)
 
 
 def test_the_keys_that_are_kept_are_those_of_the_edited_model(make_env, small_world):
     agent = MEMIT(VALUE, weight=1.0, samples=30, cache_keys=True)
     env = make_env(modules=[FIRST, MIDDLE], edits_per_step=4, horizon=2)
     agent.prepare(env, 0, nothing)
-    observation, info = env.reset(seed=0)
+    _, info = env.reset(seed=0)
     agent.begin(env)
     lm, name = env.language_model, f"model.{MIDDLE}"
     lookup = look_up(lm, env.batch, "subject_last")
-    action, before = agent.act(observation, info), read_token(lm, lm.modules[name], lookup)[0]
+    action, before = agent.act(env.gradients, info), read_token(lm, lm.modules[name], lookup)[0]
     lm.apply(env.checked(action))
     after = read_token(lm, lm.modules[name], lookup)[0]
     assert (after - before).norm() > 0.05 * before.norm()
@@ -570,19 +570,19 @@ def test_rect_thins_out_each_layers_update_at_the_weights_it_is_for(make_env, sm
     env = make_env(modules=[FIRST, MIDDLE], edits_per_step=4, horizon=2)
     for which in (agent, plain):
         which.prepare(env, 0, nothing)
-    observation, info = env.reset(seed=0)
+    _, info = env.reset(seed=0)
     for which in (agent, plain):
         which.begin(env)
     lm = env.language_model
     for _ in range(2):
-        whole, found = plain.act(observation, info), agent.act(observation, info)
+        whole, found = plain.act(env.gradients, info), agent.act(env.gradients, info)
         for name in lm.modules:
             delta, weight = dense(whole[name]).numpy(), lm.weight(name).numpy()
             assert np.abs(delta).max() > 0.01
             ratio = np.abs(delta / weight)
             kept = ratio >= np.sort(ratio.ravel())[-round(0.3 * ratio.size)]
             np.testing.assert_allclose(found[name].numpy(), np.where(kept, delta, 0), rtol=1e-4, atol=1e-6)
-        observation, *_, info = env.step(found)
+        *_, info = env.step(found)
 
 
 def test_rome_wants_one_module(make_env):

@@ -23,8 +23,8 @@ def start(env, agent, seed=0):
 def test_the_delta_is_what_a_plain_peft_model_merges(make_env, model_folder, base, tokenizer, modules):
     env = make_env(modules=modules)
     agent = LoRA(rank=3, alpha=6, steps=4, learning_rate=0.01)
-    observation, info = start(env, agent, seed=5)
-    deltas = agent.act(observation, info)
+    _, info = start(env, agent, seed=5)
+    deltas = agent.act(env.gradients, info)
 
     batch = list(env.batch)
     drawn_from = "5/0/" + "/".join(f"{edit.prompt} {edit.target}" for edit in batch)
@@ -51,13 +51,13 @@ def test_the_delta_is_what_a_plain_peft_model_merges(make_env, model_folder, bas
 def test_the_language_model_is_as_it_was(make_env, base):
     env = make_env()
     agent = LoRA(steps=2)
-    observation, info = start(env, agent)
-    observation, *_, info = env.step(agent.act(observation, info))
+    _, info = start(env, agent)
+    *_, info = env.step(agent.act(env.gradients, info))
     lm = env.language_model
     modules, structure = dict(lm.modules), [name for name, _ in lm.model.named_modules()]
     before = {name: value.clone() for name, value in lm.model.state_dict().items()}
     generator = torch.get_rng_state()
-    agent.act(observation, info)
+    agent.act(env.gradients, info)
     assert torch.equal(torch.get_rng_state(), generator)
     assert [name for name, _ in lm.model.named_modules()] == structure
     assert all(lm.model.get_submodule(name) is module for name, module in modules.items())
@@ -73,8 +73,8 @@ def test_the_batch_and_the_seed_decide_the_adapter(make_env):
     found = []
     for seed in (0, 0, 1):
         agent = LoRA(steps=2)
-        observation, info = start(env, agent, seed)
-        found.append(agent.act(observation, info)[LAST].dense())
+        _, info = start(env, agent, seed)
+        found.append(agent.act(env.gradients, info)[LAST].dense())
         torch.randn(3)
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])
@@ -83,23 +83,23 @@ def test_the_batch_and_the_seed_decide_the_adapter(make_env):
 def test_editing_lowers_the_batchs_loss(make_env):
     env = make_env(modules=[LAST])
     agent = LoRA(steps=20, learning_rate=0.02)
-    observation, info = start(env, agent)
+    _, info = start(env, agent)
     before = env.judge({}).edit
-    *_, info = env.step(agent.act(observation, info))
+    *_, info = env.step(agent.act(env.gradients, info))
     assert info["reward_terms"]["edit"] < before
 
 
 def test_an_adapter_that_fails_leaves_the_model_alone(make_env, monkeypatch):
     env = make_env(modules=[LAST])
     agent = LoRA(steps=2)
-    observation, info = start(env, agent)
+    _, info = start(env, agent)
 
     def broken(*arguments):
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr("torch.optim.Adam.step", broken)
     with pytest.raises(RuntimeError, match="out of memory"):
-        agent.act(observation, info)
+        agent.act(env.gradients, info)
     lm = env.language_model
     assert lm.model.get_submodule(LAST) is lm.modules[LAST]
     assert not any("lora" in name for name, _ in lm.model.named_modules())

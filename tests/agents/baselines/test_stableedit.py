@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from agents.base import zero_action
 from agents.baselines.stableedit import StableEdit, Whitener
 from editenv.language_model.editable_lm import Gradient
 
@@ -78,7 +79,7 @@ def test_warm_up_edits_the_training_stream_and_editing_goes_on_from_its_statisti
     env = make_env(modules=[LAST], edits_per_step=8)
     agent = StableEdit(step_size=0.5, ridge=0.1, warm_up_batches=12)
     before = training.language_model.snapshot()
-    observation, info = start(env, agent, training, seed)
+    _, info = start(env, agent, training, seed)
     assert torch.equal(training.language_model.snapshot()[LAST], before[LAST])
 
     lm = training.language_model
@@ -91,7 +92,7 @@ def test_warm_up_edits_the_training_stream_and_editing_goes_on_from_its_statisti
         ):
             part.append(value.clone())
         lm.apply({LAST: torch.tensor(by_hand(statistics, gradient, 0.1, 0.5, whole=False)).float()})
-        training.skip_batch()
+        training.transition(zero_action(lm))
     assert sum(map(len, statistics[0])) > 32 + 1
     for _ in range(2):
         gradient = env.gradients[LAST]
@@ -99,10 +100,10 @@ def test_warm_up_edits_the_training_stream_and_editing_goes_on_from_its_statisti
         for part, value in zip(statistics, (gradient.keys, gradient.value_grads, gradient.keys @ weight), strict=True):
             part.append(value.clone())
         expected = by_hand(statistics, gradient, 0.1, 0.5, whole=True)
-        action = agent.act(observation, info)
+        action = agent.act(env.gradients, info)
         difference = np.linalg.norm(action[LAST].dense().numpy() - expected)
         assert difference < 0.02 * np.linalg.norm(expected)
-        observation, *_, info = env.step(action)
+        *_, info = env.step(action)
 
 
 @pytest.mark.parametrize("attempts", [1, 2])
@@ -110,17 +111,17 @@ def test_an_agent_that_is_told_what_had_been_goes_on_the_same(make_env, attempts
     env = make_env(modules=[LAST], actions_per_batch=attempts)
     first, second = (StableEdit(warm_up_batches=2, actions_per_batch=attempts) for _ in range(2))
     start(env, second)
-    observation, info = start(env, first)
+    _, info = start(env, first)
     for _ in range(2 * attempts):
-        observation, *_, info = env.step(first.act(observation, info))
+        *_, info = env.step(first.act(env.gradients, info))
         if info["attempt"] == 0:
             second.load_batch_state(first.batch_state())
-    one, two = first.act(observation, info)[LAST], second.act(observation, info)[LAST]
+    one, two = first.act(env.gradients, info)[LAST], second.act(env.gradients, info)[LAST]
     # The second sees this batch's observation without having acted before.
     assert torch.equal(one.left, two.left)
     assert torch.equal(one.right, two.right)
-    observation, info = env.reset(seed=1)
+    _, info = env.reset(seed=1)
     first.begin(env)
     again = StableEdit(warm_up_batches=2, actions_per_batch=attempts)
     start(env, again)
-    assert torch.equal(first.act(observation, info)[LAST].right, again.act(observation, info)[LAST].right)
+    assert torch.equal(first.act(env.gradients, info)[LAST].right, again.act(env.gradients, info)[LAST].right)

@@ -11,7 +11,7 @@ LAST = "model.layers.2.mlp.down_proj"
 def test_the_update_is_the_dense_normal_equation(make_env, attempts):
     env = make_env(modules=[LAST], actions_per_batch=attempts)
     agent = UltraEdit(step_size=2.0, ridge=0.1, actions_per_batch=attempts)
-    observation, info = env.reset(seed=0)
+    _, info = env.reset(seed=0)
     agent.begin(env)
     seen_keys, seen_grads, outputs = [], [], []
     for _ in range(3 * attempts):
@@ -28,22 +28,22 @@ def test_the_update_is_the_dense_normal_equation(make_env, attempts):
         gate = (normal[:, :64] ** 2).mean(1, keepdims=True)
         V = -2.0 * length * gate * normal[:, 64:]
         expected = np.linalg.solve(U.T @ U + 0.1 * energy * np.eye(64), U.T @ V)
-        action = agent.act(observation, info)
+        action = agent.act(env.gradients, info)
         np.testing.assert_allclose(
             action[LAST].dense().numpy(), expected, rtol=2e-3, atol=1e-4 * np.abs(expected).max()
         )
-        observation, *_, info = env.step(action)
+        *_, info = env.step(action)
 
 
 def test_an_agent_that_is_told_what_had_been_goes_on_the_same(make_env):
     env = make_env(modules=[LAST])
     first, second = UltraEdit(), UltraEdit()
-    observation, info = env.reset(seed=0)
+    _, info = env.reset(seed=0)
     first.begin(env)
     second.begin(env)
     for _ in range(2):
-        observation, *_, info = env.step(first.act(observation, info))
+        *_, info = env.step(first.act(env.gradients, info))
         second.load_batch_state(first.batch_state())
-    one, two = first.act(observation, info)[LAST], second.act(observation, info)[LAST]
+    one, two = first.act(env.gradients, info)[LAST], second.act(env.gradients, info)[LAST]
     assert torch.equal(one.left, two.left)
     assert torch.equal(one.right, two.right)

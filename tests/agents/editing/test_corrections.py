@@ -12,7 +12,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from agents import cli
-from agents.editing.editor import Guard, LifelongEditor
+from agents.editing.arguments import EditArgs
+from agents.editing.editor import LifelongEditor
+from agents.editing.guard import Guard
 from editenv.data.files import FileOptions, load_file_edits
 from editenv.evaluation import metrics
 from editenv.journal import JournalError
@@ -47,7 +49,7 @@ def edit(my_model, tmp_path):
     def run(**options):
         told = {"edits": str(tmp_path / "edits.jsonl"), "output": tmp_path / "out", "model": str(my_model)}
         told |= {"method": "fine-tune", "modules": LAST, "edits_per_step": 2, "guard": Guard(1e9, 1e9)}
-        cli.edit(cli.Edit(**told | options))
+        cli.edit(EditArgs(**told | options))
         return json.loads((tmp_path / "out/report.json").read_text())
 
     return run
@@ -215,9 +217,9 @@ def test_another_model_around_the_same_edited_weights_is_refused(edit, my_model,
         edit()
     deltas = tmp_path / "out/deltas.safetensors"
     with pytest.raises(ValueError, match="other weights or the tokenizer"):
-        cli.apply(cli.Apply(deltas, tmp_path / "applied", str(my_model)))
+        cli.apply(cli.ApplyArgs(deltas, tmp_path / "applied", str(my_model)))
     assert not (tmp_path / "applied").exists()
-    cli.apply(cli.Apply(deltas, tmp_path / "applied", model_folder))
+    cli.apply(cli.ApplyArgs(deltas, tmp_path / "applied", model_folder))
 
 
 def test_a_result_that_differs_by_rounding_is_taken_if_it_is_allowed(edit, my_model, tmp_path, capsys):
@@ -227,8 +229,8 @@ def test_a_result_that_differs_by_rounding_is_taken_if_it_is_allowed(edit, my_mo
         metadata, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     save_file(tensors, deltas, metadata | {"after": "0" * 64})  # as another machine may have it
     with pytest.raises(ValueError, match="--allow-rounding"):
-        cli.apply(cli.Apply(deltas, tmp_path / "applied", str(my_model)))
-    cli.apply(cli.Apply(deltas, tmp_path / "applied", str(my_model), allow_rounding=True))
+        cli.apply(cli.ApplyArgs(deltas, tmp_path / "applied", str(my_model)))
+    cli.apply(cli.ApplyArgs(deltas, tmp_path / "applied", str(my_model), allow_rounding=True))
     assert "not to the bit" in capsys.readouterr().out
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("applied", "out/model"))
     assert all(torch.equal(one[key], two[key]) for key in one)

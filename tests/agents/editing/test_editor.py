@@ -17,9 +17,10 @@ from transformers import AutoModelForCausalLM
 
 from agents.base import Agent
 from agents.baselines.ultraedit import UltraEdit
-from agents.editing.editor import BadEditError, Guard, LifelongEditor
-from agents.hypernetwork.networks import Policy, PolicyConfig, save_policy
-from agents.hypernetwork.training import TrainConfig
+from agents.editing.editor import BadEditError, LifelongEditor
+from agents.editing.guard import Guard
+from agents.hypernetwork.config import PolicyConfig, TrainConfig
+from agents.hypernetwork.networks import MalmenPolicy, save_policy
 from editenv.data.records import BadRecordError
 from editenv.delta_files import apply_file, fingerprint, read_delta_file, revert_file
 from editenv.journal import JournalError
@@ -83,7 +84,7 @@ def policy_folder(tmp_path):
     config = TrainConfig(
         preconditioner=True, absorb_noise=0.3, covariance_texts=40, policy=PolicyConfig(rank=4, step_size=5.0)
     )
-    policy = Policy({LAST: (64, 32)}, config.policy)
+    policy = MalmenPolicy({LAST: (64, 32)}, config.policy)
     policy.set_scales({LAST: 1.0}, {LAST: 1.0})
     policy.observe({LAST: Gradient(torch.randn(50, 64), 0.1 * torch.randn(50, 32))})
     save_policy(policy, tmp_path / "policy", {"train": asdict(config), "model": "tiny", "seed": 3})
@@ -458,7 +459,7 @@ def test_a_policy_is_not_silently_taken_for_another_method_or_model(make_editor,
     with pytest.raises(ValueError, match="method 'memit' takes none"):
         make_editor(method="memit", policy=policy_folder, training="atlas")
     config = TrainConfig(policy=PolicyConfig(rank=4))
-    policy = Policy({LAST: (64, 16)}, config.policy)
+    policy = MalmenPolicy({LAST: (64, 16)}, config.policy)
     save_policy(policy, tmp_path / "narrow", {"train": asdict(config), "model": "tiny", "seed": 3})
     with pytest.raises(ValueError, match=r"another model: .*down_proj is \(64, 32\) here, and \(64, 16\) for it"):
         make_editor(method="rledit", policy=str(tmp_path / "narrow"))

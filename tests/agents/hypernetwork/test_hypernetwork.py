@@ -3,14 +3,14 @@ import json
 import pytest
 import torch
 
+from agents.hypernetwork.config import PolicyConfig
 from agents.hypernetwork.networks import (
     Block,
     HyperNetwork,
+    MalmenPolicy,
     MendBlock,
     MendPolicy,
     Normalizer,
-    Policy,
-    PolicyConfig,
     load_policy,
     make_policy,
     save_policy,
@@ -34,7 +34,7 @@ def random_gradients(tokens=5, seed=0):
 @pytest.fixture
 def policy():
     """With statistics, and with every parameter moved away from its start."""
-    return moved(Policy(SHAPES, CONFIG))
+    return moved(MalmenPolicy(SHAPES, CONFIG))
 
 
 def moved(policy):
@@ -151,7 +151,7 @@ def test_modules_of_one_shape_share_a_network_but_not_their_scale_and_shift(poli
 
 def test_a_fresh_policy_moves_a_token_against_its_normalised_gradient():
     torch.manual_seed(0)
-    policy = Policy({"m": (12, 8)}, PolicyConfig(blocks=2, rank=3, step_size=0.5, ridge=0.2))
+    policy = MalmenPolicy({"m": (12, 8)}, PolicyConfig(blocks=2, rank=3, step_size=0.5, ridge=0.2))
     keys, grads = torch.randn(50, 12), torch.randn(50, 8) * torch.arange(1.0, 9.0)
     policy.observe({"m": Gradient(keys, grads)})
     policy.set_scales({"m": 4.0}, {"m": 9.0})
@@ -241,7 +241,7 @@ def test_a_policy_saved_before_there_were_two_forms_is_malmens(policy, tmp_path)
     record = json.loads((tmp_path / "policy.json").read_text())
     del record["policy"]["network"]
     (tmp_path / "policy.json").write_text(json.dumps(record))
-    assert isinstance(load_policy(tmp_path)[0], Policy)
+    assert isinstance(load_policy(tmp_path)[0], MalmenPolicy)
 
 
 def test_a_folder_without_a_policy_says_what_is_missing(policy, tmp_path):

@@ -9,15 +9,17 @@ import torch
 from test_rledit import CONFIG, LAST, make_trainer, same_policies
 
 from agents.hypernetwork import train_command
-from agents.hypernetwork.training import TrainConfig, training_environment
+from agents.hypernetwork.config import TrainConfig
+from agents.hypernetwork.training import training_environment
 from agents.rl import evolution
-from agents.rl.evolution import Evolution, EvolutionConfig, pair_weights
+from agents.rl.evolution import EvolutionConfig, EvolutionTrainer, pair_weights
+from agents.rledit.trainer import RLEditTrainer
 
 PAIRS = EvolutionConfig(**{field.name: getattr(CONFIG, field.name) for field in fields(TrainConfig)}, pairs=3)
 
 
 def make_evolution(make_env, config=PAIRS, seed=0):
-    return Evolution(training_environment(make_env(modules=[LAST]), config), config, seed, None)
+    return EvolutionTrainer(training_environment(make_env(modules=[LAST]), config), config, seed, None)
 
 
 def test_ranks_by_hand():
@@ -66,7 +68,7 @@ def test_in_the_environment_the_direction_is_that_of_the_differentiable_gradient
     trainer.policy.load_state_dict(exact.policy.state_dict())
     trainer.learn()
     exact.optimizer.zero_grad()
-    exact.backward(list(exact.roll_out()))
+    exact.backward(list(exact.credited_roll_out()))
     found, expected = (
         torch.cat([policy.log_step_size.grad, policy.log_ridge.grad]) for policy in (trainer.policy, exact.policy)
     )
@@ -148,8 +150,10 @@ def test_the_command_trains_and_does_not_train_again(model_folder, tmp_path, cap
     )
     args = evolution.Args(output=tmp_path, train=train, model=model_folder, modules=(LAST,), checkpoint_every=1)
     for _ in range(2):
-        train_command.main(args, Evolution)
+        train_command.main(args, EvolutionTrainer)
     assert "going on from trajectory 1" in capsys.readouterr().out
     assert json.loads((tmp_path / "policy.json").read_text())["train"]["pairs"] == 1
     with pytest.raises(SystemExit, match=r"checkpoint\.pt belongs to"):
-        train_command.main(train_command.Args(output=tmp_path, train=CONFIG, model=model_folder, modules=(LAST,)))
+        train_command.main(
+            train_command.Args(output=tmp_path, train=CONFIG, model=model_folder, modules=(LAST,)), RLEditTrainer
+        )

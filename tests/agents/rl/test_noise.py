@@ -6,10 +6,12 @@ import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
 
-from agents.hypernetwork.networks import PolicyConfig, save_policy
-from agents.hypernetwork.training import TrainConfig, Trainer, make_preconditioner, training_environment
+from agents.hypernetwork.config import PolicyConfig, TrainConfig
+from agents.hypernetwork.networks import save_policy
+from agents.hypernetwork.training import make_preconditioner, training_environment
 from agents.rl.noise import HypernetworkNoise
 from agents.rledit.agent import RLEdit
+from agents.rledit.trainer import RLEditTrainer
 from editenv.env import LifelongEditEnv
 from editenv.wrappers import GradientStatistics
 
@@ -24,7 +26,7 @@ def folder(request, make_env, tmp_path):
     )  # fmt: skip
     env = make_env(split="train")
     statistics = make_preconditioner(env, config) if request.param else None
-    trainer = Trainer(training_environment(env, config), config, 0, statistics)
+    trainer = RLEditTrainer(training_environment(env, config), config, 0, statistics)
     save_policy(trainer.policy, tmp_path, {"train": asdict(config)})
     return str(tmp_path)
 
@@ -34,14 +36,14 @@ def test_no_noise_is_the_hypernetwork_itself(make_env, folder):
     agent = RLEdit(policy=folder)
     agent.prepare(make_env(split="train"), 0, lambda *_: None)
     env.reset(seed=1)
-    observation, info = plain.reset(seed=1)
+    _, info = plain.reset(seed=1)
     agent.begin(plain)
     done = False
     while not done:
-        expected = plain.step(agent.act(observation, info))
+        expected = plain.step(agent.act(plain.gradients, info))
         found = env.step(np.zeros(env.action_space.shape, np.float32))
         assert found[1] == pytest.approx(expected[1], rel=1e-5)
-        observation, _, terminated, truncated, info = expected
+        _, _, terminated, truncated, info = expected
         done = terminated or truncated
 
 

@@ -6,14 +6,15 @@ import torch
 from plain import batch_loss, edited_weights
 from test_rledit import CONFIG, LAST, make_trainer, same_policies, watch
 
-from agents.hypernetwork.training import Trainer, training_environment
-from agents.rl.online import Online
+from agents.hypernetwork.online import OnlineTrainer
+from agents.hypernetwork.training import training_environment
+from agents.rledit.trainer import RLEditTrainer
 
 NO_MEMORY = replace(CONFIG, memory_batches=0, gradient_clip=0.5)
 
 
 def make_online(make_env, config=NO_MEMORY, seed=0):
-    return Online(training_environment(make_env(modules=[LAST]), config), config, seed, None)
+    return OnlineTrainer(training_environment(make_env(modules=[LAST]), config), config, seed, None)
 
 
 def test_every_reward_is_followed_by_an_optimiser_step(make_env, small_world, base, tokenizer):
@@ -60,7 +61,7 @@ def test_with_one_step_it_is_rledit(make_env, small_world):
     online, offline = make_online(make_env, config), make_trainer(make_env, config)
     online.run(3)
     offline.run(3)
-    assert type(offline) is Trainer
+    assert type(offline) is RLEditTrainer
     assert same_policies(online.policy, offline.policy)
 
 

@@ -9,11 +9,13 @@ import torch
 from test_rledit import CONFIG, LAST, covariance_inverse_by_hand, same_policies
 
 from agents.hypernetwork import train_command
-from agents.hypernetwork.training import Step, TrainConfig, make_preconditioner, training_environment
+from agents.hypernetwork.config import TrainConfig
+from agents.hypernetwork.training import Step, make_preconditioner, training_environment
 from agents.rl import reinforce
 from agents.rl.episodes import rewards_to_go
-from agents.rl.reinforce import Reinforce, ReinforceConfig, leave_one_out
+from agents.rl.reinforce import ReinforceAgent, ReinforceConfig, ReinforceTrainer, leave_one_out
 from agents.rledit.agent import RLEdit
+from agents.rledit.trainer import trajectory_credit
 from editenv.rewards import RewardTerms
 
 NOISY = ReinforceConfig(
@@ -23,7 +25,7 @@ NOISY = ReinforceConfig(
 
 def make_reinforce(make_env, config=NOISY, seed=0, preconditioned=False, moved=0.2):
     env = training_environment(make_env(modules=[LAST]), config)
-    trainer = Reinforce(env, config, seed, make_preconditioner(env, config) if preconditioned else None)
+    trainer = ReinforceTrainer(env, config, seed, make_preconditioner(env, config) if preconditioned else None)
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in trainer.policy.parameters():
@@ -115,7 +117,7 @@ def uphill(make_env, config):
     trainer = make_reinforce(make_env, config, preconditioned=config.preconditioner, moved=0.0)
     total = 0.0
     for trainer.trajectory in range(10):
-        steps = list(trainer.roll_out())
+        steps = list(trajectory_credit(trainer.roll_out(), trainer.lm))
         trainer.optimizer.zero_grad()
         trainer.backward(steps)
         total = total + flat_gradient(trainer.policy)
@@ -274,23 +276,23 @@ def test_the_command_leaves_a_policy_that_the_editor_plays(make_env, model_folde
     )
     args = reinforce.Args(output=tmp_path / "p", train=train, model=model_folder, modules=(LAST,), checkpoint_every=1)
     for _ in range(2):
-        train_command.main(args, Reinforce)
+        train_command.main(args, ReinforceTrainer)
     assert "going on from trajectory 1" in capsys.readouterr().out
     assert json.loads((tmp_path / "p" / "policy.json").read_text())["train"]["rollouts"] == 2
     agent = RLEdit(policy=tmp_path / "p")
     assert agent.config == TrainConfig(**{f.name: getattr(train, f.name) for f in fields(TrainConfig)})
     env = make_env(modules=[LAST])
     agent.prepare(env, 0, lambda what, done, total: None)
-    observation, info = env.reset(seed=0)
+    _, info = env.reset(seed=0)
     agent.begin(env)
-    assert torch.isfinite(agent.act(observation, info)[LAST].dense()).all()
+    assert torch.isfinite(agent.act(env.gradients, info)[LAST].dense()).all()
 
 
 def test_the_row_is_trained_by_reinforce_and_kept(make_env, small_world, tmp_path):
     config = replace(NOISY, trajectories=1)
     agents = []
     for _ in range(2):
-        agent = RLEdit(config, algorithm=Reinforce)
+        agent = ReinforceAgent(config)
         agent.workspace = tmp_path
         told = []
         agent.prepare(make_env(modules=[LAST]), 3, lambda what, done, total, told=told: told.append(done))

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("stable_baselines3", reason="the sb3 extra is not installed")
 from stable_baselines3.common.callbacks import BaseCallback
 
-from agents.hypernetwork.training import TrainConfig
+from agents.hypernetwork.config import TrainConfig
 from agents.rl.sb3 import (
     Args,
     SB3Agent,
@@ -93,12 +93,12 @@ def test_the_same_seed_trains_the_same_policy(make_env):
 def test_an_agent_plays_what_the_model_predicts(make_env):
     model = train(make_model("ppo", make_env(), 0, quick("ppo")), 8)
     agent, plain, around = SB3Agent.of("ppo", model), make_env(), wrapped(make_env())
-    observation, info = plain.reset(seed=5)
+    _, info = plain.reset(seed=5)
     small, _ = around.reset(seed=5)
     agent.begin(plain)
     done = False
     while not done:
-        observation, reward, terminated, truncated, info = plain.step(agent.act(observation, info))
+        _, reward, terminated, truncated, info = plain.step(agent.act(plain.gradients, info))
         small, expected, *_ = around.step(model.predict(small, deterministic=True)[0])
         assert reward == expected
         done = terminated or truncated
@@ -118,9 +118,9 @@ def test_a_row_is_prepared_once_and_kept(make_env, tmp_path):
     env = make_env()
     actions = []
     for agent in agents:
-        observation, info = env.reset(seed=0)
+        _, info = env.reset(seed=0)
         agent.begin(env)
-        actions.append(agent.act(observation, info))
+        actions.append(agent.act(env.gradients, info))
     for name in actions[0]:
         assert actions[0][name].dense().equal(actions[1][name].dense())
         assert not actions[0][name].dense().equal(actions[2][name].dense())

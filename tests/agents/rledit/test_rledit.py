@@ -11,11 +11,14 @@ import pytest
 import torch
 from plain import batch_loss, edited_weights
 
+from agents.base import zero_action
 from agents.covariance import key_covariance
-from agents.hypernetwork.networks import PolicyConfig, save_policy
-from agents.hypernetwork.training import TrainConfig, Trainer, config_from_json, sample_lags, training_environment
+from agents.hypernetwork.config import PolicyConfig, TrainConfig, config_from_json
+from agents.hypernetwork.networks import save_policy
+from agents.hypernetwork.training import sample_lags, training_environment
 from agents.preconditioner import Preconditioner, inverse_covariance
 from agents.rledit.agent import RLEdit
+from agents.rledit.trainer import RLEditTrainer
 from editenv.delta_files import fingerprint
 from editenv.deltas import LowRank
 from editenv.rewards import RewardConfig
@@ -56,7 +59,7 @@ def make_trainer(make_env, config=CONFIG, seed=0, modules=(LAST,), preconditione
         covariance = key_covariance(env.language_model, TEXTS)
         start = {name: inverse_covariance(matrix, config.epsilon) for name, matrix in covariance.items()}
         preconditioner = Preconditioner(start, config.recursive)
-    trainer = Trainer(env, config, seed, preconditioner)
+    trainer = RLEditTrainer(env, config, seed, preconditioner)
     if moved:
         torch.manual_seed(1)
         with torch.no_grad():
@@ -253,7 +256,7 @@ def test_warm_up_gives_statistics_of_theta_0(make_env, small_world, base):
     env.reset(seed=env.np_random_seed)
     for _ in range(CONFIG.warm_up_batches):
         seen.append(env.gradients[LAST])
-        env.skip_batch()
+        env.transition(zero_action(env.language_model))
     keys = torch.cat([gradient.keys for gradient in seen])
     values = torch.cat([keys, torch.cat([gradient.value_grads for gradient in seen])], 1)
     normalizer = trainer.policy.networks["64x32"].normalizer
@@ -355,7 +358,7 @@ def test_act_is_the_policy_on_the_observation(make_env, small_world):
     agent = RLEdit(CONFIG, train=False)
     observation, info = started(env, agent)
     for _ in range(2):
-        action = agent.act(observation, info)
+        action = agent.act(env.gradients, info)
         assert isinstance(action[LAST], LowRank)
         assert not action[LAST].right.requires_grad
         torch.testing.assert_close(action[LAST].dense(), agent.policy(env.gradients)[LAST].dense().detach())
@@ -369,22 +372,22 @@ def test_acting_with_a_preconditioner_absorbs_each_batch_once(make_env, small_wo
     env = make_env(modules=[LAST], actions_per_batch=2)
     agent = RLEdit(config, train=False)
     assert agent.actions_per_batch == 2
-    observation, info = started(env, agent)
+    _, info = started(env, agent)
     start = agent._preconditioner.project(LAST, torch.eye(64)).clone()
     absorbed, first_actions = [], []
     for attempt in range(4):
         gradients = env.gradients
         P = covariance_inverse_by_hand(start, absorbed, 0.5)
         expected = agent.policy(gradients, {LAST: P @ gradients[LAST].keys.T})[LAST].dense()
-        action = agent.act(observation, info)
+        action = agent.act(env.gradients, info)
         first_actions.append(action[LAST].dense())
         assert (first_actions[-1] - expected).norm() < 2e-3 * expected.norm()
         if attempt % 2:
             absorbed.append(gradients[LAST].keys)
-        observation, *_, info = env.step(action)
-    observation, info = env.reset(seed=1)
+        *_, info = env.step(action)
+    _, info = env.reset(seed=1)
     agent.begin(env)
-    assert torch.equal(agent.act(observation, info)[LAST].dense(), first_actions[0])
+    assert torch.equal(agent.act(env.gradients, info)[LAST].dense(), first_actions[0])
 
 
 def test_a_saved_policy_brings_its_configuration(make_env, small_world, tmp_path):
@@ -395,9 +398,9 @@ def test_a_saved_policy_brings_its_configuration(make_env, small_world, tmp_path
     assert agent.actions_per_batch == 2
     assert RLEdit(policy=tmp_path, actions_per_batch=3).actions_per_batch == 3
     env = make_env(modules=[LAST], actions_per_batch=2)
-    observation, info = started(env, agent)
+    _, info = started(env, agent)
     expected = trained.policy(env.gradients)[LAST].dense()
-    assert torch.equal(agent.act(observation, info)[LAST].dense(), expected)
+    assert torch.equal(agent.act(env.gradients, info)[LAST].dense(), expected)
     with pytest.raises(ValueError, match=r"layers\.1\.mlp\.down_proj"):
         agent.prepare(make_env(), 0, lambda what, done, total: None)
 
@@ -408,8 +411,8 @@ def test_a_saved_policy_of_another_form_is_that_form_again(make_env, small_world
     agent = RLEdit(policy=tmp_path)
     assert type(agent.policy).__name__ == "MendPolicy"
     env = make_env(modules=[LAST])
-    observation, info = started(env, agent)
-    assert torch.equal(agent.act(observation, info)[LAST].dense(), trained.policy(env.gradients)[LAST].dense())
+    _, info = started(env, agent)
+    assert torch.equal(agent.act(env.gradients, info)[LAST].dense(), trained.policy(env.gradients)[LAST].dense())
 
 
 def test_a_preconditioner_needs_a_ridge_regression():

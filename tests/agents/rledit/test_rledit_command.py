@@ -10,9 +10,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from agents.hypernetwork.networks import PolicyConfig
+from agents.hypernetwork.config import PolicyConfig, TrainConfig
 from agents.hypernetwork.train_command import Args, main
-from agents.hypernetwork.training import TrainConfig
+from agents.rledit.trainer import RLEditTrainer
 
 OPTIONS = {
     "--modules": "layers.2.mlp.down_proj",
@@ -39,7 +39,7 @@ def replace_or_die(source, target):
         seen.append(target)
     replace(source, target)
 os.replace = replace_or_die
-runpy.run_module("agents.rledit.agent", run_name="__main__", alter_sys=True)
+runpy.run_module("agents.rledit", run_name="__main__", alter_sys=True)
 """
 
 
@@ -58,10 +58,10 @@ def test_killed_and_given_again_is_as_if_never_killed(model_folder, tmp_path):
     state = torch.load(tmp_path / "killed" / "checkpoint.pt", weights_only=True)
     assert state["trainer"]["trajectory"] == 1
 
-    again = command(["-m", "agents.rledit.agent"], tmp_path / "killed", model_folder)
+    again = command(["-m", "agents.rledit"], tmp_path / "killed", model_folder)
     assert again.returncode == 0, again.stderr
     assert "going on from trajectory 1" in again.stdout
-    whole = command(["-m", "agents.rledit.agent"], tmp_path / "whole", model_folder)
+    whole = command(["-m", "agents.rledit"], tmp_path / "whole", model_folder)
     assert whole.returncode == 0, whole.stderr
     assert "going on" not in whole.stdout
     for name in ("policy.safetensors", "policy.json"):
@@ -80,29 +80,29 @@ def args(model_folder, tmp_path):
 
 
 def test_a_finished_training_is_not_done_again(args, capsys):
-    main(args)
+    main(args, RLEditTrainer)
     first = (args.output / "policy.safetensors").read_bytes()
     record = json.loads((args.output / "policy.json").read_text())
     assert record["train"]["horizon"] == 1
     assert record["model"] == args.model
     (args.output / "policy.safetensors").unlink()
     capsys.readouterr()
-    main(args)
+    main(args, RLEditTrainer)
     assert "going on from trajectory 1" in capsys.readouterr().out
     assert (args.output / "policy.safetensors").read_bytes() == first
 
 
 @pytest.mark.parametrize("change", ["seed", "horizon"])
 def test_a_checkpoint_of_other_options_is_refused(args, change):
-    main(args)
+    main(args, RLEditTrainer)
     before = (args.output / "policy.safetensors").read_bytes()
     other = replace(args, seed=9) if change == "seed" else replace(args, train=replace(args.train, horizon=2))
     with pytest.raises(SystemExit, match=r"checkpoint\.pt belongs to"):
-        main(other)
+        main(other, RLEditTrainer)
     assert (args.output / "policy.safetensors").read_bytes() == before
 
 
 def test_how_often_it_saves_may_change(args, capsys):
-    main(args)
-    main(replace(args, checkpoint_every=7))
+    main(args, RLEditTrainer)
+    main(replace(args, checkpoint_every=7), RLEditTrainer)
     assert "going on from trajectory 1" in capsys.readouterr().out

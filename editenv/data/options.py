@@ -1,0 +1,53 @@
+"""How a file of edits is read."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_type_hints
+
+
+@dataclass(frozen=True, slots=True)
+class FileOptions:
+    """How a file of edits is read.
+
+    Raises:
+        ValueError: For a value that an option does not take; names the option.
+    """
+
+    bad_records: Literal["error", "skip"] = "error"
+    """What a record that cannot be used does: stop with an error that names it, or be left out and counted. Records are
+    bad if they are malformed, ask for what is there already, repeat or contradict an earlier one, are longer than the
+    model's context, or (in the test split) edit a subject that the training split edits."""
+    rephrases: Literal["as-is", "checked", "checked-first"] = "as-is"
+    """checked leaves out rephrases that end in none of the file's own prompt templates for such an answer
+    (CounterFact's generation prompts); checked-first also moves records that keep one to the front, which matters
+    with a limit.
+    """
+    locality: Literal["as-is", "checked"] = "as-is"
+    """checked leaves out locality prompts that some record of the split edits (in FEVER, all of them are edited)."""
+    nq_prefix: Literal["keep", "strip"] = "keep"
+    """Whether ZsRE's locality questions keep their prefix "nq question: "."""
+    limit: int | None = None
+    """Only the first so many edits."""
+
+    def __post_init__(self) -> None:
+        types = get_type_hints(type(self))
+        for name in ("bad_records", "rephrases", "locality", "nq_prefix"):
+            values = get_args(types[name])
+            if getattr(self, name) not in values:
+                raise ValueError(f"{name} must be one of {', '.join(values)}, not {getattr(self, name)!r}")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit must be at least 1 (or None), not {self.limit}")
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any] | None) -> "FileOptions":
+        """From keyword arguments as JSON has them.
+
+        Raises:
+            ValueError: For an unknown option or value.
+        """
+        unknown = set(options or {}) - set(cls.__dataclass_fields__)
+        if unknown:
+            raise ValueError(
+                f"unknown dataset options {sorted(unknown)}; known are {', '.join(cls.__dataclass_fields__)}"
+            )
+        return cls(**(options or {}))

@@ -1,0 +1,60 @@
+"""Names of version 0.1 go on working, and say what they are called now."""
+
+import importlib
+import subprocess
+import sys
+import warnings
+
+import pytest
+
+from editenv.renamed import MODULES, renamed_keywords, renamed_options
+
+
+@pytest.mark.parametrize("old", MODULES)
+def test_an_old_module_is_the_new_one(old):
+    if old in ("agents.sb3_streams",):
+        pytest.importorskip("stable_baselines3")
+    if old == "benchmarks.ray_runner":
+        pytest.importorskip("ray")
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        sys.modules.pop(old, None)
+        module = importlib.import_module(old)
+    assert module is importlib.import_module(MODULES[old])
+    assert module.__name__ == module.__spec__.name == MODULES[old]
+    assert any(f"module {old} is now {MODULES[old]}" in str(warning.message) for warning in told)
+
+
+def test_names_are_imported_from_old_modules():
+    code = (
+        "from agents.editor import LifelongEditor; from editenv.dynamics import EditableLM; from editenv import metrics"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert "agents.editor is now agents.editing.editor" in ran.stderr
+
+
+def test_an_old_command_runs_the_new_one():
+    ran = subprocess.run([sys.executable, "-m", "agents.online", "--help"], capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stderr
+    assert "note: python -m agents.online is now python -m agents.rl.online" in ran.stderr
+    assert "FutureWarning" not in ran.stderr
+    assert "Online RLEdit" in ran.stdout
+
+
+def test_what_never_was_is_not_there():
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("agents.no_such_module")
+
+
+def test_old_options_become_new_ones(capsys):
+    words = ["edit", "--end-of-answer", "--no-end-of-answer", "--end_of_answer=True", "--model", "end-of-answer"]
+    assert renamed_options(words) == ["edit", "--train-eos", "--no-train-eos", "--train-eos=True", *words[4:]]
+    assert "--end-of-answer is now called --train-eos" in capsys.readouterr().err
+
+
+def test_old_keywords_become_new_ones_and_others_are_refused():
+    with pytest.warns(FutureWarning, match="f: end_of_answer is now called train_eos"):
+        assert renamed_keywords("f", {"end_of_answer": True}) == {"train_eos": True}
+    with pytest.raises(TypeError, match="f got an unexpected keyword argument 'speed'"):
+        renamed_keywords("f", {"speed": 1})
