@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import TimeRemainingColumn
 from rich.table import Table
 
 from agents.editing import corrections
 from agents.editing.arguments import EditArgs
 from agents.editing.editor import LifelongEditor, TooManyDeltasError
 from agents.editing.saving import check_place
+from agents.progress import progress_bars
 from editenv.atomic_files import atomic_write_text
 from editenv.data.files import EditFile, FileOptions, load_file_edits
 from editenv.data.records import BadRecordError
@@ -55,8 +56,7 @@ class _Display:
 
     def __init__(self, edits: int) -> None:
         self._console = Console(stderr=True, soft_wrap=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._bars = Progress(*columns, console=self._console, transient=True, disable=not self._console.is_terminal)
+        self._bars = progress_bars(TimeRemainingColumn(), console=self._console, transient=True)
         self._bar = self._bars.add_task("preparing", total=edits)
 
     def __enter__(self) -> Self:

@@ -11,8 +11,9 @@ from agents.base import Agent
 from agents.baselines.values import end_of_subject
 from agents.covariance import training_edits
 from agents.editing.guard import HELD_OUT, Guard
-from agents.registry import make_agent, make_method, packaged_policy, takes_settings
+from agents.registry import make_agent, make_method, takes_settings
 from agents.rledit.agent import RLEdit
+from agents.rows import packaged_policy
 from editenv.data import Edit, edits_digest, load_edits
 from editenv.data.files import content_digest
 from editenv.delta_files import fingerprint, frozen_fingerprint
