@@ -1,4 +1,4 @@
-"""What an editor needs before its first edit: the method, what the method learns from, and what the journal is about."""
+"""What an editor needs before its first edit: the method, what it learns from, and what the journal is about."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
