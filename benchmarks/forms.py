@@ -1,8 +1,7 @@
 """The methods' other forms as rows: where papers and public code disagree (docs/methods.md), and the papers' own
 values.
 
-    python -m benchmarks.run --suite atlas-50x20 --agents benchmarks.forms:rect_20 benchmarks.forms:prune_edited
-    --out runs/forms
+    python -m benchmarks.run --suite atlas-50x20 --agents benchmarks.forms:rect_20 --out runs/forms
 
 Each has the settings chosen for the embedded model, but for what its name says.
 """
@@ -16,6 +15,7 @@ from agents.settings import merged, read_settings
 
 
 def _form(method: str, **changes: Any) -> Callable[[], Agent]:
+    """Makes the method with some of its chosen settings changed; objects of settings are merged."""
     return lambda: make_method(method, merged(read_settings(method), changes))
 
 

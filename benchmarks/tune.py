@@ -2,10 +2,8 @@
 
     python -m benchmarks.tune --methods memit alphaedit --trials 8 --out runs/tune
     python -m benchmarks.tune --methods memit --trials 8 --out runs/tune --write
-    python -m benchmarks.tune --methods memit-seq --suite atlas-400x20-training --settings atlas-long --out
-    runs/long --write
-    python -m benchmarks.tune --methods memit --suite base-50x20-validation --model ./base --settings ./mine --out
-    runs/mine --write
+    python -m benchmarks.tune --methods memit-seq --suite atlas-400x20-training --settings atlas-long --out runs/long
+    python -m benchmarks.tune --methods memit --suite base-50x20-validation --model ./base --settings ./mine --out runs
 
 Trial 0 is the settings as they stand; the others are drawn from the method's ranges (benchmarks/search_spaces.json)
 by a scrambled Sobol sequence, log-uniformly. A trial is one pass over the suite and counts by the harmonic mean of
