@@ -10,7 +10,6 @@ from benchmarks.results.statistics import Estimate, interquartile_mean
 from benchmarks.suites import find, id_of
 from editenv.evaluation.metrics import METRICS
 
-
 # -- texts of a cell ----------------------------------------------------------------------------------------------
 
 
