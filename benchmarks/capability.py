@@ -379,7 +379,7 @@ def check_comparable(
         ValueError: If they cannot; names the file and what differs.
     """
     for record in records:
-        for name in (field.name for field in fields(Setting)):
+        for name in (each.name for each in fields(Setting)):
             recorded, current = getattr(record.setting, name), getattr(setting, name)
             if recorded != current:
                 raise ValueError(f"{results} was made with {name} {recorded!r}, not {current!r}; use another --out")
