@@ -60,7 +60,7 @@ def test_old_keywords_become_new_ones_and_others_are_refused():
         renamed_keywords("f", {"speed": 1})
 
 
-OLD_POLICY = '''
+OLD_POLICY = """
 import torch
 
 from agents.base import Agent
@@ -90,7 +90,7 @@ class Mine(Agent):
 class ReadsNumpy(Mine):
     def act(self, observation, info):
         return {name: part["keys"].T @ part["value_grads"] for name, part in observation.items()}
-'''
+"""
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
