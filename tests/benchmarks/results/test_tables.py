@@ -4,9 +4,10 @@ import pytest
 from test_records import RECORD
 
 from benchmarks.results.figures import draw_retention
+from benchmarks.results.leaderboard import entries
 from benchmarks.results.statistics import Estimate
 from benchmarks.results.tables import (
-    HEADINGS,
+    COLUMNS,
     as_details,
     as_intervals,
     as_markdown,
@@ -14,7 +15,7 @@ from benchmarks.results.tables import (
     as_times,
     markdown,
     one_line,
-    rows,
+    readable,
     show,
     with_interval,
 )
@@ -24,11 +25,27 @@ def scores(efficacy, generalization, specificity):
     return {"efficacy": efficacy, "generalization": generalization, "specificity": specificity}
 
 
+def cells(records):
+    """The texts of the main table by the keys of its columns, one dictionary a row."""
+    return [{column.key: column.text(entry) for column in COLUMNS} for entry in entries(records)]
+
+
 def test_an_estimate_is_shown_with_what_is_known_of_it():
     assert with_interval(Estimate(78.06, (77.0, 79.25))) == "78.1 [77.0, 79.2]"
     assert with_interval(Estimate(0.5), 2) == "0.50"
     assert with_interval(Estimate(-0.001, (-0.004, 0.2)), 2) == "0.00 [0.00, 0.20]"
     assert with_interval(None) == "-"
+
+
+@pytest.mark.parametrize(
+    ("number", "digits", "text"),
+    [(17.846, 2, "17.85"), (0.0421, 3, "0.042"), (-233.46, 1, "-233.5"), (999.4, 2, "999.40"), (2001.36, 2, "2001"),
+     (9999.2, 1, "9999"), (15753.33, 2, "1.6e4"), (-703307869.6, 1, "-7.0e8"), (3.413261662569697e24, 2, "3.4e24"),
+     (2.5e100, 2, "2.5e100")],
+)  # fmt: skip
+def test_a_large_number_can_be_read(number, digits, text):
+    assert readable(number, digits) == text
+    assert float(text) == pytest.approx(number, rel=0.05)
 
 
 def test_a_cell_cannot_leave_its_column():
@@ -47,16 +64,15 @@ def test_rows_are_interquartile_means_over_seeds():
     first = replace(RECORD, teacher_forced=scores(100.0, 50.0, 25.0), failures=1, edit_seconds=0.001)
     second = replace(RECORD, seed=1, teacher_forced=scores(50.0, 50.0, 75.0), failures=2, edit_seconds=0.003)
     other = replace(RECORD, agent="fine-tune", generation=scores(0.0, 10.0, 20.0))
-    table = rows([first, other, second])
-    assert [row[:2] for row in table] == [["no-edit", "2"], ["fine-tune", "1"]]
-    cells = dict(zip(HEADINGS, table[0], strict=True))
-    assert cells["teacher-forced Eff / Gen / Spe"] == "75.0 / 50.0 / 50.0"
+    row, other_row = cells([first, other, second])
+    assert (row["agent"], row["seeds"], other_row["agent"], other_row["seeds"]) == ("no-edit", "2", "fine-tune", "1")
+    assert row["teacher_forced"] == "75.0 / 50.0 / 50.0"
     low, high = 3 / (1 / 100 + 1 / 50 + 1 / 25), 3 / (1 / 50 + 1 / 50 + 1 / 75)
-    assert cells["mean"] == f"{(low + high) / 2:.1f} [{low:.1f}, {high:.1f}]"
-    assert cells["immediate"] == "90.0 / 45.5 / 100.0"
-    assert cells["ms/edit"] == "2.00"
-    assert cells["failed"] == "3"
-    assert dict(zip(HEADINGS, table[1], strict=True))["mean "] == "0.0", "one seed has no interval"
+    assert row["teacher_forced_mean"] == f"{(low + high) / 2:.1f} [{low:.1f}, {high:.1f}]"
+    assert row["immediate"] == "90.0 / 45.5 / 100.0"
+    assert row["milliseconds"] == "2.00"
+    assert row["failures"] == "3"
+    assert other_row["generation_mean"] == "0.0", "one seed has no interval"
 
 
 def test_each_figure_has_its_interval_where_there_are_two_seeds():
@@ -101,10 +117,14 @@ def test_times_are_with_and_without_the_setup_and_the_fastest_comes_first():
     ]
 
 
+def test_no_two_columns_have_a_key_in_common():
+    assert len({column.key for column in COLUMNS}) == len(COLUMNS)
+
+
 def test_markdown_has_a_line_for_each_agent():
     lines = as_markdown([RECORD, replace(RECORD, agent="fine-tune")]).splitlines()
     assert len(lines) == 4
-    assert {line.count("|") for line in lines} == {len(HEADINGS) + 1}
+    assert {line.count("|") for line in lines} == {len(COLUMNS) + 1}
     assert lines[2].startswith("| no-edit |")
     assert lines[3].startswith("| fine-tune |")
 
@@ -123,6 +143,10 @@ def test_details_have_columns_for_probes_where_they_were_asked():
     assert lines[2].endswith("| 0.125 | - | - | - (-; -) | - (-; -) |")
     assert lines[3].endswith("| 0.125 | 90.0 | 50.0 | 12.5 (25.0; 8) | 12.5 (25.0; 8) |")
     assert {line.count("|") for line in lines} == {11}
+    broken = replace(plain, drift=drift | {"perplexity": 3413261662569697659322368.0, "kl": 52.9687})
+    assert as_details([broken]).splitlines()[2].endswith("17.00, 3.4e24 | 52.969 |")
+    lost = replace(broken, seed=1, drift=drift | {"perplexity": None})
+    assert as_details([broken, lost]).splitlines()[2].endswith("17.00, not finite | 26.547 |")
     two = replace(plain, model="another", drift=drift | {"perplexity": 30.5})
     lines = as_details([plain, two, replace(two, seed=1), replace(two, seed=2, drift=None)]).splitlines()
     assert [line.split("|")[2].strip() for line in lines[2:]] == ["1", "2"], "models are rows of their own"
@@ -142,6 +166,23 @@ def test_one_line_and_show_hold_the_figures(capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_eighty_characters_are_enough_for_every_heading_and_figure(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    perfect = scores(100.0, 100.0, 100.0)
+    costs = {"setup_seconds": 12345.0, "edit_seconds": 12.3, "floor_ratio": 1234.5}
+    own = replace(RECORD, agent="my/long/path.py:MyPolicy", teacher_forced=perfect, generation=perfect, **costs)
+    show([RECORD, own])
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "…" not in shown
+    for text in ("teacher-forced", "generation", "mean", "setup", "ms per", "floor"):
+        assert text in shown
+    for text in ("100.0/100.0/100.0  100.0/100.0/100.0  100.0", "12345", "12300.00", "1234.50"):
+        assert text in shown
+    first_words = [line.strip().partition(" ")[0] for line in shown.splitlines()]
+    assert "my/long/path.py:MyPolicy" in "".join(first_words), "a long name goes on in the next line"
+
+
 def test_the_picture_shows_each_agents_curve(tmp_path):
     from matplotlib import image
 
@@ -158,13 +199,13 @@ def test_the_picture_shows_each_agents_curve(tmp_path):
 
 
 def test_an_outlier_among_four_seeds_does_not_count():
-    found = [
+    records = [
         replace(RECORD, seed=seed, generation=scores(value, value, value))
         for seed, value in enumerate((0.0, 50.0, 60.0, 100.0))
     ]
-    cells = dict(zip(HEADINGS, rows(found)[0], strict=True))
-    assert cells["generation Eff / Gen / Spe"] == "55.0 / 55.0 / 55.0"
-    assert cells["mean "].startswith("55.0 [")
+    (row,) = cells(records)
+    assert row["generation"] == "55.0 / 55.0 / 55.0"
+    assert row["generation_mean"].startswith("55.0 [")
 
 
 def test_a_picture_is_of_one_suite(tmp_path):
