@@ -13,6 +13,7 @@ from agents.editing import corrections
 from agents.editing.arguments import EditArgs
 from agents.editing.editor import LifelongEditor, TooManyDeltasError
 from agents.editing.saving import check_place
+from agents.progress import progress_bars
 from editenv.atomic_files import atomic_write_text
 from editenv.data.files import EditFile, FileOptions, load_file_edits
 from editenv.data.records import BadRecordError
@@ -26,7 +27,7 @@ def edit(args: EditArgs) -> None:
         ValueError: If an argument, the file of edits or the folder is not fit for it; nothing was edited then.
     """
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import TimeRemainingColumn
 
     console = Console(stderr=True, soft_wrap=True)
 
@@ -45,8 +46,7 @@ def edit(args: EditArgs) -> None:
             f"note: {args.model} is {stored}, and is edited and saved in {args.dtype}; --dtype {stored} keeps its precision"
         )
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+    with progress_bars(TimeRemainingColumn(), console=console, transient=True) as bars:
         bar = bars.add_task("preparing", total=len(edits))
         editor = LifelongEditor(
             model=args.model,

@@ -243,7 +243,8 @@ def test_cells_of_a_stream_share_what_its_prompts_become(tmp_path, capfd):
     suite = replace(find("smoke"), batches=1)
     rows = [("no-edit", 0), (f"{teller}:Teller", 0), (f"{teller}:Teller", 1)]
     shared, alone = ([Cell(suite, PRINTS, name, seed, tmp_path / out) for name, seed in rows] for out in ("a", "b"))
-    killed = shared[0].stream.with_name(f"{shared[0].stream.name}.0123456789ab.partial")  # a run was, while it wrote
+    cache = shared[0].activation_cache_path
+    killed = cache.with_name(f"{cache.name}.0123456789ab.partial")  # of a run that was, while it wrote
     killed.parent.mkdir(parents=True)
     killed.touch()
     figures = [outcome.teacher_forced for _, outcome in command.run_here(shared, lambda *_: None)]

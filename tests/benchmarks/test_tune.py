@@ -73,7 +73,7 @@ def world(monkeypatch, tmp_path):
     """Runs that cost nothing: the nearer the weight is to 100, the better."""
     calls = []
 
-    def run(suite, name, agent, seed, progress, beyond, activation_cache):
+    def run(suite, name, agent, seed, progress, probes, activation_cache):
         calls.append(agent.weight)
         score = 100 / (1 + abs(np.log(agent.weight / 100)))
         return SimpleNamespace(teacher_forced=dict.fromkeys(("efficacy", "generalization", "specificity"), score))

@@ -217,9 +217,9 @@ def test_another_model_around_the_same_edited_weights_is_refused(edit, my_model,
         edit()
     deltas = tmp_path / "out/deltas.safetensors"
     with pytest.raises(ValueError, match="other weights or the tokenizer"):
-        cli.apply(cli.Apply(deltas, tmp_path / "applied", str(my_model)))
+        cli.apply(cli.ApplyArgs(deltas, tmp_path / "applied", str(my_model)))
     assert not (tmp_path / "applied").exists()
-    cli.apply(cli.Apply(deltas, tmp_path / "applied", model_folder))
+    cli.apply(cli.ApplyArgs(deltas, tmp_path / "applied", model_folder))
 
 
 def test_a_result_that_differs_by_rounding_is_taken_if_it_is_allowed(edit, my_model, tmp_path, capsys):
@@ -229,8 +229,8 @@ def test_a_result_that_differs_by_rounding_is_taken_if_it_is_allowed(edit, my_mo
         metadata, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     save_file(tensors, deltas, metadata | {"after": "0" * 64})  # as another machine may have it
     with pytest.raises(ValueError, match="--allow-rounding"):
-        cli.apply(cli.Apply(deltas, tmp_path / "applied", str(my_model)))
-    cli.apply(cli.Apply(deltas, tmp_path / "applied", str(my_model), allow_rounding=True))
+        cli.apply(cli.ApplyArgs(deltas, tmp_path / "applied", str(my_model)))
+    cli.apply(cli.ApplyArgs(deltas, tmp_path / "applied", str(my_model), allow_rounding=True))
     assert "not to the bit" in capsys.readouterr().out
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("applied", "out/model"))
     assert all(torch.equal(one[key], two[key]) for key in one)
