@@ -23,7 +23,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from agents.registry import ROWS, make_method, takes_settings
+from agents.registry import make_method, takes_settings
+from agents.rows import ROWS
 from agents.settings import read_settings, settings_path
 from benchmarks.results.records import append
 from benchmarks.results.statistics import harmonic_mean

@@ -91,14 +91,14 @@ def test_what_an_agent_asks_on_its_own_is_not_shared_with_the_next(suite):
         def act(self, observation, info):
             lm = self.env.language_model
             lm.encode(["A text of its own"], ["answer"])
-            ours.update(lm.activation_cache._kept)
+            ours.update(lm.activation_cache._outputs)
             return super().act(observation, info)
 
     ours, kept = {}, ActivationCache()
     run(suite, "asker", Asker(), 0, probes=False, activation_cache=kept)
     assert len(ours) == 1
     assert not any(text in kept for text in ours)
-    assert kept._kept
+    assert kept._outputs
 
 
 def test_doing_nothing_keeps_everything_in_generation_too(suite):
