@@ -5,7 +5,7 @@ VENV := .venv
 TORCH ?= torch==2.13.0
 PYTEST := $(VENV)/bin/python -m pytest --numprocesses auto --dist worksteal
 
-.PHONY: help demo test test-slow lint format setup clean
+.PHONY: help demo test test-slow lint format docs setup clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -25,6 +25,10 @@ lint: setup ## Check style and types: ruff, mypy
 
 format: setup ## Correct what ruff can correct
 	$(VENV)/bin/ruff check --fix . && $(VENV)/bin/ruff format .
+
+docs: setup ## Build the documentation as a site, build/site/index.html; a warning is an error
+	$(VENV)/bin/python -m pip install --quiet --quiet --constraint constraints.txt --editable ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 
 setup: $(VENV)/ready ## Make .venv with the package and what its development needs
 

@@ -12,6 +12,7 @@ A table stands between two comments, which readers of the page do not see::
 The first word is the kind of table (:data:`KINDS`), the second the file of records, named from the document's folder.
 Then come one suite or several; a suite may be a pattern (``capacity-*``).
 ``agents=no-edit,rledit-p`` behind them shows these rows alone, in this order.
+Records of several files are joined by a plus: ``atlas-50x20.jsonl+methods-50x20.jsonl``.
 ``<!-- rl: rl.jsonl steps -->`` is the table of benchmarks.rl_report after equal steps (or seconds).
 Everything between the comments is written anew; --check only says which documents would change.
 """
@@ -131,7 +132,7 @@ def table_of(kind: str, source: Sequence[str], folder: Path) -> str:
 
     Args:
         kind: One of :data:`KINDS`.
-        source: A file in ``folder``, suites, and perhaps ``agents=...``.
+        source: A file in ``folder`` (or several: ``one.jsonl+two.jsonl``), suites, and perhaps ``agents=...``.
         folder: The document's.
 
     Raises:
@@ -143,7 +144,7 @@ def table_of(kind: str, source: Sequence[str], folder: Path) -> str:
         raise ValueError(f"must be '<!-- KIND: FILE SUITE -->', KIND being {' or '.join((*KINDS, RL))}")
     if kind == RL:
         return _as_rl(folder / file, source[1:])
-    records = read(folder / file)
+    records = [record for name in file.split("+") for record in read(folder / name)]
     for suite in suites:
         if not any(fnmatchcase(record.suite, suite) for record in records):
             raise ValueError(f"{file} holds no record of suite {suite!r}")

@@ -107,6 +107,13 @@ def test_the_rows_that_are_named_come_alone_and_in_their_order(tmp_path):
     ]
 
 
+def test_rows_of_several_files_stand_in_one_table(tmp_path):
+    append(tmp_path / "found.jsonl", replace(RECORD, suite="smoke", agent="rome"))
+    append(tmp_path / "others.jsonl", replace(RECORD, suite="smoke", agent="memit"))
+    comment = "scores: found.jsonl+others.jsonl smoke agents=memit,rome"
+    assert [row[0] for row in rows_of(tmp_path / "page.md", comment)[2:]] == ["memit", "rome"]
+
+
 def test_scores_have_a_column_for_each_figure(tmp_path):
     first = {"efficacy": 100.0, "generalization": 50.0, "specificity": 25.0}
     second = {"efficacy": 50.0, "generalization": 50.0, "specificity": 75.0}
