@@ -251,6 +251,15 @@ def test_a_stranger_finds_it_in_three_clicks(file):
         pages |= {target for page in pages if page.suffix == ".md" for target in files_linked(page)}
 
 
+def test_what_is_said_to_be_in_a_file_is_in_it():
+    table = (ROOT / "docs/reference/architecture.md").read_text(encoding="utf-8").partition("## Where is")[2]
+    rows = re.findall(r"^\| .*\?.* \| (.*) \| `(\w+)` \|$", table, re.MULTILINE)
+    assert len(rows) > 12
+    for files, name in rows:
+        texts = [(ROOT / file).read_text(encoding="utf-8") for file in re.findall(r"\[(.*?)\]", files)]
+        assert any(re.search(rf"^(?:def|class) {name}\b|^{name}\b.* = ", text, re.MULTILINE) for text in texts), name
+
+
 def files_linked(page):
     targets = (token.attrs.get("href", "") for token in tokens_of(page))
     paths = (
