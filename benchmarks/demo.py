@@ -50,7 +50,7 @@ def main(args: Args) -> None:
     for name in ROWS:
         agent: Agent = make_agent(name)
         with console_progress(name) as progress:
-            record = run(suite, name, agent, args.seed, progress, beyond=False, activation_cache=activation_cache)
+            record = run(suite, name, agent, args.seed, progress, probes=False, activation_cache=activation_cache)
         found.append(record)
         print(f"{name:>16}: {table.one_line(record)}", flush=True)
     args.out.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,8 @@ from typing import Annotated
 import tyro
 
 from agents.base import Agent, ProgressCallback
-from agents.registry import ROWS, make_agent, make_method, takes_settings
+from agents.registry import make_agent, make_method, takes_settings
+from agents.rows import ROWS
 from agents.settings import read_settings
 from benchmarks.running.progress import console_progress
 from benchmarks.running.rollout import mean, propose, take

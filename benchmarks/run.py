@@ -25,11 +25,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Literal
 
+from agents.base import ProgressCallback
 from agents.registry import find_agent
-from benchmarks.results import tables as table
+from benchmarks.results import tables
 from benchmarks.results.records import Record
 from benchmarks.running import cells
-from benchmarks.running.cells import Cell, Failure, ProgressCallback
+from benchmarks.running.cells import Cell, Failure
 from benchmarks.running.progress import cells_progress
 from benchmarks.suites import find
 from editenv.models.modules import modules_of
@@ -84,10 +85,10 @@ def parse_seeds(text: str) -> list[int]:
     for part in text.split(","):
         first, dash, last = part.partition("-")
         try:
-            found = range(int(first), int(last if dash else first) + 1)
-            if not found:
+            numbers = range(int(first), int(last if dash else first) + 1)
+            if not numbers:
                 raise ValueError
-            seeds += found
+            seeds += numbers
         except ValueError:
             raise ValueError(f"seeds: {part!r} is neither a number nor a range like 0-2") from None
     return list(dict.fromkeys(seeds))
@@ -98,74 +99,95 @@ def parse_agents(given: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(name for part in given for name in part.split(",") if name))
 
 
-def run_here(todo: list[Cell], report: ProgressCallback) -> Iterator[tuple[Cell, Record | Failure]]:
-    """Each cell in a process of its own, one after the other; the frozen layers run over a stream's prompts in its
-    first.
+def run_here(todo: list[Cell], progress: ProgressCallback) -> Iterator[tuple[Cell, Record | Failure]]:
+    """Each cell in a process of its own, one after the other; a :data:`Runner`.
+
+    Cells of one suite and seed meet the same prompts: the first of them runs the frozen layers over these, and leaves
+    what they make of them in a file for the others.
     """
     context = multiprocessing.get_context("spawn")
-    streams = [cell.stream for cell in todo]
+    caches = [cell.activation_cache_path for cell in todo]
     for number, cell in enumerate(todo):
+        cache = cell.activation_cache_path
         receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=_in_process, args=(cell, sender, streams.count(cell.stream) > 1))
+        process = context.Process(target=_run_in_process, args=(cell, sender, caches.count(cache) > 1))
         process.start()
         sender.close()
         outcome: Record | Failure | None = None
         try:
             while outcome is None:
-                told = receiver.recv()
-                if isinstance(told, tuple):
-                    report(f"{cell.label}: {told[0]}", *told[1:])
+                message = receiver.recv()
+                if isinstance(message, tuple):
+                    what, done, total = message
+                    progress(f"{cell.label}: {what}", done, total)
                 else:
-                    outcome = told
+                    outcome = message
         except (EOFError, ConnectionResetError):  # it died without a word
             process.join()
             outcome = Failure(f"the cell's process died (exit code {process.exitcode})")
         process.join()
-        if cell.stream not in streams[number + 1 :]:
-            with suppress(OSError):  # another command may fill this folder, too
-                for left in cell.stream.parent.glob(f"{cell.stream.name}.*.partial"):  # by a command that was killed
-                    left.unlink(missing_ok=True)
-                cell.stream.unlink(missing_ok=True)
-                cell.stream.parent.rmdir()
-                cell.stream.parent.parent.rmdir()
+        if cache not in caches[number + 1 :]:
+            _remove_cache(cache)
         yield cell, outcome
 
 
-def _in_process(cell: Cell, sender: Connection, shares: bool) -> None:
-    from benchmarks.running.rollout import ROOM
+def _remove_cache(path: Path) -> None:
+    """Removes a cache file, and its folders if they are empty: another command may fill this folder, too."""
+    with suppress(OSError):
+        for partial in path.parent.glob(f"{path.name}.*.partial"):  # by a command that was killed
+            partial.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+        path.parent.rmdir()
+        path.parent.parent.rmdir()
+
+
+def _run_in_process(cell: Cell, sender: Connection, shares_cache: bool) -> None:
+    """Sends progress as tuples, and in the end the cell's record or failure."""
+    from benchmarks.running.rollout import ACTIVATION_CACHE_BYTES
     from editenv.language_model.activation_cache import ActivationCache
 
     threading.Thread(target=end_with_parent, daemon=True).start()
-    activation_cache = ActivationCache(ROOM)
+    cache = ActivationCache(ACTIVATION_CACHE_BYTES)
     try:
-        there = shares and activation_cache.load(cell.stream, cell.stream_identity)
-        sender.send(cell.run(lambda what, done, total: sender.send((what, done, total)), activation_cache))
+        loaded = shares_cache and cache.load(cell.activation_cache_path, cell.activation_cache_identity)
+        sender.send(cell.run(lambda what, done, total: sender.send((what, done, total)), cache))
     except Exception as error:
         sender.send(Failure(f"{type(error).__name__}: {error}", traceback.format_exc()))
         return
-    if shares and not there:
+    if shares_cache and not loaded:
         try:
-            activation_cache.save(cell.stream, cell.stream_identity)
+            cache.save(cell.activation_cache_path, cell.activation_cache_identity)
         except OSError as error:  # other cells run the frozen layers themselves
             print(f"{cell.label}: what its stream's other cells could share was not kept: {error}", file=sys.stderr)
 
 
 def end_with_parent() -> None:
-    """A killed command must not leave its cell running."""
+    """Ends this process once its parent is gone: a killed command must not leave its cell running.
+
+    To be run in a thread of its own; it never returns.
+    """
     parent = os.getppid()
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)
 
 
-def run_cells(wanted: list[Cell], out: Path, runner: Runner) -> list[str]:
+def run_cells(requested: list[Cell], out: Path, runner: Runner) -> list[str]:
     """Runs what is missing, and writes each cell as it finishes.
+
+    Args:
+        requested: All cells that are to be there in the end.
+        out: Their folder.
+        runner: Where the missing ones run.
 
     Returns:
         The failed ones, each with its error.
+
+    Raises:
+        ValueError: If a cell is there already, of another model, other edits or other settings.
     """
-    todo = [cell for cell in wanted if not cell.finished()]
-    for cell in wanted:
+    todo = [cell for cell in requested if not cell.finished()]
+    for cell in requested:
         if cell not in todo:
             print(f"{cell.label}: already there", flush=True)
     failed = []
@@ -176,7 +198,7 @@ def run_cells(wanted: list[Cell], out: Path, runner: Runner) -> list[str]:
             progress.finished()
             if isinstance(outcome, Failure):
                 failed.append(f"{cell.label}: {outcome.error} (see {cell.failure_path})")
-            line = f"failed: {outcome.error}" if isinstance(outcome, Failure) else table.one_line(outcome)
+            line = f"failed: {outcome.error}" if isinstance(outcome, Failure) else tables.one_line(outcome)
             print(f"[{number}/{len(todo)}] {cell.label}: {line}", flush=True)
     return failed
 
@@ -187,10 +209,15 @@ def make_runner(args: Args) -> Runner:
         return run_here
     from benchmarks.running.ray_runner import run_on_ray
 
-    return lambda todo, report: run_on_ray(todo, args.address, args.cores, args.gpus)
+    return lambda todo, progress: run_on_ray(todo, args.address, args.cores, args.gpus)
 
 
 def main(args: Args) -> int:
+    """Runs the table; 1 if a cell failed.
+
+    Raises:
+        SystemExit: For wrong arguments, with a message.
+    """
     try:
         modules = modules_of(args.modules, args.preset)
         suite = find(args.suite).at(args.model, args.data, modules, args.device, args.dtype)
@@ -198,15 +225,17 @@ def main(args: Args) -> int:
         if not agents:
             raise ValueError(f"suite {suite.id} is about no agents in particular: name some with --agents")
         for name in agents:
-            find_agent(name)  # a misspelt one is told before hours of others
+            find_agent(name)  # a misspelt one is named before hours of others
         seeds = parse_seeds(args.seeds)
-        prints = suite.check_fingerprints()
+        fingerprints = suite.check_fingerprints()
         out = args.out.resolve()
-        wanted = [Cell(suite, prints, agent, seed, out, args.keep_deltas) for seed in seeds for agent in agents]
-        failed = run_cells(wanted, args.out, make_runner(args))
+        requested = [
+            Cell(suite, fingerprints, agent, seed, out, args.keep_deltas) for seed in seeds for agent in agents
+        ]
+        failed = run_cells(requested, args.out, make_runner(args))
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(str(error)) from None
-    table.show([record for record in cells.collect(args.out) if record.suite == suite.label])
+    tables.show([record for record in cells.collect(args.out) if record.suite == suite.label])
     if suite.command:
         print(f"\nThe rest of what {suite.id} is about:\n{suite.command}")
     for line in failed:

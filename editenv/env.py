@@ -399,7 +399,7 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         if not self._began:
             raise RuntimeError("present: call reset() first")
         self.language_model.clear_cache()
-        self.reward.past = []
+        self.reward.memory = []
         self.attempt, self._over = 0, False
         self._open_batch(edits)
         self._gradients = self.fine_tuning_gradient()
@@ -498,12 +498,12 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
     @property
     def batches_in_memory(self) -> int:
         """How many past batches the memory term of the next reward can look back at."""
-        return len(self.reward.past)
+        return len(self.reward.memory)
 
     def undo_all_edits(self) -> None:
         """Puts theta_0 back in the middle of a stream: no batch is looked back at, and the observation is taken anew."""
         self.language_model.restore()
-        self.reward.past = []
+        self.reward.memory = []
         self.refresh()
 
     def refresh(self) -> None:

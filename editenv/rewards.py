@@ -67,15 +67,15 @@ class RewardBatch:
         rephrase_tokens: How many of the answer tokens belong to rephrases.
         weights: ``(A,)``: each token's share in the mean over the batch's edits, so that both losses of eq. 7 are plain
             weighted sums.
-        reference: ``(A - rephrase_tokens, vocabulary)`` log-probabilities of theta_0 on the locality prompts (or of
-            other weights, see :class:`RewardConfig`).
+        reference_log_probs: ``(A - rephrase_tokens, vocabulary)`` log-probabilities of theta_0 on the locality prompts
+            (or of other weights, see :class:`RewardConfig`).
     """
 
     prompts: Prompts
     tokens: torch.Tensor
     rephrase_tokens: int
     weights: torch.Tensor
-    reference: torch.Tensor
+    reference_log_probs: torch.Tensor
 
 
 @torch.no_grad()
@@ -87,7 +87,7 @@ def prepare(
     An edit without rephrases is judged on its own prompt, one without locality prompts has no locality loss.
     """
     edits = len(questions.edits)
-    owner, kind = questions.owner, questions.kind
+    owner, kind = questions.edit_index, questions.kind
     rephrased = torch.bincount(owner[kind == REPHRASE], minlength=edits) > 0
     judged = (kind != PROMPT) | ~rephrased[owner]
     tokens = judged.repeat_interleave(questions.prompts.lengths).nonzero().squeeze(1)
@@ -96,7 +96,7 @@ def prepare(
     group = owner + edits * is_locality
     per_prompt = 1 / (edits * torch.bincount(group, minlength=2 * edits)[group] * prompts.lengths)
     rephrase_tokens = int(prompts.lengths[~is_locality].sum())
-    log_probs = questions.reference if reference == "initial" else None
+    log_probs = questions.initial_log_probs if reference == "initial" else None
     if log_probs is None:
         with lm.at_initial_weights() if reference == "initial" else nullcontext():
             log_probs = lm.logits(prompts.select(is_locality)).log_softmax(-1)
@@ -114,7 +114,7 @@ def _losses(batches: Sequence[RewardBatch], logits: torch.Tensor) -> tuple[torch
         nll = torch.nn.functional.cross_entropy(logits[start:middle], labels[: batch.rephrase_tokens], reduction="none")
         edit.append((weights[: batch.rephrase_tokens] * nll).sum())
         log_probs = logits[middle:end].log_softmax(-1)
-        kl = (batch.reference.exp() * (batch.reference - log_probs)).sum(-1)
+        kl = (batch.reference_log_probs.exp() * (batch.reference_log_probs - log_probs)).sum(-1)
         locality.append((weights[batch.rephrase_tokens :] * kl).sum())
         start = end
     return torch.stack(edit), torch.stack(locality)
@@ -131,15 +131,15 @@ class Reward:
     def __init__(self, lm: EditableLM, config: RewardConfig) -> None:
         self.lm = lm
         self.config = config
-        self.past: list[RewardBatch] = []
+        self.memory: list[RewardBatch] = []
 
     def _batches(self, current: RewardBatch, past: Sequence[int] | None) -> tuple[list[RewardBatch], torch.Tensor]:
-        lags = range(1, len(self.past) + 1) if past is None else past
-        batches = [current] + [self.past[-lag] for lag in lags]
+        lags = range(1, len(self.memory) + 1) if past is None else past
+        batches = [current] + [self.memory[-lag] for lag in lags]
         factors = [1.0] + [self.config.memory_decay**lag for lag in lags]
         if past is not None and past:
             # An unbiased estimate of the whole sum from the lags given: they were drawn uniformly.
-            scale = len(self.past) / len(past)
+            scale = len(self.memory) / len(past)
             factors = [1.0] + [factor * scale for factor in factors[1:]]
         return batches, torch.tensor(factors, device=self.lm.device)
 
@@ -212,4 +212,4 @@ class Reward:
 
     def add_to_memory(self, batch: RewardBatch) -> None:
         """Puts a batch that the stream has moved past into the memory of k."""
-        self.past = [*self.past, batch][-self.config.memory_batches :] if self.config.memory_batches else []
+        self.memory = [*self.memory, batch][-self.config.memory_batches :] if self.config.memory_batches else []

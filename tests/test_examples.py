@@ -25,7 +25,7 @@ def test_it_is_trained_and_judged_as_a_row(agent, model_folder, monkeypatch):
     monkeypatch.setattr("editenv.env.default_modules", lambda model, name: ["layers.2.mlp.down_proj"])
     suite = Suite("tiny", batches=2, edits_per_step=3, model=model_folder, split="validation")
     reports = []
-    record = run(suite, "my_policy.py:MyPolicy", agent, 0, lambda *report: reports.append(report), beyond=False)
+    record = run(suite, "my_policy.py:MyPolicy", agent, 0, lambda *report: reports.append(report), probes=False)
     assert (record.edits, record.failures) == (6, 0)
     assert ("random search", 6, 6) in reports
     assert all(0 <= value <= 100 for value in record.teacher_forced.values() if value is not None)

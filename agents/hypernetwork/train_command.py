@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agents.hypernetwork.config import TrainConfig
+from agents.progress import progress_bars
 from editenv.data.files import FileOptions
 from editenv.models.modules import preset
 
@@ -63,7 +64,7 @@ def main(args: Args, algorithm: type["Trainer"]) -> None:
     """Trains with this algorithm, or goes on where its checkpoint stands."""
     args = with_preset(args)
     import torch
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import TimeRemainingColumn
     from torch.utils.tensorboard import SummaryWriter
 
     from agents.hypernetwork.networks import save_policy
@@ -101,8 +102,7 @@ def main(args: Args, algorithm: type["Trainer"]) -> None:
         print(f"going on from trajectory {trainer.trajectory}")
 
     writer = SummaryWriter(str(args.output / "tensorboard"), purge_step=trainer.trajectory + 1)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns) as progress:
+    with progress_bars(TimeRemainingColumn(), off_terminal=True) as progress:
         bar = progress.add_task(algorithm.title, total=args.train.trajectories, completed=trainer.trajectory)
 
         def after_each(log: dict[str, float]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.results.leaderboard import Entry, Leaderboard, Task, curve, entries, is_ceiling, is_reference
+from benchmarks.results.leaderboard import Entry, Leaderboard, Task, curve, entries, is_reference, is_upper_reference
 from benchmarks.results.records import Record
 from editenv.atomic_files import atomic_write
 from editenv.evaluation.metrics import METRICS
@@ -48,8 +48,8 @@ def styles(agents: Sequence[str]) -> dict[str, dict[str, Any]]:
         if is_reference(agent):
             found[agent] = {
                 "color": REFERENCE,
-                "linestyle": LINES[is_ceiling(agent) + 1],
-                "marker": "oD"[is_ceiling(agent)],
+                "linestyle": LINES[is_upper_reference(agent) + 1],
+                "marker": "oD"[is_upper_reference(agent)],
                 "markerfacecolor": "white",
             }
             continue

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.results import records
-from benchmarks.results.records import Record, disagreements
+from benchmarks.results.records import MetricValues, Record, disagreements
 from benchmarks.results.statistics import (
     Estimate,
     TaskSeed,
@@ -27,23 +27,24 @@ from editenv.evaluation.metrics import METRICS
 
 RANKED = ("generation", "teacher_forced", "probability")
 """Protocols that rows are ranked by: those with efficacy, generalization and specificity."""
+
 MEAN = "mean"
 """Beside efficacy, generalization and specificity: their harmonic mean."""
 
-FLOOR, CEILING = "no-edit", "joint-fine-tune"
+LOWER_REFERENCE, UPPER_REFERENCE = "no-edit", "joint-fine-tune"
 """Rows that the normalised score measures by; they edit nothing, or all at once, and take no part in the Pareto
 front.
 """
 
 
-def is_ceiling(agent: str) -> bool:
+def is_upper_reference(agent: str) -> bool:
     """Joint fine-tuning, with whatever settings (``joint-fine-tune@FOLDER``)."""
-    return agent.partition("@")[0] == CEILING
+    return agent.partition("@")[0] == UPPER_REFERENCE
 
 
 def is_reference(agent: str) -> bool:
-    """No editing, or the ceiling."""
-    return agent == FLOOR or is_ceiling(agent)
+    """No editing, or joint fine-tuning."""
+    return agent == LOWER_REFERENCE or is_upper_reference(agent)
 
 
 class Task(NamedTuple):
@@ -72,12 +73,10 @@ class Entry:
 
     def values(self, protocol: str, metric: str) -> dict[int, float]:
         """The figure of each seed that has it, 0 to 100; ``metric`` is one of the three or :data:`MEAN`."""
-        found = {record.seed: getattr(record, protocol) for record in self.records}
+        by_seed = {r.seed: scores for r in self.records if (scores := getattr(r, protocol)) is not None}
         if metric == MEAN:
-            return {seed: harmonic_mean(scores) for seed, scores in found.items() if scores is not None}
-        return {
-            seed: scores[metric] for seed, scores in found.items() if scores is not None and scores[metric] is not None
-        }
+            return {seed: harmonic_mean(scores) for seed, scores in by_seed.items()}
+        return {seed: scores[metric] for seed, scores in by_seed.items() if scores[metric] is not None}
 
     def estimate(self, protocol: str, metric: str) -> Estimate | None:
         """Interquartile mean over seeds with its interval; None if no seed has the figure."""
@@ -89,8 +88,8 @@ class Entry:
         return float(np.mean([r.edit_seconds + setup * r.setup_seconds / r.edits for r in self.records]))
 
     def floors(self, setup: bool) -> float:
-        """The same in units of the floor, a plain forward and backward timed in the same run: machines and their
-        load cancel.
+        """The same in units of the time floor, a plain forward and backward timed in the same run: machines and
+        their load cancel.
         """
         return float(
             np.mean([r.floor_ratio * (1 + setup * r.setup_seconds / r.edits / r.edit_seconds) for r in self.records])
@@ -106,10 +105,10 @@ class Entry:
         return sum(record.failures for record in self.records)
 
 
-def entries(found: Sequence[Record]) -> list[Entry]:
+def entries(records: Sequence[Record]) -> list[Entry]:
     """Rows in the order in which they appear."""
     groups: dict[tuple[Task, str], list[Record]] = {}
-    for record in found:
+    for record in records:
         groups.setdefault((Task(record.suite, record.model), record.agent), []).append(record)
     return [
         Entry(task, agent, tuple(sorted(group, key=lambda record: record.seed)))
@@ -127,50 +126,72 @@ def read(folders: Sequence[Path]) -> list[Record]:
         ValueError: If one has none, if a line is not a record, if a run is there twice, or if two runs of one suite
             and model were not of the same thing; names the files.
     """
-    found: list[Record] = []
-    origins: dict[tuple[str, str, str, int], Path] = {}
-    firsts: dict[Any, tuple[dict[str, Any], Record, Path]] = {}
+    together: list[Record] = []
+    paths: dict[tuple[str, str, str, int], Path] = {}
+    comparison = _Comparison()
     for folder in folders:
         path = folder if folder.suffix == ".jsonl" else folder / "results.jsonl"
         if not path.is_file():
             raise ValueError(f"there is no {path}: give a folder that benchmarks.run has written, or a .jsonl file")
         for record in records.read(path):
             run = (id_of(record.suite), record.model, record.agent, record.seed)
-            if run in origins:
+            if run in paths:
                 raise ValueError(
                     f"{record.suite}, {record.model}, {record.agent}, seed {record.seed} is there twice: in "
-                    f"{origins[run]} and in {path}"
+                    f"{paths[run]} and in {path}"
                 )
-            origins[run] = path
-            task = Task(record.suite, record.model)
-            for key, told in ((task, _made_of(record)), ((task, record.agent), {"settings": _settings_of(record)})):
-                known, other, where = firsts.setdefault(key, (told, record, path))
-                if differing := sorted(disagreements(known, told)):
-                    raise ValueError(
-                        f"runs of {record.suite} on {record.model} cannot be compared, their {', '.join(differing)} differ: "
-                        f"those of {other.agent}, seed {other.seed}, in {where}, and of {record.agent}, seed {record.seed}, "
-                        f"in {path}"
-                    )
-                firsts[key] = (_joined(told, known), other, where)
-            found.append(record)
-    if not found:
+            paths[run] = path
+            comparison.add(record, path)
+            together.append(record)
+    if not together:
         raise ValueError(f"there are no records in {', '.join(map(str, folders))}")
-    return found
+    return together
 
 
-def _joined(told: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
-    """All that either says."""
-    both = {key: _joined(told[key], value) for key, value in known.items() if isinstance(value, dict) and key in told}
-    return told | known | both
+class _Comparison:
+    """Whether runs of one task were of the same suite, model and edits, and runs of one agent of the same settings."""
+
+    def __init__(self) -> None:
+        # For each task, and each agent on it: what its records say so far, and the first of them with its file.
+        self._known: dict[Any, tuple[dict[str, Any], Record, Path]] = {}
+
+    def add(self, record: Record, path: Path) -> None:
+        """Compares a record with those before it.
+
+        Raises:
+            ValueError: If it says something else than they do; names what, and both files.
+        """
+        task = Task(record.suite, record.model)
+        for key, said in ((task, _made_of(record)), ((task, record.agent), {"settings": _settings_of(record)})):
+            known, first, first_path = self._known.setdefault(key, (said, record, path))
+            if differing := sorted(disagreements(known, said)):
+                raise ValueError(
+                    f"runs of {record.suite} on {record.model} cannot be compared, their {', '.join(differing)} differ: "
+                    f"those of {first.agent}, seed {first.seed}, in {first_path}, and of {record.agent}, seed "
+                    f"{record.seed}, in {path}"
+                )
+            self._known[key] = (_joined(said, known), first, first_path)
+
+
+def _joined(said: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
+    """All that either says; what both say is the same, or an object to be joined."""
+    in_both = {
+        key: _joined(said[key], value) for key, value in known.items() if isinstance(value, dict) and key in said
+    }
+    return said | known | in_both
 
 
 def _made_of(record: Record) -> dict[str, Any]:
     """What must be alike in the runs of one task, as far as the record knows it."""
     configuration = record.configuration or {}
-    # A model of the hub has no fingerprint.
-    prints = {name: value for name, value in (configuration.get("fingerprints") or {}).items() if value is not None}
-    suite = configuration.get("suite") or {}
-    return {"edits": record.edits, "dataset": record.dataset, "suite": suite, "fingerprints": prints}
+    fingerprints = configuration.get("fingerprints") or {}
+    return {
+        "edits": record.edits,
+        "dataset": record.dataset,
+        "suite": configuration.get("suite") or {},
+        # A model of the hub has no fingerprint.
+        "fingerprints": {name: value for name, value in fingerprints.items() if value is not None},
+    }
 
 
 def _settings_of(record: Record) -> dict[str, Any]:
@@ -178,19 +199,35 @@ def _settings_of(record: Record) -> dict[str, Any]:
     return (record.configuration or {}).get("settings") or {}
 
 
+STREAM_FIELDS = (
+    "dataset",
+    "split",
+    "options",
+    "order",
+    "batches",
+    "edits_per_step",
+    "modules",
+    "dtype",
+    "end_of_answer",
+)
+"""What of a suite makes its stream; the rest says how it is judged, and what it is for."""
+
+
 def stream_of(rows: Sequence[Entry]) -> str:
-    """What a task's stream is told by: suites that say the same here (the paper has several at 20x100) are one
+    """An identifier of a task's stream: suites for which it is the same (the paper has several at 20x100) are one
     stream.
+
+    Args:
+        rows: Of the task.
     """
-    made: dict[str, Any] = {}
+    known: dict[str, Any] = {}
     for record in (record for row in rows for record in row.records):
-        made = _joined(_made_of(record), made)  # an older record says less
-    if not made["suite"]:
+        known = _joined(_made_of(record), known)  # an older record says less
+    if not known["suite"]:
         return str(rows[0].task)
-    told = ("dataset", "split", "options", "order", "batches", "edits_per_step", "modules", "dtype", "end_of_answer")
-    prints = [made["fingerprints"].get(name) for name in ("model", "edits")]
-    alike = [rows[0].task.model, [made["suite"].get(name) for name in told], prints]
-    return json.dumps(alike, sort_keys=True)
+    fingerprints = [known["fingerprints"].get(name) for name in ("model", "edits")]
+    identity = [rows[0].task.model, [known["suite"].get(name) for name in STREAM_FIELDS], fingerprints]
+    return json.dumps(identity, sort_keys=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,15 +240,21 @@ class FailedCell:
     error: str
 
 
-def read_failures(folders: Sequence[Path], made: Container[tuple[str, str, int]] = ()) -> list[FailedCell]:
-    """The cells of the folders that have come to nothing, and have not been made since, in any of them."""
+def read_failures(folders: Sequence[Path], finished: Container[tuple[str, str, int]] = ()) -> list[FailedCell]:
+    """The cells of the folders that have come to nothing, and have not finished since, in any of them.
+
+    Args:
+        folders: As :func:`read` takes them.
+        finished: Suite, agent and seed of the cells that have a record.
+    """
+    results = [folder.parent if folder.suffix == ".jsonl" else folder for folder in folders]
     rows = [
         json.loads(path.read_text(encoding="utf-8"))
-        for folder in folders
-        for path in sorted(((folder.parent if folder.suffix == ".jsonl" else folder) / "cells").glob("*/*.failed.json"))
+        for folder in results
+        for path in sorted((folder / "cells").glob("*/*.failed.json"))
     ]
     failed = [FailedCell(row["suite"], row["agent"], row["seed"], row["error"]) for row in rows]
-    return [cell for cell in failed if (id_of(cell.suite), cell.agent, cell.seed) not in made]
+    return [cell for cell in failed if (id_of(cell.suite), cell.agent, cell.seed) not in finished]
 
 
 class Leaderboard:
@@ -227,21 +270,21 @@ class Leaderboard:
         self.protocol = protocol
         self.agents = list(dict.fromkeys(row.agent for row in self.rows))
         self.tasks = list(dict.fromkeys(row.task for row in self.rows))
-        firsts: dict[str, Task] = {}
-        self._alike = {
-            task: firsts.setdefault(stream_of([row for row in rows if row.task == task]), task)
+        first_tasks: dict[str, Task] = {}
+        self._same_stream = {  # each task -> the first task that is the same stream
+            task: first_tasks.setdefault(stream_of([row for row in rows if row.task == task]), task)
             for task in dict.fromkeys(row.task for row in rows)
         }
         self._scores: dict[str, dict[TaskSeed, float]] = {}
         for row in self.rows:
-            found = self._scores.setdefault(row.agent, {})
+            scores = self._scores.setdefault(row.agent, {})
             for seed, score in row.values(protocol, MEAN).items():
-                found.setdefault((str(self._alike[row.task]), seed), score)
-        self._floor = self.scores(FLOOR)
-        self._ceiling: dict[TaskSeed, float] = {}
-        for agent in filter(is_ceiling, self.agents):  # of several on one stream the highest
-            for stream, score in self.scores(agent).items():
-                self._ceiling[stream] = max(score, self._ceiling.get(stream, score))
+                scores.setdefault((str(self._same_stream[row.task]), seed), score)
+        self._lower_scores = self.scores(LOWER_REFERENCE)
+        self._upper_scores: dict[TaskSeed, float] = {}
+        for agent in filter(is_upper_reference, self.agents):  # of several on one stream the highest counts
+            for task_seed, score in self.scores(agent).items():
+                self._upper_scores[task_seed] = max(score, self._upper_scores.get(task_seed, score))
 
     def scores(self, agent: str) -> dict[TaskSeed, float]:
         """Harmonic means of one agent's runs; of runs on suites that are the same stream the first counts."""
@@ -253,10 +296,13 @@ class Leaderboard:
         return estimate([values]) if values else None
 
     def _normalized(self, row: Entry) -> list[float]:
-        scores = row.values(self.protocol, MEAN)
-        task = str(self._alike[row.task])
-        found = (normalized(score, (task, seed), self._floor, self._ceiling) for seed, score in scores.items())
-        return [value for value in found if value is not None]
+        """Of each seed that can be normalised."""
+        task = str(self._same_stream[row.task])
+        values = (
+            normalized(score, (task, seed), self._lower_scores, self._upper_scores)
+            for seed, score in row.values(self.protocol, MEAN).items()
+        )
+        return [value for value in values if value is not None]
 
     def referenced(self) -> list[Task]:
         """The tasks that have both references, and so a normalised score; suites that are the same stream lend them."""
@@ -266,7 +312,7 @@ class Leaderboard:
         """The tasks that :meth:`overall` is over: those with both references, of suites that are the same stream
         the first.
         """
-        return list(dict.fromkeys(self._alike[task] for task in self.referenced()))
+        return list(dict.fromkeys(self._same_stream[task] for task in self.referenced()))
 
     def streams_in_common(self, first: str, second: str) -> int:
         """How many runs of two agents are compared."""
@@ -281,28 +327,28 @@ class Leaderboard:
         tasks = self.compared()
         if len(tasks) < 2:
             return {}
-        found: dict[str, Estimate | None] = {}
+        estimates: dict[str, Estimate | None] = {}
         for agent in self.agents:
-            by_task: dict[str, dict[int, float]] = {str(task): {} for task in tasks}
+            by_task: dict[str, list[float]] = {str(task): [] for task in tasks}
             for (task, seed), score in self.scores(agent).items():
-                value = normalized(score, (task, seed), self._floor, self._ceiling)
+                value = normalized(score, (task, seed), self._lower_scores, self._upper_scores)
                 if task in by_task and value is not None:
-                    by_task[task][seed] = value
-            strata = [list(values.values()) for values in by_task.values() if values]
-            whole = len(strata) == len(tasks)
-            found[agent] = estimate(strata, interquartile_mean_over_tasks) if whole else None
-        return found
+                    by_task[task].append(value)
+            complete = all(by_task.values())
+            estimates[agent] = estimate(list(by_task.values()), interquartile_mean_over_tasks) if complete else None
+        return estimates
 
     def improvements(self) -> dict[tuple[str, str], Estimate]:
         """For each pair of agents with a stream in common: how often the first is better."""
         scores = {agent: self.scores(agent) for agent in self.agents}
-        found: dict[tuple[str, str], Estimate] = {}
-        for a, b in combinations(self.agents, 2):
-            better = probability_of_improvement(scores[a], scores[b])
+        improvements: dict[tuple[str, str], Estimate] = {}
+        for first, second in combinations(self.agents, 2):
+            better = probability_of_improvement(scores[first], scores[second])
             if better is not None:
                 interval = better.interval and (1 - better.interval[1], 1 - better.interval[0])
-                found[a, b], found[b, a] = better, Estimate(1 - better.value, interval)
-        return found
+                improvements[first, second] = better
+                improvements[second, first] = Estimate(1 - better.value, interval)
+        return improvements
 
     def front(self, task: Task, setup: bool) -> set[str]:
         """The agents of a task that no other one beats in both quality and time per edit (:meth:`Entry.floors`);
@@ -318,21 +364,21 @@ class Leaderboard:
         return estimate([list(row.values(self.protocol, MEAN).values())])
 
 
-def curve(row: Entry) -> list[dict[str, tuple[float, float, float] | float | None]]:
-    """What is kept along the stream: at each number of edits the interquartile mean, lowest and highest of the
-    seeds, by metric.
+CurvePoint = dict[str, tuple[float, float, float] | float | None]
+"""``edits``, and for each metric the interquartile mean, lowest and highest of the seeds, or None if none has it."""
 
-    Only numbers of edits that every seed was asked at.
-    """
-    points: list[Mapping[float, Mapping[str, float | None]]] = [
+
+def curve(row: Entry) -> list[CurvePoint]:
+    """What is kept along the stream, at each number of edits at which every seed looked back."""
+    seeds: list[Mapping[float, MetricValues]] = [
         {point["edits"]: point for point in record.retention if point["edits"] is not None} for record in row.records
     ]
-    found: list[dict[str, tuple[float, float, float] | float | None]] = []
-    for edits in points[0]:
-        if all(edits in seed for seed in points):
-            at: dict[str, tuple[float, float, float] | float | None] = {"edits": edits}
+    points: list[CurvePoint] = []
+    for edits in seeds[0]:
+        if all(edits in seed for seed in seeds):
+            point: CurvePoint = {"edits": edits}
             for metric in METRICS:
-                values = [value for seed in points if (value := seed[edits][metric]) is not None]
-                at[metric] = (float(interquartile_mean(values)), min(values), max(values)) if values else None
-            found.append(at)
-    return found
+                values = [value for seed in seeds if (value := seed[edits][metric]) is not None]
+                point[metric] = (float(interquartile_mean(values)), min(values), max(values)) if values else None
+            points.append(point)
+    return points

@@ -1,7 +1,6 @@
 """Result records: one JSON object a line, one shape everywhere, checked on reading. See docs/results/README.md."""
 
 import json
-import math
 import os
 import platform
 import shutil
@@ -9,8 +8,10 @@ import subprocess
 from dataclasses import MISSING, asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from benchmarks.results import rules
+from benchmarks.results.rules import Rule
 from editenv.atomic_files import atomic_write_text
 from editenv.evaluation.metrics import METRICS
 
@@ -27,6 +28,37 @@ PROBES = (
     "two_hop_before",
     "two_hop_questions",
 )
+
+
+MetricValues = dict[str, float | None]
+"""By metric; None where there was nothing to measure."""
+
+# -- rules of the fields ------------------------------------------------------------------------------------------
+
+METRIC_RULES = dict.fromkeys(METRICS, rules.percentage | None)
+LOCALITY_ACCURACY_RULE = {"locality_accuracy": rules.percentage | None}
+
+scores = rules.object_of(METRIC_RULES, optional=LOCALITY_ACCURACY_RULE, one_known=METRICS)
+retention_point = rules.object_of(
+    {"edits": rules.number(least=1)} | METRIC_RULES, optional=LOCALITY_ACCURACY_RULE, one_known=METRICS
+)
+drift_values = rules.object_of(dict.fromkeys(DRIFT, rules.finite_number | None))
+probe_values = rules.object_of(dict.fromkeys(PROBES, rules.finite_number | None))
+run_configuration = rules.object_of(
+    optional=dict.fromkeys(("suite", "fingerprints", "settings"), rules.any_object | None), others=rules.anything
+)
+
+
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(size, int) and size > 0 for size in value)
+
+
+module_shapes = Rule(
+    "an object of [d_in, d_out]",
+    lambda value: isinstance(value, dict) and bool(value) and all(map(_is_shape, value.values())),
+)
+
+# -----------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,121 +99,72 @@ class Record:
     in older records.
     """
 
-    suite: str
-    agent: str
-    seed: int
-    model: str
-    dataset: str
-    edits: int
-    teacher_forced: dict[str, float | None]
-    generation: dict[str, float | None]
-    immediate: dict[str, float | None]
-    retention: list[dict[str, float | None]]
-    setup_seconds: float
-    edit_seconds: float
-    floor_ratio: float
-    peak_memory_bytes: int
-    versions: dict[str, str]
-    failures: int
-    probability: dict[str, float | None] | None = None
-    drift: dict[str, float | None] | None = None
-    probes: dict[str, float | None] | None = None
-    mean_reward: float | None = None
-    actions_per_batch: int | None = None
-    configuration: dict[str, Any] | None = None
-    commit: str | None = None
-    hardware: dict[str, Any] | None = None
-    deltas: str | None = None
-    modules: dict[str, list[int]] | None = None
+    suite: Annotated[str, rules.nonempty_text]
+    agent: Annotated[str, rules.nonempty_text]
+    seed: Annotated[int, rules.whole_number(least=0)]
+    model: Annotated[str, rules.nonempty_text]
+    dataset: Annotated[str, rules.nonempty_text]
+    edits: Annotated[int, rules.whole_number(least=1)]
+    teacher_forced: Annotated[MetricValues, scores]
+    generation: Annotated[MetricValues, scores]
+    immediate: Annotated[MetricValues, scores]
+    retention: Annotated[list[MetricValues], rules.list_of(retention_point)]
+    setup_seconds: Annotated[float, rules.number(least=0)]
+    edit_seconds: Annotated[float, rules.positive_number]
+    floor_ratio: Annotated[float, rules.number(least=0)]
+    peak_memory_bytes: Annotated[int, rules.whole_number(least=0)]
+    versions: Annotated[dict[str, str], rules.object_of(others=rules.text)]
+    failures: Annotated[int, rules.whole_number(least=0)]
+    probability: Annotated[MetricValues | None, scores | None] = None
+    drift: Annotated[MetricValues | None, drift_values | None] = None
+    probes: Annotated[MetricValues | None, probe_values | None] = None
+    mean_reward: Annotated[float | None, rules.finite_number | None] = None
+    actions_per_batch: Annotated[int | None, rules.whole_number(least=1) | None] = None
+    configuration: Annotated[dict[str, Any] | None, run_configuration | None] = None
+    commit: Annotated[str | None, rules.text | None] = None
+    hardware: Annotated[dict[str, Any] | None, rules.any_object | None] = None
+    deltas: Annotated[str | None, rules.sha256 | None] = None
+    modules: Annotated[dict[str, list[int]] | None, module_shapes | None] = None
 
     def __post_init__(self) -> None:
-        for name in ("suite", "agent", "model", "dataset"):
-            value = getattr(self, name)
-            if not isinstance(value, str) or not value or value != value.encode(errors="replace").decode():
-                raise ValueError(f"{name} must be a text that UTF-8 can hold, not {value!r}")
-        for name in ("teacher_forced", "generation", "immediate"):
-            _check_percentages(name, getattr(self, name))
-        if self.probability is not None:
-            _check_percentages("probability", self.probability)
-        for name, keys in (("drift", DRIFT), ("probes", PROBES)):
-            values = getattr(self, name)
-            if values is not None and (not isinstance(values, dict) or set(values) != set(keys)):
-                raise ValueError(f"{name} must have exactly {', '.join(keys)}, not {values!r}")
-        for key, value in (self.drift or {}).items():
-            if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
-                raise ValueError(f"drift.{key} must be a finite number, or null, not {value!r}")
-        if not isinstance(self.retention, list):
-            raise ValueError(f"retention must be a list, not {self.retention!r}")
-        for i, point in enumerate(self.retention):
-            at = point.get("edits") if isinstance(point, dict) else None
-            if not isinstance(at, int | float) or not 1 <= at < math.inf:
-                raise ValueError(f"retention[{i}] must have edits, from 1 on, and {', '.join(METRICS)}, not {point!r}")
-            _check_percentages(f"retention[{i}]", {k: v for k, v in point.items() if k != "edits"})
-        for name, least in (("seed", 0), ("edits", 1)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(f"{name} must be a whole number from {least} on, not {value!r}")
-        for name in ("failures", "peak_memory_bytes", "setup_seconds", "edit_seconds", "floor_ratio"):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-                raise ValueError(f"{name} must be a number that is not negative, not {value!r}")
-        if self.edit_seconds == 0:
-            raise ValueError("edit_seconds must be above 0")
-        if not isinstance(self.versions, dict) or not all(isinstance(value, str) for value in self.versions.values()):
-            raise ValueError(f"versions must be an object of texts, not {self.versions!r}")
-        if self.mean_reward is not None and not (
-            isinstance(self.mean_reward, int | float) and math.isfinite(self.mean_reward)
-        ):
-            raise ValueError(f"mean_reward must be a finite number or null, not {self.mean_reward!r}")
-        for name in ("configuration", "hardware"):
-            if not isinstance(getattr(self, name), dict | None):
-                raise ValueError(f"{name} must be an object or null, not {getattr(self, name)!r}")
-        if self.modules is not None and not (
-            isinstance(self.modules, dict) and self.modules and all(map(_is_shape, self.modules.values()))
-        ):
-            raise ValueError(f"modules must be an object of [d_in, d_out], or null, not {self.modules!r}")
-        for name in ("suite", "fingerprints", "settings"):
-            if not isinstance((self.configuration or {}).get(name), dict | None):
-                raise ValueError(f"configuration.{name} must be an object or null, not {self.configuration!r}")
+        rules.check_fields(self)
 
 
-def _is_shape(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(isinstance(d, int) and d > 0 for d in value)
-
-
-def _check_percentages(name: str, values: Any) -> None:
-    if not isinstance(values, dict) or set(values) - {"locality_accuracy"} != set(METRICS):
-        raise ValueError(f"{name} must have {', '.join(METRICS)} (and may have locality_accuracy), not {values!r}")
-    for metric, value in values.items():
-        if value is not None and (not isinstance(value, int | float) or not 0 <= value <= 100):
-            raise ValueError(f"{name}.{metric} must be a percentage from 0 to 100 (or null), not {value!r}")
-    if all(values[metric] is None for metric in METRICS):
-        raise ValueError(f"{name} has none of {', '.join(METRICS)}")
-
-
-def disagreements(first: Any, second: Any, place: str = "") -> list[str]:
-    """Dotted names of what two records of a setting both tell, and tell differently; what only one of them knows is
+def disagreements(first: Any, second: Any, name: str = "") -> list[str]:
+    """Dotted names of what two records of a setting both say, and say differently; what only one of them knows is
     not counted.
+
+    Args:
+        first: What one says: a value, or an object of what it says by name, of any depth.
+        second: What the other says.
+        name: What both are called.
     """
     if isinstance(first, dict) and isinstance(second, dict):
         return [
-            name
+            differing
             for key in first.keys() & second.keys()
-            for name in disagreements(first[key], second[key], f"{place}.{key}" if place else key)
+            for differing in disagreements(first[key], second[key], f"{name}.{key}" if name else key)
         ]
-    return [] if first == second else [place]
+    return [] if first == second else [name]
 
 
 def versions() -> dict[str, str]:
     """What the figures were made with."""
     import torch
 
-    found = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
-    return found | {"machine": f"{platform.machine()}, {torch.get_num_threads()} threads on {os.cpu_count()} cores"}
+    return {
+        "python": platform.python_version(),
+        **{name: version(name) for name in PACKAGES},
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads on {os.cpu_count()} cores",
+    }
 
 
 def hardware(device: str = "cpu") -> dict[str, Any]:
-    """What the figures were made on; the accelerator if the device is one (or ``"auto"``, and there is one)."""
+    """What the figures were made on.
+
+    Args:
+        device: A torch device, or ``"auto"``; for any but the CPU the accelerator is named, if there is one.
+    """
     import torch
 
     return {
@@ -194,11 +177,11 @@ def hardware(device: str = "cpu") -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """Linux tells its name in a file only."""
+    """The processor's name, which Linux has in a file only."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def commit() -> str | None:
@@ -210,8 +193,10 @@ def commit() -> str | None:
     tracked = subprocess.run([*git, "ls-files", "--error-unmatch", Path(__file__).name], capture_output=True)
     if tracked.returncode != 0:
         return None
-    told = subprocess.run([*git, "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"], capture_output=True)
-    return told.stdout.decode().strip() or None
+    described = subprocess.run(
+        [*git, "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"], capture_output=True
+    )
+    return described.stdout.decode().strip() or None
 
 
 def read(path: Path) -> list[Record]:
@@ -220,20 +205,22 @@ def read(path: Path) -> list[Record]:
     Raises:
         ValueError: If a line is not a record; names the file, the line and the field.
     """
-    names = {field.name for field in fields(Record)}
-    needed = {field.name for field in fields(Record) if field.default is MISSING}
     records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for line_number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
-            row = json.loads(line)
-            if not isinstance(row, dict) or not needed <= set(row) <= names:
-                missing = sorted(needed - set(row)) if isinstance(row, dict) else sorted(needed)
-                extra = sorted(set(row) - names) if isinstance(row, dict) else []
-                raise ValueError(f"missing fields {missing}, unknown fields {extra}")
-            records.append(Record(**row))
+            records.append(_record_of(json.loads(line)))
         except ValueError as error:
-            raise ValueError(f"{path}, line {number}: {error}") from error
+            raise ValueError(f"{path}, line {line_number}: {error}") from error
     return records
+
+
+def _record_of(row: Any) -> Record:
+    known = {field.name for field in fields(Record)}
+    required = {field.name for field in fields(Record) if field.default is MISSING}
+    names = row.keys() if isinstance(row, dict) else set()
+    if not required <= names <= known or not isinstance(row, dict):
+        raise ValueError(f"missing fields {sorted(required - names)}, unknown fields {sorted(names - known)}")
+    return Record(**row)
 
 
 def append(path: Path, record: Any) -> None:

@@ -1,9 +1,8 @@
 """How a table is made of seeds, after Agarwal et al. 2021, "Deep RL at the edge of the statistical precipice".
 
 A *task* is one suite with one model; its runs differ in their seed, which sets training and the stream's order.
-Runs are given as
-strata: one sequence of values for each task. What cannot be said is None, never an invented number: see
-    docs/statistics.md.
+Runs are given as strata: one sequence of values for each task. What cannot be said is None, never an invented number:
+see docs/statistics.md.
 """
 
 import math
@@ -17,11 +16,14 @@ from scipy import stats
 from editenv.evaluation.metrics import METRICS
 
 Strata = Sequence[Sequence[float]]
+"""For each task the values of its runs."""
+
 TaskSeed = tuple[str, int]
 """A task and a seed: what two agents have in common that edited the same facts in the same order."""
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
+"""Of each bootstrap; Agarwal et al. take as many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,11 @@ class Estimate:
 
 
 def harmonic_mean(scores: Mapping[str, float | None]) -> float:
-    """Of efficacy, generalization and specificity, those that were asked for; 0 if one of them is."""
+    """Of efficacy, generalization and specificity, those that are known; 0 if one of them is 0.
+
+    Raises:
+        ValueError: If none is known.
+    """
     values = [value for metric in METRICS if (value := scores[metric]) is not None]
     return 0.0 if min(values) <= 0 else len(values) / sum(1 / value for value in values)
 
@@ -47,6 +53,11 @@ def interquartile_mean(*strata: Any, axis: int = -1) -> Any:
     """Mean of the middle half of all runs: a quarter of them, rounded down, is left out at either end.
 
     Below four runs nothing is left out, and it is the mean.
+
+    Args:
+        strata: For each task an array of its runs along ``axis``; other axes, which a bootstrap adds for its
+            resamples, are kept.
+        axis: Of the runs.
     """
     return stats.trim_mean(np.concatenate(strata, axis=axis), 0.25, axis=axis)
 
@@ -57,9 +68,11 @@ def interquartile_mean_over_tasks(*strata: Any, axis: int = -1) -> Any:
     With as many runs in every task it is :func:`interquartile_mean`.
     """
     sizes = [np.shape(values)[axis] for values in strata]
-    whole = math.lcm(*sizes)
-    alike = [np.repeat(values, whole // size, axis=axis) for values, size in zip(strata, sizes, strict=True)]
-    return interquartile_mean(*alike, axis=axis)
+    common_size = math.lcm(*sizes)
+    equal_sized = [
+        np.repeat(values, common_size // size, axis=axis) for values, size in zip(strata, sizes, strict=True)
+    ]
+    return interquartile_mean(*equal_sized, axis=axis)
 
 
 def mean_over_tasks(*strata: Any, axis: int = -1) -> Any:
@@ -87,7 +100,7 @@ def estimate(
     value = float(statistic(*samples, axis=-1))
     if min(map(len, samples)) < 2:
         return Estimate(value)
-    found = stats.bootstrap(
+    interval = stats.bootstrap(
         samples,
         statistic,
         n_resamples=resamples,
@@ -97,7 +110,7 @@ def estimate(
         method="percentile",
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return Estimate(value, (float(found.low), float(found.high)))
+    return Estimate(value, (float(interval.low), float(interval.high)))
 
 
 def probability_of_improvement(
@@ -108,41 +121,52 @@ def probability_of_improvement(
     ``P(X > Y)`` of Agarwal et al. (section 4.3), but paired: a run is compared with the other agent's run of the
     same task and seed, not with all of its runs. Tasks count the same.
 
+    Args:
+        first: Scores of one agent's runs.
+        second: Scores of the other's.
+        resamples: Of the bootstrap.
+        seed: Of the bootstrap's generator.
+
     Returns:
         The share, 0 to 1, with its interval over pairs redrawn within tasks; None if they have no stream in common.
     """
     wins: dict[str, list[float]] = {}
-    for task, run in sorted(first.keys() & second.keys()):
-        difference = first[task, run] - second[task, run]
+    for task, seed_in_common in sorted(first.keys() & second.keys()):
+        difference = first[task, seed_in_common] - second[task, seed_in_common]
         wins.setdefault(task, []).append(float(np.sign(difference) + 1) / 2)
     return estimate(list(wins.values()), mean_over_tasks, resamples, seed) if wins else None
 
 
 def normalized(
-    score: float, stream: TaskSeed, floor: Mapping[TaskSeed, float], ceiling: Mapping[TaskSeed, float]
+    score: float,
+    task_seed: TaskSeed,
+    lower_scores: Mapping[TaskSeed, float],
+    upper_scores: Mapping[TaskSeed, float],
 ) -> float | None:
-    """A score on the scale where no editing is 0 and joint fine-tuning 1; neither end is clipped.
+    """A score on the scale where the lower reference, no editing, is 0 and the upper one, joint fine-tuning, is 1.
+
+    Neither end is clipped.
 
     Args:
         score: Of one run.
-        stream: Its task and seed.
-        floor: Scores of ``no-edit``.
-        ceiling: Scores of ``joint-fine-tune``.
+        task_seed: Of that run.
+        lower_scores: Of the lower reference's runs.
+        upper_scores: Of the upper reference's runs.
 
     Returns:
-        None if the task has no run of one of the two, or if the ceiling is not above the floor. Where the two have
-        not run this seed, the mean of the seeds they have run on this task stands in.
+        None if the task has no run of one of the two, or if the upper is not above the lower. Where the two have not
+        run this seed, the mean of the seeds they have run on this task stands in.
     """
-    bottom, top = reference(floor, stream), reference(ceiling, stream)
-    return None if bottom is None or top is None or top <= bottom else (score - bottom) / (top - bottom)
+    lower, upper = reference_score(lower_scores, task_seed), reference_score(upper_scores, task_seed)
+    return None if lower is None or upper is None or upper <= lower else (score - lower) / (upper - lower)
 
 
-def reference(scores: Mapping[TaskSeed, float], stream: TaskSeed) -> float | None:
-    """The score on this stream, or else the mean over the task's other seeds, or else None."""
-    if stream in scores:
-        return scores[stream]
-    others = [score for (task, _), score in scores.items() if task == stream[0]]
-    return float(np.mean(others)) if others else None
+def reference_score(scores: Mapping[TaskSeed, float], task_seed: TaskSeed) -> float | None:
+    """A reference's score on this task and seed, or else the mean over the task's other seeds, or else None."""
+    if task_seed in scores:
+        return scores[task_seed]
+    other_seeds = [score for (task, _), score in scores.items() if task == task_seed[0]]
+    return float(np.mean(other_seeds)) if other_seeds else None
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[bool]:

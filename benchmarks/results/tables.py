@@ -1,21 +1,49 @@
 """Records as Markdown tables, and as a table on the terminal."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
-from benchmarks.results.leaderboard import MEAN, entries
-from benchmarks.results.records import Record
+from benchmarks.results.leaderboard import MEAN, Entry, entries
+from benchmarks.results.records import MetricValues, Record
 from benchmarks.results.statistics import Estimate, interquartile_mean
 from benchmarks.suites import find, id_of
 from editenv.evaluation.metrics import METRICS
 
+# -- texts of a cell ----------------------------------------------------------------------------------------------
 
-def with_interval(found: Estimate | None, digits: int = 1) -> str:
+
+def with_interval(estimate: Estimate | None, digits: int = 1) -> str:
     """``78.1 [77.0, 79.3]``; without an interval where there is none, and a dash where there is nothing."""
-    if found is None:
+    if estimate is None:
         return "-"
-    value, *ends = (f"{number:z.{digits}f}" for number in (found.value, *(found.interval or ())))
+    value, *ends = (f"{number:z.{digits}f}" for number in (estimate.value, *(estimate.interval or ())))
     return f"{value} [{', '.join(ends)}]" if ends else value
+
+
+def triple(scores: Sequence[MetricValues], between: str = " / ") -> str:
+    """Efficacy, generalization and specificity, their interquartile means; a dash where the data does not ask for
+    one.
+
+    Args:
+        scores: Of each seed.
+        between: What stands between the three.
+    """
+    return between.join(_mean([seed[metric] for seed in scores]) for metric in METRICS)
+
+
+def _mean(values: Sequence[float | None], digits: int = 1) -> str:
+    """The interquartile mean of the seeds that have a value."""
+    present = [value for value in values if value is not None]
+    return f"{interquartile_mean(present):.{digits}f}" if present else "-"
+
+
+def _if_finite(values: Sequence[float | None], digits: int) -> str:
+    """The same, but a seed whose model was destroyed is not left out of a mean, and large numbers can be read."""
+    finite = [value for value in values if value is not None]
+    if len(finite) < len(values):
+        return "not finite"
+    return readable(interquartile_mean(finite), digits) if finite else "-"
 
 
 def readable(number: float, digits: int) -> str:
@@ -25,6 +53,9 @@ def readable(number: float, digits: int) -> str:
     return f"{number:.1e}".replace("e+0", "e").replace("e+", "e")
 
 
+# -- Markdown -----------------------------------------------------------------------------------------------------
+
+
 def markdown(headings: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     """A table for a document; what a cell holds cannot end it, and is shown as it is."""
     lines = ["| " + " | ".join(map(escaped, row)) + " |" for row in (headings, *body)]
@@ -32,7 +63,7 @@ def markdown(headings: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 
 def escaped(text: str) -> str:
-    """Text that is no Markdown."""
+    """The text so that a Markdown reader shows it as it is."""
     entities = {
         "&": "&amp;",
         "<": "&lt;",
@@ -51,12 +82,182 @@ def escaped(text: str) -> str:
     return re.sub(r"(?<![^\W_])_|_(?![^\W_])", "&#95;", text)  # within a word it styles nothing
 
 
-def triple(scores: Sequence[Mapping[str, float | None]], between: str = " / ") -> str:
-    """Efficacy, generalization and specificity, their interquartile means; a dash where the data does not ask for
-    one.
+# -- columns ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a table whose rows are agents.
+
+    Attributes:
+        key: Its name in code.
+        heading: What stands above it.
+        text: What it says of a row.
     """
-    columns = [[value for s in scores if (value := s[metric]) is not None] for metric in METRICS]
-    return between.join(f"{interquartile_mean(column):.1f}" if column else "-" for column in columns)
+
+    key: str
+    heading: str
+    text: Callable[[Entry], str]
+
+
+def _scores_of(protocol: str) -> Callable[[Entry], str]:
+    """Efficacy, generalization and specificity under a protocol, over the seeds that have it."""
+
+    def text(entry: Entry) -> str:
+        scores = [values for record in entry.records if (values := getattr(record, protocol)) is not None]
+        return triple(scores) if scores else "-"
+
+    return text
+
+
+def _estimate_of(protocol: str, metric: str) -> Callable[[Entry], str]:
+    """A figure with its interval over seeds."""
+    return lambda entry: with_interval(entry.estimate(protocol, metric))
+
+
+AGENT = Column("agent", "agent", lambda entry: entry.agent)
+SEEDS = Column("seeds", "seeds", lambda entry: str(len(entry.records)))
+SETUP = Column("setup", "setup s", lambda entry: f"{entry.mean('setup_seconds'):.0f}")
+FLOOR_RATIO = Column("floor_ratio", "x floor", lambda entry: f"{entry.mean('floor_ratio'):.2f}")
+
+COLUMNS = (
+    AGENT,
+    SEEDS,
+    Column("teacher_forced", "teacher-forced Eff / Gen / Spe", _scores_of("teacher_forced")),
+    Column("teacher_forced_mean", "mean", _estimate_of("teacher_forced", MEAN)),
+    Column("generation", "generation Eff / Gen / Spe", _scores_of("generation")),
+    Column("generation_mean", "mean ", _estimate_of("generation", MEAN)),  # published tables have the blank
+    Column("immediate", "immediate", _scores_of("immediate")),
+    SETUP,
+    Column("milliseconds", "ms/edit", lambda entry: f"{1000 * entry.seconds(setup=False):.2f}"),
+    FLOOR_RATIO,
+    Column("memory", "GB", lambda entry: f"{entry.mean('peak_memory_bytes') / 1e9:.2f}"),
+    Column("failures", "failed", lambda entry: str(entry.failures)),
+)
+"""Interquartile means over seeds, the harmonic means with their intervals; costs are means."""
+
+SUMMARY = ("agent", "seeds", "teacher_forced", "generation", "generation_mean", "floor_ratio")
+"""Keys of the columns that matter most."""
+
+TIMES = (
+    AGENT,
+    Column("milliseconds", "ms/edit", lambda entry: f"{1000 * entry.seconds(setup=False):.1f}"),
+    FLOOR_RATIO,
+    SETUP,
+    Column("with_setup", "ms/edit with the setup", lambda entry: f"{1000 * entry.seconds(setup=True):.1f}"),
+)
+
+PROTOCOLS_WITH_INTERVALS = ("teacher_forced", "generation")
+
+INTERVALS = (
+    AGENT,
+    SEEDS,
+    *(
+        Column(f"{protocol}_{metric}", f"{protocol.replace('_', '-')} {short}", _estimate_of(protocol, metric))
+        for protocol in PROTOCOLS_WITH_INTERVALS
+        for metric, short in zip(METRICS, ("Eff", "Gen", "Spe"), strict=True)
+    ),
+)
+
+
+def _locality_accuracy(entry: Entry) -> str:
+    protocols = ("teacher_forced", "generation")
+    return ", ".join(_mean([getattr(r, name).get("locality_accuracy") for r in entry.records]) for name in protocols)
+
+
+def _drift(key: str, digits: int) -> Callable[[Entry], str]:
+    return lambda entry: _if_finite([r.drift[key] for r in entry.records if r.drift is not None], digits)
+
+
+def _perplexities(entry: Entry) -> str:
+    return f"{_drift('perplexity_before', 2)(entry)}, {_drift('perplexity', 2)(entry)}"
+
+
+def _probe(key: str, digits: int = 1) -> Callable[[Entry], str]:
+    return lambda entry: _mean([r.probes[key] for r in entry.records if r.probes is not None], digits)
+
+
+def _consequences(hops: str) -> Callable[[Entry], str]:
+    """What is right of the consequences of the edits; before any edit, of those of the old facts; and their number."""
+    parts = _probe(hops), _probe(f"{hops}_before"), _probe(f"{hops}_questions", digits=0)
+    return lambda entry: "{} ({}; {})".format(*(part(entry) for part in parts))
+
+
+DETAILS = (
+    AGENT,
+    SEEDS,
+    Column("probability", "probability Eff / Gen / Spe", _scores_of("probability")),
+    Column("locality_accuracy", "locality accuracy: forced, free", _locality_accuracy),
+    Column("perplexity", "perplexity before, after", _perplexities),
+    Column("kl", "KL", _drift("kl", 3)),
+)
+PROBE_DETAILS = (
+    Column("negation", "not", _probe("negation")),
+    Column("distractor", "distractor", _probe("distractor")),
+    Column("one_hop", "one hop (before; n)", _consequences("one_hop")),
+    Column("two_hop", "two hops (before; n)", _consequences("two_hop")),
+)
+
+
+def _markdown(columns: Sequence[Column], rows: Sequence[Entry]) -> str:
+    return markdown([c.heading for c in columns], [[c.text(row) for c in columns] for row in rows])
+
+
+# -- tables -------------------------------------------------------------------------------------------------------
+
+
+def as_markdown(records: Sequence[Record]) -> str:
+    """The table for a document: one row an agent."""
+    return _markdown(COLUMNS, entries(records))
+
+
+def as_summary(records: Sequence[Record]) -> str:
+    """The same with the columns that matter most."""
+    return _markdown([column for column in COLUMNS if column.key in SUMMARY], entries(records))
+
+
+def as_means(records: Sequence[Record]) -> str:
+    """A column for each suite, by the number of edits and of batches: teacher-forced harmonic means with their
+    intervals.
+
+    Of several suites an agent that was run on one alone is left out.
+    """
+    rows = entries(records)
+    suites = {suite: find(id_of(suite)) for suite in dict.fromkeys(row.task.suite for row in rows)}
+    suites = dict(sorted(suites.items(), key=lambda item: (item[1].batches * item[1].edits_per_step, item[1].batches)))
+    means: dict[str, dict[str, str]] = {}
+    for row in rows:
+        means.setdefault(row.agent, {})[row.task.suite] = with_interval(row.estimate("teacher_forced", MEAN))
+    headings = ["agent", *(f"{suite.batches:,} x {suite.edits_per_step:,}" for suite in suites.values())]
+    compared = {agent: by_suite for agent, by_suite in means.items() if len(by_suite) >= min(2, len(suites))}
+    return markdown(
+        headings, [[agent, *(by_suite.get(s, "-") for s in suites)] for agent, by_suite in compared.items()]
+    )
+
+
+def as_times(records: Sequence[Record]) -> str:
+    """What an edit takes, the fastest first; without the setup, and with the setup spread over all edits (the
+    paper's Figure 4).
+    """
+    return _markdown(TIMES, sorted(entries(records), key=lambda entry: entry.seconds(setup=False)))
+
+
+def as_intervals(records: Sequence[Record]) -> str:
+    """Each of the three figures under both protocols with its interval over seeds; rows of two seeds or more."""
+    return _markdown(INTERVALS, [entry for entry in entries(records) if len(entry.records) > 1])
+
+
+def as_details(records: Sequence[Record]) -> str:
+    """A second table: the other protocol, drift, and the probes, over the seeds whose records have them."""
+    measured = (
+        replace(entry, records=tuple(record for record in entry.records if record.drift is not None))
+        for entry in entries(records)
+    )
+    probed = any(record.probes for record in records)
+    return _markdown(DETAILS + PROBE_DETAILS if probed else DETAILS, [entry for entry in measured if entry.records])
+
+
+# -- the terminal -------------------------------------------------------------------------------------------------
 
 
 def one_line(record: Record) -> str:
@@ -67,157 +268,20 @@ def one_line(record: Record) -> str:
     )
 
 
-def rows(records: Sequence[Record]) -> list[list[str]]:
-    """One row an agent: interquartile means over seeds, the harmonic mean's with its interval; costs are means."""
-    lines = []
-    for entry in entries(records):
-        line = [entry.agent, str(len(entry.records))]
-        for protocol in ("teacher_forced", "generation"):
-            line.append(triple([getattr(record, protocol) for record in entry.records]))
-            line.append(with_interval(entry.estimate(protocol, MEAN)))
-        line.append(triple([record.immediate for record in entry.records]))
-        line.append(f"{entry.mean('setup_seconds'):.0f}")
-        line.append(f"{1000 * entry.seconds(setup=False):.2f}")
-        line.append(f"{entry.mean('floor_ratio'):.2f}")
-        line.append(f"{entry.mean('peak_memory_bytes') / 1e9:.2f}")
-        line.append(str(entry.failures))
-        lines.append(line)
-    return lines
-
-
-HEADINGS = (
-    "agent",
-    "seeds",
-    "teacher-forced Eff / Gen / Spe",
-    "mean",
-    "generation Eff / Gen / Spe",
-    "mean ",
-    "immediate",
-    "setup s",
-    "ms/edit",
-    "x floor",
-    "GB",
-    "failed",
-)
-
-
-SUMMARY = ("agent", "seeds", "teacher-forced Eff / Gen / Spe", "generation Eff / Gen / Spe", "mean ", "x floor")
-
-
-def as_markdown(records: Sequence[Record]) -> str:
-    """The table for a document."""
-    return markdown(HEADINGS, rows(records))
-
-
-def as_summary(records: Sequence[Record]) -> str:
-    """The same with the columns that matter most."""
-    chosen = [HEADINGS.index(name) for name in SUMMARY]
-    return markdown(SUMMARY, [[row[i] for i in chosen] for row in rows(records)])
-
-
-def as_means(records: Sequence[Record]) -> str:
-    """A column for each suite, by the number of edits and of batches: teacher-forced harmonic means with their
-    intervals.
-
-    Of several suites an agent that was run on one alone is left out.
-    """
-    found = entries(records)
-    suites = {suite: find(id_of(suite)) for suite in dict.fromkeys(entry.task.suite for entry in found)}
-    suites = dict(sorted(suites.items(), key=lambda item: (item[1].batches * item[1].edits_per_step, item[1].batches)))
-    by_row: dict[str, dict[str, str]] = {}
-    for entry in found:
-        by_row.setdefault(entry.agent, {})[entry.task.suite] = with_interval(entry.estimate("teacher_forced", MEAN))
-    headings = ["agent", *(f"{suite.batches:,} x {suite.edits_per_step:,}" for suite in suites.values())]
-    shown = {agent: row for agent, row in by_row.items() if len(row) >= min(2, len(suites))}
-    return markdown(headings, [[agent, *(row.get(name, "-") for name in suites)] for agent, row in shown.items()])
-
-
-def as_times(records: Sequence[Record]) -> str:
-    """What an edit takes, the fastest first; without the setup, and with the setup spread over all edits (the
-    paper's Figure 4).
-    """
-    headings = ("agent", "ms/edit", "x floor", "setup s", "ms/edit with the setup")
-    body = [
-        [
-            entry.agent,
-            f"{1000 * entry.seconds(setup=False):.1f}",
-            f"{entry.mean('floor_ratio'):.2f}",
-            f"{entry.mean('setup_seconds'):.0f}",
-            f"{1000 * entry.seconds(setup=True):.1f}",
-        ]
-        for entry in sorted(entries(records), key=lambda entry: entry.seconds(setup=False))
-    ]
-    return markdown(headings, body)
-
-
-def as_intervals(records: Sequence[Record]) -> str:
-    """Each of the three figures under both protocols with its interval over seeds; rows of two seeds or more."""
-    protocols = ("teacher_forced", "generation")
-    headings = [
-        "agent",
-        "seeds",
-        *(f"{name.replace('_', '-')} {m}" for name in protocols for m in ("Eff", "Gen", "Spe")),
-    ]
-    body = [
-        [entry.agent, str(len(entry.records))]
-        + [with_interval(entry.estimate(protocol, metric)) for protocol in protocols for metric in METRICS]
-        for entry in entries(records)
-        if len(entry.records) > 1
-    ]
-    return markdown(headings, body)
-
-
-def as_details(records: Sequence[Record]) -> str:
-    """A second table: the other protocol, drift, and the probes, over the seeds whose records have them."""
-    headings = [
-        "agent",
-        "seeds",
-        "probability Eff / Gen / Spe",
-        "locality accuracy: forced, free",
-        "perplexity before, after",
-        "KL",
-    ]
-    probed = any(record.probes for record in records)
-    headings += ["not", "distractor", "one hop (before; n)", "two hops (before; n)"] if probed else []
-    lines = []
-    for entry in entries(records):
-        group = [record for record in entry.records if record.drift is not None]
-        if not group:
-            continue
-        drifts = [record.drift for record in group if record.drift]
-        line = [entry.agent, str(len(group))]
-        line.append(triple(asked) if (asked := [r.probability for r in group if r.probability]) else "-")
-        accuracies = [[s.get("locality_accuracy") for s in (r.teacher_forced, r.generation)] for r in group]
-        line.append(", ".join(_mean([pair[i] for pair in accuracies]) for i in range(2)))
-        line.append(", ".join(_if_finite([d[key] for d in drifts], 2) for key in ("perplexity_before", "perplexity")))
-        line.append(_if_finite([d["kl"] for d in drifts], 3))
-        probes = [record.probes for record in group if record.probes]
-        line += [_mean([p[key] for p in probes]) for key in ("negation", "distractor")]
-        for key in ("one_hop", "two_hop"):
-            shown = [
-                _mean([p[f"{key}{part}"] for p in probes], d)
-                for part, d in (("", 1), ("_before", 1), ("_questions", 0))
-            ]
-            line.append(f"{shown[0]} ({shown[1]}; {shown[2]})")
-        lines.append(line[: len(headings)])
-    return markdown(headings, lines)
-
-
-def _if_finite(values: Sequence[float | None], digits: int) -> str:
-    """A seed whose model was destroyed is not left out of a mean."""
-    finite = [value for value in values if value is not None]
-    if len(finite) < len(values):
-        return "not finite"
-    return readable(interquartile_mean(finite), digits) if finite else "-"
-
-
-def _mean(values: Sequence[float | None], digits: int = 1) -> str:
-    found = [value for value in values if value is not None]
-    return f"{interquartile_mean(found):.{digits}f}" if found else "-"
+SHOWN = {
+    "agent": "",
+    "teacher_forced": "teacher-forced\nEff/Gen/Spe",
+    "generation": "generation\nEff/Gen/Spe",
+    "generation_mean": "mean",
+    "setup": "setup\ns",
+    "milliseconds": "ms per\nedit",
+    "floor_ratio": "x\nfloor",
+}
+"""Columns that a terminal of 80 characters has room for, with headings of two lines."""
 
 
 def show(records: Sequence[Record]) -> None:
-    """The table on the terminal."""
+    """The table on the terminal; nothing of it is cut at 80 characters, but a long name goes on in the next line."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -227,16 +291,17 @@ def show(records: Sequence[Record]) -> None:
     first = records[0]
     view = Table(title=f"{first.suite}: {first.edits} edits of {first.dataset} in {first.model}", title_justify="left")
     view.box, view.padding, view.pad_edge = box.SIMPLE_HEAD, (0, 1, 0, 0), False
-    for heading in (
-        "",
-        "teacher-forced\nEff/Gen/Spe",
-        "generation\nEff/Gen/Spe",
-        "mean",
-        "setup\ns",
-        "ms per\nedit",
-        "x\nfloor",
-    ):
-        view.add_column(heading, justify="right" if heading else "left", no_wrap=True)
-    for agent, _, forced, _, free, mean, _, setup, edit, floor, _, _ in rows(records):
-        view.add_row(agent, forced.replace(" ", ""), free.replace(" ", ""), mean.split()[0], setup, edit, floor)
+    for key, heading in SHOWN.items():
+        if key == "agent":
+            view.add_column(heading, overflow="fold")
+        else:
+            view.add_column(heading, justify="right", no_wrap=True)
+    columns = {column.key: column for column in COLUMNS}
+    for entry in entries(records):
+        view.add_row(*(_without_interval(columns[key].text(entry)) for key in SHOWN))
     Console().print(view)
+
+
+def _without_interval(text: str) -> str:
+    """A cell's figures alone, close together."""
+    return text.partition(" [")[0].replace(" / ", "/")

@@ -5,7 +5,8 @@
     OUT/deltas/SUITE-vN/AGENT-seedS.safetensors     what was added to the weights, if it is kept
     OUT/policies/...                                what agents keep of their training
     OUT/frozen/SUITE-vN/seedS.safetensors           what the frozen layers made of a stream's prompts, until its
-    last cell has run OUT/results.jsonl                               all records, made from the cells
+                                                    last cell has run
+    OUT/results.jsonl                               all records, made from the cells
 
 Files are written whole or not at all: whatever is killed, what has finished stays.
 """
@@ -13,21 +14,19 @@ Files are written whole or not at all: whatever is killed, what has finished sta
 import hashlib
 import json
 import re
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agents.registry import ROWS, make_agent, settings_of
+from agents.base import ProgressCallback
+from agents.registry import make_agent, settings_of
+from agents.rows import ROWS
 from benchmarks.results.records import Record, commit, disagreements, hardware, read, versions
 from benchmarks.suites import Suite, name_of
 from editenv.atomic_files import atomic_write_text
 
 if TYPE_CHECKING:
     from editenv.language_model.activation_cache import ActivationCache
-
-ProgressCallback = Callable[[str, int, int], None]
-"""Called with what is going on, how much of it is done, and of how much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,18 +51,22 @@ class Cell:
 
     @property
     def label(self) -> str:
+        """What messages call it."""
         return f"{self.suite.label}, {self.agent}, seed {self.seed}"
 
     @property
     def path(self) -> Path:
+        """Of its record."""
         return cell_path(self.out, self.suite.id, self.agent, self.seed)
 
     @property
     def failure_path(self) -> Path:
+        """Of its error, while it has no record."""
         return self.path.with_suffix(".failed.json")
 
     @property
     def deltas_path(self) -> Path:
+        """Of what was added to the weights."""
         return deltas_path(self.out, self.suite.id, self.agent, self.seed)
 
     def finished(self) -> bool:
@@ -76,14 +79,14 @@ class Cell:
         if not self.path.exists():
             return False
         (record,) = read(self.path)
-        made: dict[str, Any] = {"model": record.model, "dataset": record.dataset} | (record.configuration or {})
-        wanted = {
+        recorded: dict[str, Any] = {"model": record.model, "dataset": record.dataset} | (record.configuration or {})
+        current = {
             "model": name_of(str(self.suite.model)),
             "dataset": f"{self.suite.dataset}/{self.suite.split}",
             "settings": settings_of(self.agent, make_agent(self.agent)),
             **self.configuration(),
         }
-        if differing := sorted(disagreements(made, wanted)):  # an older record may not say all of it
+        if differing := sorted(disagreements(recorded, current)):  # an older record may not say all of it
             raise ValueError(
                 f"{self.path} was made with another {', '.join(differing)} than {self.suite.id} and {self.agent} have now: "
                 "remove it or choose another --out"
@@ -97,17 +100,25 @@ class Cell:
         return {"suite": self.suite.setting(), "fingerprints": self.fingerprints}
 
     @property
-    def stream(self) -> Path:
-        """Where what the frozen layers make of this cell's prompts is kept for other cells of its suite and seed."""
+    def activation_cache_path(self) -> Path:
+        """Of what the frozen layers make of this cell's prompts, for other cells of its suite and seed."""
         return self.out / "frozen" / self.suite.id / f"seed{self.seed}.safetensors"
 
     @property
-    def stream_identity(self) -> dict[str, Any]:
-        """What cells must agree on to share it."""
+    def activation_cache_identity(self) -> dict[str, Any]:
+        """What cells must agree on to share that file."""
         return self.configuration() | {"seed": self.seed, "device": self.suite.device, "versions": versions()}
 
-    def run(self, report: ProgressCallback, activation_cache: "ActivationCache | None" = None) -> Record:
-        """Prepares the agent, edits, judges; a file of deltas is all that is written, and what the agent keeps."""
+    def run(self, progress: ProgressCallback, activation_cache: "ActivationCache | None" = None) -> Record:
+        """Prepares the agent, edits, judges; a file of deltas is all that is written, and what the agent keeps.
+
+        Args:
+            progress: Called with what is going on, and how far it is.
+            activation_cache: As :func:`benchmarks.running.rollout.run` takes it.
+
+        Raises:
+            ValueError: If there is no such agent, or the suite does not allow it its actions.
+        """
         from benchmarks.running.recording import Recording, digest
         from benchmarks.running.rollout import run
 
@@ -119,7 +130,7 @@ class Cell:
         )
         recording = Recording() if self.keep_deltas else None
         record = run(
-            self.suite, self.agent, agent, self.seed, report, recording=recording, activation_cache=activation_cache
+            self.suite, self.agent, agent, self.seed, progress, recording=recording, activation_cache=activation_cache
         )
         deltas = None
         if recording is not None:
@@ -163,7 +174,10 @@ class Failure:
 
 
 LONGEST_NAME = 150
-"""Bytes of a file's name that an agent's may take; file systems hold 255."""
+"""Bytes of a file's name that an agent's name may take; file systems allow 255 for the whole."""
+
+TAIL_BYTES = 60
+"""Bytes at the end of a name that is no file's name which stay readable: with ``some/file.py:Class``, the class."""
 
 
 def cell_path(out: Path, suite: str, agent: str, seed: int) -> Path:
@@ -177,25 +191,28 @@ def deltas_path(out: Path, suite: str, agent: str, seed: int) -> Path:
 
 
 def file_name(name: str) -> str:
-    """Any name as a file's: what was changed is told apart by a digest."""
-    plain = re.sub(r"[^\w.@-]", "_", name)
-    if plain == name and len(name.encode()) <= LONGEST_NAME:
+    """Any name as a file's; one that had to be changed ends in a digest, so that two names never share a file."""
+    allowed = re.sub(r"[^\w.@-]", "_", name)
+    if allowed == name and len(name.encode()) <= LONGEST_NAME:
         return name
-    end = plain.encode()[-60:].decode(errors="ignore")
-    return f"{end}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    tail = allowed.encode()[-TAIL_BYTES:].decode(errors="ignore")
+    return f"{tail}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def collect(out: Path) -> list[Record]:
     """All finished cells; writes OUT/results.jsonl.
 
     Several commands may fill one folder: whichever writes last has looked again after the other's cells were there.
+
+    Raises:
+        ValueError: If a cell's file is not a record; names it.
     """
     path = out / "results.jsonl"
     while True:
-        found = records_of(out)
-        if (path.read_text(encoding="utf-8") if path.exists() else "") == as_lines(found):
-            return found
-        atomic_write_text(path, as_lines(found))
+        records = records_of(out)
+        if (path.read_text(encoding="utf-8") if path.exists() else "") == as_lines(records):
+            return records
+        atomic_write_text(path, as_lines(records))
 
 
 def records_of(out: Path) -> list[Record]:
@@ -204,9 +221,9 @@ def records_of(out: Path) -> list[Record]:
     Raises:
         ValueError: If a cell's file is not a record; names it.
     """
-    rows = {name: number for number, name in enumerate(ROWS)}
-    found = [record for path in cell_files(out) for record in read(path)]
-    return sorted(found, key=lambda r: (r.suite, rows.get(r.agent, len(rows)), r.agent, r.seed))
+    order = {agent: position for position, agent in enumerate(ROWS)}
+    records = [record for path in cell_files(out) for record in read(path)]
+    return sorted(records, key=lambda r: (r.suite, order.get(r.agent, len(order)), r.agent, r.seed))
 
 
 def as_lines(records: list[Record]) -> str:

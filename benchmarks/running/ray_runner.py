@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from agents.progress import silent
 from benchmarks.results.records import Record
 from benchmarks.running.cells import Cell, Failure
 
@@ -35,7 +36,11 @@ class Cluster(Protocol):
         """The first handle whose run has ended."""
 
     def outcome(self, handle: Any) -> Record | Failure:
-        """What came of it; raises :class:`LostWorkerError`."""
+        """What came of a run that has ended.
+
+        Raises:
+            LostWorkerError: If its worker or machine is gone.
+        """
 
 
 def distribute(todo: Iterable[Cell], cluster: Cluster) -> Iterator[tuple[Cell, Record | Failure]]:
@@ -59,22 +64,27 @@ def distribute(todo: Iterable[Cell], cluster: Cluster) -> Iterator[tuple[Cell, R
 
 
 def run_in_worker(cell: Cell, folder: str) -> Record | Failure:
-    """On some machine of the cluster."""
+    """Runs a cell on some machine of the cluster; never raises, since an error is the cell's own.
+
+    Args:
+        cell: The cell.
+        folder: Working directory of the command; agents may be named by a file relative to it.
+    """
     try:
-        os.chdir(folder)  # agents may be named by a relative file
-        there = cell.suite.check_fingerprints()
-        if there != cell.fingerprints:
-            differing = ", ".join(what for what in there if there[what] != cell.fingerprints[what])
+        os.chdir(folder)
+        fingerprints = cell.suite.check_fingerprints()
+        if fingerprints != cell.fingerprints:
+            differing = ", ".join(name for name in fingerprints if fingerprints[name] != cell.fingerprints[name])
             return Failure(
                 f"{socket.gethostname()} has another {differing} than the machine of the command (fingerprints)"
             )
-        return cell.run(lambda what, done, total: None)
+        return cell.run(silent)
     except Exception as error:
         return Failure(f"{type(error).__name__}: {error}", traceback.format_exc())
 
 
 class RayCluster:
-    """A Ray cluster.
+    """The :class:`Cluster` that Ray is connected to.
 
     Args:
         cores: Of each cell; also its threads.
@@ -96,36 +106,53 @@ class RayCluster:
         return self._ray.wait(handles, num_returns=1)[0][0]
 
     def outcome(self, handle: Any) -> Record | Failure:
-        lost = self._ray.exceptions
+        exceptions = self._ray.exceptions
         try:
             return self._ray.get(handle)
         except (
-            lost.WorkerCrashedError,
-            lost.NodeDiedError,
-            lost.ObjectLostError,
-            lost.OutOfMemoryError,
-            lost.LocalRayletDiedError,
+            exceptions.WorkerCrashedError,
+            exceptions.NodeDiedError,
+            exceptions.ObjectLostError,
+            exceptions.OutOfMemoryError,
+            exceptions.LocalRayletDiedError,
         ) as error:
             raise LostWorkerError(str(error).splitlines()[0]) from error
-        except lost.RayError as error:  # the cell's own: a machine without the package, say
+        except exceptions.RayError as error:  # the cell's own: a machine without the package, say
             return Failure(f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}", str(error))
 
 
 def too_large(cores: int, gpus: float, machines: Sequence[Mapping[str, float]]) -> list[str]:
-    """What no machine of a cluster has, so that cells wait for one that has it (of a cluster that grows, say)."""
-    found = []
-    for name, wanted in (("CPU", cores), ("GPU", gpus)):
-        most = max((machine.get(name, 0) for machine in machines), default=0)
-        if wanted > most:
-            option = {"CPU": "--cores", "GPU": "--gpus"}[name]
-            found.append(
-                f"{option}: no machine of the cluster has {wanted:g} {name}s (the largest has {most:g}): cells wait for one"
+    """Warnings about what no machine of a cluster has, so that cells wait for one that has it.
+
+    A cluster that grows by itself may get such a machine.
+
+    Args:
+        cores: Of each cell.
+        gpus: Of each cell.
+        machines: Of each machine its resources, as Ray counts them: ``CPU`` and ``GPU``.
+    """
+    messages = []
+    for resource, option, needed in (("CPU", "--cores", cores), ("GPU", "--gpus", gpus)):
+        largest = max((machine.get(resource, 0) for machine in machines), default=0)
+        if needed > largest:
+            messages.append(
+                f"{option}: no machine of the cluster has {needed:g} {resource}s (the largest has {largest:g}): "
+                "cells wait for one"
             )
-    return found
+    return messages
 
 
 def run_on_ray(todo: list[Cell], address: str, cores: int, gpus: float) -> Iterator[tuple[Cell, Record | Failure]]:
     """All cells over the cluster at an address.
+
+    Args:
+        todo: The cells.
+        address: ``HOST:PORT``, or ``auto`` for the cluster on this machine.
+        cores: Of each cell.
+        gpus: Of each cell.
+
+    Yields:
+        Each cell with what became of it, in the order they finish.
 
     Raises:
         ValueError: If Ray is not installed, or there is no such cluster.
@@ -141,8 +168,8 @@ def run_on_ray(todo: list[Cell], address: str, cores: int, gpus: float) -> Itera
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except OSError as error:  # ConnectionError among them
         raise ValueError(f"address: no Ray cluster was found at {address!r} ({error})") from error
-    for line in too_large(cores, gpus, [node["Resources"] for node in ray.nodes() if node["Alive"]]):
-        warnings.warn(line, stacklevel=2)
+    for warning in too_large(cores, gpus, [node["Resources"] for node in ray.nodes() if node["Alive"]]):
+        warnings.warn(warning, stacklevel=2)
     try:
         yield from distribute(todo, RayCluster(cores, gpus))
     finally:

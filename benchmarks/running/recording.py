@@ -16,30 +16,41 @@ from editenv.language_model.editable_lm import EditableLM
 
 
 class Recording:
-    """What an agent did, action by action; all of it is held in memory until it is written."""
+    """What an agent did, action by action; all of it is held in memory until it is written.
+
+    Attributes:
+        actions: For each action the deltas by module, in float32 on the CPU.
+    """
+
+    def __init__(self) -> None:
+        self.actions: list[dict[str, Delta]] = []
 
     def start(self, lm: EditableLM) -> None:
-        """Before the first action."""
+        """Notes which model is edited; to be called before the first action."""
         self._lm, self._before = lm, fingerprint(lm)
-        self.actions: list[dict[str, Delta]] = []
 
     def add(self, action: Action) -> None:
         """An action as it was given: low-rank where it is, and also if it was refused."""
         self.actions.append({name: _copy(delta) for name, delta in action.items()})
 
     def write(self, path: Path) -> None:
-        """After the last action, for ``editenv apply`` and :class:`Replay`."""
+        """Writes a file of deltas, for ``editenv apply`` and :class:`Replay`; to be called after the last action."""
         write_delta_file(path, self.actions, self._before, fingerprint(self._lm))
 
 
 def digest(path: Path) -> str:
-    """SHA-256 over what a file of deltas holds; the file itself may be written in another order the next time."""
+    """SHA-256 over what a file of deltas holds; the file itself may be written in another order the next time.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it is not a file of deltas.
+    """
     actions, metadata = read_delta_file(path)
-    found = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    content = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
     for name, tensor in sorted(tensors_of(actions).items()):
-        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        found.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
+        content.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        content.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    return content.hexdigest()
 
 
 def _copy(delta: Any) -> Delta:
@@ -54,12 +65,12 @@ def _tensor(values: Any) -> torch.Tensor:
 
 
 class Replay(Agent):
-    """Does what a file of deltas says.
+    """Does what a file of deltas says, whatever it is shown.
 
     Args:
         path: The file.
         actions_per_batch: K of the agent that made it.
-        looks_ahead: Whether that agent did.
+        looks_ahead: Whether that agent did: :attr:`agents.base.Agent.looks_ahead`.
 
     Raises:
         ValueError: If the file does not hold deltas.
@@ -70,6 +81,11 @@ class Replay(Agent):
         self.actions, self._metadata = read_delta_file(path)
 
     def begin(self, env: LifelongEditEnv) -> None:
+        """Checks that the stream is one the deltas can be for.
+
+        Raises:
+            ValueError: If the model is another one, or the stream takes another number of actions.
+        """
         if fingerprint(env.language_model) != self._metadata["before"]:
             raise ValueError(
                 f"{self.path} was made for another base model: the fingerprints of the edited modules differ"

@@ -1,44 +1,49 @@
 """One agent through one stream: what happened, how good it is, what it cost."""
 
 import math
-import resource
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
-from agents.base import Agent, nan_action, zero_action
+from agents.base import Agent, Observation, ProgressCallback, nan_action, zero_action
 from agents.covariance import sample_text, training_edits
-from benchmarks.results.records import Record, versions
+from agents.progress import silent
+from benchmarks.results.records import MetricValues, Record, versions
 from benchmarks.running.recording import Recording
+from benchmarks.running.timing import clock, peak_memory_bytes, time_floor, time_observation_and_update
 from benchmarks.suites import Suite, name_of
-from editenv.env import Action, LifelongEditEnv, Observation, RefusedActionError
+from editenv.data import Edit
+from editenv.env import Action, LifelongEditEnv, RefusedActionError
 from editenv.evaluation import metrics
 from editenv.evaluation.batch import EvaluationBatch, encode_evaluation
-from editenv.evaluation.probes import probe as ask_beyond
+from editenv.evaluation.probes import probe
 from editenv.language_model.activation_cache import ActivationCache
-from editenv.language_model.editable_lm import EditableLM, Gradient
+from editenv.language_model.editable_lm import EditableLM
 
-PROBES = 8
-"""Steps at which the edit step and its floor are timed."""
+Transition = tuple[Any, float, bool, bool, dict[str, Any]]
+"""What ``env.step`` returns; its observation, in numpy, is not read."""
 
-PROBE_TEXTS = 300
+TIMED_BATCHES = 8
+"""Batches of a stream at which the edit step and its floor are timed."""
+
+DRIFT_SENTENCES = 300
 """Sentences of the training split on which drift is measured; methods with a covariance have it from these and
 others.
 """
 
-ROOM = 4 * 2**30
-"""Bytes for what the frozen layers make of prompts. A run comes back to each of its prompts at the end, under every
-protocol, and
-holds most of that anyway: with room for all of it the frozen layers run over a prompt once, not five times."""
-
 PROBED_EDITS = 1000
-"""The first so many edits of the stream are asked about beyond themselves."""
+"""The first so many edits of a stream are asked the probes; see editenv/evaluation/probes.py."""
+
+ACTIVATION_CACHE_BYTES = 4 * 2**30
+"""Room for what the frozen layers make of prompts. A run comes back to each of its prompts at the end, under every
+protocol, and holds most of that anyway: with room for all of it the frozen layers run over a prompt once, not five
+times.
+"""
 
 
 def run(
@@ -46,8 +51,8 @@ def run(
     name: str,
     agent: Agent,
     seed: int,
-    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
-    beyond: bool = True,
+    progress: ProgressCallback = silent,
+    probes: bool = True,
     recording: Recording | None = None,
     activation_cache: ActivationCache | None = None,
 ) -> Record:
@@ -59,7 +64,7 @@ def run(
         agent: The agent.
         seed: Seeds the agent's training and the stream's order.
         progress: Called with what is going on, and how far it is.
-        beyond: Ask the probes of editenv/evaluation/probes.py too, if the suite does; they take longer than all
+        probes: Ask the probes of editenv/evaluation/probes.py too, if the suite does; they take longer than all
             other judging.
         recording: Is given every action.
         activation_cache: What the frozen layers made of the suite's prompts in an earlier run, and takes in what this
@@ -69,81 +74,21 @@ def run(
     Raises:
         ValueError: If the agent wants to see a batch more often than the suite allows.
     """
-    budget = suite.max_actions_per_batch
-    if budget is not None and agent.actions_per_batch > budget:
-        raise ValueError(f"{name} takes {agent.actions_per_batch} actions per batch; suite {suite.id} allows {budget}")
-    training = LifelongEditEnv(**suite.environment(training=True), edits_per_step=suite.edits_per_step)
-    training.language_model.activation_cache.limit = ROOM
+    check_budget(suite, name, agent)
     progress("preparing", 0, suite.batches)
-    started = time.perf_counter()
-    agent.prepare(training, seed, progress)
-    setup_seconds = time.perf_counter() - started + agent.kept_seconds
-    bystanders = sample_text(training_edits(training), PROBE_TEXTS)
-    del training
+    setup_seconds, drift_sentences = prepare(suite, agent, seed, progress)
 
-    env = LifelongEditEnv(
-        **suite.environment(),
-        edits_per_step=suite.edits_per_step,
-        actions_per_batch=agent.actions_per_batch,
-        horizon=suite.batches,
-        memory_batches=0,  # nothing here reads the reward's memory term
-    )
-    lm = env.language_model
-    _, info = env.reset(seed=seed, options={"shuffle": suite.order == "shuffled"})
-    shared = ActivationCache() if activation_cache is None else activation_cache
-    shared.limit = ROOM
-    shared.to(lm.device)
-    agents_own = ActivationCache(ROOM, below=shared)
-    lm.activation_cache = shared  # after the reset, which forgets what was kept
-    agent.begin(env)
-    if recording is not None:
-        recording.start(lm)
-    checkpoints = {1 << i for i in range(suite.batches.bit_length())} | {suite.batches}
-    if agent.looks_ahead:  # before the end it is not yet, or more than, what it is for so many edits
-        checkpoints = {suite.batches}
-    probed = set(np.linspace(0, suite.batches - 1, PROBES).astype(int).tolist())
-    act_seconds, observe_seconds, floor_seconds = 0.0, [], []
-    immediate: list[dict[str, float | None]] = []
-    retention: list[dict[str, float | None]] = []
-    asked: list[EvaluationBatch] = []
-    rewards: list[float] = []
-    failures = 0
-    failed = False
-    done = False
-    while not done:
-        first_attempt = info["attempt"] == 0
-        probe = first_attempt and info["batch"] in probed
-        if first_attempt:
-            asked.append(env.evaluation_batch)
-        lm.activation_cache = agents_own
-        started = clock(lm.device)
-        action = propose(agent, env.gradients, info, lm)
-        act_seconds += clock(lm.device) - started
-        lm.activation_cache = shared
-        if recording is not None:
-            recording.add(action)
-        if probe:
-            observe_seconds.append(time_observation_and_update(env, action))
-            floor_seconds.append(time_floor(env))
-        (_, reward, terminated, truncated, info), refused = take(env, agent, action)
-        failed = failed or refused
-        rewards.append(reward)
-        done = terminated or truncated
-        failed = failed or not all(map(math.isfinite, info["reward_terms"].values()))
-        if info["attempt"] == 0:
-            failures += suite.edits_per_step * failed
-            failed = False
-            immediate.append({metric: info[metric] for metric in metrics.METRICS})
-            if info["batch"] in checkpoints:
-                retention.append({"edits": info["edits"]} | look_back(lm, asked))
-            progress("editing", info["batch"], suite.batches)
+    env = editing_environment(suite, agent)
+    cache = ActivationCache() if activation_cache is None else activation_cache
+    trace = edit_stream(env, agent, suite, seed, progress, recording, cache)
 
     progress("judging", suite.batches, suite.batches)
-    edits = list(env.edits_done)
-    everything = encode_evaluation(lm, edits)
-    # K actions, each with its own observation and update.
-    per_step = act_seconds / len(immediate) + agent.actions_per_batch * float(np.median(observe_seconds))
-    measured = set(suite.protocols)
+    lm, edits = env.language_model, list(env.edits_done)
+    teacher_forced, generation = required_protocols(lm, edits)
+    peak_memory = peak_memory_bytes(lm.device)  # before the optional protocols, which not every suite asks for
+    optional = optional_protocols(lm, edits, suite, drift_sentences, probes)
+
+    step_seconds = trace.step_seconds(agent.actions_per_batch)
     return Record(
         suite=suite.label,
         agent=name,
@@ -151,44 +96,209 @@ def run(
         model=name_of(str(suite.model)),
         dataset=f"{suite.dataset}/{suite.split}",
         edits=len(edits),
-        teacher_forced=metrics.teacher_forced(lm, everything).percentages(),
-        generation=metrics.generation(lm, everything).percentages(),
-        immediate={metric: mean([row[metric] for row in immediate]) for metric in metrics.METRICS},
-        retention=retention,
+        teacher_forced=teacher_forced,
+        generation=generation,
+        immediate={metric: mean([scores[metric] for scores in trace.immediate]) for metric in metrics.METRICS},
+        retention=trace.retention,
         setup_seconds=setup_seconds,
-        edit_seconds=per_step / suite.edits_per_step,
-        floor_ratio=per_step / float(np.median(floor_seconds)),
-        peak_memory_bytes=peak_memory_bytes(lm.device),
+        edit_seconds=step_seconds / suite.edits_per_step,
+        floor_ratio=step_seconds / float(np.median(trace.floor_seconds)),
+        peak_memory_bytes=peak_memory,
         versions=versions(),
-        failures=failures,
-        probability=(
-            metrics.probability(lm, edits).percentages()
-            if "probability" in measured and any(e.old_answer for e in edits)
-            else None
-        ),
-        drift=finite(metrics.drift(lm, bystanders)) if "drift" in measured else None,
-        probes=(
-            ask_beyond(lm, edits[:PROBED_EDITS])
-            if beyond and "probes" in measured and suite.dataset == "atlas"
-            else None
-        ),
-        mean_reward=mean_reward(rewards),
+        failures=trace.failures,
+        probability=optional.get("probability"),
+        drift=optional.get("drift"),
+        probes=optional.get("probes"),
+        mean_reward=mean_reward(trace.rewards),
         actions_per_batch=agent.actions_per_batch,
         modules={module: list(lm.shape(module)) for module in lm.modules},
     )
 
 
-def propose(agent: Agent, observation: Mapping[str, Gradient], info: dict[str, Any], lm: EditableLM) -> Action:
-    """The agent's action; NaN, which will be refused (and in a replay, too), where its algebra ends in an error."""
+# -- before the stream --------------------------------------------------------------------------------------------
+
+
+def check_budget(suite: Suite, name: str, agent: Agent) -> None:
+    """Whether the suite allows the agent its actions.
+
+    Raises:
+        ValueError: If it does not; names the agent and the suite.
+    """
+    budget = suite.max_actions_per_batch
+    if budget is not None and agent.actions_per_batch > budget:
+        raise ValueError(f"{name} takes {agent.actions_per_batch} actions per batch; suite {suite.id} allows {budget}")
+
+
+def prepare(suite: Suite, agent: Agent, seed: int, progress: ProgressCallback) -> tuple[float, list[str]]:
+    """Prepares the agent on the training split.
+
+    Returns:
+        Seconds it took, with those of what the agent kept from an earlier run; and sentences of the training split,
+        which no edit of the stream is about.
+    """
+    env = LifelongEditEnv(**suite.environment(training=True), edits_per_step=suite.edits_per_step)
+    env.language_model.activation_cache.limit = ACTIVATION_CACHE_BYTES
+    started = time.perf_counter()
+    agent.prepare(env, seed, progress)
+    seconds = time.perf_counter() - started + agent.kept_seconds
+    return seconds, sample_text(training_edits(env), DRIFT_SENTENCES)
+
+
+def editing_environment(suite: Suite, agent: Agent) -> LifelongEditEnv:
+    """The environment with the suite's stream, which ends at its horizon."""
+    return LifelongEditEnv(
+        **suite.environment(),
+        edits_per_step=suite.edits_per_step,
+        actions_per_batch=agent.actions_per_batch,
+        horizon=suite.batches,
+        memory_batches=0,  # nothing here reads the reward's memory term
+    )
+
+
+# -- along the stream ---------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Trace:
+    """What is noted while a stream is edited.
+
+    Attributes:
+        immediate: Teacher-forced percentages of each batch right after its last action.
+        retention: ``edits``, and teacher-forced percentages over all edits so far, at the checkpoints.
+        rewards: Of each action.
+        failures: Edits of batches with an action that was refused, or whose reward is not finite.
+        act_seconds: Of all actions together.
+        update_seconds: Of observation and update, at the timed batches.
+        floor_seconds: Of the floor, at the timed batches.
+    """
+
+    immediate: list[MetricValues] = field(default_factory=list)
+    retention: list[MetricValues] = field(default_factory=list)
+    rewards: list[float] = field(default_factory=list)
+    failures: int = 0
+    act_seconds: float = 0.0
+    update_seconds: list[float] = field(default_factory=list)
+    floor_seconds: list[float] = field(default_factory=list)
+
+    def step_seconds(self, actions_per_batch: int) -> float:
+        """Seconds of a batch's edit step: its actions, each with an observation and an update of its own."""
+        return self.act_seconds / len(self.immediate) + actions_per_batch * float(np.median(self.update_seconds))
+
+
+def edit_stream(
+    env: LifelongEditEnv,
+    agent: Agent,
+    suite: Suite,
+    seed: int,
+    progress: ProgressCallback,
+    recording: Recording | None,
+    cache: ActivationCache,
+) -> Trace:
+    """Edits the stream to its end, timing some of the steps and looking back at the checkpoints.
+
+    Args:
+        env: Of :func:`editing_environment`; afterwards its model is edited.
+        agent: After its preparation.
+        suite: What is edited.
+        seed: Of the stream's order.
+        progress: Called with each batch that is done.
+        recording: Is given every action.
+        cache: What the frozen layers made of the stream's prompts; takes in what is added.
+    """
+    _, info = env.reset(seed=seed, options={"shuffle": suite.order == "shuffled"})
+    lm = env.language_model
+    share_cache(lm, cache)  # after the reset, which empties the model's cache
+    agents_cache = ActivationCache(ACTIVATION_CACHE_BYTES, fallback=cache)
+    agent.begin(env)
+    if recording is not None:
+        recording.start(lm)
+
+    trace = Trace()
+    timed, checkpoints = timed_batches(suite.batches), retention_checkpoints(suite.batches, agent.looks_ahead)
+    batches: list[EvaluationBatch] = []
+    batch_failed = done = False
+    while not done:
+        first_attempt = info["attempt"] == 0
+        if first_attempt:
+            batches.append(env.evaluation_batch)
+        with _cached_in(lm, agents_cache):
+            started = clock(lm.device)
+            action = propose(agent, env.gradients, info, lm)
+            trace.act_seconds += clock(lm.device) - started
+        if recording is not None:
+            recording.add(action)
+        if first_attempt and info["batch"] in timed:
+            trace.update_seconds.append(time_observation_and_update(env, action))
+            trace.floor_seconds.append(time_floor(env))
+        (_, reward, terminated, truncated, info), refused = take(env, agent, action)
+        done = terminated or truncated
+        trace.rewards.append(reward)
+        if refused or not all(map(math.isfinite, info["reward_terms"].values())):
+            batch_failed = True
+        if info["attempt"] == 0:  # that was the batch's last action
+            trace.failures += suite.edits_per_step * batch_failed
+            batch_failed = False
+            trace.immediate.append({metric: info[metric] for metric in metrics.METRICS})
+            if info["batch"] in checkpoints:
+                trace.retention.append({"edits": info["edits"]} | look_back(lm, batches))
+            progress("editing", info["batch"], suite.batches)
+    return trace
+
+
+def timed_batches(batches: int) -> set[int]:
+    """Which batches of a stream are timed, counted from 0: :data:`TIMED_BATCHES` at equal distances."""
+    return set(np.linspace(0, batches - 1, TIMED_BATCHES).astype(int).tolist())
+
+
+def retention_checkpoints(batches: int, looks_ahead: bool) -> set[int]:
+    """After how many batches a run looks back: the powers of two, and the end of the stream.
+
+    For an agent that looks ahead it is the end alone: before, it is not what it is for a stream that ends there.
+    """
+    return {batches} if looks_ahead else {1 << i for i in range(batches.bit_length())} | {batches}
+
+
+def look_back(lm: EditableLM, batches: Sequence[EvaluationBatch]) -> MetricValues:
+    """Teacher-forced percentages over all edits of the batches, at the weights as they are."""
+    return metrics.Scores.join([metrics.teacher_forced(lm, batch) for batch in batches]).percentages()
+
+
+def share_cache(lm: EditableLM, cache: ActivationCache) -> None:
+    """Lets the model find, and keep, what its frozen layers make of prompts in a cache that outlives it."""
+    cache.limit = ACTIVATION_CACHE_BYTES
+    cache.to(lm.device)
+    lm.activation_cache = cache
+
+
+@contextmanager
+def _cached_in(lm: EditableLM, cache: ActivationCache) -> Iterator[None]:
+    """The model's frozen layers use another cache within the context."""
+    usual_cache, lm.activation_cache = lm.activation_cache, cache
+    try:
+        yield
+    finally:
+        lm.activation_cache = usual_cache
+
+
+# -- one step -----------------------------------------------------------------------------------------------------
+
+
+def propose(agent: Agent, observation: Observation, info: dict[str, Any], lm: EditableLM) -> Action:
+    """The agent's action; NaN, which will be refused (and in a replay, too), where its algebra ends in an error.
+
+    Args:
+        agent: The agent.
+        observation: ``env.gradients``.
+        info: As the environment gave it with them.
+        lm: The model that is edited.
+    """
     try:
         return agent.act(observation, info)
     except torch.linalg.LinAlgError:  # what NaN and infinity end in
         return nan_action(lm)
 
 
-def take(
-    env: LifelongEditEnv, agent: Agent, action: Action
-) -> tuple[tuple[Observation, float, bool, bool, dict[str, Any]], bool]:
+def take(env: LifelongEditEnv, agent: Agent, action: Action) -> tuple[Transition, bool]:
     """A step of the environment, with no change in place of an action that is not finite; and whether it was
     refused.
     """
@@ -201,10 +311,72 @@ def take(
     return env.step(zero_action(env.language_model)), True
 
 
+class Step(NamedTuple):
+    """What came of one action.
+
+    Attributes:
+        reward: Of the environment.
+        info: Of the environment, with the next batch's number and the figures of the one just edited.
+        refused: Whether the action was not finite, and nothing was done in its place.
+    """
+
+    reward: float
+    info: dict[str, Any]
+    refused: bool
+
+
+def play(env: LifelongEditEnv, agent: Agent, info: dict[str, Any]) -> Iterator[Step]:
+    """Lets a prepared agent edit to the end of the stream; yields after each action.
+
+    Args:
+        env: After its reset.
+        agent: After :meth:`agents.base.Agent.begin`.
+        info: Of the reset.
+    """
+    done = False
+    while not done:
+        action = propose(agent, env.gradients, info, env.language_model)
+        (_, reward, terminated, truncated, info), refused = take(env, agent, action)
+        done = terminated or truncated
+        yield Step(reward, info, refused)
+
+
+# -- after the stream ---------------------------------------------------------------------------------------------
+
+
+def required_protocols(lm: EditableLM, edits: Sequence[Edit]) -> tuple[MetricValues, MetricValues]:
+    """The protocols that every suite is judged by, over all edits: teacher-forced, and generation."""
+    evaluation = encode_evaluation(lm, edits)
+    teacher_forced = metrics.teacher_forced(lm, evaluation).percentages()
+    return teacher_forced, metrics.generation(lm, evaluation).percentages()
+
+
+def optional_protocols(
+    lm: EditableLM, edits: Sequence[Edit], suite: Suite, drift_sentences: Sequence[str], probes: bool
+) -> dict[str, MetricValues]:
+    """``probability``, ``drift`` and ``probes``: those of them that the suite asks for and its data allows.
+
+    Args:
+        lm: The edited model.
+        edits: All that were made, in order.
+        suite: What was edited.
+        drift_sentences: Text that no edit is about.
+        probes: Whether the probes may be asked.
+    """
+    figures: dict[str, MetricValues] = {}
+    if "probability" in suite.protocols and any(edit.old_answer for edit in edits):
+        figures["probability"] = metrics.probability(lm, edits).percentages()
+    if "drift" in suite.protocols:
+        figures["drift"] = finite(metrics.drift(lm, drift_sentences))
+    if "probes" in suite.protocols and probes and suite.dataset == "atlas":
+        figures["probes"] = probe(lm, edits[:PROBED_EDITS])
+    return figures
+
+
 def mean(values: Sequence[float | None]) -> float | None:
-    """Of those that are there."""
-    found = [value for value in values if value is not None]
-    return round(float(np.mean(found)), 4) if found else None
+    """Of those that are there, to four digits behind the point; None if there are none."""
+    present = [value for value in values if value is not None]
+    return round(float(np.mean(present)), 4) if present else None
 
 
 def mean_reward(rewards: Sequence[float]) -> float | None:
@@ -212,94 +384,6 @@ def mean_reward(rewards: Sequence[float]) -> float | None:
     return sum(rewards) / len(rewards) if all(map(math.isfinite, rewards)) else None
 
 
-def finite(values: Mapping[str, float]) -> dict[str, float | None]:
+def finite(values: Mapping[str, float]) -> MetricValues:
     """What a record can hold: a model that was destroyed has no perplexity."""
     return {name: value if math.isfinite(value) else None for name, value in values.items()}
-
-
-def clock(device: torch.device) -> float:
-    """Seconds, once the device has done all that it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
-def look_back(lm: EditableLM, asked: list[EvaluationBatch]) -> dict[str, float | None]:
-    """Teacher-forced figures over all edits so far."""
-    return metrics.Scores.join([metrics.teacher_forced(lm, questions) for questions in asked]).percentages()
-
-
-def time_observation_and_update(env: LifelongEditEnv, action: Action) -> float:
-    """Seconds to encode the batch's prompts, take their gradient and apply a delta; the model is as it was after."""
-    lm = env.language_model
-    before = lm.snapshot()
-    started = clock(lm.device)
-    prompts = lm.encode([e.prompt for e in env.batch], [e.target for e in env.batch], reuse=False)
-    lm.gradients(
-        prompts, lambda logits: F.cross_entropy(logits, prompts.labels, reduction="sum"), answer_positions=True
-    )
-    with suppress(ValueError):  # a refused action is counted when the step itself refuses it
-        lm.apply(env.checked(action))
-    elapsed = clock(lm.device) - started
-    lm.restore(before)
-    return elapsed
-
-
-def time_steps(agent: Agent, env: LifelongEditEnv, steps: int, seed: int = 0) -> list[dict[str, float]]:
-    """Seconds of ``steps`` edit steps, the first ones of a stream left out: acting (``act``), the whole step
-    (``step``), its floor (``floor``), and acting with the environment's step, which judges (``environment``).
-    """
-    device = env.language_model.device
-    _, info = env.reset(seed=seed)
-    agent.begin(env)
-    rows = []
-    for i in range(steps + 3):
-        began = clock(device)
-        action = agent.act(env.gradients, info)
-        act = clock(device) - began
-        # Turn about, so that a slow moment of the machine hits both.
-        floor = time_floor(env) if i % 2 else 0.0
-        step = act + time_observation_and_update(env, action)
-        floor = floor or time_floor(env)
-        began = clock(device)
-        *_, info = env.step(action)
-        rows.append({"act": act, "step": step, "floor": floor, "environment": act + clock(device) - began})
-    return rows[3:]
-
-
-def time_floor(env: LifelongEditEnv) -> float:
-    """Seconds for what no gradient-based editor can avoid: a forward over the prompts and a backward to the modules.
-
-    Written with the plain model: the decoder over all tokens, the head at the answer positions, gradients with respect
-    to the edited modules' outputs, and nothing below them.
-    """
-    lm = env.language_model
-    pairs = lm.tokenize([e.prompt for e in env.batch], [e.target for e in env.batch])
-    width = max(len(head) + len(tail) for head, tail in pairs) - 1
-    ids = torch.tensor([(head + tail[:-1] + [0] * width)[:width] for head, tail in pairs], device=lm.device)
-    rows = torch.tensor([i for i, (_, tail) in enumerate(pairs) for _ in tail], device=lm.device)
-    columns = torch.tensor([len(head) - 1 + j for head, tail in pairs for j in range(len(tail))], device=lm.device)
-    labels = torch.tensor([token for _, tail in pairs for token in tail], device=lm.device)
-    outputs: list[torch.Tensor] = []
-
-    def tap(_: torch.nn.Module, __: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-        outputs.append(output if output.requires_grad else output.detach().requires_grad_())
-        return outputs[-1]
-
-    handles = [module.register_forward_hook(tap) for module in lm.modules.values()]
-    try:
-        started = clock(lm.device)
-        hidden = lm.model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
-        logits = lm.model.get_output_embeddings()(hidden[rows, columns])
-        torch.autograd.grad(F.cross_entropy(logits.float(), labels, reduction="sum"), outputs)
-        return clock(lm.device) - started
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak

@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from benchmarks.results import rules
 from editenv.models.modules import PRESETS
 
 PROTOCOLS = ("teacher_forced", "generation", "probability", "drift", "probes")
@@ -22,6 +23,13 @@ editenv/evaluation/probes.py.
 """
 
 ORDERS = ("shuffled", "as-is")
+"""A stream's order: drawn from the seed, or as the data set has it."""
+
+texts = rules.list_of(rules.text, tuple)
+protocol_names = rules.Rule(
+    f"{', '.join(PROTOCOLS[:2])} and any of {', '.join(PROTOCOLS[2:])}",
+    lambda value: isinstance(value, tuple) and set(PROTOCOLS[:2]) <= set(value) <= set(PROTOCOLS),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +43,13 @@ class Paper:
         differs: Where the suite is not the paper's task, and why.
     """
 
-    where: str
-    task: str
-    presets: tuple[str, ...]
-    differs: str
+    where: Annotated[str, rules.text]
+    task: Annotated[str, rules.text]
+    presets: Annotated[tuple[str, ...], texts]
+    differs: Annotated[str, rules.text]
 
     def __post_init__(self) -> None:
-        for name in ("where", "task", "differs"):
-            if not isinstance(getattr(self, name), str):
-                raise ValueError(f"paper.{name} must be a text, not {getattr(self, name)!r}")
+        rules.check_fields(self, "paper.")
         unknown = [name for name in self.presets if name not in PRESETS]
         if unknown:
             raise ValueError(f"paper.presets: there is no {unknown[0]!r}; there are {', '.join(PRESETS)}")
@@ -57,7 +63,7 @@ class Suite:
         name: Without the version.
         batches: Batches in the stream.
         edits_per_step: Edits in a batch.
-        model: Name, folder or hub id; None if the suite needs to be told.
+        model: Name, folder or hub id; None if it must be given with ``--model``.
         dataset: As :func:`editenv.data.load_edits` takes it; ``{data}`` stands for the folder of the data sets.
         split: What is edited.
         training: Data set whose training split agents learn from; the same by default.
@@ -80,58 +86,33 @@ class Suite:
         device, dtype: Where and in which precision the model runs; not part of the file.
     """
 
-    name: str
-    batches: int
-    edits_per_step: int
-    model: str | None = "atlas"
-    dataset: str = "atlas"
-    split: str = "test"
-    training: str | None = None
+    name: Annotated[str, rules.text]
+    batches: Annotated[int, rules.whole_number(least=1)]
+    edits_per_step: Annotated[int, rules.whole_number(least=1)]
+    model: Annotated[str | None, rules.text | None] = "atlas"
+    dataset: Annotated[str, rules.text] = "atlas"
+    split: Annotated[str, rules.text] = "test"
+    training: Annotated[str | None, rules.text | None] = None
     options: tuple[tuple[str, str | int], ...] = ()
     data: Path | None = None
-    version: int = 1
-    about: str = ""
-    modules: tuple[str, ...] | None = None
-    order: str = "shuffled"
-    protocols: tuple[str, ...] = PROTOCOLS
-    max_actions_per_batch: int | None = None
-    agents: tuple[str, ...] = ()
-    model_fingerprint: str | None = None
-    edits_fingerprint: str | None = None
-    training_fingerprint: str | None = None
+    version: Annotated[int, rules.whole_number(least=1)] = 1
+    about: Annotated[str, rules.text] = ""
+    modules: Annotated[tuple[str, ...] | None, texts | None] = None
+    order: Annotated[str, rules.one_of(ORDERS)] = "shuffled"
+    protocols: Annotated[tuple[str, ...], protocol_names] = PROTOCOLS
+    max_actions_per_batch: Annotated[int | None, rules.whole_number(least=1) | None] = None
+    agents: Annotated[tuple[str, ...], texts] = ()
+    model_fingerprint: Annotated[str | None, rules.sha256 | None] = None
+    edits_fingerprint: Annotated[str | None, rules.sha256 | None] = None
+    training_fingerprint: Annotated[str | None, rules.sha256 | None] = None
     paper: Paper | None = None
-    command: str | None = None
-    train_eos: bool = False
+    command: Annotated[str | None, rules.text | None] = None
+    train_eos: Annotated[bool, rules.boolean] = False
     device: str = "cpu"
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        for name in ("name", "dataset", "split", "about", "order"):
-            if not isinstance(getattr(self, name), str):
-                raise ValueError(f"{name} must be a text, not {getattr(self, name)!r}")
-        for name in ("model", "training", "model_fingerprint", "edits_fingerprint", "training_fingerprint", "command"):
-            if not isinstance(getattr(self, name), str | None):
-                raise ValueError(f"{name} must be a text or null, not {getattr(self, name)!r}")
-        for name in ("batches", "edits_per_step", "version", "max_actions_per_batch"):
-            value = getattr(self, name)
-            if name == "max_actions_per_batch" and value is None:
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} must be a whole number from 1 on, not {value!r}")
-        if not isinstance(self.train_eos, bool):
-            raise ValueError(f"train_eos must be true or false, not {self.train_eos!r}")
-        for name in ("agents", "protocols", "modules"):
-            values = getattr(self, name)
-            if values is not None and not (isinstance(values, tuple) and all(isinstance(v, str) for v in values)):
-                raise ValueError(f"{name} must be a list of texts, not {values!r}")
-        if self.order not in ORDERS:
-            raise ValueError(f"order must be one of {', '.join(ORDERS)}, not {self.order!r}")
-        if not set(PROTOCOLS[:2]) <= set(self.protocols) <= set(PROTOCOLS):
-            raise ValueError(f"protocols must be {', '.join(PROTOCOLS[:2])} and any of {', '.join(PROTOCOLS[2:])}")
-        for name in ("model_fingerprint", "edits_fingerprint", "training_fingerprint"):
-            value = getattr(self, name)
-            if value is not None and not re.fullmatch(r"[0-9a-f]{64}", value):
-                raise ValueError(f"{name} must be 64 hexadecimal digits (SHA-256) or null, not {value!r}")
+        rules.check_fields(self)
 
     @property
     def id(self) -> str:
@@ -144,7 +125,11 @@ class Suite:
         return self.name if self.version == 1 else self.id
 
     def first(self, batches: int) -> "Suite":
-        """The stream's first so many batches, as a suite NAME@BATCHES."""
+        """The stream's first so many batches, as a suite NAME@BATCHES.
+
+        Raises:
+            ValueError: If the stream has fewer.
+        """
         if not 1 <= batches <= self.batches:
             raise ValueError(f"suite {self.id} has 1 to {self.batches} batches, not {batches}")
         return replace(self, name=f"{self.name}@{batches}", batches=batches)
@@ -152,12 +137,17 @@ class Suite:
     def environment(self, training: bool = False) -> dict[str, Any]:
         """Arguments of the environment that is edited, or of the one that agents are prepared on."""
         dataset = (self.training or self.dataset) if training else self.dataset
-        split = "train" if training else self.split
-        found: dict[str, Any] = {"model": self.model, "dataset": dataset.format(data=self.data), "split": split}
-        found |= {"modules": self.modules, "device": self.device, "dtype": self.dtype}
+        arguments: dict[str, Any] = {
+            "model": self.model,
+            "dataset": dataset.format(data=self.data),
+            "split": "train" if training else self.split,
+            "modules": self.modules,
+            "device": self.device,
+            "dtype": self.dtype,
+        }
         if self.train_eos:
-            found["train_eos"] = True
-        return found if dataset == "atlas" else found | {"dataset_options": dict(self.options)}
+            arguments["train_eos"] = True
+        return arguments if dataset == "atlas" else arguments | {"dataset_options": dict(self.options)}
 
     def at(
         self,
@@ -177,61 +167,65 @@ class Suite:
                 f"suite {self.name} reads real data: give its folder with --data (see docs/results/real.md)"
             )
         if self.model is None and model is None:
-            known = (
+            remedy = (
                 "`python -m benchmarks.pretrain --size base` makes one (docs/results/capacity.md)"
                 if self.dataset == "atlas"
                 else "'real', in the package, knows CounterFact, ZsRE and FEVER (docs/results/real.md)"
             )
-            raise ValueError(f"suite {self.name} needs a model that knows its data: give one with --model; {known}")
+            raise ValueError(f"suite {self.name} needs a model that knows its data: give one with --model; {remedy}")
         modules = modules or self.modules
         return replace(self, model=model or self.model, data=data, modules=modules, device=device, dtype=dtype)
 
     def check_fingerprints(self) -> dict[str, str | None]:
         """Of the model, of the edits that are made and of those that agents may learn from, as they are here.
 
+        Returns:
+            ``model``, ``edits`` and ``training``: SHA-256 of each; None for a model of the hub.
+
         Raises:
-            ValueError: If they are not the suite's.
+            ValueError: If they are not the suite's, or if there are fewer edits than it makes.
         """
         from editenv.data import edits_digest, load_edits
 
-        told = self.environment()
-        edits = load_edits(told["dataset"], told["split"], None, told.get("dataset_options"))
-        taught = self.environment(training=True)
-        training = load_edits(taught["dataset"], taught["split"], None, taught.get("dataset_options"))
-        found = {
-            "model": model_fingerprint(told["model"]),
+        edited, trained_on = self.environment(), self.environment(training=True)
+        edits, training = (
+            load_edits(arguments["dataset"], arguments["split"], None, arguments.get("dataset_options"))
+            for arguments in (edited, trained_on)
+        )
+        fingerprints = {
+            "model": model_fingerprint(edited["model"]),
             "edits": edits_digest(edits),
             "training": edits_digest(training),
         }
-        for what, wanted, place in (
-            ("model", self.model_fingerprint, told["model"]),
-            ("edits", self.edits_fingerprint, f"{told['dataset']}, split {told['split']}"),
-            ("training", self.training_fingerprint, f"{taught['dataset']}, split {taught['split']}"),
+        for what, expected, source in (
+            ("model", self.model_fingerprint, edited["model"]),
+            ("edits", self.edits_fingerprint, f"{edited['dataset']}, split {edited['split']}"),
+            ("training", self.training_fingerprint, f"{trained_on['dataset']}, split {trained_on['split']}"),
         ):
-            there = found[what]
-            if wanted is not None and there != wanted:
+            actual = fingerprints[what]
+            if expected is not None and actual != expected:
                 raise ValueError(
-                    f"suite {self.id} is about {what} with fingerprint {wanted[:12]}..., but that of {place} is "
-                    f"{there[:12] + '...' if there else 'not known'}"
+                    f"suite {self.id} is about {what} with fingerprint {expected[:12]}..., but that of {source} is "
+                    f"{actual[:12] + '...' if actual else 'not known'}"
                 )
         if self.batches * self.edits_per_step > len(edits):
             raise ValueError(
-                f"suite {self.id} makes {self.batches * self.edits_per_step} edits, but {told['dataset']}, split "
-                f"{told['split']}, has {len(edits)}"
+                f"suite {self.id} makes {self.batches * self.edits_per_step} edits, but {edited['dataset']}, split "
+                f"{edited['split']}, has {len(edits)}"
             )
-        return found
+        return fingerprints
 
     def setting(self) -> dict[str, Any]:
         """What must be alike in records that are compared, as JSON has it."""
-        # What was learned from is in a record's fingerprints, whether a suite pins it or not.
-        told = ("about", "agents", "paper", "command", "data", "device", "training_fingerprint")
-        row = {name: value for name, value in asdict(self).items() if name not in told}
+        # What agents learned from is left out: it is in a record's fingerprints, whether a suite pins it or not.
+        descriptive = ("about", "agents", "paper", "command", "data", "device", "training_fingerprint")
+        row = {name: value for name, value in asdict(self).items() if name not in descriptive}
         row |= {"options": dict(self.options), "model": name_of(str(self.model))}
         row["end_of_answer"] = row.pop("train_eos")  # the name that records have had from the beginning
         if not self.train_eos:
             del row["end_of_answer"]  # as in records from before there was the choice
-        found: dict[str, Any] = json.loads(json.dumps(row))
-        return found
+        as_json: dict[str, Any] = json.loads(json.dumps(row))
+        return as_json
 
 
 def name_of(model: str) -> str:
@@ -259,8 +253,8 @@ def model_fingerprint(model: str) -> str | None:
     for path in files:
         digest.update(f"{path.name} {path.stat().st_size}\n".encode())
         with path.open("rb") as file:
-            while piece := file.read(1 << 24):
-                digest.update(piece)
+            while chunk := file.read(1 << 24):
+                digest.update(chunk)
     return digest.hexdigest()
 
 
@@ -297,16 +291,20 @@ def from_json(row: Mapping[str, Any]) -> Suite:
     Raises:
         ValueError: If a field is wrong; names it.
     """
-    made: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
-    if not isinstance(made["options"], dict):
-        raise ValueError(f"options must be an object, not {made['options']!r}")
-    made["options"] = tuple(made["options"].items())
-    if made["paper"] is not None:
+    values: dict[str, Any] = _with_tuples(row)
+    rules.any_object.check("options", values["options"])
+    values["options"] = tuple(values["options"].items())
+    if (paper := values["paper"]) is not None:
         names = {field.name for field in fields(Paper)}
-        if not isinstance(made["paper"], dict) or made["paper"].keys() != names:
+        if not isinstance(paper, dict) or paper.keys() != names:
             raise ValueError(f"paper must be null or have exactly {', '.join(sorted(names))}")
-        made["paper"] = Paper(**made["paper"] | {"presets": tuple(made["paper"]["presets"])})
-    return Suite(**made)
+        values["paper"] = Paper(**_with_tuples(paper))
+    return Suite(**values)
+
+
+def _with_tuples(row: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON's lists as tuples, which a frozen object holds."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
 
 
 def all_suites() -> list[Suite]:
@@ -335,9 +333,10 @@ def find(text: str) -> Suite:
     if parts and parts["first"] and parts["last"]:
         parts = None
     version = parts and (parts["first"] or parts["last"])
-    found = [suite for suite in all_suites() if parts and suite.name == parts["name"]]
+    suites = [suite for suite in all_suites() if parts and suite.name == parts["name"]]
     if version:
-        found = [suite for suite in found if suite.version == int(version)]
-    if not parts or not found:
+        suites = [suite for suite in suites if suite.version == int(version)]
+    if not parts or not suites:
         raise ValueError(f"unknown suite {text!r}; there are {', '.join(suite.id for suite in all_suites())}")
-    return found[-1].first(int(parts["batches"])) if parts["batches"] else found[-1]
+    newest = suites[-1]
+    return newest.first(int(parts["batches"])) if parts["batches"] else newest

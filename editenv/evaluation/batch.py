@@ -23,20 +23,20 @@ class EvaluationBatch:
         edits: The edits.
         texts: ``(prompt, answer)`` of each of the ``B`` questions.
         prompts: The same, encoded; ``A`` answer tokens.
-        owner: ``(B,)`` the edit each question belongs to.
+        edit_index: ``(B,)`` which of ``edits`` each question belongs to.
         kind: ``(B,)`` PROMPT, REPHRASE or LOCALITY.
-        before: ``(L,)`` theta_0's first choices at the locality prompts' answer tokens, which are the last ``L`` of
-            ``A``.
-        reference: ``(L, vocabulary)`` its log-probabilities there, if they were to be kept.
+        initial_tokens: ``(L,)`` theta_0's greedy tokens at the locality prompts' answer positions, which are the last
+            ``L`` of ``A``.
+        initial_log_probs: ``(L, vocabulary)`` its log-probabilities there, if they were to be kept.
     """
 
     edits: Sequence[Edit]
     texts: list[tuple[str, str]]
     prompts: Prompts
-    owner: torch.Tensor
+    edit_index: torch.Tensor
     kind: torch.Tensor
-    before: torch.Tensor
-    reference: torch.Tensor | None = None
+    initial_tokens: torch.Tensor
+    initial_log_probs: torch.Tensor | None = None
 
 
 @torch.no_grad()
@@ -53,15 +53,16 @@ def encode_evaluation(
     """
     rows = _rows(edits)
     prompts = lm.encode([text for _, _, text, _ in rows], [answer for _, _, _, answer in rows], append_eos=append_eos)
-    owner = torch.tensor([row[0] for row in rows], device=lm.device)
+    edit_index = torch.tensor([row[0] for row in rows], device=lm.device)
     kind = torch.tensor([row[1] for row in rows], device=lm.device)
     kept = prompts.select(kind == LOCALITY)
-    reference = None
+    initial_log_probs = None
     with lm.at_initial_weights():
         if keep_log_probs:
-            reference = lm.logits(kept).log_softmax(-1)
-        before = greedy_tokens(lm, kept) if reference is None else reference.argmax(-1)
-    return EvaluationBatch(edits, [(row[2], row[3]) for row in rows], prompts, owner, kind, before, reference)
+            initial_log_probs = lm.logits(kept).log_softmax(-1)
+        initial_tokens = greedy_tokens(lm, kept) if initial_log_probs is None else initial_log_probs.argmax(-1)
+    texts = [(row[2], row[3]) for row in rows]
+    return EvaluationBatch(edits, texts, prompts, edit_index, kind, initial_tokens, initial_log_probs)
 
 
 def warm_cache(lm: EditableLM, edits: Sequence[Edit], append_eos: bool = False) -> None:

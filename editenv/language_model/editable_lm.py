@@ -278,7 +278,7 @@ class EditableLM:
 
     def _tokens_of(self, texts: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
         """:meth:`tokenize`, which takes as long as a product with an edited weight, once for a text."""
-        known = self.activation_cache.tokens
+        known = self.activation_cache.token_ids
         if new := [text for text in dict.fromkeys(texts) if text not in known]:
             known |= zip(new, self.tokenize(*map(list, zip(*new, strict=True))), strict=True)
         found = [known[text] for text in texts]
@@ -332,7 +332,7 @@ class EditableLM:
             found.update(zip(chunk, pieces, strict=True))
         pieces = [found[text] if text in found else self.activation_cache[text] for text in texts]
         if reuse:
-            self.activation_cache.keep(found)
+            self.activation_cache.put(found)
         starts = (
             None if self.answer_positions_only else torch.tensor([len(h) - 1 for h, _ in pairs], device=self.device)
         )

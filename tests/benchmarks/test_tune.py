@@ -8,8 +8,9 @@ import pytest
 
 from agents.baselines.fine_tune import FineTune
 from agents.baselines.memit import MEMIT
-from agents.registry import ROWS, make_agent, make_method, takes_settings
+from agents.registry import make_agent, make_method, takes_settings
 from agents.rledit.agent import RLEdit
+from agents.rows import ROWS
 from agents.settings import build, read_settings, settings_path
 from benchmarks import tune
 from benchmarks.tune import Args, draw, read_trials, search_space
@@ -73,7 +74,7 @@ def world(monkeypatch, tmp_path):
     """Runs that cost nothing: the nearer the weight is to 100, the better."""
     calls = []
 
-    def run(suite, name, agent, seed, progress, beyond, activation_cache):
+    def run(suite, name, agent, seed, progress, probes, activation_cache):
         calls.append(agent.weight)
         score = 100 / (1 + abs(np.log(agent.weight / 100)))
         return SimpleNamespace(teacher_forced=dict.fromkeys(("efficacy", "generalization", "specificity"), score))

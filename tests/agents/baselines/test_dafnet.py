@@ -6,7 +6,9 @@ import torch
 from plain import answer_factors, answer_logits, edited_weights, random_deltas
 from torch.nn.functional import cross_entropy
 
-from agents.baselines.dafnet import DAFNet, DAFNetConfig, DAFNetwork, FusionLayer, gradients_of, judge, shares
+from agents.baselines.dafnet import DAFNet, DAFNetConfig
+from agents.baselines.dafnet.network import DAFNetwork, FusionLayer, shares
+from agents.baselines.dafnet.training import gradients_of, judge
 from editenv.deltas import LowRank
 from editenv.evaluation.batch import encode_evaluation
 from editenv.language_model.editable_lm import Gradient
@@ -260,7 +262,7 @@ def test_a_trained_network_is_kept_and_taken_again(make_env, small_world, monkey
     again = DAFNet(CONFIG)
     again.workspace = tmp_path
     with monkeypatch.context() as patch:
-        patch.setattr("agents.baselines.dafnet.train", lambda *arguments: pytest.fail("trained again"))
+        patch.setattr("agents.baselines.dafnet.agent.train", lambda *arguments: pytest.fail("trained again"))
         begun(env, again)
     kept = again.network.state_dict()
     assert all(torch.equal(value, kept[name]) for name, value in agent.network.state_dict().items())

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from agents import cli
 from agents.editing.arguments import EditArgs
+from agents.editing.edit_command import edit as run_edit
 from agents.editing.editor import LifelongEditor
 from agents.editing.guard import Guard
 from editenv.data.files import FileOptions, load_file_edits
@@ -49,7 +50,7 @@ def edit(my_model, tmp_path):
     def run(**options):
         told = {"edits": str(tmp_path / "edits.jsonl"), "output": tmp_path / "out", "model": str(my_model)}
         told |= {"method": "fine-tune", "modules": LAST, "edits_per_step": 2, "guard": Guard(1e9, 1e9)}
-        cli.edit(EditArgs(**told | options))
+        run_edit(EditArgs(**told | options))
         return json.loads((tmp_path / "out/report.json").read_text())
 
     return run
@@ -165,7 +166,7 @@ def test_a_model_that_cannot_be_asked_is_saved_all_the_same(edit, tmp_path, monk
 
 
 def test_corrections_that_were_taken_back_are_a_file_to_try_again(edit, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(LifelongEditor, "_out_of_bounds", lambda self, *_: "too bold" if self.batches == 1 else None)
+    monkeypatch.setattr(LifelongEditor, "_broken_bound", lambda self, *_: "too bold" if self.batches == 1 else None)
     report = edit()
     assert (report["asked"], report["edits"]) == (5, 3)
     again = load_file_edits(str(tmp_path / "out/not-applied.jsonl"), "all", FileOptions())
@@ -217,9 +218,9 @@ def test_another_model_around_the_same_edited_weights_is_refused(edit, my_model,
         edit()
     deltas = tmp_path / "out/deltas.safetensors"
     with pytest.raises(ValueError, match="other weights or the tokenizer"):
-        cli.apply(cli.Apply(deltas, tmp_path / "applied", str(my_model)))
+        cli.apply(cli.ApplyArgs(deltas, tmp_path / "applied", str(my_model)))
     assert not (tmp_path / "applied").exists()
-    cli.apply(cli.Apply(deltas, tmp_path / "applied", model_folder))
+    cli.apply(cli.ApplyArgs(deltas, tmp_path / "applied", model_folder))
 
 
 def test_a_result_that_differs_by_rounding_is_taken_if_it_is_allowed(edit, my_model, tmp_path, capsys):
@@ -229,8 +230,8 @@ def test_a_result_that_differs_by_rounding_is_taken_if_it_is_allowed(edit, my_mo
         metadata, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     save_file(tensors, deltas, metadata | {"after": "0" * 64})  # as another machine may have it
     with pytest.raises(ValueError, match="--allow-rounding"):
-        cli.apply(cli.Apply(deltas, tmp_path / "applied", str(my_model)))
-    cli.apply(cli.Apply(deltas, tmp_path / "applied", str(my_model), allow_rounding=True))
+        cli.apply(cli.ApplyArgs(deltas, tmp_path / "applied", str(my_model)))
+    cli.apply(cli.ApplyArgs(deltas, tmp_path / "applied", str(my_model), allow_rounding=True))
     assert "not to the bit" in capsys.readouterr().out
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("applied", "out/model"))
     assert all(torch.equal(one[key], two[key]) for key in one)
@@ -258,7 +259,7 @@ def test_what_a_killed_process_left_is_cleared_away_and_a_failure_leaves_the_old
 
 def test_small_steps_that_add_up_are_bounded_by_the_unedited_model(edit, tmp_path, monkeypatch):
     perplexities = iter([10.0, 12.0, 16.0, 19.0, 25.0])  # the unedited model's, then after each batch
-    monkeypatch.setattr(LifelongEditor, "_held_out", lambda self: next(perplexities))
+    monkeypatch.setattr(LifelongEditor, "_held_out_perplexity", lambda self: next(perplexities))
     write(tmp_path / "edits.jsonl", rows(8))
     report = edit(guard=Guard(max_perplexity=1.5, max_weight_norm=1e9, max_drift=1.5))
     assert [row["batch"] for row in report["rolled_back"]] == [2, 3, 4]

@@ -12,19 +12,8 @@ pytest.importorskip("stable_baselines3", reason="the sb3 extra is not installed"
 from stable_baselines3.common.callbacks import BaseCallback
 
 from agents.hypernetwork.config import TrainConfig
-from agents.rl.sb3 import (
-    Args,
-    SB3Agent,
-    load_buffer,
-    main,
-    make_model,
-    read_settings,
-    restore,
-    save,
-    save_buffer,
-    train,
-    wrapped,
-)
+from agents.rl.sb3 import Args, SB3Agent, main, make_model, read_settings, train, wrapped
+from agents.rl.sb3_checkpoints import load_buffer, restore, save, save_buffer
 from editenv.env import LifelongEditEnv
 
 NAMES = ("ppo", "a2c", "sac", "td3", "ddpg", "tqc")

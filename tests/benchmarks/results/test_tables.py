@@ -4,9 +4,10 @@ import pytest
 from test_records import RECORD
 
 from benchmarks.results.figures import draw_retention
+from benchmarks.results.leaderboard import entries
 from benchmarks.results.statistics import Estimate
 from benchmarks.results.tables import (
-    HEADINGS,
+    COLUMNS,
     as_details,
     as_intervals,
     as_markdown,
@@ -15,7 +16,6 @@ from benchmarks.results.tables import (
     markdown,
     one_line,
     readable,
-    rows,
     show,
     with_interval,
 )
@@ -23,6 +23,11 @@ from benchmarks.results.tables import (
 
 def scores(efficacy, generalization, specificity):
     return {"efficacy": efficacy, "generalization": generalization, "specificity": specificity}
+
+
+def cells(records):
+    """The texts of the main table by the keys of its columns, one dictionary a row."""
+    return [{column.key: column.text(entry) for column in COLUMNS} for entry in entries(records)]
 
 
 def test_an_estimate_is_shown_with_what_is_known_of_it():
@@ -59,16 +64,15 @@ def test_rows_are_interquartile_means_over_seeds():
     first = replace(RECORD, teacher_forced=scores(100.0, 50.0, 25.0), failures=1, edit_seconds=0.001)
     second = replace(RECORD, seed=1, teacher_forced=scores(50.0, 50.0, 75.0), failures=2, edit_seconds=0.003)
     other = replace(RECORD, agent="fine-tune", generation=scores(0.0, 10.0, 20.0))
-    table = rows([first, other, second])
-    assert [row[:2] for row in table] == [["no-edit", "2"], ["fine-tune", "1"]]
-    cells = dict(zip(HEADINGS, table[0], strict=True))
-    assert cells["teacher-forced Eff / Gen / Spe"] == "75.0 / 50.0 / 50.0"
+    row, other_row = cells([first, other, second])
+    assert (row["agent"], row["seeds"], other_row["agent"], other_row["seeds"]) == ("no-edit", "2", "fine-tune", "1")
+    assert row["teacher_forced"] == "75.0 / 50.0 / 50.0"
     low, high = 3 / (1 / 100 + 1 / 50 + 1 / 25), 3 / (1 / 50 + 1 / 50 + 1 / 75)
-    assert cells["mean"] == f"{(low + high) / 2:.1f} [{low:.1f}, {high:.1f}]"
-    assert cells["immediate"] == "90.0 / 45.5 / 100.0"
-    assert cells["ms/edit"] == "2.00"
-    assert cells["failed"] == "3"
-    assert dict(zip(HEADINGS, table[1], strict=True))["mean "] == "0.0", "one seed has no interval"
+    assert row["teacher_forced_mean"] == f"{(low + high) / 2:.1f} [{low:.1f}, {high:.1f}]"
+    assert row["immediate"] == "90.0 / 45.5 / 100.0"
+    assert row["milliseconds"] == "2.00"
+    assert row["failures"] == "3"
+    assert other_row["generation_mean"] == "0.0", "one seed has no interval"
 
 
 def test_each_figure_has_its_interval_where_there_are_two_seeds():
@@ -113,10 +117,14 @@ def test_times_are_with_and_without_the_setup_and_the_fastest_comes_first():
     ]
 
 
+def test_no_two_columns_have_a_key_in_common():
+    assert len({column.key for column in COLUMNS}) == len(COLUMNS)
+
+
 def test_markdown_has_a_line_for_each_agent():
     lines = as_markdown([RECORD, replace(RECORD, agent="fine-tune")]).splitlines()
     assert len(lines) == 4
-    assert {line.count("|") for line in lines} == {len(HEADINGS) + 1}
+    assert {line.count("|") for line in lines} == {len(COLUMNS) + 1}
     assert lines[2].startswith("| no-edit |")
     assert lines[3].startswith("| fine-tune |")
 
@@ -158,6 +166,23 @@ def test_one_line_and_show_hold_the_figures(capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_eighty_characters_are_enough_for_every_heading_and_figure(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    perfect = scores(100.0, 100.0, 100.0)
+    costs = {"setup_seconds": 12345.0, "edit_seconds": 12.3, "floor_ratio": 1234.5}
+    own = replace(RECORD, agent="my/long/path.py:MyPolicy", teacher_forced=perfect, generation=perfect, **costs)
+    show([RECORD, own])
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "…" not in shown
+    for text in ("teacher-forced", "generation", "mean", "setup", "ms per", "floor"):
+        assert text in shown
+    for text in ("100.0/100.0/100.0  100.0/100.0/100.0  100.0", "12345", "12300.00", "1234.50"):
+        assert text in shown
+    first_words = [line.strip().partition(" ")[0] for line in shown.splitlines()]
+    assert "my/long/path.py:MyPolicy" in "".join(first_words), "a long name goes on in the next line"
+
+
 def test_the_picture_shows_each_agents_curve(tmp_path):
     from matplotlib import image
 
@@ -174,13 +199,13 @@ def test_the_picture_shows_each_agents_curve(tmp_path):
 
 
 def test_an_outlier_among_four_seeds_does_not_count():
-    found = [
+    records = [
         replace(RECORD, seed=seed, generation=scores(value, value, value))
         for seed, value in enumerate((0.0, 50.0, 60.0, 100.0))
     ]
-    cells = dict(zip(HEADINGS, rows(found)[0], strict=True))
-    assert cells["generation Eff / Gen / Spe"] == "55.0 / 55.0 / 55.0"
-    assert cells["mean "].startswith("55.0 [")
+    (row,) = cells(records)
+    assert row["generation"] == "55.0 / 55.0 / 55.0"
+    assert row["generation_mean"].startswith("55.0 [")
 
 
 def test_a_picture_is_of_one_suite(tmp_path):

@@ -9,7 +9,8 @@ from agents.base import Agent
 from agents.baselines.no_edit import NoEdit
 from agents.baselines.ultraedit import UltraEdit
 from benchmarks.running.recording import Recording, Replay
-from benchmarks.running.rollout import mean_reward, run, time_floor, time_observation_and_update
+from benchmarks.running.rollout import mean_reward, run
+from benchmarks.running.timing import time_floor, time_observation_and_update
 from benchmarks.suites import Suite
 from editenv.evaluation.metrics import METRICS
 from editenv.language_model.activation_cache import ActivationCache
@@ -73,9 +74,9 @@ def test_runs_of_one_search_run_the_frozen_layers_once(suite, monkeypatch):
     records = []
     for agent in (Pusher(), Pusher(), NoEdit()):
         asked.append(0)
-        records.append(run(suite, "any", agent, 0, beyond=False, activation_cache=kept))
+        records.append(run(suite, "any", agent, 0, probes=False, activation_cache=kept))
     asked.append(0)
-    records.append(run(suite, "any", Pusher(), 0, beyond=False))
+    records.append(run(suite, "any", Pusher(), 0, probes=False))
     assert asked[1] < 0.5 * asked[0] == 0.5 * asked[3], "the floor's timings and texts that nobody kept are run again"
     first, again, nothing, alone = (record.teacher_forced for record in records)
     assert again == pytest.approx(first)
@@ -90,14 +91,14 @@ def test_what_an_agent_asks_on_its_own_is_not_shared_with_the_next(suite):
         def act(self, observation, info):
             lm = self.env.language_model
             lm.encode(["A text of its own"], ["answer"])
-            ours.update(lm.activation_cache._kept)
+            ours.update(lm.activation_cache._outputs)
             return super().act(observation, info)
 
     ours, kept = {}, ActivationCache()
-    run(suite, "asker", Asker(), 0, beyond=False, activation_cache=kept)
+    run(suite, "asker", Asker(), 0, probes=False, activation_cache=kept)
     assert len(ours) == 1
     assert not any(text in kept for text in ours)
-    assert kept._kept
+    assert kept._outputs
 
 
 def test_doing_nothing_keeps_everything_in_generation_too(suite):

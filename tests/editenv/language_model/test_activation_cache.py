@@ -43,7 +43,7 @@ def test_a_file_of_something_else_is_not_taken(base, tokenizer, tmp_path):
     for name in ("half", "text", "foreign", "none"):
         loaded = ActivationCache()
         assert not loaded.load(tmp_path / name, IDENTITY)
-        assert not loaded._kept
+        assert not loaded._outputs
 
 
 def test_a_file_that_cannot_be_written_is_an_os_error(tmp_path):
@@ -52,15 +52,15 @@ def test_a_file_that_cannot_be_written_is_an_os_error(tmp_path):
         ActivationCache().save(tmp_path / "file" / "kept", IDENTITY)
 
 
-def test_those_below_are_read_and_left_alone(base, tokenizer, monkeypatch):
-    below = ActivationCache()
-    above = ActivationCache(below=below)
-    lm = EditableLM(base, tokenizer, ["layers.2.mlp.down_proj"], activation_cache=below)
+def test_the_fallback_is_read_and_left_alone(base, tokenizer, monkeypatch):
+    fallback = ActivationCache()
+    cache = ActivationCache(fallback=fallback)
+    lm = EditableLM(base, tokenizer, ["layers.2.mlp.down_proj"], activation_cache=fallback)
     lm.encode(PROMPTS, ANSWERS)
-    before = dict(below._kept)
-    lm.activation_cache = above
+    before = dict(fallback._outputs)
+    lm.activation_cache = cache
     lm.encode([*PROMPTS, "Another"], [*ANSWERS, "one"])
-    assert len(above._kept) == 1
-    assert list(below._kept) == list(before)
-    above.clear()
-    assert list(below._kept) == list(before)
+    assert len(cache._outputs) == 1
+    assert list(fallback._outputs) == list(before)
+    cache.clear()
+    assert list(fallback._outputs) == list(before)
