@@ -14,7 +14,7 @@ from pkgutil import resolve_name
 import pytest
 from documents import DOCUMENTS, MARKDOWN, ROOT, blocks_of, name_of
 
-from agents.registry import ROWS
+from agents.rows import ROWS
 from editenv.evaluation.greedy import generate
 
 LONGEST_LINE = 120
@@ -22,7 +22,7 @@ ROOMS = ("agents", "benchmarks", "docs", "editenv", "examples", "tests", ".githu
 ids = {"argvalues": DOCUMENTS, "ids": name_of}
 
 NOT_RUN = {
-    "docs/guides/add_a_method.md": "a part of agents/registry.py: test_a_guide_can_be_followed puts it there",
+    "docs/guides/add_a_method.md": "a part of agents/rows.py: test_a_guide_can_be_followed puts it there",
     "docs/guides/add_a_data_set.md": "parts of editenv/data/formats.py: test_a_guide_can_be_followed puts them there",
 }
 """Documents that have blocks of Python with a title, and why these are not run by themselves."""
@@ -102,6 +102,13 @@ def test_every_path_and_name_of_code_exists(path):
                 resolve_name(name)
 
 
+def test_documents_that_code_names_exist():
+    for room in ("agents", "benchmarks", "editenv", "examples"):
+        for path in (ROOT / room).rglob("*.py"):
+            for document in re.findall(r"\bdocs/[\w/.-]+\.\w+", path.read_text(encoding="utf-8")):
+                assert (ROOT / document).exists(), f"{name_of(path)}: {document}"
+
+
 def test_every_row_is_explained():
     """By its line in the table of methods, by its own line in that of rows, or by such a line and suffixes."""
     methods = (ROOT / "docs/reference/methods.md").read_text(encoding="utf-8").partition("## The methods")[2]
@@ -164,7 +171,7 @@ def test_the_first_edit_of_the_readme_is_what_the_model_says(tmp_path, monkeypat
 
 
 BEFORE = {
-    "agents/registry.py": ['    "no-edit": Row('],
+    "agents/rows.py": ['    "no-edit": Row('],
     "editenv/data/formats.py": ["def _own(", '    "counterfact": (\n'],
     "docs/reference/methods.md": ["| `rledit` |"],
     "docs/reference/data_formats.md": ["| `zsre` |"],
@@ -237,7 +244,7 @@ WHERE = (
     "editenv/journal.py",
     "agents/baselines/memit.py",
     "editenv/data/formats.py",
-    "agents/registry.py",
+    "agents/rows.py",
 )
 
 

@@ -1,4 +1,4 @@
-"""The leaderboard's figures, drawn with matplotlib. What each of them shows is said in docs/statistics.md."""
+"""The leaderboard's figures, drawn with matplotlib. What each of them shows is said in docs/reference/statistics.md."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -305,7 +305,7 @@ class EditableLM:
             answers: Their continuations.
             batch_size: Prompts run together.
             reuse: False computes everything anew, for honest timings.
-            ends: Let the end-of-sequence token follow each answer, as its last token.
+            append_eos: Let the end-of-sequence token follow each answer, as its last token.
         """
         pairs = self._tokens_of(list(zip(prompts, answers, strict=True))) if reuse else self.tokenize(prompts, answers)
         if append_eos:
