@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from agents.hypernetwork.config import PolicyConfig, TrainConfig
-from agents.hypernetwork.train_command import Args, main
+from agents.hypernetwork.arguments import Args
+from agents.hypernetwork.train_command import main
 from agents.rledit.trainer import RLEditTrainer
 
 OPTIONS = {
