@@ -44,7 +44,7 @@ class Args:
     model: str = "atlas"
     """Embedded model, Hugging Face folder or hub id."""
     dataset: str = "atlas"
-    """Data set as docs/data.md has it; its validation split is edited."""
+    """Data set as docs/reference/data_formats.md has it; its validation split is edited."""
     seed: int = 0
     """Seeds training and the choice of the batches."""
 
