@@ -292,6 +292,13 @@ def test_arrays_are_read_across_pieces_of_the_file(tmp_path, pieces):
     assert [record for _, record in read_records(path)] == records
 
 
+@pytest.mark.parametrize("separator", [" " * 70_000 + ",", "," + " " * 70_000, ", "])
+def test_white_space_is_as_long_as_it_likes(tmp_path, separator):
+    path = tmp_path / "wide.json"
+    path.write_text("[" + separator.join(json.dumps(own(i)) for i in range(3)) + " " * 70_000 + "]")
+    assert [record for _, record in read_records(path)] == json.loads(path.read_text())
+
+
 def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path):
     for name, text in (("a.json", json.dumps([own(0)])), ("a.csv", "prompt,target\na,b\n")):
         (tmp_path / name).write_text(text, encoding="utf-8-sig")
