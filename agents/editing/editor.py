@@ -160,7 +160,7 @@ class LifelongEditor:
         self.journal: Journal | None = None
         if output is not None:
             header = journal_header(self.agent, learning, method, constructed_with, settings, edits, self.guard, seed)
-            self.journal = Journal(Path(output), header)
+            self.journal = Journal(Path(output), header, in_common=("agent",))
             self.agent.workspace = Path(output) / "prepared"
         try:
             self.agent.prepare(learning, seed, progress)
