@@ -338,13 +338,14 @@ def main() -> None:
 
 
 def _train(words: Sequence[str]) -> None:
-    """``editenv train`` has the options of ``python -m agents.rledit``, which are its own command's."""
+    """``editenv train`` has the options of ``python -m agents.rledit``."""
     import agents.rledit
-    from agents.hypernetwork import train_command
+    from agents.hypernetwork.arguments import Args
 
-    args = tyro.cli(train_command.Args, prog="editenv train", args=words, description=agents.rledit.__doc__)
+    args = tyro.cli(Args, prog="editenv train", args=words, description=agents.rledit.__doc__)
 
-    def train(args: train_command.Args) -> None:
+    def train(args: Args) -> None:
+        from agents.hypernetwork import train_command
         from agents.rledit.trainer import RLEditTrainer
 
         train_command.main(args, RLEditTrainer)
