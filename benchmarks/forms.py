@@ -17,6 +17,7 @@ from agents.settings import merged, read_settings
 
 
 def _form(method: str, **changes: Any) -> Callable[[], Agent]:
+    """Makes the method with some of its chosen settings changed; objects of settings are merged."""
     return lambda: make_method(method, merged(read_settings(method), changes))
 
 

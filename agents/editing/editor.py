@@ -160,7 +160,7 @@ class LifelongEditor:
         self.journal: Journal | None = None
         if output is not None:
             header = journal_header(self.agent, learning, method, constructed_with, settings, edits, self.guard, seed)
-            self.journal = Journal(Path(output), header)
+            self.journal = Journal(Path(output), header, in_common=("agent",))
             self.agent.workspace = Path(output) / "prepared"
         try:
             self.agent.prepare(learning, seed, progress)
@@ -252,8 +252,8 @@ class LifelongEditor:
             texts += [f"{item.prompt} {item.answer}" for item in edit.locality]
             longest = max(map(len, self.lm.tokenizer(texts)["input_ids"]))
             if context is not None and longest > context:
-                what = f"has {longest} tokens with its answer; the model's context holds {context}"
-                raise BadRecordError("edit", i, what, "prompt", "length")
+                problem = f"has {longest} tokens with its answer; the model's context holds {context}"
+                raise BadRecordError("edit", i, problem, "prompt", "length")
 
     def _attempt(self, before: Mapping[str, torch.Tensor], info: dict[str, Any]) -> _Attempt:
         """Applies the agent's actions for the batch that is presented, until one is refused, and checks the bounds."""

@@ -1,4 +1,4 @@
-"""What an editor needs before its first edit: the method, what the method learns from, and what the journal is about."""
+"""What an editor needs before its first edit: the method, what it learns from, and what the journal is about."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -15,7 +15,7 @@ from agents.registry import make_agent, make_method, takes_settings
 from agents.rledit.agent import RLEdit
 from agents.rows import packaged_policy
 from editenv.data import Edit, edits_digest, load_edits
-from editenv.data.files import content_digest
+from editenv.data.tables import content_digest
 from editenv.delta_files import fingerprint, frozen_fingerprint
 from editenv.env import LifelongEditEnv
 from editenv.language_model.editable_lm import EditableLM

@@ -3,6 +3,7 @@ import torch
 from safetensors.torch import save_file
 
 from editenv.language_model.activation_cache import ActivationCache
+from editenv.language_model.cut import CutModel
 from editenv.language_model.editable_lm import EditableLM
 
 PROMPTS = ["The capital of Tovaria is", "Who wrote this book? It was", "A"]
@@ -24,7 +25,7 @@ def test_what_was_saved_takes_the_place_of_the_frozen_layers(base, tokenizer, tm
         kept.save(tmp_path / "kept", IDENTITY)
         assert loaded.load(tmp_path / "kept", IDENTITY)
         with monkeypatch.context() as patch:
-            patch.delattr(EditableLM, "_frozen_output")
+            patch.delattr(CutModel, "frozen_output")
             prompts = other.encode(PROMPTS, ANSWERS)
         assert torch.equal(other.logits(prompts), expected)
 
