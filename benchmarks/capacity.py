@@ -5,9 +5,9 @@
     python -m benchmarks.capacity --suites capacity-wide --model runs/base --device cuda --out runs/capacity
 
 One run of a lifelong method gives its whole curve: a stream's first edits are the stream of a shorter run. The
-ceiling, joint fine-tuning, sees all its edits at once and is run anew for each number of them. Quality is the
-harmonic mean of teacher-forced efficacy, generalization and specificity over all edits so far. A method breaks
-where its curve first falls below 90% of its start, the first batch; between two points the curve is taken as
+upper reference, joint fine-tuning (--ceiling), sees all its edits at once and is run anew for each number of them.
+Quality is the harmonic mean of teacher-forced efficacy, generalization and specificity over all edits so far. A method
+breaks where its curve first falls below 90% of its start, the first batch; between two points the curve is taken as
 straight over the logarithm of the number of edits. One that starts below 10 never worked, and has nothing to lose.
 
 Cells are those of benchmarks.run, in OUT/cells: what is there is not run again, and --suites may be added to later.
@@ -36,9 +36,10 @@ from benchmarks.suites import Suite, find, id_of
 from editenv.atomic_files import atomic_write_text
 from editenv.models import EMBEDDED
 
-BROKEN = 0.9
+BROKEN_SHARE = 0.9
 """Share of its start below which a method has broken."""
-WORKS = 10.0
+
+WORKING_QUALITY = 10.0
 """Quality at the start below which a method never worked."""
 
 
@@ -49,8 +50,8 @@ class Args:
     suites: tuple[str, ...] = ("capacity-narrow", "capacity-1-layer", "capacity-2-layers", "capacity-4-layers")
     """Suites that differ in their edited modules; NAME@BATCHES for shorter streams."""
     agents: tuple[str, ...] = ()
-    """Methods besides the ceiling; each suite's own by default. With joint-fine-tune@FOLDER among them the ceiling
-    has the settings there.
+    """Methods besides joint fine-tuning; each suite's own by default. With joint-fine-tune@FOLDER among them joint
+    fine-tuning has the settings there.
     """
     ceiling: tuple[int, ...] = (20, 100, 500, 1000, 2000, 4000, 8000)
     """Numbers of edits at which joint fine-tuning is run, as far as the stream goes; 0 leaves it out."""
@@ -94,65 +95,89 @@ def cells_of(suite: Suite, args: Args, seeds: Sequence[int]) -> list[Cell]:
 
     Raises:
         ValueError: If the suite's model or edits are not those it is about, if a method's run does not give its
-            curve, or if a ceiling is not of whole batches.
+            curve, or if a number of edits for joint fine-tuning is not one of whole batches.
         FileNotFoundError: If a row's settings are not there.
     """
     suite = suite.at(args.model, None, device=args.device)
     for edits in args.ceiling:
         if edits % suite.edits_per_step:
             raise ValueError(
-                f"ceiling: {suite.id} has batches of {suite.edits_per_step} edits; {edits} edits are no whole number of them"
+                f"ceiling: {suite.id} has batches of {suite.edits_per_step} edits; {edits} edits are no whole number "
+                "of them"
             )
-    prints, out = suite.check_fingerprints(), args.out.resolve()
+    fingerprints, out = suite.check_fingerprints(), args.out.resolve()
     rows = parse_agents(args.agents) or suite.agents
     methods = [name for name in rows if not is_upper_reference(name)]
-    ceiling = next((name for name in rows if is_upper_reference(name)), UPPER_REFERENCE)
+    upper_reference = next(filter(is_upper_reference, rows), UPPER_REFERENCE)
     for name in methods:
         if make_agent(name).looks_ahead:
             raise ValueError(f"agents: {name} acts by where its stream ends; one run does not give its curve")
-    found = [Cell(suite, prints, agent, seed, out) for seed in seeds for agent in methods]
-    whole = find(f"{suite.name.partition('@')[0]}-v{suite.version}").at(args.model, None, device=args.device)
+    cells = [Cell(suite, fingerprints, agent, seed, out) for seed in seeds for agent in methods]
+    uncut = find(f"{suite.name.partition('@')[0]}-v{suite.version}").at(args.model, None, device=args.device)
     for batches in sorted({edits // suite.edits_per_step for edits in args.ceiling}):
         if 1 <= batches <= suite.batches:
-            found += [Cell(whole.first(batches), prints, ceiling, seed, out) for seed in seeds]
-    return found
+            cells += [Cell(uncut.first(batches), fingerprints, upper_reference, seed, out) for seed in seeds]
+    return cells
 
 
 def breaking_point(points: Sequence[tuple[int, float]]) -> float | None:
-    """Where a curve of (edits, quality) first falls below :data:`BROKEN` of its first point.
+    """Where a curve first falls below :data:`BROKEN_SHARE` of its first point.
 
-    None if it does not, or starts below :data:`WORKS`.
+    Args:
+        points: Number of edits, ascending, and quality over all of them.
+
+    Returns:
+        A number of edits; None if the curve does not fall so far, or starts below :data:`WORKING_QUALITY`.
     """
-    if points[0][1] < WORKS:
+    start = points[0][1]
+    if start < WORKING_QUALITY:
         return None
-    floor = BROKEN * points[0][1]
-    for (before, high), (after, low) in itertools.pairwise(points):
-        if low < floor:
-            share = (high - floor) / (high - low)
-            return math.exp(math.log(before) + share * (math.log(after) - math.log(before)))
+    broken = BROKEN_SHARE * start
+    for (edits_before, quality_before), (edits_after, quality_after) in itertools.pairwise(points):
+        if quality_after < broken:
+            share = (quality_before - broken) / (quality_before - quality_after)
+            return math.exp(math.log(edits_before) + share * (math.log(edits_after) - math.log(edits_before)))
     return None
 
 
 def curves(records: Sequence[Record]) -> list[Curve]:
-    """Of every suite and method among the records that has more than one point, the widest edited part last."""
+    """Of every suite and method among the records that has more than one point, the widest edited part last.
+
+    Raises:
+        ValueError: If neither a suite's records nor the suite itself say which modules were edited.
+    """
+    # For each suite, model and agent, and of it for each seed: number of edits -> quality over all of them.
     runs: dict[tuple[str, str, str], dict[int, dict[int, float]]] = {}
     for record in records:
-        points = runs.setdefault((_suite_of(record), record.model, record.agent), {}).setdefault(record.seed, {})
+        quality = runs.setdefault((_suite_of(record), record.model, record.agent), {}).setdefault(record.seed, {})
         if is_upper_reference(record.agent):
-            points[record.edits] = harmonic_mean(record.teacher_forced)
+            quality[record.edits] = harmonic_mean(record.teacher_forced)
         else:  # a longer run's points are a shorter one's, and more
-            points |= {int(point["edits"] or 0): harmonic_mean(point) for point in record.retention}
-    edited = _edited(records)
-    found = []
-    for (name, model, agent), by_seed in runs.items():
-        common = sorted(set.intersection(*(set(points) for points in by_seed.values())))
-        if len(common) > 1:
-            mean = tuple((n, float(interquartile_mean([seed[n] for seed in by_seed.values()]))) for n in common)
-            alone = tuple(breaking_point([(n, points[n]) for n in common]) for _, points in sorted(by_seed.items()))
-            found.append(
-                Curve(name, model, *edited[name, model], agent, len(by_seed), mean, breaking_point(mean), alone)
+            quality |= {int(point["edits"] or 0): harmonic_mean(point) for point in record.retention}
+    modules_and_inputs = _modules_and_inputs(records)
+    curves_of_runs = []
+    for (suite, model, agent), by_seed in runs.items():
+        in_common = sorted(set.intersection(*map(set, by_seed.values())))
+        if len(in_common) < 2:
+            continue
+        points = tuple((n, float(interquartile_mean([quality[n] for quality in by_seed.values()]))) for n in in_common)
+        modules, inputs = modules_and_inputs[suite, model]
+        curves_of_runs.append(
+            Curve(
+                suite=suite,
+                model=model,
+                modules=modules,
+                inputs=inputs,
+                agent=agent,
+                seeds=len(by_seed),
+                points=points,
+                breaks_at=breaking_point(points),
+                breaks_by_seed=tuple(
+                    breaking_point([(n, quality[n]) for n in in_common]) for _, quality in sorted(by_seed.items())
+                ),
             )
-    return sorted(found, key=lambda curve: (curve.inputs, curve.suite))
+        )
+    return sorted(curves_of_runs, key=lambda curve: (curve.inputs, curve.suite))
 
 
 def _suite_of(record: Record) -> str:
@@ -160,20 +185,22 @@ def _suite_of(record: Record) -> str:
     return re.sub(r"@\d+|-v1$", "", record.suite)
 
 
-def _edited(records: Sequence[Record]) -> dict[tuple[str, str], tuple[tuple[str, ...], int]]:
+def _modules_and_inputs(records: Sequence[Record]) -> dict[tuple[str, str], tuple[tuple[str, ...], int]]:
     """Edited modules of each suite and model, and d_in summed over them.
 
     Raises:
         ValueError: If no record of a suite says it, and the suite does not say which model it is about.
     """
     ids = {(_suite_of(record), record.model): id_of(record.suite) for record in records}
-    told = {(_suite_of(record), record.model): record.modules for record in records if record.modules}
-    shapes = {key: told.get(key) or _shapes(find(suite)) for key, suite in ids.items()}
-    return {key: (tuple(named), sum(d_in for d_in, _ in named.values())) for key, named in shapes.items()}
+    recorded = {(_suite_of(record), record.model): record.modules for record in records if record.modules}
+    shapes = {key: recorded.get(key) or _shapes(find(suite)) for key, suite in ids.items()}
+    return {key: (tuple(modules), sum(d_in for d_in, _ in modules.values())) for key, modules in shapes.items()}
 
 
 def _shapes(suite: Suite) -> dict[str, list[int]]:
-    """Of the suite's modules, which are its model's own where it names none: for older records, which do not say it."""
+    """``[d_in, d_out]`` of the suite's modules, which are its model's own where it names none: for older records, which
+    do not say it.
+    """
     from editenv.language_model.editable_lm import EditableLM
     from editenv.models import load_model
 
@@ -186,7 +213,7 @@ def _shapes(suite: Suite) -> dict[str, list[int]]:
     return {name: list(lm.shape(name)) for name in lm.modules}
 
 
-def as_markdown(found: Sequence[Curve]) -> str:
+def as_markdown(curves: Sequence[Curve]) -> str:
     """A row for each method and set of modules."""
     headings = (
         "edited",
@@ -199,28 +226,40 @@ def as_markdown(found: Sequence[Curve]) -> str:
         "edits per input",
     )
     body = []
-    for curve in found:
-        last = curve.points[-1]
-        if curve.breaks_at:
-            end, each = f"{curve.breaks_at:,.0f} edits", f"{curve.breaks_at / curve.inputs:.2f}"
-            if curve.seeds > 1:
-                alone = [f"{edits:,.0f}" if edits else "-" for edits in curve.breaks_by_seed]
-                end += f" ({', '.join(alone)})"
-        elif curve.points[0][1] < WORKS:
-            end, each = "never worked", "-"
-        else:
-            end, each = f"not up to {last[0]:,}", f"over {last[0] / curve.inputs:.2f}"
-        start, then = f"{curve.points[0][1]:.1f} ({curve.points[0][0]:,})", f"{last[1]:.1f} ({last[0]:,})"
-        layers = ", ".join(name.removeprefix("model.").removeprefix("layers.") for name in curve.modules)
-        layers += f" of {curve.model}" if curve.model != EMBEDDED else ""
-        body.append([layers, f"{curve.inputs:,}", curve.agent, str(curve.seeds), start, then, end, each])
+    for curve in curves:
+        (first_edits, start), (last_edits, end) = curve.points[0], curve.points[-1]
+        modules = ", ".join(name.removeprefix("model.").removeprefix("layers.") for name in curve.modules)
+        body.append(
+            [
+                modules + (f" of {curve.model}" if curve.model != EMBEDDED else ""),
+                f"{curve.inputs:,}",
+                curve.agent,
+                str(curve.seeds),
+                f"{start:.1f} ({first_edits:,})",
+                f"{end:.1f} ({last_edits:,})",
+                *_capacity_of(curve),
+            ]
+        )
     return markdown(headings, body)
 
 
-def chart(found: Sequence[Curve]) -> Chart:
+def _capacity_of(curve: Curve) -> tuple[str, str]:
+    """Where the curve breaks, and that number of edits by the number of inputs."""
+    last_edits, _ = curve.points[-1]
+    if curve.breaks_at:
+        edits = f"{curve.breaks_at:,.0f} edits"
+        if curve.seeds > 1:
+            edits += f" ({', '.join(f'{alone:,.0f}' if alone else '-' for alone in curve.breaks_by_seed)})"
+        return edits, f"{curve.breaks_at / curve.inputs:.2f}"
+    if curve.points[0][1] < WORKING_QUALITY:
+        return "never worked", "-"
+    return f"not up to {last_edits:,}", f"over {last_edits / curve.inputs:.2f}"
+
+
+def chart(curves: Sequence[Curve]) -> Chart:
     """A panel for each set of modules; a cross where a method falls below 90% of its start."""
     groups: dict[tuple[str, str], list[Curve]] = {}
-    for curve in found:
+    for curve in curves:
         # The ceiling has one look, whatever its settings.
         curve = replace(curve, agent=UPPER_REFERENCE) if is_upper_reference(curve.agent) else curve
         groups.setdefault((curve.suite, curve.model), []).append(curve)
@@ -233,34 +272,39 @@ def chart(found: Sequence[Curve]) -> Chart:
         panels.append(Panel(title, "edits so far", tuple(_series(curve) for curve in group), label))
     agents = dict.fromkeys(series.agent for panel in panels for series in panel.series)
     forward = foremost(sorted(agents, key=lambda agent: not is_reference(agent)))
-    note = f"over all edits so far, teacher-forced; a cross where a method falls below {BROKEN:.0%} of its start"
+    note = f"over all edits so far, teacher-forced; a cross where a method falls below {BROKEN_SHARE:.0%} of its start"
     return Chart("How many edits a model holds", note, tuple(panels), columns, forward=forward)
 
 
 def _series(curve: Curve) -> Series:
     edits, quality = zip(*((float(edits), quality) for edits, quality in curve.points), strict=True)
-    cross = (curve.breaks_at, BROKEN * quality[0]) if curve.breaks_at else None
+    cross = (curve.breaks_at, BROKEN_SHARE * quality[0]) if curve.breaks_at else None
     return Series(curve.agent, edits, quality, cross=cross)
 
 
-def draw(found: Sequence[Curve], path: Path) -> None:
+def draw(curves: Sequence[Curve], path: Path) -> None:
     """The chart as a picture; written whole or not at all."""
-    save(chart(found), path)
+    save(chart(curves), path)
 
 
 def main(args: Args) -> int:
+    """Runs what is missing and writes table, figures and curves; 1 if a cell failed.
+
+    Raises:
+        SystemExit: For wrong arguments, with a message.
+    """
     try:
         seeds = parse_seeds(args.seeds)
-        wanted = [cell for name in args.suites for cell in cells_of(find(name), args, seeds)]
-        failed = run_cells(wanted, args.out, run_here)
-        found = curves([record for record in cells.collect(args.out) if record.suite.startswith("capacity-")])
+        requested = [cell for name in args.suites for cell in cells_of(find(name), args, seeds)]
+        failed = run_cells(requested, args.out, run_here)
+        results = curves([record for record in cells.collect(args.out) if record.suite.startswith("capacity-")])
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(str(error)) from None
-    if found:
-        atomic_write_text(args.out / "capacity.json", json.dumps([asdict(curve) for curve in found], indent=2) + "\n")
-        atomic_write_text(args.out / "capacity.md", as_markdown(found))
-        draw(found, args.out / "capacity.png")
-        print(f"\n{as_markdown(found)}\nSaved {args.out}/capacity.md, capacity.json and capacity.png.")
+    if results:
+        atomic_write_text(args.out / "capacity.json", json.dumps([asdict(curve) for curve in results], indent=2) + "\n")
+        atomic_write_text(args.out / "capacity.md", as_markdown(results))
+        draw(results, args.out / "capacity.png")
+        print(f"\n{as_markdown(results)}\nSaved {args.out}/capacity.md, capacity.json and capacity.png.")
     for line in failed:
         print(f"failed: {line}", file=sys.stderr)
     return 1 if failed else 0

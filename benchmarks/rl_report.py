@@ -16,7 +16,7 @@ import tyro
 
 from benchmarks.results.charts import PERCENT, Chart, Panel, Series, foremost, save
 from benchmarks.results.statistics import Estimate, estimate
-from benchmarks.results.tables import markdown
+from benchmarks.results.tables import markdown, readable
 from benchmarks.rl import FIGURES, Run, read
 
 Unit = Literal["steps", "seconds"]
@@ -59,9 +59,8 @@ def as_markdown(runs: Sequence[Run], unit: Unit) -> str:
 
 
 def shown(found: Estimate) -> str:
-    if found.interval is None:
-        return f"{found.value:.1f}"
-    return f"{found.value:.1f} [{found.interval[0]:.1f}, {found.interval[1]:.1f}]"
+    value, *ends = (readable(number, 1) for number in (found.value, *(found.interval or ())))
+    return f"{value} [{', '.join(ends)}]" if ends else value
 
 
 def chart(runs: Sequence[Run], chosen: Iterable[str] = ()) -> Chart:

@@ -28,10 +28,11 @@ from agents.baselines.ultraedit import UltraEdit
 from agents.editing.editor import LifelongEditor
 from agents.hypernetwork.config import PolicyConfig, TrainConfig
 from agents.hypernetwork.training import training_environment
+from agents.progress import silent
 from agents.rledit.agent import RLEdit
 from agents.rledit.trainer import RLEditTrainer
 from benchmarks.results.records import hardware, versions
-from benchmarks.running.rollout import clock, peak_memory_bytes, time_steps
+from benchmarks.running.timing import clock, medians, peak_memory_bytes, time_steps
 from editenv.atomic_files import atomic_write_text
 from editenv.data import load_edits
 from editenv.env import LifelongEditEnv
@@ -108,6 +109,7 @@ class Args:
 
 
 def config_of(args: Args) -> "LlamaConfig":
+    """Of the model, without the tokenizer's special tokens."""
     from transformers import LlamaConfig
 
     shape = SHAPES[args.shape] | ({} if args.layers is None else {"num_hidden_layers": args.layers})
@@ -115,7 +117,7 @@ def config_of(args: Args) -> "LlamaConfig":
 
 
 def check(args: Args) -> None:
-    """Before anything large is made.
+    """Checks the arguments, before anything large is made.
 
     Raises:
         ValueError: If a number is too small, there is no such device, or the model has no such modules.
@@ -123,14 +125,15 @@ def check(args: Args) -> None:
     from transformers import LlamaForCausalLM
 
     check_device(args.device)
-    least = {"edits_per_step": 1, "steps": 1, "rank": 1, "horizon": 0, "journaled": 0, "layers": 1, "memory_samples": 1}
-    for name, low in least.items():
+    smallest = dict.fromkeys(("edits_per_step", "steps", "rank", "layers", "memory_samples"), 1)
+    smallest |= {"horizon": 0, "journaled": 0}
+    for name, least in smallest.items():
         value = getattr(args, name)
-        if value is not None and value < low:
-            raise ValueError(f"{name} must be {low} or more, not {value}")
-    if named := modules_of(args.modules, args.preset):
+        if value is not None and value < least:
+            raise ValueError(f"{name} must be {least} or more, not {value}")
+    if modules := modules_of(args.modules, args.preset):
         with torch.device("meta"):
-            find_modules(LlamaForCausalLM(config_of(args)), named)
+            find_modules(LlamaForCausalLM(config_of(args)), modules)
 
 
 def write_model(folder: Path, args: Args) -> None:
@@ -143,13 +146,13 @@ def write_model(folder: Path, args: Args) -> None:
         setattr(config, f"{name}_token_id", getattr(tokenizer, f"{name}_token_id"))
     torch.manual_seed(args.seed)
     # Made where it will run: billions of random numbers take a CPU minutes.
-    before = torch.get_default_dtype()
+    usual_dtype = torch.get_default_dtype()
     torch.set_default_dtype(getattr(torch, args.dtype))
     try:
         with torch.device(args.device):
             model = LlamaForCausalLM(config)
     finally:
-        torch.set_default_dtype(before)
+        torch.set_default_dtype(usual_dtype)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -158,31 +161,40 @@ def parameters(args: Args) -> int:
     """Of the model, counted from its shape: attention, MLP and two norms for each layer, a norm, embeddings and
     head.
     """
-    s = SHAPES[args.shape]
-    d, layers = s["hidden_size"], args.layers or s["num_hidden_layers"]
-    heads = 2 * d * d + 2 * d * d * s["num_key_value_heads"] // s["num_attention_heads"]
-    return layers * (heads + 3 * d * s["intermediate_size"] + 2 * d) + d + EMBEDDINGS * s["vocab_size"] * d
+    shape = SHAPES[args.shape]
+    width, layers = shape["hidden_size"], args.layers or shape["num_hidden_layers"]
+    # Queries and outputs are as wide as the model, keys and values as their fewer heads.
+    attention = 2 * width**2 + 2 * width**2 * shape["num_key_value_heads"] // shape["num_attention_heads"]
+    layer = attention + 3 * width * shape["intermediate_size"] + 2 * width
+    return layers * layer + width + EMBEDDINGS * shape["vocab_size"] * width
 
 
 @contextmanager
-def memory(device: torch.device, found: dict[str, Any]) -> Iterator[None]:
-    """Notes the most memory that was held within the context, and how much of it was held before."""
+def peak_memory(device: torch.device, results: dict[str, Any]) -> Iterator[None]:
+    """Notes the most memory that was held within the context, and how much of it was held before.
+
+    Args:
+        device: Of the model.
+        results: Gets ``host_peak_bytes``, and on a GPU ``device_bytes_before`` and ``device_peak_bytes``.
+    """
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-        found["device_bytes_before"] = torch.cuda.memory_allocated(device)
+        results["device_bytes_before"] = torch.cuda.memory_allocated(device)
     yield
     if device.type == "cuda":
-        found["device_peak_bytes"] = peak_memory_bytes(device)
-    found["host_peak_bytes"] = peak_memory_bytes(torch.device("cpu"))  # of the process so far
+        results["device_peak_bytes"] = peak_memory_bytes(device)
+    results["host_peak_bytes"] = peak_memory_bytes(torch.device("cpu"))  # of the process so far
 
 
 def policy_config(args: Args) -> PolicyConfig:
+    """Of the policy, with the preset's rank if there is one."""
     return PolicyConfig(rank=args.rank if args.preset is None else preset(args.preset).rank)
 
 
 def train_config(args: Args) -> TrainConfig:
+    """Of a trajectory as long as was asked for, two batches at least."""
     return TrainConfig(
         horizon=max(args.horizon, 2),
         edits_per_step=args.edits_per_step,
@@ -194,140 +206,174 @@ def train_config(args: Args) -> TrainConfig:
 
 def time_editing(agent: Agent, env: LifelongEditEnv, args: Args) -> dict[str, Any]:
     """Medians over steps of acting, of the whole edit step (observation and update are the environment's) and of
-    the floor.
+    the floor; and the peak memory.
     """
-    found: dict[str, Any] = {}
-    with memory(env.language_model.device, found):
-        rows = time_steps(agent, env, args.steps, args.seed)
-    medians = {name: statistics.median(row[name] for row in rows) for name in rows[0]}
-    found |= {"act_seconds": medians["act"], "step_seconds": medians["step"], "floor_seconds": medians["floor"]}
-    found["ratio"] = statistics.median(row["step"] / row["floor"] for row in rows)
-    return found | {"environment_step_seconds": medians["environment"]}
+    results: dict[str, Any] = {}
+    with peak_memory(env.language_model.device, results):
+        times = medians(time_steps(agent, env, args.steps, args.seed))
+    return results | {
+        "act_seconds": times["act"],
+        "step_seconds": times["step"],
+        "floor_seconds": times["floor"],
+        "ratio": times["ratio"],
+        "environment_step_seconds": times["environment"],
+    }
 
 
 def time_training(env: LifelongEditEnv, args: Args) -> dict[str, Any]:
     """One trajectory and its policy gradient, after a short one that warms up the device."""
     config = train_config(args)
-    found: dict[str, Any] = {"horizon": config.horizon}
-    for warms_up in (True, False):
-        this = replace(config, horizon=2) if warms_up else config
-        trainer = RLEditTrainer(training_environment(env, this), this, args.seed, None)
-        device = trainer.lm.device
-        with memory(device, found):
-            began = clock(device)
-            steps = list(trainer.credited_roll_out())
-            rolled_out = clock(device)
-            trainer.backward(steps)
-            trainer.ascend()
-            ended = clock(device)
-        if warms_up:
-            del trainer, steps  # not both in memory
-    tokens = statistics.mean(len(next(iter(step.gradients.values())).keys) for step in steps)
-    size = sum(parameter.numel() for parameter in trainer.policy.parameters())
-    found |= {"roll_out_seconds": rolled_out - began, "backward_seconds": ended - rolled_out}
-    return found | {"answer_tokens_per_step": tokens, "policy_parameters": size}
+    _time_trajectory(env, replace(config, horizon=2), args.seed)
+    return {"horizon": config.horizon} | _time_trajectory(env, config, args.seed)
+
+
+def _time_trajectory(env: LifelongEditEnv, config: TrainConfig, seed: int) -> dict[str, Any]:
+    results: dict[str, Any] = {}
+    trainer = RLEditTrainer(training_environment(env, config), config, seed, None)
+    device = trainer.lm.device
+    with peak_memory(device, results):
+        started = clock(device)
+        steps = list(trainer.credited_roll_out())
+        rolled_out = clock(device)
+        trainer.backward(steps)
+        trainer.ascend()
+        ended = clock(device)
+    return results | {
+        "roll_out_seconds": rolled_out - started,
+        "backward_seconds": ended - rolled_out,
+        "answer_tokens_per_step": statistics.mean(len(next(iter(step.gradients.values())).keys) for step in steps),
+        "policy_parameters": sum(parameter.numel() for parameter in trainer.policy.parameters()),
+    }
 
 
 def time_journaled(model: str, args: Args, modules: tuple[str, ...] | None, folder: Path) -> dict[str, Any]:
-    """Seconds of batches as `editenv edit` makes them: edited, checked by the guard, on disk."""
+    """Seconds of batches as `editenv edit` makes them: edited, checked by the guard, on disk.
+
+    Args:
+        model: Folder of the model.
+        args: The command's.
+        modules: Edited modules; None for the model's own.
+        folder: Where the journal is written.
+    """
     edits = load_edits(EMBEDDED, "validation", None, None)
-    found: dict[str, Any] = {}
-    began = time.perf_counter()
+    started = time.perf_counter()
     editor = LifelongEditor(
         model, "ultraedit", output=folder, modules=modules, device=args.device, dtype=args.dtype, seed=args.seed
     )
-    found["opening_seconds"] = time.perf_counter() - began
+    opening_seconds = time.perf_counter() - started
     seconds = []
     for batch in range(args.journaled):
         result = editor.edit([edits[i] for i in range(batch * args.edits_per_step, (batch + 1) * args.edits_per_step)])
         seconds.append(result.seconds)
-    return found | {"batch_seconds": statistics.median(seconds)}
+    return {"opening_seconds": opening_seconds, "batch_seconds": statistics.median(seconds)}
 
 
 def measure(args: Args) -> dict[str, Any]:
-    """Everything, in the order in which it can be afforded."""
-    named = modules_of(args.modules, args.preset) or None
-    found: dict[str, Any] = {
+    """Everything, in the order in which it can be afforded; kept in ``args.out`` as it is found."""
+    modules = modules_of(args.modules, args.preset) or None
+    results: dict[str, Any] = {
         "arguments": asdict(args) | {"folder": None, "out": None, "rank": policy_config(args).rank},
         "versions": versions(),
+        "hardware": hardware(args.device),
+        "parameters": parameters(args),
     }
-    found |= {"hardware": hardware(args.device), "parameters": parameters(args)}
 
-    def keep() -> None:
+    def keep(name: str, figures: dict[str, Any], description: str) -> None:
+        results[name] = figures
+        print(f"{name}: {description}", flush=True)
         if args.out is not None:
-            atomic_write_text(args.out, json.dumps(found, indent=2) + "\n")
+            atomic_write_text(args.out, json.dumps(results, indent=2) + "\n")
 
-    temporary = Path(tempfile.mkdtemp()) if args.folder is None else None
-    folder = args.folder or temporary
-    assert folder is not None
-    try:
-        began = time.perf_counter()
-        model = folder / f"{args.shape}-{args.layers or 'all'}-{args.dtype}-{args.seed}"
-        if not model.exists():
-            partial = model.with_suffix(".partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            write_model(partial, args)
-            partial.rename(model)
-        found["writing_seconds"] = time.perf_counter() - began
-        began = time.perf_counter()
-        load_model(str(model), args.device, args.dtype)
-        found["loading_seconds"] = time.perf_counter() - began
+    with _model_folder(args) as folder:
+        started = time.perf_counter()
+        model = made_model(folder, args)
+        results["writing_seconds"] = time.perf_counter() - started
+        started = time.perf_counter()
+        load_model(model, args.device, args.dtype)
+        results["loading_seconds"] = time.perf_counter() - started
         env = LifelongEditEnv(
-            model=str(model),
+            model=model,
             split="validation",
-            modules=named,
+            modules=modules,
             device=args.device,
             dtype=args.dtype,
             edits_per_step=args.edits_per_step,
             memory_batches=0,
         )
-        lm = env.language_model
-        found["modules"] = {name: list(lm.shape(name)) for name in lm.modules}
+        results["modules"] = {name: list(env.language_model.shape(name)) for name in env.language_model.modules}
         policy = RLEdit(replace(train_config(args), horizon=2), train=False)
-        policy.prepare(env, args.seed, lambda *_: None)
+        policy.prepare(env, args.seed, silent)
         for name, agent in (("ultraedit", UltraEdit()), ("rledit", policy)):
-            found[name] = time_editing(agent, env, args)
-            print(f"{name}: {describe_editing(found[name], args)}", flush=True)
-            keep()
-        del agent, policy
+            editing = time_editing(agent, env, args)
+            keep(name, editing, describe_editing(editing, args))
+        del agent, policy  # what comes next needs the memory
         if args.horizon:
-            found["training"] = time_training(env, args)
-            print(f"training: {describe_training(found['training'], found['rledit'], args)}", flush=True)
-            keep()
-        del env, lm
+            training = time_training(env, args)
+            keep("training", training, describe_training(training, results["rledit"], args))
+        del env
         if args.journaled:
-            journal = Path(tempfile.mkdtemp(dir=folder))
-            found["journaled"] = time_journaled(str(model), args, named, journal)
-            shutil.rmtree(journal)
-            each = found["journaled"]["batch_seconds"] / args.edits_per_step
-            print(f"editenv edit: {1 / each:.1f} edits/s with guard and journal", flush=True)
-            keep()
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary)
-    return found
+            with tempfile.TemporaryDirectory(dir=folder) as journal:
+                journaled = time_journaled(model, args, modules, Path(journal))
+            keep("journaled", journaled, describe_journaled(journaled, args))
+    return results
 
 
-def describe_editing(row: dict[str, Any], args: Args) -> str:
-    peak = row.get("device_peak_bytes", row["host_peak_bytes"])
-    step, floor, whole = (1000 * row[name] for name in ("step_seconds", "floor_seconds", "environment_step_seconds"))
+@contextmanager
+def _model_folder(args: Args) -> Iterator[Path]:
+    """The folder for models: the one that was named, or a temporary one."""
+    if args.folder is not None:
+        yield args.folder
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+
+
+def made_model(folder: Path, args: Args) -> str:
+    """The model's folder in this one; written first if it is not there yet."""
+    model = folder / f"{args.shape}-{args.layers or 'all'}-{args.dtype}-{args.seed}"
+    if not model.exists():
+        partial = model.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        write_model(partial, args)
+        partial.rename(model)
+    return str(model)
+
+
+def describe_editing(editing: dict[str, Any], args: Args) -> str:
+    """The figures of :func:`time_editing` in a line."""
+    peak = editing.get("device_peak_bytes", editing["host_peak_bytes"])
+    step, floor, environment_step = (
+        1000 * editing[name] for name in ("step_seconds", "floor_seconds", "environment_step_seconds")
+    )
     return (
-        f"edit step of {args.edits_per_step} {step:.0f} ms, {row['ratio']:.2f} x the floor of {floor:.0f} ms; with the reward "
-        f"{whole:.0f} ms; {peak / 1e9:.1f} GB"
+        f"edit step of {args.edits_per_step} {step:.0f} ms, {editing['ratio']:.2f} x the floor of {floor:.0f} ms; with "
+        f"the reward {environment_step:.0f} ms; {peak / 1e9:.1f} GB"
     )
 
 
-def describe_training(row: dict[str, Any], editing: dict[str, Any], args: Args) -> str:
-    seconds = row["roll_out_seconds"] + row["backward_seconds"]
+def describe_training(training: dict[str, Any], editing: dict[str, Any], args: Args) -> str:
+    """The figures of :func:`time_training` in a line, beside what editing takes."""
+    seconds = training["roll_out_seconds"] + training["backward_seconds"]
     edits = seconds / editing["step_seconds"] * args.edits_per_step
-    peak = row.get("device_peak_bytes", row["host_peak_bytes"])
+    peak = training.get("device_peak_bytes", training["host_peak_bytes"])
     return (
-        f"a trajectory of {row['horizon']} x {args.edits_per_step} takes {seconds:.1f} s ({row['backward_seconds']:.1f} of them "
-        f"backward), as long as {edits:,.0f} edits; {peak / 1e9:.1f} GB, {row['host_peak_bytes'] / 1e9:.1f} GB of the host's"
+        f"a trajectory of {training['horizon']} x {args.edits_per_step} takes {seconds:.1f} s "
+        f"({training['backward_seconds']:.1f} of them backward), as long as {edits:,.0f} edits; {peak / 1e9:.1f} GB, "
+        f"{training['host_peak_bytes'] / 1e9:.1f} GB of the host's"
     )
+
+
+def describe_journaled(journaled: dict[str, Any], args: Args) -> str:
+    """The figures of :func:`time_journaled` in a line."""
+    return f"{args.edits_per_step / journaled['batch_seconds']:.1f} edits/s of editenv edit, with guard and journal"
 
 
 def main(args: Args) -> None:
+    """Measures and prints.
+
+    Raises:
+        SystemExit: For wrong arguments, with a message.
+    """
     try:
         check(args)
     except ValueError as error:

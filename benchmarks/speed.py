@@ -12,7 +12,6 @@ find the same figures.
 import copy
 import json
 import multiprocessing
-import statistics
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -28,12 +27,12 @@ from agents.hypernetwork.config import TrainConfig
 from agents.hypernetwork.training import training_environment
 from agents.rledit.agent import RLEdit
 from agents.rledit.trainer import RLEditTrainer
-from benchmarks.running.rollout import peak_memory_bytes, time_steps
+from benchmarks.running.timing import medians, peak_memory_bytes, time_steps
 from editenv.atomic_files import atomic_write_text
 from editenv.data import Edit
 from editenv.env import LifelongEditEnv
 from editenv.evaluation import metrics
-from editenv.evaluation.batch import LOCALITY, encode_evaluation
+from editenv.evaluation.batch import LOCALITY, EvaluationBatch, encode_evaluation
 from editenv.language_model.editable_lm import EditableLM, Gradient
 
 
@@ -49,6 +48,12 @@ class Args:
     """Write the figures to this JSON file, too."""
 
 
+CPU = torch.device("cpu")
+
+TOLERANCE = 1e-4
+"""Largest relative difference of the two trajectories' losses; their sums are in another order."""
+
+
 def _trainer(batches: int) -> RLEditTrainer:
     config = TrainConfig(horizon=batches, warm_up_batches=2)
     return RLEditTrainer(training_environment(LifelongEditEnv(), config), config, 0, None)
@@ -57,10 +62,8 @@ def _trainer(batches: int) -> RLEditTrainer:
 def edit_step(repeats: int) -> dict[str, float]:
     """Median seconds of observation, policy and update, of the floor, and the median of their ratios."""
     env = LifelongEditEnv(split="validation", memory_batches=0)
-    rows = time_steps(RLEdit.of(_trainer(2)), env, repeats)
-    medians = {name: statistics.median(row[name] for row in rows) for name in ("step", "floor")}
-    ratio = statistics.median(row["step"] / row["floor"] for row in rows)
-    return {"seconds": medians["step"], "floor_seconds": medians["floor"], "ratio": ratio}
+    times = medians(time_steps(RLEdit.of(_trainer(2)), env, repeats))
+    return {"seconds": times["step"], "floor_seconds": times["floor"], "ratio": times["ratio"]}
 
 
 def judging(edits: int) -> dict[str, float]:
@@ -77,32 +80,44 @@ def judging(edits: int) -> dict[str, float]:
         with torch.no_grad():
             truncated = env.step(policy(env.gradients))[3]
     lm = env.language_model
-    questions = encode_evaluation(lm, env.edits_done)
+    evaluation = encode_evaluation(lm, env.edits_done)
     started = time.perf_counter()
-    found = metrics.generation(lm, questions)
+    scores = metrics.generation(lm, evaluation)
     seconds = time.perf_counter() - started
-    texts, limit = [text for text, _ in questions.texts], metrics.generation_limit(questions)
-    kept = [text for text, kind in zip(texts, questions.kind.tolist(), strict=True) if kind == LOCALITY]
     started = time.perf_counter()
-    with lm.at_initial_weights():
-        before = metrics.generate(lm, kept, limit, unfinished=True)
-    written = metrics.generate(lm, texts, limit, unfinished=True)
+    correct = _naively_correct(lm, evaluation)
     naive_seconds = time.perf_counter() - started
-    wanted = [answer for _, answer in questions.texts[: len(texts) - len(kept)]] + before
-    right = [text == answer for text, answer in zip(written, wanted, strict=True)]
-    owners, kinds = questions.owner.numpy(), questions.kind.numpy()
+    owners, kinds = evaluation.edit_index.numpy(), evaluation.kind.numpy()
     for kind, metric in enumerate(metrics.METRICS):
-        mine = kinds == kind
-        expected = np.bincount(owners[mine], np.array(right)[mine]) / np.bincount(owners[mine])
-        if not np.allclose(getattr(found, metric), expected, equal_nan=True):
+        of_kind = kinds == kind
+        expected = np.bincount(owners[of_kind], correct[of_kind]) / np.bincount(owners[of_kind])
+        if not np.allclose(getattr(scores, metric), expected, equal_nan=True):
             raise RuntimeError(f"{metric} is not what is generated")
-    return {"seconds": seconds, "naive_seconds": naive_seconds, "questions": len(texts)}
+    return {"seconds": seconds, "naive_seconds": naive_seconds, "questions": len(evaluation.texts)}
+
+
+def _naively_correct(lm: EditableLM, evaluation: EvaluationBatch) -> np.ndarray:
+    """``(B,)`` whether the text generated for each prompt is the answer, or theta_0's text for locality prompts."""
+    prompts = [prompt for prompt, _ in evaluation.texts]
+    answers: list[str | None] = [answer for _, answer in evaluation.texts]
+    locality = [i for i, kind in enumerate(evaluation.kind.tolist()) if kind == LOCALITY]
+    limit = metrics.generation_limit(evaluation)
+    with lm.at_initial_weights():
+        initial = metrics.generate(lm, [prompts[i] for i in locality], limit, unfinished=True)
+    for i, text in zip(locality, initial, strict=True):
+        answers[i] = text
+    generated = metrics.generate(lm, prompts, limit, unfinished=True)
+    return np.array([text == answer for text, answer in zip(generated, answers, strict=True)])
 
 
 def fast_trajectory(batches: int) -> dict[str, Any]:
-    """One training trajectory as agents/hypernetwork/training.py computes it."""
+    """One training trajectory as agents/rledit/trainer.py computes it.
+
+    Returns:
+        Its seconds, the loss of each step, and the peak memory of the process before it and after it.
+    """
     trainer = _trainer(batches)
-    before = peak_memory_bytes(torch.device("cpu"))
+    peak_before = peak_memory_bytes(CPU)
     started = time.perf_counter()
     steps = list(trainer.credited_roll_out())
     trainer.backward(steps)
@@ -111,13 +126,13 @@ def fast_trajectory(batches: int) -> dict[str, Any]:
     return {
         "seconds": seconds,
         "losses": losses,
-        "peak_bytes": peak_memory_bytes(torch.device("cpu")),
-        "peak_before_bytes": before,
+        "peak_bytes": peak_memory_bytes(CPU),
+        "peak_before_bytes": peak_before,
     }
 
 
 def naive_trajectory(batches: int) -> dict[str, Any]:
-    """The same, the obvious way."""
+    """The same, the obvious way: whole weights, every logit, memory batches one by one, and a d x d solve."""
     trainer = _trainer(batches)
     env, policy, config = trainer.env, trainer.policy, trainer.config
     env.reset(seed=0)
@@ -125,12 +140,12 @@ def naive_trajectory(batches: int) -> dict[str, Any]:
     lm = env.language_model
     lm.restore()
     (name,) = lm.modules
-    before = peak_memory_bytes(torch.device("cpu"))
+    peak_before = peak_memory_bytes(CPU)
     started = time.perf_counter()
     reference = copy.deepcopy(lm.model)
     weight = lm.modules[name].get_parameter("weight").requires_grad_(True)
     losses: list[float] = []
-    kept: list[tuple[Gradient, torch.Tensor]] = []
+    observed: list[tuple[Gradient, torch.Tensor]] = []  # and the gradient of the step's loss, (d_in, d_out)
     for t, batch in enumerate(stream):
         gradient = _plain_gradient(lm, name, batch)
         with torch.no_grad():
@@ -145,30 +160,31 @@ def naive_trajectory(batches: int) -> dict[str, Any]:
             total += float(loss.detach())
         losses.append(total + config.regularization * float(delta.square().sum()))
         assert weight.grad is not None
-        kept.append((gradient, weight.grad.T.clone()))
-    later = torch.zeros_like(kept[0][1])
-    for gradient, weight_gradient in reversed(kept):
-        later = later + weight_gradient
+        observed.append((gradient, weight.grad.T.clone()))
+    later_losses = torch.zeros_like(observed[0][1])  # S_i: a delta answers for its own loss and all later ones
+    for gradient, weight_gradient in reversed(observed):
+        later_losses = later_losses + weight_gradient
         delta = _dense_delta(policy, name, gradient)
-        loss = (later * delta).sum() + config.regularization * delta.square().sum()
-        (loss / len(kept)).backward()
+        loss = (later_losses * delta).sum() + config.regularization * delta.square().sum()
+        (loss / len(observed)).backward()
     seconds = time.perf_counter() - started
     return {
         "seconds": seconds,
         "losses": losses,
-        "peak_bytes": peak_memory_bytes(torch.device("cpu")),
-        "peak_before_bytes": before,
+        "peak_bytes": peak_memory_bytes(CPU),
+        "peak_before_bytes": peak_before,
     }
 
 
 def _dense_delta(policy: Any, name: str, gradient: Gradient) -> torch.Tensor:
+    """``(U^T U + ridge I)^-1 U^T V``, ``(d_in, d_out)``: the ridge regression of the policy, by a d x d solve."""
     keys, values = gradient.keys, policy.values(name, gradient)
     ridge = policy.ridge(name, preconditioned=False)
     return torch.linalg.solve(keys.T @ keys + ridge * torch.eye(keys.shape[1]), keys.T @ values)
 
 
 def _padded(lm: EditableLM, pairs: Sequence[tuple[str, str]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids, and labels that are -100 outside the answers."""
+    """Token ids and labels, ``(B, width)`` each; labels are -100 outside the answers."""
     rows = lm.tokenize([prompt for prompt, _ in pairs], [answer for _, answer in pairs])
     width = max(len(head) + len(tail) for head, tail in rows)
     ids = torch.tensor([(head + tail + [0] * width)[:width] for head, tail in rows])
@@ -177,27 +193,28 @@ def _padded(lm: EditableLM, pairs: Sequence[tuple[str, str]]) -> tuple[torch.Ten
 
 
 def _plain_gradient(lm: EditableLM, name: str, batch: Sequence[Edit]) -> Gradient:
+    """The fine-tuning gradient's factors at the answer tokens, by a backward through the whole model."""
     ids, labels = _padded(lm, [(edit.prompt, edit.target) for edit in batch])
-    seen: list[torch.Tensor] = []
+    tapped: list[torch.Tensor] = []
 
     def tap(_: torch.nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         output.retain_grad()
-        seen.extend((args[0], output))
+        tapped.extend((args[0], output))
 
     handle = lm.modules[name].register_forward_hook(tap)
     logits = lm.model(input_ids=ids, use_cache=False).logits
     F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum").backward()
     handle.remove()
-    real = labels != -100
-    keys, output = seen
+    is_answer = labels != -100
+    keys, output = tapped
     assert output.grad is not None
-    return Gradient(keys[real].detach(), output.grad[real])
+    return Gradient(keys[is_answer].detach(), output.grad[is_answer])
 
 
 def _plain_losses(
     lm: EditableLM, reference: torch.nn.Module, batch: Sequence[Edit]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Eq. 7, with every logit of both models."""
+    """The edit loss and the locality loss of eq. 7, with every logit of both models."""
     ids, labels = _padded(lm, [(text, edit.target) for edit in batch for text in edit.rephrases])
     nll = F.cross_entropy(
         lm.model(input_ids=ids, use_cache=False).logits.transpose(1, 2), labels, ignore_index=-100, reduction="none"
@@ -212,8 +229,13 @@ def _plain_losses(
 
 
 def main(args: Args) -> None:
+    """Measures each in a process of its own and prints.
+
+    Raises:
+        SystemExit: If the two trajectories do not find the same losses.
+    """
     context = multiprocessing.get_context("spawn")
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for label, function, argument in (
         ("edit step", edit_step, args.repeats),
         ("trajectory", fast_trajectory, args.batches),
@@ -222,31 +244,39 @@ def main(args: Args) -> None:
     ):
         print(f"{label} ...", flush=True)
         with ProcessPoolExecutor(1, mp_context=context) as pool:
-            found[label] = pool.submit(function, argument).result()
-    step, fast, naive = found["edit step"], found["trajectory"], found["naive trajectory"]
-    difference = max(abs(a - b) / abs(b) for a, b in zip(fast["losses"], naive["losses"], strict=True))
-    found["trajectory ratio"] = naive["seconds"] / fast["seconds"]
-    found["largest relative difference of losses"] = difference
-    floor = 1000 * step["floor_seconds"]
-    print(f"edit step of 20: {1000 * step['seconds']:.1f} ms, {step['ratio']:.2f} x the floor of {floor:.1f} ms")
-    times = f"{fast['seconds']:.1f} s, naive {naive['seconds']:.1f} s"
-    print(f"trajectory of {args.batches} x 20: {times}: {found['trajectory ratio']:.1f} times faster")
-    judged = found["judging"]
-    found["judging ratio"] = judged["naive_seconds"] / judged["seconds"]
-    print(
-        f"judging {judged['questions']} free answers: {judged['seconds']:.1f} s, generating each "
-        f"{judged['naive_seconds']:.1f} s: {found['judging ratio']:.1f} times faster, same figures"
-    )
-    for label, row in (("trajectory", fast), ("naive trajectory", naive)):
-        grown = row["peak_bytes"] - row["peak_before_bytes"]
-        print(
-            f"peak memory of the {label}: {row['peak_bytes'] / 1e9:.2f} GB ({grown / 1e9:.2f} GB above where it started)"
-        )
-    print(f"largest relative difference of the losses: {difference:.1e}")
+            results[label] = pool.submit(function, argument).result()
+    fast, naive, judged = results["trajectory"], results["naive trajectory"], results["judging"]
+    differences = [abs(a - b) / abs(b) for a, b in zip(fast["losses"], naive["losses"], strict=True)]
+    results["trajectory ratio"] = naive["seconds"] / fast["seconds"]
+    results["largest relative difference of losses"] = max(differences)
+    results["judging ratio"] = judged["naive_seconds"] / judged["seconds"]
+    print(described(results, args.batches))
     if args.out is not None:
-        atomic_write_text(args.out, json.dumps(found, indent=2) + "\n")
-    if difference > 1e-4:
+        atomic_write_text(args.out, json.dumps(results, indent=2) + "\n")
+    if max(differences) > TOLERANCE:
         raise SystemExit("the two do not compute the same thing")
+
+
+def described(results: dict[str, Any], batches: int) -> str:
+    """The figures in some lines."""
+    step, judged = results["edit step"], results["judging"]
+    fast, naive = results["trajectory"], results["naive trajectory"]
+    lines = [
+        f"edit step of 20: {1000 * step['seconds']:.1f} ms, {step['ratio']:.2f} x the floor of "
+        f"{1000 * step['floor_seconds']:.1f} ms",
+        f"trajectory of {batches} x 20: {fast['seconds']:.1f} s, naive {naive['seconds']:.1f} s: "
+        f"{results['trajectory ratio']:.1f} times faster",
+        f"judging {judged['questions']} free answers: {judged['seconds']:.1f} s, generating each "
+        f"{judged['naive_seconds']:.1f} s: {results['judging ratio']:.1f} times faster, same figures",
+    ]
+    for label, trajectory in (("trajectory", fast), ("naive trajectory", naive)):
+        above_start = trajectory["peak_bytes"] - trajectory["peak_before_bytes"]
+        lines.append(
+            f"peak memory of the {label}: {trajectory['peak_bytes'] / 1e9:.2f} GB ({above_start / 1e9:.2f} GB above "
+            "where it started)"
+        )
+    lines.append(f"largest relative difference of the losses: {results['largest relative difference of losses']:.1e}")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
-from agents.registry import ROWS, Row
+from agents.rows import ROWS, Row
 from benchmarks.results import published
 from benchmarks.results.leaderboard import (
     MEAN,

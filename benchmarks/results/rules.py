@@ -13,7 +13,6 @@ import math
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from functools import cache
 from types import MappingProxyType
 from typing import Any, get_type_hints
 
@@ -58,19 +57,10 @@ def check_fields(instance: Any, prefix: str = "") -> None:
     Raises:
         ValueError: If a value breaks its rule; names the field and the value.
     """
-    for name, rule in _rules(type(instance)):
-        rule.check(prefix + name, getattr(instance, name))
-
-
-@cache
-def _rules(kind: type) -> list[tuple[str, Rule]]:
-    """Fields and rules of a class, in the order of its fields."""
-    return [
-        (name, annotation)
-        for name, hint in get_type_hints(kind, include_extras=True).items()
-        for annotation in getattr(hint, "__metadata__", ())
-        if isinstance(annotation, Rule)
-    ]
+    for name, hint in get_type_hints(type(instance), include_extras=True).items():
+        for annotation in getattr(hint, "__metadata__", ()):
+            if isinstance(annotation, Rule):
+                annotation.check(prefix + name, getattr(instance, name))
 
 
 # -- texts and numbers --------------------------------------------------------------------------------------------

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agents.base import ProgressCallback
-from agents.registry import ROWS, make_agent, settings_of
+from agents.registry import make_agent, settings_of
+from agents.rows import ROWS
 from benchmarks.results.records import Record, commit, disagreements, hardware, read, versions
 from benchmarks.suites import Suite, name_of
 from editenv.atomic_files import atomic_write_text
@@ -87,8 +88,8 @@ class Cell:
         }
         if differing := sorted(disagreements(recorded, current)):  # an older record may not say all of it
             raise ValueError(
-                f"{self.path} was made with another {', '.join(differing)} than {self.suite.id} and {self.agent} have now: "
-                "remove it or choose another --out"
+                f"{self.path} was made with another {', '.join(differing)} than {self.suite.id} and {self.agent} have "
+                "now: remove it or choose another --out"
             )
         if self.keep_deltas and record.deltas is None:
             raise ValueError(f"{self.path} was made without keeping its deltas: remove it or choose another --out")

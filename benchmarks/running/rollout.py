@@ -84,7 +84,7 @@ def run(
 
     progress("judging", suite.batches, suite.batches)
     lm, edits = env.language_model, list(env.edits_done)
-    required = required_protocols(lm, edits)
+    teacher_forced, generation = required_protocols(lm, edits)
     peak_memory = peak_memory_bytes(lm.device)  # before the optional protocols, which not every suite asks for
     optional = optional_protocols(lm, edits, suite, drift_sentences, probes)
 
@@ -96,7 +96,8 @@ def run(
         model=name_of(str(suite.model)),
         dataset=f"{suite.dataset}/{suite.split}",
         edits=len(edits),
-        **required,
+        teacher_forced=teacher_forced,
+        generation=generation,
         immediate={metric: mean([scores[metric] for scores in trace.immediate]) for metric in metrics.METRICS},
         retention=trace.retention,
         setup_seconds=setup_seconds,
@@ -105,7 +106,9 @@ def run(
         peak_memory_bytes=peak_memory,
         versions=versions(),
         failures=trace.failures,
-        **optional,
+        probability=optional.get("probability"),
+        drift=optional.get("drift"),
+        probes=optional.get("probes"),
         mean_reward=mean_reward(trace.rewards),
         actions_per_batch=agent.actions_per_batch,
         modules={module: list(lm.shape(module)) for module in lm.modules},
@@ -205,7 +208,7 @@ def edit_stream(
     _, info = env.reset(seed=seed, options={"shuffle": suite.order == "shuffled"})
     lm = env.language_model
     share_cache(lm, cache)  # after the reset, which empties the model's cache
-    agents_cache = ActivationCache(ACTIVATION_CACHE_BYTES, below=cache)
+    agents_cache = ActivationCache(ACTIVATION_CACHE_BYTES, fallback=cache)
     agent.begin(env)
     if recording is not None:
         recording.start(lm)
@@ -341,13 +344,11 @@ def play(env: LifelongEditEnv, agent: Agent, info: dict[str, Any]) -> Iterator[S
 # -- after the stream ---------------------------------------------------------------------------------------------
 
 
-def required_protocols(lm: EditableLM, edits: Sequence[Edit]) -> dict[str, MetricValues]:
-    """``teacher_forced`` and ``generation`` over all edits, which every suite is judged by."""
+def required_protocols(lm: EditableLM, edits: Sequence[Edit]) -> tuple[MetricValues, MetricValues]:
+    """The protocols that every suite is judged by, over all edits: teacher-forced, and generation."""
     evaluation = encode_evaluation(lm, edits)
-    return {
-        "teacher_forced": metrics.teacher_forced(lm, evaluation).percentages(),
-        "generation": metrics.generation(lm, evaluation).percentages(),
-    }
+    teacher_forced = metrics.teacher_forced(lm, evaluation).percentages()
+    return teacher_forced, metrics.generation(lm, evaluation).percentages()
 
 
 def optional_protocols(

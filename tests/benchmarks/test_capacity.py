@@ -7,7 +7,8 @@ import pytest
 from test_records import RECORD
 
 from benchmarks import capacity
-from benchmarks.capacity import UPPER_REFERENCE, Args, as_markdown, breaking_point, cells_of, curves, main
+from benchmarks.capacity import Args, as_markdown, breaking_point, cells_of, curves, main
+from benchmarks.results.leaderboard import UPPER_REFERENCE
 from benchmarks.suites import find
 from editenv.models import load_model
 
@@ -31,20 +32,20 @@ def level(value):
     ],
 )
 def test_where_a_curve_falls_below_nine_tenths_of_its_start(points, edits):
-    found = breaking_point(points)
-    assert found == edits if edits is None else math.isclose(found, edits)
+    breaks_at = breaking_point(points)
+    assert breaks_at == edits if edits is None else math.isclose(breaks_at, edits)
 
 
-def test_runs_are_one_stream_for_a_method_and_one_each_for_the_ceiling(tmp_path):
+def test_runs_are_one_stream_for_a_method_and_one_each_for_joint_fine_tuning(tmp_path):
     arguments = Args(tmp_path, agents=("untrained", UPPER_REFERENCE), ceiling=(20, 40, 200, 8000))
     cells = cells_of(find("capacity-1-layer@10"), arguments, [0, 1])
-    wanted = [(name, agent, seed) for seed in (0, 1) for name, agent in [("capacity-1-layer@10", "untrained")]]
-    wanted += [(f"capacity-1-layer@{n}", UPPER_REFERENCE, seed) for n in (1, 2, 10) for seed in (0, 1)]
-    assert [(cell.suite.name, cell.agent, cell.seed) for cell in cells] == wanted
+    expected = [(name, agent, seed) for seed in (0, 1) for name, agent in [("capacity-1-layer@10", "untrained")]]
+    expected += [(f"capacity-1-layer@{n}", UPPER_REFERENCE, seed) for n in (1, 2, 10) for seed in (0, 1)]
+    assert [(cell.suite.name, cell.agent, cell.seed) for cell in cells] == expected
     assert all(find(cell.suite.id) == cell.suite for cell in cells)
 
 
-def test_the_ceiling_may_have_settings_of_its_own(tmp_path):
+def test_joint_fine_tuning_may_have_settings_of_its_own(tmp_path):
     row = f"{UPPER_REFERENCE}@atlas"
     arguments = Args(tmp_path, agents=("untrained", row), ceiling=(20,))
     cells = cells_of(find("capacity-1-layer@10"), arguments, [0])
@@ -52,8 +53,8 @@ def test_the_ceiling_may_have_settings_of_its_own(tmp_path):
         ("capacity-1-layer@10", "untrained"),
         ("capacity-1-layer@1", row),
     ]
-    ceiling = [replace(record, agent=row) for record in records() if record.agent == UPPER_REFERENCE]
-    assert [curve.points for curve in curves(ceiling)] == [
+    renamed = [replace(record, agent=row) for record in records() if record.agent == UPPER_REFERENCE]
+    assert [curve.points for curve in curves(renamed)] == [
         curve.points for curve in curves(records()) if curve.agent == UPPER_REFERENCE
     ]
 
@@ -63,8 +64,8 @@ def test_a_suite_about_any_model_has_the_width_of_the_model_that_was_edited(tmp_
     assert suite.model is None
     with pytest.raises(ValueError, match="needs a model"):
         cells_of(suite, Args(tmp_path, agents=("untrained",), ceiling=(20,)), [0])
-    (cell, ceiling) = cells_of(suite, Args(tmp_path, agents=("untrained",), ceiling=(20,), model="atlas"), [0])
-    assert (cell.suite.model, ceiling.suite.model) == ("atlas", "atlas")
+    (cell, joint) = cells_of(suite, Args(tmp_path, agents=("untrained",), ceiling=(20,), model="atlas"), [0])
+    assert (cell.suite.model, joint.suite.model) == ("atlas", "atlas")
     points = [{"edits": 20, **level(80.0)}, {"edits": 40, **level(60.0)}]
     record = replace(RECORD, suite="capacity-wide", agent="untrained", retention=points)
     with pytest.raises(ValueError, match="do not say which modules"):
@@ -78,20 +79,20 @@ def test_a_suite_about_any_model_has_the_width_of_the_model_that_was_edited(tmp_
 def test_another_version_of_a_suite_has_a_curve_of_its_own(monkeypatch):
     second = replace(find("capacity-1-layer"), version=2)
     monkeypatch.setattr("benchmarks.capacity.find", lambda text: second if text.endswith("-v2") else find(text))
-    named = ("capacity-1-layer@4", "capacity-1-layer-v1", "capacity-1-layer@4-v2")
+    suites = ("capacity-1-layer@4", "capacity-1-layer-v1", "capacity-1-layer@4-v2")
     points = [[{"edits": 20, **level(v)}, {"edits": 40, **level(v)}] for v in (80.0, 60.0, 10.0)]
-    found = [
+    runs = [
         replace(RECORD, suite=s, seed=i, agent="untrained", retention=p)
-        for i, (s, p) in enumerate(zip(named, points, strict=True))
+        for i, (s, p) in enumerate(zip(suites, points, strict=True))
     ]
-    assert {c.suite: (c.seeds, c.points[0][1]) for c in curves(found)} == {
+    assert {c.suite: (c.seeds, c.points[0][1]) for c in curves(runs)} == {
         "capacity-1-layer": (2, pytest.approx(70.0)),
         "capacity-1-layer-v2": (1, pytest.approx(10.0)),
     }
 
 
 def records():
-    """Two seeds of a method that breaks, one of them longer, the ceiling at two lengths, and what is no curve."""
+    """Two seeds of a method that breaks, one of them longer, joint fine-tuning at two lengths, and what is no curve."""
     suite = "capacity-1-layer"
     short = [{"edits": n, **level(v)} for n, v in ((20, 80.0), (40, 80.0), (80, 40.0))]
     long = [{"edits": n, **level(v)} for n, v in ((20, 60.0), (40, 60.0), (80, 60.0), (160, 1.0))]
@@ -107,18 +108,18 @@ def records():
 
 
 def test_curves_are_over_what_all_seeds_have_and_know_the_width():
-    narrow, method, ceiling = curves(records())
+    narrow, method, joint = curves(records())
     config = load_model("atlas")[0].config
     assert narrow.inputs == config.num_attention_heads * config.head_dim
-    assert method.inputs == ceiling.inputs == config.intermediate_size
+    assert method.inputs == joint.inputs == config.intermediate_size
     assert (method.agent, method.seeds) == ("untrained", 2)
     assert dict(method.points) == pytest.approx({20: 70.0, 40: 70.0, 80: 50.0})
     assert method.breaks_at == pytest.approx(40 * 2 ** (7 / 20))
     # The first falls from 80 to 40 between 40 and 80 edits, the second does not fall as far as both go.
     assert method.breaks_by_seed == (pytest.approx(40 * 2 ** (8 / 40)), None)
-    assert dict(ceiling.points) == pytest.approx({20: 90.0, 160: 85.0})
-    assert ceiling.breaks_at is None
-    table = as_markdown([method, ceiling])
+    assert dict(joint.points) == pytest.approx({20: 90.0, 160: 85.0})
+    assert joint.breaks_at is None
+    table = as_markdown([method, joint])
     assert "51 edits (46, -)" in table
     assert "not up to 160" in table
     (own,) = curves([replace(RECORD, suite="atlas-50x20", agent="untrained")])  # a suite that names no modules
@@ -136,7 +137,7 @@ def test_what_gives_no_curve_is_refused(tmp_path, agents, ceiling, words):
 
 
 def test_table_and_figure_are_written_from_the_cells_and_failures_end_the_command(tmp_path, monkeypatch, capsys):
-    def run_cells(wanted, out, runner):
+    def run_cells(requested, out, runner):
         for record in records():
             path = capacity.cells.cell_path(out, f"{record.suite}-v1", record.agent, record.seed)
             capacity.cells.atomic_write_text(path, json.dumps(capacity.asdict(record)) + "\n")
@@ -145,8 +146,8 @@ def test_table_and_figure_are_written_from_the_cells_and_failures_end_the_comman
     monkeypatch.setattr(capacity, "run_cells", run_cells)
     assert main(Args(tmp_path, suites=("capacity-narrow@8",))) == 1
     assert "failed: one of them" in capsys.readouterr().err
-    told = json.loads((tmp_path / "capacity.json").read_text())
-    assert [curve["suite"] for curve in told] == ["capacity-narrow", "capacity-1-layer", "capacity-1-layer"]
+    written = json.loads((tmp_path / "capacity.json").read_text())
+    assert [curve["suite"] for curve in written] == ["capacity-narrow", "capacity-1-layer", "capacity-1-layer"]
     assert (tmp_path / "capacity.png").read_bytes().startswith(b"\x89PNG")
     assert not list(Path(tmp_path).glob("*.partial*"))
     with pytest.raises(SystemExit, match="unknown suite"):

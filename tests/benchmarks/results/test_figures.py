@@ -10,7 +10,7 @@ import pytest
 from matplotlib.colors import to_hex
 from test_records import RECORD
 
-from agents.registry import ROWS
+from agents.rows import ROWS
 from benchmarks.figures import DOCS, FIGURES, RESULTS, Args, chart_of, is_current, main, page_is_current
 from benchmarks.results import figures
 from benchmarks.results.charts import MOST_LINES, Chart, Panel, Series, digest, draw, foremost, save, saved_digest
