@@ -42,6 +42,12 @@ def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
     return re.sub(r":(?:attr|class|data|exc|func|meth|mod):(?=<code>)", "", html)
 
 
+def on_post_build(config: Any) -> None:
+    """Lets the leaderboard, which is a file of its own, link to the site's pages instead of the repository's files."""
+    page = Path(config["site_dir"]) / "results" / "leaderboard" / "index.html"
+    page.write_text(_read(page).replace('data-docs-ending=".md"', 'data-docs-ending=".html"'), encoding="utf-8")
+
+
 def _outside(text: str, source: str) -> set[str]:
     targets = {normpath(join(dirname(source), match[1])) for match in LINK.finditer(text)}
     return {target for target in targets if not target.startswith(("docs/", ".."))}

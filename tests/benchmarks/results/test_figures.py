@@ -47,6 +47,7 @@ def test_all_figures_of_the_folder_are_drawn_from_records_and_shown():
     assert [figure.name for figure in FIGURES if f"]({figure.name})" not in documents] == []
 
 
+@pytest.mark.slow
 def test_the_leaderboard_page_is_what_the_records_say():
     assert page_is_current(), "python -m benchmarks.figures leaderboard/index.html"
 

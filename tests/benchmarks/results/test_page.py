@@ -389,7 +389,8 @@ def test_names_lead_to_what_the_rows_are(browser, linked):
     assert head == [*(f"../../{path}" for path in DOCUMENTS.values()), PAPER]
     on_site, head = links(browser, linked / "site.html")
     assert on_site == {name: href.replace(".md", ".html") for name, href in found.items()}
-    assert head[0] == "../../index.html"
+    assert head[0] == "../../index.html", "the site has no page of the repository itself"
+    assert head[-2] == "../../results/index.html"
     alone, head = links(browser, linked / "alone.html")
     assert alone == {
         "rledit": PAPER,
