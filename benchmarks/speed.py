@@ -99,7 +99,7 @@ def judging(edits: int) -> dict[str, float]:
 def _naively_correct(lm: EditableLM, evaluation: EvaluationBatch) -> np.ndarray:
     """``(B,)`` whether the text generated for each prompt is the answer, or theta_0's text for locality prompts."""
     prompts = [prompt for prompt, _ in evaluation.texts]
-    answers = [answer for _, answer in evaluation.texts]
+    answers: list[str | None] = [answer for _, answer in evaluation.texts]
     locality = [i for i, kind in enumerate(evaluation.kind.tolist()) if kind == LOCALITY]
     limit = metrics.generation_limit(evaluation)
     with lm.at_initial_weights():
