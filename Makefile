@@ -1,20 +1,39 @@
-# Two commands: `make demo` sets everything up and runs the main job, `make test` sets up and runs all tests.
+# `make demo` sets everything up and runs the main job, `make test` sets everything up and runs the tests.
 PYTHON ?= python3
 VENV := .venv
-# The torch that constraints.txt pins; with pip's options for another build of it: make demo TORCH="torch==2.13.0 --extra-index-url URL"
+# What constraints.txt pins; with pip's options for another build of it: TORCH="torch==2.13.0 --index-url URL".
 TORCH ?= torch==2.13.0
+PYTEST := $(VENV)/bin/python -m pytest --numprocesses auto --dist worksteal
 
-.PHONY: demo test lint setup
-demo: setup
+.PHONY: help demo test test-slow lint format docs setup clean
+.DEFAULT_GOAL := help
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: setup ## Train RLEdit, edit 1,000 held-out facts, print the table
 	$(VENV)/bin/python -m benchmarks.demo
 
-test: setup
-	$(VENV)/bin/python -m pytest --numprocesses auto --dist worksteal
+test: setup ## Run all tests but the slow ones
+	$(PYTEST) -m "not slow"
 
-lint: setup
+test-slow: setup ## Run the slow tests
+	$(PYTEST) -m slow
+
+lint: setup ## Check style and types: ruff, mypy
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy
 
-setup: $(VENV)/ready
+format: setup ## Correct what ruff can correct
+	$(VENV)/bin/ruff check --fix . && $(VENV)/bin/ruff format .
+
+docs: setup ## Build the documentation as a site, build/site/index.html; a warning is an error
+	$(VENV)/bin/python -m pip install --quiet --quiet --constraint constraints.txt --editable ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
+
+setup: $(VENV)/ready ## Make .venv with the package and what its development needs
+
+clean: ## Remove builds and caches
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from agents.editing.editor import LifelongEditor
     from agents.hypernetwork.config import PolicyConfig, TrainConfig
     from agents.hypernetwork.training import training_environment
-    from agents.registry import ROWS, make_agent
+    from agents.registry import make_agent
     from agents.rledit.agent import RLEdit
+    from agents.rows import ROWS
 
 _HOMES = {
     "Agent": "agents.base",
@@ -23,7 +24,7 @@ _HOMES = {
     "Observation": "agents.base",
     "PolicyConfig": "agents.hypernetwork.config",
     "RLEdit": "agents.rledit.agent",
-    "ROWS": "agents.registry",
+    "ROWS": "agents.rows",
     "TrainConfig": "agents.hypernetwork.config",
     "make_agent": "agents.registry",
     "training_environment": "agents.hypernetwork.training",

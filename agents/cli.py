@@ -15,7 +15,7 @@ import tyro
 
 from agents.editing.arguments import EditArgs
 from agents.editing.guard import BadEditError
-from agents.registry import ROWS
+from agents.rows import ROWS
 from editenv.models import EMBEDDED, PACKAGED
 from editenv.models.presets import PRESETS
 from editenv.renamed import renamed_options
@@ -154,7 +154,7 @@ def evaluate(args: EvaluateArgs) -> None:
         other, other_tokenizer = load_model(args.base, args.device, args.dtype)
         base = EditableLM(other, other_tokenizer, mlp_outputs(other)[-1:])
         base_batch = encode_evaluation(base, edits)
-        batch.before, before = base_batch.before, metrics.initial_generations(base, base_batch)
+        batch.initial_tokens, before = base_batch.initial_tokens, metrics.initial_generations(base, base_batch)
     report: dict[str, Any] = {
         "edits": len(edits),
         "left_out": dict(edit_file.report.bad),
@@ -338,13 +338,14 @@ def main() -> None:
 
 
 def _train(words: Sequence[str]) -> None:
-    """``editenv train`` has the options of ``python -m agents.rledit``, which are its own command's."""
+    """``editenv train`` has the options of ``python -m agents.rledit``."""
     import agents.rledit
-    from agents.hypernetwork import train_command
+    from agents.hypernetwork.arguments import Args
 
-    args = tyro.cli(train_command.Args, prog="editenv train", args=words, description=agents.rledit.__doc__)
+    args = tyro.cli(Args, prog="editenv train", args=words, description=agents.rledit.__doc__)
 
-    def train(args: train_command.Args) -> None:
+    def train(args: Args) -> None:
+        from agents.hypernetwork import train_command
         from agents.rledit.trainer import RLEditTrainer
 
         train_command.main(args, RLEditTrainer)

@@ -11,7 +11,8 @@ command goes on where it was stopped.
 import hashlib
 import json
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -50,48 +51,62 @@ class KeyStatistics:
 
     @torch.no_grad()
     def add(self, lm: EditableLM, texts: Sequence[str], batch_size: int = 128) -> None:
-        """Takes in texts, those of like length together; each is cut to the model's context."""
-        keys: dict[str, torch.Tensor] = {}
-
-        def tap(name: str) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], None]:
-            def hook(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-                keys[name] = args[0]
-
-            return hook
-
+        """Takes in texts, each cut to the model's context; the keys are those at theta_0."""
         context = getattr(lm.model.config.get_text_config(), "max_position_embeddings", None)
-        handles = [module.register_forward_pre_hook(tap(name)) for name, module in lm.modules.items()]
-        try:
-            with lm.at_initial_weights():
-                encoded = sorted((row[:context] for row in lm.tokenizer(list(texts))["input_ids"]), key=len)
-                for start in range(0, len(encoded), batch_size):
-                    rows = encoded[start : start + batch_size]
-                    width = max(map(len, rows))
-                    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=lm.device)
-                    ends = torch.tensor([[len(row)] for row in rows], device=lm.device)
-                    real = torch.arange(width, device=lm.device) < ends
-                    if not self.bos and lm.tokenizer.bos_token_id is not None:
-                        real &= ids != lm.tokenizer.bos_token_id
-                    lm.model.get_decoder()(input_ids=ids, use_cache=False)
-                    for name, key in keys.items():
-                        picked = key.to(lm.device)[real].float()
-                        self.sums[name].addmm_(picked.T, picked)
-                    self.tokens += int(real.sum())
-        finally:
-            for handle in handles:
-                handle.remove()
+        # Texts of like length come together, so that there is little padding.
+        encoded = sorted((ids[:context] for ids in lm.tokenizer(list(texts))["input_ids"]), key=len)
+        with lm.at_initial_weights(), _module_inputs(lm) as inputs:
+            for start in range(0, len(encoded), batch_size):
+                ids, real = _padded(encoded[start : start + batch_size], lm.device)
+                if not self.bos and lm.tokenizer.bos_token_id is not None:
+                    real &= ids != lm.tokenizer.bos_token_id
+                # Without an attention mask: the padding is to the right, and a causal model does not see it.
+                lm.model.get_decoder()(input_ids=ids, use_cache=False)
+                for name, hidden in inputs.items():
+                    keys = hidden.to(lm.device)[real].float()
+                    self.sums[name].addmm_(keys.T, keys)
+                self.tokens += int(real.sum())
         self.texts += len(texts)
 
     def covariance(self) -> dict[str, torch.Tensor]:
-        """The mean of ``u u^T`` over all tokens."""
+        """The mean of ``u u^T`` over all tokens, ``(d_in, d_in)`` for each module."""
         return {name: matrix / self.tokens for name, matrix in self.sums.items()}
+
+
+@contextmanager
+def _module_inputs(lm: EditableLM) -> Iterator[dict[str, torch.Tensor]]:
+    """Within the context: what each edited module was given in the last forward pass, ``(texts, tokens, d_in)``."""
+    inputs: dict[str, torch.Tensor] = {}
+
+    def hook_of(name: str) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], None]:
+        def hook(_: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+            inputs[name] = args[0]
+
+        return hook
+
+    handles = [module.register_forward_pre_hook(hook_of(name)) for name, module in lm.modules.items()]
+    try:
+        yield inputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _padded(rows: Sequence[list[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids ``(rows, longest)``, and which of them are no padding."""
+    width = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=device)
+    ends = torch.tensor([[len(row)] for row in rows], device=device)
+    return ids, torch.arange(width, device=device) < ends
 
 
 def key_covariance(
     lm: EditableLM, texts: Sequence[str], batch_size: int = 128, bos: bool = False
 ) -> dict[str, torch.Tensor]:
-    """Second moment of each edited module's inputs at theta_0 over every token, with BOS or without: ``(d_in,
-    d_in)``.
+    """Second moment of each edited module's inputs at theta_0 over every token, with BOS or without.
+
+    Returns:
+        ``(d_in, d_in)`` for each module.
     """
     statistics = KeyStatistics(lm, bos)
     statistics.add(lm, texts, batch_size)
@@ -103,8 +118,7 @@ def effective_dimension(covariance: torch.Tensor) -> float:
     return float(covariance.trace() ** 2 / covariance.square().sum())
 
 
-# -- text
-# ---------------------------------------------------------------------------------------------------------------
+# -- text ---------------------------------------------------------------------------------------------------------
 
 
 def training_edits(env: LifelongEditEnv) -> Sequence[Edit]:
@@ -164,8 +178,7 @@ def _text_of(line: str, path: Path, number: int) -> str:
     return text.strip()
 
 
-# -- on disk
-# ------------------------------------------------------------------------------------------------------------
+# -- on disk ------------------------------------------------------------------------------------------------------
 
 
 def collect(
@@ -183,41 +196,45 @@ def collect(
         source: As :func:`read_texts` takes it.
         folder: Holds covariance.json and the sums it names.
         samples: Texts.
-        progress: Told how many texts are done.
+        progress: Called with how many texts are done.
         portion: Texts between two saves.
 
     Raises:
         ValueError: If the folder's statistics are of another model, other modules, another source, or if what was
-            read of it has changed.
+            read of it has changed; or if the source has no text.
     """
     statistics = KeyStatistics(lm, bos=True)
     about: dict[str, Any] = {"modules": list(lm.modules), **fingerprints(lm), "source": source, "bos": True}
-    read = hashlib.sha256()
+    digest = hashlib.sha256()  # of the texts read so far
     texts = read_texts(source)
     if (folder / RECORD).exists():
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        for name, value in about.items():
-            if record.get(name) != value:
-                raise ValueError(
-                    f"{folder / RECORD}: {name} is {record.get(name)!r}, not {value!r}; choose another folder"
-                )
-        _load_sums(statistics, folder, record)
+        record = _resume(statistics, folder, about)
         for text in islice(texts, statistics.texts):
-            read.update(_as_read(text))
-        if record["read_sha256"] != read.hexdigest():
+            digest.update(_as_read(text))
+        if record["read_sha256"] != digest.hexdigest():
             raise ValueError(
                 f"{source}: its first {statistics.texts:,} texts are not those that {folder / RECORD} is of; choose another folder"
             )
     while batch := list(islice(texts, min(portion, max(0, samples - statistics.texts)))):
         statistics.add(lm, batch)
         for text in batch:
-            read.update(_as_read(text))
-        _save(statistics, folder, about | {"read_sha256": read.hexdigest(), "finished": False})
+            digest.update(_as_read(text))
+        _save(statistics, folder, about | {"read_sha256": digest.hexdigest(), "finished": False})
         progress(statistics.texts)
     if not statistics.tokens:
         raise ValueError(f"{source}: has no text")
-    _save(statistics, folder, about | {"read_sha256": read.hexdigest(), "finished": True})
+    _save(statistics, folder, about | {"read_sha256": digest.hexdigest(), "finished": True})
     return statistics
+
+
+def _resume(statistics: KeyStatistics, folder: Path, about: Mapping[str, Any]) -> dict[str, Any]:
+    """Loads what a folder has, if it is about the same model and source; its record."""
+    record: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    for name, value in about.items():
+        if record.get(name) != value:
+            raise ValueError(f"{folder / RECORD}: {name} is {record.get(name)!r}, not {value!r}; choose another folder")
+    _load_sums(statistics, folder, record)
+    return record
 
 
 def load_covariance(lm: EditableLM, folder: Path) -> dict[str, torch.Tensor]:
@@ -255,10 +272,17 @@ def covariance_of(
         text: A folder of :func:`collect`, or what :func:`read_texts` takes: over every token, as in ROME's and
             MEMIT's public code. Or None for sentences of the training split: over every token but BOS.
         samples: Texts, at most.
-        progress: Told how many are done.
+        progress: Called with how many are done.
+
+    Returns:
+        ``(d_in, d_in)`` for each module.
+
+    Raises:
+        ValueError: If there is no text, or it cannot be read, or the folder's statistics are of another model.
+        FileNotFoundError: If there is no such file or the folder holds no statistics.
     """
-    told = "covariance of the keys"
-    progress(told, 0, samples)
+    activity = "covariance of the keys"
+    progress(activity, 0, samples)
     lm = env.language_model
     if text is None:
         return key_covariance(lm, sample_text(training_edits(env), samples))
@@ -268,7 +292,7 @@ def covariance_of(
     texts = islice(read_texts(text), samples)
     while batch := list(islice(texts, PORTION)):
         statistics.add(lm, batch)
-        progress(told, statistics.texts, samples)
+        progress(activity, statistics.texts, samples)
     if not statistics.tokens:
         raise ValueError(f"{text}: has no text")
     return statistics.covariance()
@@ -336,12 +360,13 @@ def main(args: Args) -> None:
     try:
         with Progress(transient=True) as bars:
             bar = bars.add_task("texts", total=args.samples)
-            found = collect(lm, args.text, args.output, args.samples, lambda n: bars.update(bar, completed=n))
+            statistics = collect(lm, args.text, args.output, args.samples, lambda n: bars.update(bar, completed=n))
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f"covariance: {error}") from None
-    for name, matrix in found.covariance().items():
+    for name, matrix in statistics.covariance().items():
         print(
-            f"{name}: {found.tokens:,} tokens of {found.texts:,} texts, effective dimension {effective_dimension(matrix):.1f}"
+            f"{name}: {statistics.tokens:,} tokens of {statistics.texts:,} texts, "
+            f"effective dimension {effective_dimension(matrix):.1f}"
         )
 
 

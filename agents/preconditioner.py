@@ -15,7 +15,7 @@ from editenv.language_model.editable_lm import Gradient
 
 
 def regularised(covariance: torch.Tensor, epsilon: float) -> torch.Tensor:
-    """``C + eps I``, with epsilon relative to C's mean eigenvalue."""
+    """``C + eps I``, ``(d_in, d_in)``, with epsilon relative to C's mean eigenvalue."""
     identity = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
     return covariance + epsilon * covariance.trace() / len(covariance) * identity
 
@@ -26,13 +26,22 @@ def inverse_covariance(covariance: torch.Tensor, epsilon: float) -> torch.Tensor
     Args:
         covariance: C, ``(d_in, d_in)``.
         epsilon: Ridge on it, relative to its mean eigenvalue.
+
+    Returns:
+        P, ``(d_in, d_in)``.
     """
     inverse = inverted(regularised(covariance, epsilon))
     return inverse / (inverse * covariance).sum()
 
 
 def inverted(matrix: torch.Tensor) -> torch.Tensor:
-    """The inverse of a symmetric matrix, through double precision: what directions that text hardly uses need."""
+    """The inverse of a symmetric matrix ``(d, d)``, symmetric itself and in the matrix's precision.
+
+    Through double precision: along directions that text hardly uses, C is almost singular.
+
+    Raises:
+        torch.linalg.LinAlgError: If the matrix is singular.
+    """
     inverse = torch.linalg.inv(matrix.double())
     return ((inverse + inverse.T) / 2).to(matrix)
 
@@ -43,6 +52,9 @@ def inverse_root(covariance: torch.Tensor, epsilon: float) -> torch.Tensor:
     Args:
         covariance: C, ``(d_in, d_in)``.
         epsilon: Ridge on it, relative to its mean eigenvalue.
+
+    Returns:
+        ``(d_in, d_in)``.
     """
     values, vectors = torch.linalg.eigh(regularised(covariance.double(), epsilon))
     return ((vectors * values.rsqrt()) @ vectors.T).to(covariance)
@@ -54,6 +66,9 @@ def null_space(covariance: torch.Tensor, threshold: float) -> torch.Tensor:
     Args:
         covariance: C, ``(d_in, d_in)``.
         threshold: In units of C.
+
+    Returns:
+        ``(d_in, d_in)``.
 
     Raises:
         ValueError: If no eigenvalue is below it.
@@ -82,13 +97,14 @@ class Preconditioner:
 
     def reset(self) -> None:
         """Forget all batches."""
-        self._now = {name: matrix.clone() for name, matrix in self._start.items()} if self.recursive else self._start
+        start = self._start
+        self._current = {name: matrix.clone() for name, matrix in start.items()} if self.recursive else start
 
     def project(self, name: str, keys: torch.Tensor) -> torch.Tensor:
         """``P U^T``, ``(d_in, tokens)``, for keys ``(tokens, d_in)``."""
         # In this order: for few tokens and a matrix in columns, as the inverse comes, BLAS takes 40 times as long
         # for P U^T.
-        return (keys @ self._now[name].T).T
+        return (keys @ self._current[name].T).T
 
     def absorb(
         self,
@@ -96,17 +112,19 @@ class Preconditioner:
         noise: dict[str, float],
         projected: dict[str, torch.Tensor] | None = None,
     ) -> None:
-        """Adds a finished batch's keys: ``P <- P - P U^T (U P U^T + noise I)^-1 U P``.
+        """Adds a finished batch's keys: ``P <- P - P U^T (U P U^T + noise I)^-1 U P``, if it is recursive.
+
+        Which is Woodbury's identity for ``(P^-1 + U^T U / noise)^-1``.
 
         Args:
-            gradients: Whose keys U are added.
+            gradients: Whose keys U, ``(tokens, d_in)``, are added.
             noise: For each module; smaller is firmer.
-            projected: ``P U^T`` of these keys, if it is known.
+            projected: ``P U^T``, ``(d_in, tokens)``, of these keys, if it is known.
         """
         if not self.recursive:
             return
         for name, gradient in gradients.items():
-            left = self.project(name, gradient.keys) if projected is None else projected[name]
-            gram = gradient.keys @ left
+            P_keys = self.project(name, gradient.keys) if projected is None else projected[name]
+            gram = gradient.keys @ P_keys
             gram.diagonal().add_(noise[name])
-            self._now[name].addmm_(left, torch.linalg.solve(gram, left.T), alpha=-1)
+            self._current[name].addmm_(P_keys, torch.linalg.solve(gram, P_keys.T), alpha=-1)

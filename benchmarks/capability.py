@@ -1,4 +1,4 @@
-"""General capability along an editing run, scored by lm-eval; see docs/capability.md.
+"""General capability along an editing run, scored by lm-eval; see docs/guides/general_capability.md.
 
     pip install "lifelongedit[capability]"
     python -m benchmarks.capability --agent rledit-packaged --at 0 200 1000 --data my/glue --out runs/capability
@@ -155,7 +155,7 @@ def score(
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
-    # One warning for each prompt that is cut; docs/capability.md says that they are.
+    # One warning for each prompt that is cut; docs/guides/general_capability.md says that they are.
     logging.getLogger("lm_eval.models").setLevel(logging.ERROR)
     with random_state_kept():
         results = simple_evaluate(

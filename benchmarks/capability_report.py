@@ -1,4 +1,7 @@
-"""Records of general capability along editing runs, as a table and as a figure; see docs/capability.md."""
+"""Records of general capability along editing runs, as a table and as a figure.
+
+See docs/guides/general_capability.md.
+"""
 
 import json
 import math
@@ -9,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.results import figures
 from benchmarks.results import tables as table
+from benchmarks.results.charts import PERCENT, Chart, Panel, Series, foremost, save
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,50 +122,31 @@ def as_markdown(records: Sequence[Capability]) -> str:
     return table.markdown(headings, body)
 
 
-def draw(records: Sequence[Capability], path: Path) -> None:
-    """A panel for each task, its metrics against the number of edits; written whole or not at all."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-    from matplotlib.lines import Line2D
-
-    setting = records[0].setting
-    tasks = setting.tasks
+def chart(records: Sequence[Capability]) -> Chart:
+    """A panel for each task and metric, against the number of edits."""
+    columns = [(task, metric) for task in records[0].setting.tasks for metric in metrics(records, task)]
     agents = list(dict.fromkeys(record.agent for record in records))
-    names = list(dict.fromkeys(metric for task in tasks for metric in metrics(records, task)))
-    styles = ["-", "--", "-.", ":"]
-    width = min(3, len(tasks))
-    height = math.ceil(len(tasks) / width)
-    figure, axes = plt.subplots(
-        height,
-        width,
-        figsize=(max(4.5, 3.6 * width), 2.8 * height + 0.9),
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
-    )
-    for axis, task in zip(axes.flat, tasks, strict=False):
-        for i, agent in enumerate(agents):
-            for metric in metrics(records, task):
-                curve = points(records, agent, task, metric)
-                means, errors = (np.array([point[j] for point in curve.values()]) for j in (0, 1))
-                style: dict[str, Any] = {"color": f"C{i % 10}", "linestyle": styles[names.index(metric) % 4]}
-                axis.plot(list(curve), means, marker="o", markersize=3, **style)
-                axis.fill_between(
-                    list(curve), means - errors, means + errors, color=f"C{i % 10}", alpha=0.12, linewidth=0
-                )
-        axis.set(title=task, xlabel="edits", xticks=sorted({record.edits for record in records}))
-        axis.tick_params(axis="x", labelrotation=30 if len(axis.get_xticks()) > 5 else 0)
-        axis.grid(alpha=0.3)
-    for axis in axes.flat[len(tasks) :]:
-        axis.set_visible(False)
-    lowest, highest = axes[0, 0].get_ylim()
-    axes[0, 0].set_ylim(min(-3, lowest), max(103, highest))
-    for row in axes:
-        row[0].set_ylabel("%")
-    handles = [Line2D([], [], color=f"C{i % 10}", label=agent) for i, agent in enumerate(agents)]
-    handles += [Line2D([], [], color="black", linestyle=styles[i % 4], label=name) for i, name in enumerate(names)]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(handles)), frameon=False)
-    figures.save(figure, path)
-    plt.close(figure)
+    across = min(3, len(columns))
+    panels = []
+    for place, (task, metric) in enumerate(columns):
+        series = tuple(_series(records, agent, task, metric) for agent in agents)
+        values = [y for one in series for y in one.y]
+        limits = min(PERCENT[0], *(y - 3 for y in values)), max(PERCENT[1], *(y + 3 for y in values))
+        label = "score (%)" if place % across == 0 or limits != PERCENT else None
+        panels.append(Panel(f"{task}: {metric}", "edits so far", series, label, log=False, y_limits=limits))
+    setting = records[0].setting
+    note = f"{setting.model}, edits of {setting.dataset}; bands are one standard error over a task's records"
+    return Chart("General capability along the stream", note, tuple(panels), across, forward=foremost(agents))
+
+
+def _series(records: Sequence[Capability], agent: str, task: str, metric: str) -> Series:
+    """Without the points that have no figure, and without a band where there is no standard error."""
+    found = [(float(edits), mean, error) for edits, (mean, error, _) in points(records, agent, task, metric).items()]
+    found = [point for point in found if not math.isnan(point[1])]
+    spread = tuple(None if math.isnan(error) else (mean - error, mean + error) for _, mean, error in found)
+    return Series(agent, tuple(edits for edits, _, _ in found), tuple(mean for _, mean, _ in found), spread)
+
+
+def draw(records: Sequence[Capability], path: Path) -> None:
+    """The chart as a picture; written whole or not at all."""
+    save(chart(records), path)

@@ -22,11 +22,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from agents.registry import make_agent
-from benchmarks.results import figures
-from benchmarks.results.leaderboard import UPPER_REFERENCE, is_upper_reference
+from benchmarks.results.charts import Chart, Panel, Series, foremost, save
+from benchmarks.results.leaderboard import UPPER_REFERENCE, is_reference, is_upper_reference
 from benchmarks.results.records import Record
 from benchmarks.results.statistics import harmonic_mean, interquartile_mean
 from benchmarks.results.tables import markdown
@@ -257,51 +256,35 @@ def _capacity_of(curve: Curve) -> tuple[str, str]:
     return f"not up to {last_edits:,}", f"over {last_edits / curve.inputs:.2f}"
 
 
-def draw(curves: Sequence[Curve], path: Path) -> None:
+def chart(curves: Sequence[Curve]) -> Chart:
     """A panel for each set of modules; a cross where a method falls below 90% of its start."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    # Joint fine-tuning looks the same in all panels, whatever settings it has.
-    curves = [replace(c, agent=UPPER_REFERENCE) if is_upper_reference(c.agent) else c for c in curves]
-    panels = list(dict.fromkeys((curve.suite, curve.model) for curve in curves))
-    look = figures.styles(list(dict.fromkeys(curve.agent for curve in curves)))
-    columns = min(3, len(panels))
-    rows = -(-len(panels) // columns)
-    with matplotlib.rc_context(figures.STYLE):
-        figure = Figure(figsize=(4 * columns + 1, 3.7 * rows + 0.8), layout="constrained")
-        axes = figure.subplots(rows, columns, sharey=True, squeeze=False).flatten()
-        for axis in axes[len(panels) :]:
-            axis.set_visible(False)
-        for axis, panel in zip(axes, panels, strict=False):
-            _draw_panel(axis, [curve for curve in curves if (curve.suite, curve.model) == panel], look)
-        for axis in axes[::columns]:
-            axis.set_ylabel("harmonic mean, % (teacher-forced)")
-        figure.suptitle("Quality over all edits so far; a cross where it falls below 90% of the start")
-        handles: dict[str, Any] = {}
-        for axis in axes:
-            handles |= {label: handle for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5, frameon=False)
-    figures.save(figure, path)
-
-
-def _draw_panel(axis: Any, curves: Sequence[Curve], look: dict[str, dict[str, Any]]) -> None:
-    """The curves of one suite and model, with the look of :func:`benchmarks.results.figures.styles`."""
-    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
-
+    groups: dict[tuple[str, str], list[Curve]] = {}
     for curve in curves:
-        style = look[curve.agent]
-        edits, quality = zip(*curve.points, strict=True)
-        axis.plot(edits, quality, markersize=3.5, linewidth=1.5, label=figures.shown(curve.agent), **style)
-        if curve.breaks_at:
-            height = BROKEN_SHARE * curve.points[0][1]
-            axis.plot(curve.breaks_at, height, "x", color=style["color"], markersize=9, markeredgewidth=2)
-    longest = max(curve.points[-1][0] for curve in curves)
-    title = f"{curves[0].suite.removeprefix('capacity-')}: {curves[0].inputs:,} inputs"
-    axis.set(title=title, xlabel="edits", xscale="log", ylim=(-3, 103))
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 5) if longest < 5000 else (1, 3)))
-    axis.xaxis.set_minor_locator(NullLocator())
-    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        # Joint fine-tuning has one look, whatever its settings.
+        curve = replace(curve, agent=UPPER_REFERENCE) if is_upper_reference(curve.agent) else curve
+        groups.setdefault((curve.suite, curve.model), []).append(curve)
+    columns = min(3, len(groups))
+    panels: list[Panel] = []
+    for (suite, model), group in groups.items():
+        title = f"{suite.removeprefix('capacity-')}: {group[0].inputs:,} inputs"
+        title += f" (model {model})" if model != EMBEDDED else ""
+        label = "harmonic mean (%)" if len(panels) % columns == 0 else None
+        panels.append(Panel(title, "edits so far", tuple(_series(curve) for curve in group), label))
+    agents = dict.fromkeys(series.agent for panel in panels for series in panel.series)
+    forward = foremost(sorted(agents, key=lambda agent: not is_reference(agent)))
+    note = f"over all edits so far, teacher-forced; a cross where a method falls below {BROKEN_SHARE:.0%} of its start"
+    return Chart("How many edits a model holds", note, tuple(panels), columns, forward=forward)
+
+
+def _series(curve: Curve) -> Series:
+    edits, quality = zip(*((float(edits), quality) for edits, quality in curve.points), strict=True)
+    cross = (curve.breaks_at, BROKEN_SHARE * quality[0]) if curve.breaks_at else None
+    return Series(curve.agent, edits, quality, cross=cross)
+
+
+def draw(curves: Sequence[Curve], path: Path) -> None:
+    """The chart as a picture; written whole or not at all."""
+    save(chart(curves), path)
 
 
 def main(args: Args) -> int:

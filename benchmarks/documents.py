@@ -9,11 +9,11 @@ A table stands between two comments, which readers of the page do not see::
     ...
     <!-- end -->
 
-``table`` is benchmarks.results.tables's first table and ``details`` its second, ``summary`` the first with fewer
-columns, ``intervals`` each figure with its interval, ``means`` a column for each suite, ``times`` what an edit
-takes with and without the setup, ``capacity`` that of benchmarks.capacity; of the records of one suite or several
-in a file, named from the document's folder. A
-suite may be a pattern: capacity-*.
+The first word is the kind of table (:data:`KINDS`), the second the file of records, named from the document's folder.
+Then come one suite or several; a suite may be a pattern (``capacity-*``).
+``agents=no-edit,rledit-p`` behind them shows these rows alone, in this order.
+Records of several files are joined by a plus: ``atlas-50x20.jsonl+methods-50x20.jsonl``.
+``<!-- rl: rl.jsonl steps -->`` is the table of benchmarks.rl_report after equal steps (or seconds).
 Everything between the comments is written anew; --check only says which documents would change.
 """
 
@@ -21,16 +21,56 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 
 import tyro
 
 from benchmarks import capacity
+from benchmarks.results.leaderboard import MEAN, Entry, entries
 from benchmarks.results.records import Record, read
-from benchmarks.results.tables import as_details, as_intervals, as_markdown, as_means, as_summary, as_times
+from benchmarks.results.statistics import interquartile_mean
+from benchmarks.results.tables import (
+    as_details,
+    as_intervals,
+    as_markdown,
+    as_means,
+    as_summary,
+    as_times,
+    markdown,
+    with_interval,
+)
 from editenv.atomic_files import atomic_write_text
+from editenv.evaluation.metrics import METRICS
 
+
+def as_scores(records: Sequence[Record], protocol: str = "teacher_forced") -> str:
+    """The table that a report shows first: one figure a column, means with their intervals, names in plain words.
+
+    Args:
+        records: Of one suite.
+        protocol: What efficacy, generalization and specificity are judged by; the mean of the other protocol follows.
+    """
+    other = next(name for name in PROTOCOLS if name != protocol)
+    headings = ("row", "seeds", *METRICS, "mean", f"mean, {PROTOCOLS[other]}", "edit time / floor")
+    return markdown(headings, [_scores(entry, protocol, other) for entry in entries(records)])
+
+
+def _scores(entry: Entry, protocol: str, other: str) -> list[str]:
+    columns = [list(entry.values(protocol, metric).values()) for metric in METRICS]
+    return [
+        entry.agent,
+        str(len(entry.records)),
+        *(f"{interquartile_mean(values):.1f}" if values else "-" for values in columns),
+        *(with_interval(entry.estimate(name, MEAN)) for name in (protocol, other)),
+        f"{entry.mean('floor_ratio'):.2f}",
+    ]
+
+
+PROTOCOLS = {"teacher_forced": "teacher-forced", "generation": "freely generated"}
 KINDS: dict[str, Callable[[Sequence[Record]], str]] = {
+    "scores": as_scores,
+    "generated": partial(as_scores, protocol="generation"),
     "table": as_markdown,
     "details": as_details,
     "summary": as_summary,
@@ -39,9 +79,20 @@ KINDS: dict[str, Callable[[Sequence[Record]], str]] = {
     "times": as_times,
     "capacity": lambda records: capacity.as_markdown(capacity.curves(records)),
 }
+"""By name, what makes a table of records:
 
+* ``scores``: the columns that a reader needs first; ``generated``: the same of free generation.
+* ``table``: all of benchmarks.results.tables; ``summary``: both protocols without costs.
+* ``details``: the probability comparison, drift and probes; ``intervals``: each figure with its interval.
+* ``means``: a column for each suite; ``times``: what an edit takes with and without the setup.
+* ``capacity``: the breaking points of benchmarks.capacity.
+"""
+
+RL = "rl"
+"""The kind whose file holds runs of benchmarks.rl, not records."""
 BEGIN = re.compile(r"^<!-- (\w+): (.*) -->\n", re.MULTILINE)
 END = "<!-- end -->\n"
+AGENTS = "agents="
 
 
 @dataclass
@@ -56,29 +107,74 @@ def rewritten(document: Path) -> str:
     """The document with its tables made from the records.
 
     Raises:
-        ValueError: If a comment is not as above, a file holds no record of the suite, or a table has no end; names
-            the line.
+        ValueError: If a comment is not as above, a file holds no record of the suite or of an agent, or a table has no
+            end; names the line.
     """
     text = document.read_text(encoding="utf-8")
     pieces, done = [], 0
     while begin := BEGIN.search(text, done):
-        kind, source = begin[1], begin[2].split()
         where = f"{document}, line {text.count(chr(10), 0, begin.start()) + 1}"
-        if kind not in KINDS or len(source) < 2:
-            raise ValueError(f"{where}: must be '<!-- KIND: FILE SUITE -->', KIND being {' or '.join(KINDS)}")
-        file, *suites = source
-        found = read(document.parent / file)
-        for suite in suites:
-            if not any(fnmatchcase(record.suite, suite) for record in found):
-                raise ValueError(f"{where}: {file} holds no record of suite {suite!r}")
-        records = [record for record in found if any(fnmatchcase(record.suite, suite) for suite in suites)]
+        try:
+            table = table_of(begin[1], begin[2].split(), document.parent)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
         end = text.find(END, begin.end())
         following = BEGIN.search(text, begin.end())
         if end < 0 or (following and following.start() < end):
             raise ValueError(f"{where}: the table has no {END.strip()!r}")
-        pieces += [text[done : begin.end()], KINDS[kind](records)]
+        pieces += [text[done : begin.end()], table]
         done = end
     return "".join([*pieces, text[done:]])
+
+
+def table_of(kind: str, source: Sequence[str], folder: Path) -> str:
+    """The table that a comment asks for.
+
+    Args:
+        kind: One of :data:`KINDS`.
+        source: A file in ``folder`` (or several: ``one.jsonl+two.jsonl``), suites, and perhaps ``agents=...``.
+        folder: The document's.
+
+    Raises:
+        ValueError: If the comment cannot be followed.
+    """
+    file, *suites = [word for word in source if not word.startswith(AGENTS)] or [""]
+    options = [word.removeprefix(AGENTS) for word in source if word.startswith(AGENTS)]
+    if kind not in (*KINDS, RL) or not suites or len(options) > 1:
+        raise ValueError(f"must be '<!-- KIND: FILE SUITE -->', KIND being {' or '.join((*KINDS, RL))}")
+    if kind == RL:
+        return _as_rl(folder / file, source[1:])
+    records = [record for name in file.split("+") for record in read(folder / name)]
+    for suite in suites:
+        if not any(fnmatchcase(record.suite, suite) for record in records):
+            raise ValueError(f"{file} holds no record of suite {suite!r}")
+    records = [record for record in records if any(fnmatchcase(record.suite, suite) for suite in suites)]
+    return KINDS[kind](_only(records, options[0].split(","), file) if options else records)
+
+
+def _only(records: Sequence[Record], agents: Sequence[str], file: str) -> list[Record]:
+    """The records of these agents, in the agents' order.
+
+    Raises:
+        ValueError: If an agent has no record, or is named twice.
+    """
+    known = {record.agent for record in records}
+    for agent in agents:
+        if agent not in known:
+            raise ValueError(f"{file} holds no record of agent {agent!r} there; it has {', '.join(sorted(known))}")
+        if agents.count(agent) > 1:
+            raise ValueError(f"{AGENTS} names {agent!r} twice")
+    chosen = [record for record in records if record.agent in agents]
+    return sorted(chosen, key=lambda record: agents.index(record.agent))
+
+
+def _as_rl(file: Path, units: Sequence[str]) -> str:
+    from benchmarks import rl, rl_report
+
+    for unit in rl_report.UNITS:
+        if [unit] == list(units):
+            return rl_report.as_markdown(rl.read(file), unit)
+    raise ValueError(f"must be '<!-- {RL}: FILE UNIT -->', UNIT being {' or '.join(rl_report.UNITS)}")
 
 
 def main(args: Args) -> int:

@@ -1,7 +1,9 @@
-"""The methods' other forms as rows: where papers and public code disagree (docs/methods.md), and the papers' own
-values.
+r"""The methods' other forms as rows: where papers and public code disagree, and the papers' own values.
 
-    python -m benchmarks.run --suite atlas-50x20 --agents benchmarks.forms:rect_20 --out runs/forms
+docs/reference/papers_and_code.md explains them.
+
+    python -m benchmarks.run --suite atlas-50x20 --agents benchmarks.forms:rect_20 benchmarks.forms:prune_edited \
+        --out runs/forms
 
 Each has the settings chosen for the embedded model, but for what its name says.
 """

@@ -19,7 +19,8 @@ from typing import Annotated
 import tyro
 
 from agents.base import Agent, ProgressCallback
-from agents.registry import ROWS, make_agent, make_method, takes_settings
+from agents.registry import make_agent, make_method, takes_settings
+from agents.rows import ROWS
 from agents.settings import read_settings
 from benchmarks.results.records import MetricValues
 from benchmarks.running.progress import console_progress
@@ -43,7 +44,7 @@ class Args:
     model: str = "atlas"
     """Embedded model, Hugging Face folder or hub id."""
     dataset: str = "atlas"
-    """Data set as docs/data.md has it; its validation split is edited."""
+    """Data set as docs/reference/data_formats.md has it; its validation split is edited."""
     seed: int = 0
     """Seeds training and the choice of the batches."""
 

@@ -6,12 +6,12 @@
 
 index.html is one file without any network: open it in a browser, send it, or put it on a server as it is. Rows are
 interquartile means over seeds with 95% intervals; two rows are measures for the others if they were run: no-edit, and
-joint-fine-tune, the ceiling. docs/statistics.md says what each number means and what is not shown. The same records
-give the same files.
+joint-fine-tune, the ceiling. docs/reference/statistics.md says what each number means and what is not shown.
+The same records give the same files.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -20,6 +20,7 @@ import tyro
 
 from benchmarks.results import figures, leaderboard, published
 from benchmarks.results import tables as table
+from benchmarks.results.charts import Chart, save
 from benchmarks.results.leaderboard import RANKED, Entry, FailedCell, Leaderboard, Task
 from benchmarks.results.page import page
 from benchmarks.results.statistics import Estimate
@@ -83,40 +84,40 @@ class Drawn:
 
 
 def draw(
-    found: Sequence[Entry], board: Leaderboard, out: Path, progress: Callable[[str], None] = lambda name: None
+    entries: Sequence[Entry], board: Leaderboard, out: Path, progress: Callable[[str], None] = lambda name: None
 ) -> list[Drawn]:
     """All figures, as PNG and SVG.
 
     Args:
-        found: All rows.
+        entries: All rows.
         board: The rows under the protocol that quality is shown by.
         out: Folder.
         progress: Called with the name of each figure.
     """
-    look = figures.styles(list(dict.fromkeys(entry.agent for entry in found)))
     drawn: list[Drawn] = []
-
-    def write(figure: object, drawing: Drawn) -> None:
+    for drawing, chart in all_charts(entries, board):
         progress(drawing.name)
         for ending in ("png", "svg"):
-            figures.save(figure, out / f"{drawing.name}.{ending}")
+            save(chart, out / f"{drawing.name}.{ending}")
         drawn.append(drawing)
+    return drawn
 
-    tasks = by_task(found)
+
+def all_charts(entries: Sequence[Entry], board: Leaderboard) -> Iterator[tuple[Drawn, Chart]]:
+    """Those of each task, and those of tasks that differ in one thing."""
+    tasks = by_task(entries)
     for task, name in zip(tasks, file_names(list(tasks)), strict=True):
         rows = tasks[task]
         if any(leaderboard.curve(row) for row in rows):
-            write(figures.retention(rows, look), Drawn(f"retention-{name}", "What is kept along the stream", task))
-        write(figures.pareto(board, task, look), Drawn(f"pareto-{name}", "Quality against time per edit", task))
-        write(figures.bars(rows, board.protocol), Drawn(f"bars-{name}", "After the last edit", task))
+            yield Drawn(f"retention-{name}", "What is kept along the stream", task), figures.retention(rows)
+        yield Drawn(f"pareto-{name}", "Quality against time per edit", task), figures.pareto(board, task)
+        yield Drawn(f"bars-{name}", "After the last edit", task), figures.bars(rows, board.protocol)
     for along in figures.ALONG:
         for number, group in enumerate(differing(list(tasks.values()), along), start=1):
-            name = f"by-{along.replace(' ', '-')}-{number}"
             first = group[0][0]
             what = f"{first.records[0].dataset} in {first.task.model}, {figures.alike(first, along)}"
-            title = f"By {figures.ALONG[along]}: {what}"
-            write(figures.by_length(group, board.protocol, look, along), Drawn(name, title))
-    return drawn
+            drawing = Drawn(f"by-{along.replace(' ', '-')}-{number}", f"By {figures.ALONG[along]}: {what}")
+            yield drawing, figures.by_size(group, board.protocol, along)
 
 
 def by_task(found: Sequence[Entry]) -> dict[Task, list[Entry]]:
@@ -174,7 +175,7 @@ def as_markdown(
     parts = [
         "# Leaderboard\n",
         "Interquartile means over seeds with 95% stratified bootstrap intervals, where there are two seeds or more; `mean` is the "
-        "harmonic mean of the three. docs/statistics.md of LifelongEdit says how each number is made.\n",
+        "harmonic mean of the three. docs/reference/statistics.md of LifelongEdit says how each number is made.\n",
     ]
     for task, rows in by_task(found).items():
         records = [record for row in rows for record in row.records]

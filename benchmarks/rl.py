@@ -1,8 +1,9 @@
-"""RLEdit's differentiable trajectory beside reinforcement learning in general, at equal steps and equal seconds.
+r"""RLEdit's differentiable trajectory beside reinforcement learning in general, at equal steps and equal seconds.
 
     python -m benchmarks.rl --out runs/rl --steps 150 --seconds 40 --seeds 0-4
     python -m benchmarks.rl_report runs/rl --figure docs/results/rl.png
-    python -m benchmarks.rl --out runs/rates --steps 100 --seconds 20 --seeds 100 --stream 1 --rate-factor 0.3
+    python -m benchmarks.rl --out runs/rl-choice --steps 100 --seconds 20 --judgements 1 --seeds 100 --stream 1 \
+        --rate-factor 0.3
 
 Every run trains until *both* budgets are spent, on streams of the training split, and is judged now and then on one
 fixed stream of the validation split; OUT/rl.jsonl gets one line for each algorithm and seed. Runs that are there

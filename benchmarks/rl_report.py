@@ -6,22 +6,25 @@ A run's figure at x steps (or seconds) is that of the last policy it had by then
 with its 95% stratified bootstrap interval; there is one validation stream, hence one stratum.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import tyro
 
-from benchmarks.results import figures
+from benchmarks.results.charts import PERCENT, Chart, Panel, Series, foremost, save
 from benchmarks.results.statistics import Estimate, estimate
-from benchmarks.results.tables import markdown
+from benchmarks.results.tables import markdown, readable
 from benchmarks.rl import FIGURES, Run, read
 
 Unit = Literal["steps", "seconds"]
 UNITS: tuple[Unit, ...] = ("steps", "seconds")
 TITLES = dict(zip(FIGURES, ("return", "efficacy", "generalization", "specificity"), strict=True))
+AXES: dict[Unit, str] = {"steps": "environment steps", "seconds": "CPU seconds"}
+LABELS = {"episode_return": "sum of rewards", "efficacy": "over all edits (%)"}
+"""Of the vertical axes; generalization and specificity share efficacy's."""
 GRID = 41
 """Places at which the curves are drawn."""
 
@@ -56,53 +59,57 @@ def as_markdown(runs: Sequence[Run], unit: Unit) -> str:
 
 
 def shown(found: Estimate) -> str:
-    if found.interval is None:
-        return f"{found.value:.1f}"
-    return f"{found.value:.1f} [{found.interval[0]:.1f}, {found.interval[1]:.1f}]"
+    value, *ends = (readable(number, 1) for number in (found.value, *(found.interval or ())))
+    return f"{value} [{', '.join(ends)}]" if ends else value
 
 
-def draw(runs: Sequence[Run], path: Path) -> None:
-    """Every figure against steps and against seconds; written whole or not at all."""
-    import matplotlib
+def chart(runs: Sequence[Run], chosen: Iterable[str] = ()) -> Chart:
+    """Every figure against steps and against seconds.
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    Args:
+        runs: Of all algorithms.
+        chosen: Algorithms in colour; the first ones by default.
+    """
     groups = grouped(runs)
-    figure, axes = plt.subplots(len(UNITS), len(FIGURES), figsize=(15, 7.2), sharey="col", constrained_layout=True)
-    for row, unit in zip(axes, UNITS, strict=True):
-        grid = np.linspace(0, float(getattr(runs[0], unit)), GRID)
-        for axis, name in zip(row, FIGURES, strict=True):
-            for i, (algorithm, group) in enumerate(groups.items()):
-                _curve(axis, grid, [over_seeds(group, unit, x, name) for x in grid], i, algorithm)
-            if name == "episode_return":
-                axis.set_ylim(_limits(runs))
-            axis.set(xlabel=f"environment {unit}" if unit == "steps" else unit, xlim=(0, grid[-1]))
-            axis.grid(alpha=0.3)
-    for axis, name in zip(axes[0], FIGURES, strict=True):
-        axis.set_title(TITLES[name])
-    for row in axes:
-        row[0].set_ylabel("sum of rewards, validation stream")
-        row[1].set_ylabel("% of all its edits, teacher-forced")
-    handles = axes[0][0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=5, frameon=False)
-    figures.save(figure, path)
-    plt.close(figure)
+    panels = []
+    for unit in UNITS:
+        budget = float(getattr(runs[0], unit))
+        grid = tuple(float(x) for x in np.linspace(0, budget, GRID))
+        for name in FIGURES:
+            series = tuple(_series(algorithm, group, unit, name, grid) for algorithm, group in groups.items())
+            panels.append(
+                Panel(
+                    TITLES[name].capitalize(),
+                    AXES[unit],
+                    series,
+                    LABELS.get(name),
+                    log=False,
+                    y_limits=_limits(runs) if name == "episode_return" else PERCENT,
+                    x_limits=(0.0, budget),
+                )
+            )
+    note = "one validation stream, percentages teacher-forced; bands are 95% intervals over seeds"
+    forward = foremost(list(groups), chosen)
+    return Chart(
+        "Learning by equal steps and by equal seconds", note, tuple(panels), len(FIGURES), "steps", forward=forward
+    )
+
+
+def _series(algorithm: str, group: Sequence[Run], unit: Unit, figure: str, grid: tuple[float, ...]) -> Series:
+    estimates = [over_seeds(group, unit, x, figure) for x in grid]
+    return Series(algorithm, grid, tuple(e.value for e in estimates), tuple(e.interval for e in estimates))
 
 
 def _limits(runs: Sequence[Run]) -> tuple[float, float]:
     """Of the returns' axis: a policy that breaks the model is off it, or nothing else could be told apart."""
     returns = [point["episode_return"] for run in runs for point in run.points]
-    low, high = np.quantile(returns, [0.1, 1.0])
+    low, high = (float(value) for value in np.quantile(returns, [0.1, 1.0]))
     return 1.1 * low - 0.1 * high, 1.1 * high - 0.1 * low
 
 
-def _curve(axis: Any, grid: np.ndarray, estimates: Sequence[Estimate], place: int, label: str) -> None:
-    colour, line = f"C{place % 10}", "-" if place < 5 else "--"
-    values = [e.value for e in estimates]
-    axis.plot(grid, values, color=colour, linestyle=line, linewidth=1.6, drawstyle="steps-post", label=label)
-    bands = [e.interval or (e.value, e.value) for e in estimates]
-    axis.fill_between(grid, *zip(*bands, strict=True), color=colour, alpha=0.1, linewidth=0, step="post")
+def draw(runs: Sequence[Run], path: Path, chosen: Iterable[str] = ()) -> None:
+    """The chart as a picture; written whole or not at all."""
+    save(chart(runs, chosen), path)
 
 
 @dataclass
@@ -111,6 +118,8 @@ class Args:
     """Folder that benchmarks.rl has written to."""
     figure: Path | None = None
     """Draw here; FOLDER/rl.png by default."""
+    algorithms: tuple[str, ...] = ()
+    """In colour, at most eight; the first ones by default."""
 
 
 def main(args: Args) -> None:
@@ -123,7 +132,10 @@ def main(args: Args) -> None:
         raise SystemExit(str(error)) from None
     for unit in UNITS:
         print(as_markdown(runs, unit))
-    draw(runs, args.figure or args.folder / "rl.png")
+    try:
+        draw(runs, args.figure or args.folder / "rl.png", args.algorithms)
+    except ValueError as error:
+        raise SystemExit(f"--algorithms: {error}") from None
 
 
 if __name__ == "__main__":

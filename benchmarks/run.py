@@ -9,7 +9,7 @@
 The first line lists the suites. Each finished cell (agent and seed) is one file of OUT/cells, and OUT/results.jsonl
 is made from them; what is there is not run again, what has failed is. Each cell runs in a process of its own, so
 that its peak memory is its own and a crash costs one cell. A failed cell is reported and makes the command fail at
-the end. See docs/benchmarks.md.
+the end. See docs/guides/run_benchmarks.md.
 """
 
 import multiprocessing

@@ -87,7 +87,7 @@ def judging(edits: int) -> dict[str, float]:
     started = time.perf_counter()
     correct = _naively_correct(lm, evaluation)
     naive_seconds = time.perf_counter() - started
-    owners, kinds = evaluation.owner.numpy(), evaluation.kind.numpy()
+    owners, kinds = evaluation.edit_index.numpy(), evaluation.kind.numpy()
     for kind, metric in enumerate(metrics.METRICS):
         of_kind = kinds == kind
         expected = np.bincount(owners[of_kind], correct[of_kind]) / np.bincount(owners[of_kind])

@@ -1,9 +1,11 @@
-"""Chooses a method's hyperparameters, with the same budget for every method that is searched; never on a test split.
+r"""Chooses a method's hyperparameters, with the same budget for every method that is searched; never on a test split.
 
     python -m benchmarks.tune --methods memit alphaedit --trials 8 --out runs/tune
     python -m benchmarks.tune --methods memit --trials 8 --out runs/tune --write
-    python -m benchmarks.tune --methods memit-seq --suite atlas-400x20-training --settings atlas-long --out runs/long
-    python -m benchmarks.tune --methods memit --suite base-50x20-validation --model ./base --settings ./mine --out runs
+    python -m benchmarks.tune --methods memit-seq --suite atlas-400x20-training --settings atlas-long \
+        --out runs/long --write
+    python -m benchmarks.tune --methods memit --suite base-50x20-validation --model ./base --settings ./mine \
+        --out runs/mine --write
 
 Trial 0 is the settings as they stand; the others are drawn from the method's ranges (benchmarks/search_spaces.json)
 by a scrambled Sobol sequence, log-uniformly. A trial is one pass over the suite and counts by the harmonic mean of
@@ -22,7 +24,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from agents.registry import ROWS, make_method, takes_settings
+from agents.registry import make_method, takes_settings
+from agents.rows import ROWS
 from agents.settings import read_settings, settings_path
 from benchmarks.results.records import MetricValues, append
 from benchmarks.results.statistics import harmonic_mean

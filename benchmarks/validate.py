@@ -21,7 +21,8 @@ from typing import Any
 from tyro.conf import Positional
 
 from agents.base import ProgressCallback
-from agents.registry import ROWS, make_agent
+from agents.registry import make_agent
+from agents.rows import ROWS
 from benchmarks.results.leaderboard import entries, read_failures
 from benchmarks.results.records import Record, read
 from benchmarks.running import cells

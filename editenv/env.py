@@ -72,7 +72,7 @@ class RefusedActionError(ValueError):
 
 
 class LifelongEditEnv(gym.Env[Observation, Action]):
-    """A language model that is edited batch after batch; see docs/environment.md.
+    """A language model that is edited batch after batch; see docs/reference/environment.md.
 
     Args:
         model: ``"atlas"`` (embedded), a Hugging Face model folder, or a hub id.
@@ -83,7 +83,10 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         actions_per_batch: K, how often a batch is presented, each time with the gradient at the current weights.
         horizon: Batches after which the episode is truncated; None goes on to the end of the stream.
         modules: Edited modules, as endings of dotted names; None takes the model's default.
-        locality, memory_decay, memory_batches, regularization: The reward's lambda_loc, mu, k and eta.
+        locality: The reward's lambda_loc.
+        memory_decay: Its mu.
+        memory_batches: Its k.
+        regularization: Its eta.
         reference: What its locality loss compares with: :class:`editenv.rewards.RewardConfig`.
         redraw: Draw new targets and phrasings at each reset (atlas' training split only).
         device: A torch device.
@@ -98,7 +101,7 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
     Raises:
         ValueError: If an argument is out of range, naming it, or a record of the data set cannot be used.
 
-    Example:
+    Examples:
         >>> import gymnasium as gym, editenv
         >>> env = gym.make("LifelongEdit-v0", split="validation", edits_per_step=4, horizon=2)
         >>> observation, info = env.reset(seed=0)
@@ -162,27 +165,12 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
             self._edits = load_edits(dataset, split, 0 if redraw else None, dataset_options)
 
         base, tokenizer = load_model(model, device, dtype)
-        if isinstance(self._edits, EditFile):
-            context = getattr(base.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
-            self._edits = self._edits.check_lengths(tokenizer, context, FileOptions.of(dataset_options))
-        if dataset is not None and len(self._edits) < edits_per_step:
-            raise ValueError(f"edits_per_step is {edits_per_step}, but {dataset}/{split} has {len(self._edits)} edits")
+        self._check_edits(base, tokenizer, FileOptions.of(dataset_options))
         self.language_model = EditableLM(base, tokenizer, default_modules(base, model) if modules is None else modules)
         if train_eos:
             _ = self.language_model.eos_token  # refused here if there is none
         self.max_tokens = edits_per_step * (self._longest_target() + train_eos)
-        self.observation_space: spaces.Space[Any] = spaces.Dict(
-            {
-                name: spaces.Dict(
-                    {
-                        "keys": _unbounded(self.max_tokens, self.language_model.shape(name)[0]),
-                        "value_grads": _unbounded(self.max_tokens, self.language_model.shape(name)[1]),
-                        "token_mask": spaces.Box(0.0, 1.0, (self.max_tokens,), np.float32),
-                    }
-                )
-                for name in self.language_model.modules
-            }
-        )
+        self.observation_space: spaces.Space[Any] = self._observation_space()
         self.stream: Sequence[Edit] = Stream((), np.zeros(0, dtype=int))
         self._after_horizon = self.stream
         self._batch: _Batch | None = None
@@ -193,6 +181,29 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         self.history = rendering.History(batches=None)
         self._gradients = self._no_gradients()
         self._view: rendering.LiveView | None = None
+
+    def _check_edits(self, base: Any, tokenizer: Any, options: FileOptions) -> None:
+        """Leaves edits out, or refuses them, that are longer than the model's context; there must be a batch left."""
+        if isinstance(self._edits, EditFile):
+            context = getattr(base.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+            self._edits = self._edits.check_lengths(tokenizer, context, options)
+        if self.dataset is not None and len(self._edits) < self.edits_per_step:
+            raise ValueError(
+                f"edits_per_step is {self.edits_per_step}, but {self.dataset}/{self.split} has {len(self._edits)} edits"
+            )
+
+    def _observation_space(self) -> spaces.Dict:
+        """For each edited module the two factors, padded to ``max_tokens``, and which rows are tokens."""
+        shapes = {name: self.language_model.shape(name) for name in self.language_model.modules}
+        parts: dict[str, dict[str, spaces.Space[Any]]] = {
+            name: {
+                "keys": spaces.Box(-np.inf, np.inf, (self.max_tokens, d_in), np.float32),
+                "value_grads": spaces.Box(-np.inf, np.inf, (self.max_tokens, d_out), np.float32),
+                "token_mask": spaces.Box(0.0, 1.0, (self.max_tokens,), np.float32),
+            }
+            for name, (d_in, d_out) in shapes.items()
+        }
+        return spaces.Dict({name: spaces.Dict(part) for name, part in parts.items()})
 
     # -- Gymnasium ------------------------------------------------------------------------------------------------
 
@@ -391,7 +402,7 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         if not self._began:
             raise RuntimeError("present: call reset() first")
         self.language_model.clear_cache()
-        self.reward.past = []
+        self.reward.memory = []
         self.attempt, self._over = 0, False
         self._open_batch(edits)
         self._gradients = self.fine_tuning_gradient()
@@ -490,12 +501,12 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
     @property
     def batches_in_memory(self) -> int:
         """How many past batches the memory term of the next reward can look back at."""
-        return len(self.reward.past)
+        return len(self.reward.memory)
 
     def undo_all_edits(self) -> None:
         """Puts theta_0 back in the middle of a stream: no batch is looked back at, and the observation is taken anew."""
         self.language_model.restore()
-        self.reward.past = []
+        self.reward.memory = []
         self.refresh()
 
     def refresh(self) -> None:
@@ -608,7 +619,3 @@ def lifelong_edit(env: gym.Env[Any, Any]) -> LifelongEditEnv:
     if not isinstance(inner, LifelongEditEnv):
         raise TypeError(f"expected a LifelongEdit environment, not {type(inner).__name__}")
     return inner
-
-
-def _unbounded(*shape: int) -> spaces.Box:
-    return spaces.Box(-np.inf, np.inf, shape, np.float32)

@@ -1,20 +1,18 @@
 """What is in a file of edits, and which of the known traps."""
 
 import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from editenv.data.edits import Edit
-from editenv.data.files import EditFile, FileOptions, load_file_edits, read_edits, true_rephrases
-from editenv.data.formats import FORMATS
+from editenv.data.files import EditFile, FileOptions, format_and_source, load_file_edits
+from editenv.data.rephrases import true_rephrases
+from editenv.data.tables import read_edits
 from editenv.language_model.prompts import answer_ids
 from editenv.models import load_model
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass
@@ -81,52 +79,54 @@ def inspect(file: str, train: Path | None = None, model: str = "atlas", sample: 
     context = getattr(base.config.get_text_config(), "max_position_embeddings", None)
     if context:
         edits = edits.check_lengths(tokenizer, context, options)
-    found = Inspection(
+    inspection = Inspection(
         report.source, report.format, report.records, len(edits), dict(report.bad), dict(report.examples)
     )
     if len(edits) == 0:
-        found.notes.append("no edit of this file can be used")
-        return found
-    found.subjects = len({subject for subject in edits.column("subject") if subject})
-    found.rephrases = sum(map(len, edits.column("rephrases")))
-    found.locality_prompts = sum(map(len, edits.column("locality_prompts")))
-    lengths = _token_lengths(edits, tokenizer)
-    found.target_tokens = [float(np.quantile(lengths, q, method="nearest")) for q in (0, 0.5, 0.9, 1)]
-    found.one_token_targets = round(100 * float((lengths == 1).mean()), 2)
+        inspection.notes.append("no edit of this file can be used")
+        return inspection
+    inspection.subjects = len({subject for subject in edits.column("subject") if subject})
+    inspection.rephrases = sum(map(len, edits.column("rephrases")))
+    inspection.locality_prompts = sum(map(len, edits.column("locality_prompts")))
+    lengths = np.array([len(ids) for ids in answer_ids(tokenizer, list(edits.column("target")))])
+    inspection.target_tokens = [float(np.quantile(lengths, q, method="nearest")) for q in (0, 0.5, 0.9, 1)]
+    inspection.one_token_targets = round(100 * float((lengths == 1).mean()), 2)
     if sample:
-        _ask(found, edits, model, sample)
+        _sample_beliefs(inspection, edits, model, sample)
     if train is not None:
-        found.overlap = _overlap(edits, train, options)
-    found.notes += _traps(edits, found)
-    return found
+        inspection.overlap = _overlap(edits, str(train), options)
+    inspection.notes += [*_traps_of_the_format(edits, inspection), *_traps(edits, inspection)]
+    return inspection
 
 
-def _token_lengths(edits: EditFile, tokenizer: "PreTrainedTokenizerBase") -> np.ndarray:
-    return np.array([len(ids) for ids in answer_ids(tokenizer, list(edits.column("target")))])
-
-
-def _ask(found: Inspection, edits: EditFile, model: str, sample: int) -> None:
+def _sample_beliefs(inspection: Inspection, edits: EditFile, model: str, sample: int) -> None:
+    """What the model generates for some of the prompts: the target already, or the old answer?"""
     from editenv.evaluation.greedy import generate
 
-    places = np.unique(np.linspace(0, len(edits) - 1, min(sample, len(edits))).astype(int))
-    asked: list[Edit] = edits.where(places)[:]
-    limit = int(found.target_tokens[-1]) + 2
+    indices = np.unique(np.linspace(0, len(edits) - 1, min(sample, len(edits))).astype(int))
+    sampled: list[Edit] = edits.where(indices)[:]
+    longest_target = int(inspection.target_tokens[-1])
     base, tokenizer = load_model(model)
-    said = generate(base, tokenizer, [edit.prompt for edit in asked], limit)
-    found.asked = len(asked)
-    found.already_believed = round(100 * float(np.mean([s == e.target for s, e in zip(said, asked, strict=True)])), 2)
-    old = [(s, e.old_answer) for s, e in zip(said, asked, strict=True) if e.old_answer]
-    found.old_answer_known = round(100 * float(np.mean([s == answer for s, answer in old])), 2) if old else None
+    written = generate(base, tokenizer, [edit.prompt for edit in sampled], limit=longest_target + 2)
+    pairs = list(zip(written, sampled, strict=True))
+    inspection.asked = len(sampled)
+    inspection.already_believed = _percentage([text == edit.target for text, edit in pairs])
+    old = [text == edit.old_answer for text, edit in pairs if edit.old_answer]
+    inspection.old_answer_known = _percentage(old) if old else None
 
 
-def _overlap(edits: EditFile, train: Path, options: FileOptions) -> dict[str, int]:
-    name, colon, place = str(train).partition(":")
-    known = name in FORMATS and bool(colon)
-    other = read_edits(Path(place if known else str(train)), name if known else "", options)
+def _percentage(values: Sequence[bool]) -> float:
+    return round(100 * float(np.mean(values)), 2)
+
+
+def _overlap(edits: EditFile, train: str, options: FileOptions) -> dict[str, int]:
+    """What the file shares with a training file; see :class:`Inspection`."""
+    name, source = format_and_source(train)
+    training = read_edits(Path(source), name, options)
     targets: dict[str, set[str]] = {}
-    for edit in other:
+    for edit in training:
         targets.setdefault(edit.prompt.casefold(), set()).add(edit.target.casefold())
-    subjects = set(other.subjects().tolist())
+    subjects = set(training.subjects().tolist())
     shared = [edit for edit in edits if edit.prompt.casefold() in targets]
     return {
         "prompts": len(shared),
@@ -135,44 +135,42 @@ def _overlap(edits: EditFile, train: Path, options: FileOptions) -> dict[str, in
     }
 
 
-def _traps(edits: EditFile, found: Inspection) -> list[str]:
-    notes = []
-    if found.format == "counterfact":
-        wrong = int((~true_rephrases(edits)).sum())
-        if wrong:
-            notes.append(
-                f"{wrong:,} of {len(edits):,} edits have a rephrase that ends in none of the file's prompt templates: "
-                "probably a generation prompt, not a paraphrase (option rephrases=checked leaves them out)"
-            )
-    if found.format == "zsre":
-        without = sum(answer is None for answer in edits.column("old_answer"))
-        if without:
-            notes.append(
-                f"{without:,} of {len(edits):,} records repeat the target in `answers`, or have none: it is not taken as "
-                "the answer before the edit"
-            )
+def _traps_of_the_format(edits: EditFile, inspection: Inspection) -> Iterator[str]:
+    """What published files of one format are known for."""
+    if inspection.format == "counterfact" and (others := int((~true_rephrases(edits)).sum())):
+        yield (
+            f"{others:,} of {len(edits):,} edits have a rephrase that ends in none of the file's prompt templates: "
+            "probably a generation prompt, not a paraphrase (option rephrases=checked leaves them out)"
+        )
+    if inspection.format == "zsre" and (without := sum(answer is None for answer in edits.column("old_answer"))):
+        yield (
+            f"{without:,} of {len(edits):,} records repeat the target in `answers`, or have none: it is not taken as "
+            "the answer before the edit"
+        )
+
+
+def _traps(edits: EditFile, inspection: Inspection) -> Iterator[str]:
+    """What makes a metric mean less than it seems, in a file of any format."""
     prompts = {prompt.casefold() for prompt in edits.column("prompt")}
     edited = sum(text.casefold() in prompts for texts in edits.column("locality_prompts") for text in texts)
     if edited:
-        notes.append(
-            f"{edited:,} of {found.locality_prompts:,} locality prompts are edited by a record of this file: editing them "
-            "right counts as harm (option locality=checked leaves them out)"
+        yield (
+            f"{edited:,} of {inspection.locality_prompts:,} locality prompts are edited by a record of this file: editing "
+            "them right counts as harm (option locality=checked leaves them out)"
         )
-    apart = sum(bool(s) and s not in p for s, p in zip(edits.column("subject"), edits.column("prompt"), strict=True))
-    if apart:
-        notes.append(f"{apart:,} edits name a subject that does not occur in their prompt")
-    same = sum(text == edit.prompt for edit in edits for text in edit.rephrases)
-    if same:
-        notes.append(f"{same:,} rephrases are the prompt itself")
-    if not found.rephrases:
-        notes.append("no edit has a rephrase: generalization cannot be measured")
-    if not found.locality_prompts:
-        notes.append("no edit has a locality prompt: specificity cannot be measured")
-    if found.overlap and found.overlap["subjects"]:
-        notes.append(
-            f"{found.overlap['subjects']:,} edits are about subjects of the training file: a policy trained there has "
+    pairs = zip(edits.column("subject"), edits.column("prompt"), strict=True)
+    if apart := sum(bool(subject) and subject not in prompt for subject, prompt in pairs):
+        yield f"{apart:,} edits name a subject that does not occur in their prompt"
+    if same := sum(text == edit.prompt for edit in edits for text in edit.rephrases):
+        yield f"{same:,} rephrases are the prompt itself"
+    if not inspection.rephrases:
+        yield "no edit has a rephrase: generalization cannot be measured"
+    if not inspection.locality_prompts:
+        yield "no edit has a locality prompt: specificity cannot be measured"
+    if inspection.overlap and inspection.overlap["subjects"]:
+        yield (
+            f"{inspection.overlap['subjects']:,} edits are about subjects of the training file: a policy trained there has "
             "seen them (in a folder of both files such edits are refused, or left out with bad_records=skip)"
         )
-    if found.already_believed is not None and found.already_believed > 5:
-        notes.append(f"{found.already_believed:.1f}% of the sampled edits ask for what the model says already")
-    return notes
+    if inspection.already_believed is not None and inspection.already_believed > 5:
+        yield f"{inspection.already_believed:.1f}% of the sampled edits ask for what the model says already"

@@ -1,4 +1,13 @@
-"""The reward of one transition, equations 7 to 10 of RLEdit (Li et al. 2025), each term by name."""
+"""The reward of one transition, equations 7 to 10 of RLEdit (Li et al. 2025), each term by name.
+
+For the batch edited at step t, at the weights after its edit::
+
+    edit_t     mean over the edits of -log p(target | rephrase), by its token mean                             eq. 7
+    locality_t mean over the edits of KL(p_theta0 || p_theta) at the locality prompts' answer positions         eq. 7
+    loss_t   = edit_t + lambda_loc * locality_t                                                                eq. 8
+    memory_t = sum over i = 1 .. k of mu^i * loss of the batch i steps back, at the weights of now              eq. 9
+    reward_t = -(loss_t + memory_t + eta * |D_t|^2)                                                            eq. 10
+"""
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -12,13 +21,18 @@ from editenv.evaluation.batch import LOCALITY, PROMPT, REPHRASE, EvaluationBatch
 from editenv.language_model.editable_lm import EditableLM, Gradient
 from editenv.language_model.prompts import Prompts
 
-TOGETHER = 4
-"""Batches that are judged in one forward."""
+BATCHES_PER_FORWARD = 4
+"""Batches that are judged in one forward: the logits of ten are large, and not faster to come by than those of four;
+and what the backward pass needs of a model of billions of parameters fills a GPU."""
 
 
 @dataclass(frozen=True, slots=True)
 class RewardConfig:
-    """Coefficients of eq. 8 to 10, with the paper's symbols and values."""
+    """Coefficients of eq. 8 to 10, with the paper's symbols and values.
+
+    Raises:
+        ValueError: For a coefficient out of range; names it.
+    """
 
     locality: float = 0.6
     """lambda_loc: weight of the locality loss."""
@@ -45,7 +59,15 @@ class RewardConfig:
 
 @dataclass(frozen=True, slots=True)
 class RewardTerms:
-    """What one step's reward is made of; ``reward`` is minus their weighted sum (eq. 10)."""
+    """What one step's reward is made of.
+
+    Attributes:
+        edit: Edit loss of the current batch (eq. 7), in nats.
+        locality: Its locality loss (eq. 7), in nats.
+        memory: The decayed losses of the batches looked back at (eq. 9).
+        regularization: ``|D|^2``, over all edited modules.
+        reward: Minus their weighted sum (eq. 10).
+    """
 
     edit: float
     locality: float
@@ -62,60 +84,78 @@ class RewardBatch:
     """One batch of edits, ready to be judged at any weights.
 
     Attributes:
-        prompts: All rephrases, then all locality prompts, as one set.
-        tokens: ``(A,)`` which of the questions' answer tokens theirs are.
+        prompts: All rephrases, then all locality prompts, as one set; ``A`` answer tokens.
+        tokens: ``(A,)`` which of the evaluation batch's answer tokens theirs are.
         rephrase_tokens: How many of the answer tokens belong to rephrases.
         weights: ``(A,)``: each token's share in the mean over the batch's edits, so that both losses of eq. 7 are plain
             weighted sums.
-        reference: ``(A - rephrase_tokens, vocabulary)`` log-probabilities of theta_0 on the locality prompts (or of
-            other weights, see :class:`RewardConfig`).
+        reference_log_probs: ``(A - rephrase_tokens, vocabulary)`` log-probabilities of theta_0 on the locality prompts
+            (or of other weights, see :class:`RewardConfig`).
     """
 
     prompts: Prompts
     tokens: torch.Tensor
     rephrase_tokens: int
     weights: torch.Tensor
-    reference: torch.Tensor
+    reference_log_probs: torch.Tensor
 
 
 @torch.no_grad()
 def prepare(
-    lm: EditableLM, questions: EvaluationBatch, reference: Literal["initial", "previous"] = "initial"
+    lm: EditableLM, batch: EvaluationBatch, reference: Literal["initial", "previous"] = "initial"
 ) -> RewardBatch:
     """Does everything about a batch that does not depend on what its edit will do to the weights.
 
     An edit without rephrases is judged on its own prompt, one without locality prompts has no locality loss.
+
+    Args:
+        lm: The model.
+        batch: The edits, encoded.
+        reference: What the locality loss compares with: theta_0, or the model as it stands.
     """
-    edits = len(questions.edits)
-    owner, kind = questions.owner, questions.kind
-    rephrased = torch.bincount(owner[kind == REPHRASE], minlength=edits) > 0
-    judged = (kind != PROMPT) | ~rephrased[owner]
-    tokens = judged.repeat_interleave(questions.prompts.lengths).nonzero().squeeze(1)
-    prompts = questions.prompts.select(judged)
-    owner, is_locality = owner[judged], kind[judged] == LOCALITY
-    group = owner + edits * is_locality
-    per_prompt = 1 / (edits * torch.bincount(group, minlength=2 * edits)[group] * prompts.lengths)
-    rephrase_tokens = int(prompts.lengths[~is_locality].sum())
-    log_probs = questions.reference if reference == "initial" else None
-    if log_probs is None:
+    edits = len(batch.edits)
+    has_rephrases = torch.bincount(batch.edit_index[batch.kind == REPHRASE], minlength=edits) > 0
+    judged = (batch.kind != PROMPT) | ~has_rephrases[batch.edit_index]
+    prompts = batch.prompts.select(judged)
+    edit_index, is_locality = batch.edit_index[judged], batch.kind[judged] == LOCALITY
+    # Eq. 7 takes means over an edit's prompts of one kind, over each prompt's tokens, and over the edits.
+    group = edit_index + edits * is_locality
+    prompts_in_group = torch.bincount(group, minlength=2 * edits)[group]
+    prompt_weights = 1 / (edits * prompts_in_group * prompts.lengths)
+    reference_log_probs = batch.initial_log_probs if reference == "initial" else None
+    if reference_log_probs is None:
         with lm.at_initial_weights() if reference == "initial" else nullcontext():
-            log_probs = lm.logits(prompts.select(is_locality)).log_softmax(-1)
-    return RewardBatch(prompts, tokens, rephrase_tokens, per_prompt[prompts.prompt_index], log_probs)
+            reference_log_probs = lm.logits(prompts.select(is_locality)).log_softmax(-1)
+    return RewardBatch(
+        prompts=prompts,
+        tokens=judged.repeat_interleave(batch.prompts.lengths).nonzero().squeeze(1),
+        rephrase_tokens=int(prompts.lengths[~is_locality].sum()),
+        weights=prompt_weights[prompts.prompt_index],
+        reference_log_probs=reference_log_probs,
+    )
 
 
-def _losses(batches: Sequence[RewardBatch], logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Eq. 7: edit and locality loss of each batch, two vectors of ``len(batches)``."""
+def _edit_and_locality_losses(
+    batches: Sequence[RewardBatch], logits: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Eq. 7: edit and locality loss of each batch, two vectors of ``len(batches)``; carries gradient.
+
+    Args:
+        batches: Of ``A`` answer tokens altogether.
+        logits: ``(A, vocabulary)`` at them.
+    """
     edit, locality = [], []
     start = 0
     for batch in batches:
         end = start + len(batch.weights)
         middle = start + batch.rephrase_tokens
-        labels, weights = batch.prompts.labels, batch.weights
-        nll = torch.nn.functional.cross_entropy(logits[start:middle], labels[: batch.rephrase_tokens], reduction="none")
-        edit.append((weights[: batch.rephrase_tokens] * nll).sum())
-        log_probs = logits[middle:end].log_softmax(-1)
-        kl = (batch.reference.exp() * (batch.reference - log_probs)).sum(-1)
-        locality.append((weights[batch.rephrase_tokens :] * kl).sum())
+        rephrase_weights, locality_weights = batch.weights.tensor_split([batch.rephrase_tokens])
+        targets = batch.prompts.labels[: batch.rephrase_tokens]
+        nll = torch.nn.functional.cross_entropy(logits[start:middle], targets, reduction="none")
+        edit.append((rephrase_weights * nll).sum())
+        log_probs, reference = logits[middle:end].log_softmax(-1), batch.reference_log_probs
+        kl = (reference.exp() * (reference - log_probs)).sum(-1)
+        locality.append((locality_weights * kl).sum())
         start = end
     return torch.stack(edit), torch.stack(locality)
 
@@ -126,30 +166,19 @@ class Reward:
     Args:
         lm: The model the weights are taken from, as it stands when :meth:`step` is called.
         config: Coefficients.
+
+    Attributes:
+        memory: The last k batches that the stream has moved past, the latest one last.
     """
 
     def __init__(self, lm: EditableLM, config: RewardConfig) -> None:
         self.lm = lm
         self.config = config
-        self.past: list[RewardBatch] = []
+        self.memory: list[RewardBatch] = []
 
-    def _batches(self, current: RewardBatch, past: Sequence[int] | None) -> tuple[list[RewardBatch], torch.Tensor]:
-        lags = range(1, len(self.past) + 1) if past is None else past
-        batches = [current] + [self.past[-lag] for lag in lags]
-        factors = [1.0] + [self.config.memory_decay**lag for lag in lags]
-        if past is not None and past:
-            # An unbiased estimate of the whole sum from the lags given: they were drawn uniformly.
-            scale = len(self.past) / len(past)
-            factors = [1.0] + [factor * scale for factor in factors[1:]]
-        return batches, torch.tensor(factors, device=self.lm.device)
-
-    def _terms(
-        self, edit: torch.Tensor, locality: torch.Tensor, factors: torch.Tensor, deltas: Mapping[str, Delta]
-    ) -> RewardTerms:
-        memory = (factors[1:] * (edit + self.config.locality * locality)[1:]).sum()
-        norm = sum(float(squared_norm(delta)) for delta in deltas.values())
-        loss = edit[0] + self.config.locality * locality[0] + memory + self.config.regularization * norm
-        return RewardTerms(float(edit[0]), float(locality[0]), float(memory), norm, -float(loss))
+    def add_to_memory(self, batch: RewardBatch) -> None:
+        """Keeps a batch that the stream has moved past, and drops the one k steps before it."""
+        self.memory = [*self.memory, batch][-self.config.memory_batches :] if self.config.memory_batches else []
 
     @torch.no_grad()
     def step(
@@ -162,15 +191,15 @@ class Reward:
             deltas: What was applied.
             logits: ``(A, vocabulary)`` of the current batch, if they are known.
         """
-        batches, factors = self._batches(current, None)
+        batches, factors = self._batches_and_factors(current, lags=None)
         if logits is None:
             logits = self.lm.logits(current.prompts)
-        found = [_losses([current], logits)]
-        # A few at a time: the logits of ten batches are large, and not faster than those of three.
-        for start in range(1, len(batches), TOGETHER):
-            part = batches[start : start + TOGETHER]
-            found.append(_losses(part, self.lm.logits(Prompts.join([batch.prompts for batch in part]))))
-        edit, locality = (torch.cat(column) for column in zip(*found, strict=True))
+        losses = [_edit_and_locality_losses([current], logits)]
+        for start in range(1, len(batches), BATCHES_PER_FORWARD):
+            part = batches[start : start + BATCHES_PER_FORWARD]
+            part_logits = self.lm.logits(Prompts.join([batch.prompts for batch in part]))
+            losses.append(_edit_and_locality_losses(part, part_logits))
+        edit, locality = (torch.cat(column) for column in zip(*losses, strict=True))
         return self._terms(edit, locality, factors, deltas)
 
     def step_with_gradient(
@@ -185,31 +214,56 @@ class Reward:
             deltas: What was applied.
             lags: Which past batches to look back at (1 is the last one); all of the last k by default. A subset must
                 have been drawn uniformly; it is reweighted to estimate the whole sum.
+
+        Returns:
+            The terms, and for each edited module the gradient in factors, over the tokens of all batches looked at.
         """
-        batches, factors = self._batches(current, lags)
+        batches, factors = self._batches_and_factors(current, lags)
         losses: list[tuple[torch.Tensor, torch.Tensor]] = []
-        parts: list[dict[str, Gradient]] = []
-        # A few at a time: what the backward needs of a model of billions of parameters fills a GPU.
-        for start in range(0, len(batches), TOGETHER):
-            part, of_part = batches[start : start + TOGETHER], factors[start : start + TOGETHER]
+        gradients: list[dict[str, Gradient]] = []
+        for start in range(0, len(batches), BATCHES_PER_FORWARD):
+            part = batches[start : start + BATCHES_PER_FORWARD]
+            part_factors = factors[start : start + BATCHES_PER_FORWARD]
 
-            def loss(
-                logits: torch.Tensor, part: Sequence[RewardBatch] = part, of: torch.Tensor = of_part
+            def weighted_loss(
+                logits: torch.Tensor, part: Sequence[RewardBatch] = part, part_factors: torch.Tensor = part_factors
             ) -> torch.Tensor:
-                edit, locality = _losses(part, logits)
+                edit, locality = _edit_and_locality_losses(part, logits)
                 losses.append((edit.detach(), locality.detach()))
-                return (of * (edit + self.config.locality * locality)).sum()
+                return (
+                    part_factors * (edit + self.config.locality * locality)
+                ).sum()  # the part's share of eq. 8 and 9
 
-            parts.append(self.lm.gradients(Prompts.join([batch.prompts for batch in part]), loss)[1])
+            gradients.append(self.lm.gradients(Prompts.join([batch.prompts for batch in part]), weighted_loss)[1])
         edit, locality = (torch.cat(column) for column in zip(*losses, strict=True))
-        gradients = {
+        joined = {
             name: Gradient(
-                torch.cat([part[name].keys for part in parts]), torch.cat([part[name].value_grads for part in parts])
+                torch.cat([gradient[name].keys for gradient in gradients]),
+                torch.cat([gradient[name].value_grads for gradient in gradients]),
             )
             for name in self.lm.modules
         }
-        return self._terms(edit, locality, factors, deltas), gradients
+        return self._terms(edit, locality, factors, deltas), joined
 
-    def add_to_memory(self, batch: RewardBatch) -> None:
-        """Puts a batch that the stream has moved past into the memory of k."""
-        self.past = [*self.past, batch][-self.config.memory_batches :] if self.config.memory_batches else []
+    def _batches_and_factors(
+        self, current: RewardBatch, lags: Sequence[int] | None
+    ) -> tuple[list[RewardBatch], torch.Tensor]:
+        """The current batch and those looked back at, with each one's factor in eq. 10: 1, then mu^i."""
+        looked_back_at = range(1, len(self.memory) + 1) if lags is None else lags
+        batches = [current] + [self.memory[-lag] for lag in looked_back_at]
+        factors = [self.config.memory_decay**lag for lag in looked_back_at]
+        if lags:
+            # An unbiased estimate of the whole sum from the lags given: they were drawn uniformly.
+            scale = len(self.memory) / len(lags)
+            factors = [factor * scale for factor in factors]
+        return batches, torch.tensor([1.0, *factors], device=self.lm.device)
+
+    def _terms(
+        self, edit: torch.Tensor, locality: torch.Tensor, factors: torch.Tensor, deltas: Mapping[str, Delta]
+    ) -> RewardTerms:
+        """Eq. 8 to 10, from the losses of the current batch and of those looked back at."""
+        losses = edit + self.config.locality * locality  # eq. 8
+        memory = (factors[1:] * losses[1:]).sum()  # eq. 9
+        norm = sum(float(squared_norm(delta)) for delta in deltas.values())
+        reward = -float(losses[0] + memory + self.config.regularization * norm)  # eq. 10
+        return RewardTerms(float(edit[0]), float(locality[0]), float(memory), norm, reward)

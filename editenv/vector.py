@@ -6,8 +6,8 @@
 Each stream has edited weights of its own and shares everything else with the others: the frozen layers, the data
 set, and what the frozen layers made of prompts. At each step the prompts of all streams' next batches that no
 stream has met before go through the frozen layers together; a prompt met before, by any stream in any episode,
-costs nothing. From there on, where
-the weights differ, the streams are run one after another: each is already a few large products.
+costs nothing. From there on, where the weights differ, the streams are run one after another: each is already a few
+large products.
 """
 
 import copy
@@ -26,8 +26,6 @@ from editenv.language_model.editable_lm import EditableLM
 from editenv.models import load_model
 from editenv.wrappers.chain import inner_action, outer_observation
 
-Results = tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]
-
 
 class LifelongEditVectorEnv(VectorEnv[Any, Any, np.ndarray]):
     """``num_envs`` streams of :class:`editenv.env.LifelongEditEnv`, as Gymnasium's vector environments are.
@@ -45,6 +43,10 @@ class LifelongEditVectorEnv(VectorEnv[Any, Any, np.ndarray]):
             put around each stream. (Those of :mod:`editenv.wrappers` look at the environment inside, which
             Gymnasium's vector wrappers do not have.)
         **arguments: As for a single environment; ``render_mode`` must be None.
+
+    Attributes:
+        streams: The ``N`` single environments.
+        wrapped: The same with their wrappers.
 
     Raises:
         ValueError: As a single environment does, and for an unknown mode.
@@ -69,10 +71,10 @@ class LifelongEditVectorEnv(VectorEnv[Any, Any, np.ndarray]):
         self.wrapped = [_wrap(stream, stream_wrappers) for stream in self.streams]
         self.single_observation_space = self.wrapped[0].observation_space
         self.single_action_space = self.wrapped[0].action_space
-        self.observation_space = _batched(self.single_observation_space, num_envs)
-        self.action_space = _batched(self.single_action_space, num_envs)
-        self._ended = np.zeros(num_envs, dtype=bool)
-        self._observed: list[Any] = [None] * num_envs
+        self.observation_space = _batched_space(self.single_observation_space, num_envs)
+        self.action_space = _batched_space(self.single_action_space, num_envs)
+        self._ended = np.zeros(num_envs, dtype=bool)  # by the last step
+        self._observations: list[Any] = [None] * num_envs  # None before a stream's first reset
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
@@ -81,107 +83,140 @@ class LifelongEditVectorEnv(VectorEnv[Any, Any, np.ndarray]):
 
         Args:
             seed: One for each environment, or a first one from which they count up.
-            options: ``shuffle`` as for a single environment; ``keep_cache=False`` forgets what is shared;
+            options: ``shuffle`` as for a single environment; ``keep_cache=False`` drops what is shared;
                 ``reset_mask`` ``(N,)`` bools.
+
+        Returns:
+            A batch of the observation space, and the infos as Gymnasium's vector environments have them.
+
+        Raises:
+            ValueError: For a wrong number of seeds, a wrong mask or an unknown option.
+            RuntimeError: If the mask leaves out a stream that never began.
         """
         options = dict(options or {})
-        mask = options.pop("reset_mask", np.ones(self.num_envs, dtype=bool))
-        if not isinstance(mask, np.ndarray) or mask.shape != (self.num_envs,) or mask.dtype != bool or not mask.any():
-            raise ValueError(f"reset_mask must be an array of {self.num_envs} bools, at least one of them true")
-        if any(self._observed[i] is None for i in np.flatnonzero(~mask)):
-            raise RuntimeError("reset: the environments left out by reset_mask never began; reset all of them first")
-        if seed is None or isinstance(seed, int | np.integer):
-            seeds: list[int | None] = [None if seed is None else int(seed) + i for i in range(self.num_envs)]
-        else:
-            seeds = list(seed)
-        if len(seeds) != self.num_envs:
-            raise ValueError(f"seed must be a number or {self.num_envs} of them, not {len(seeds)}")
+        mask = self._checked_mask(options.pop("reset_mask", np.ones(self.num_envs, dtype=bool)))
+        seeds = self._seeds(seed)
         if not options.pop("keep_cache", True):
             self.streams[0].language_model.clear_cache()
         infos: dict[str, Any] = {}
         for i, info in self._begin(np.flatnonzero(mask).tolist(), seeds, options).items():
             infos = self._add_info(infos, info, i)
         self._ended &= ~mask
-        return self._batched(), infos
+        return self._batched_observation(), infos
+
+    def _checked_mask(self, mask: Any) -> np.ndarray:
+        """``(N,)`` bool: which streams to reset."""
+        if not isinstance(mask, np.ndarray) or mask.shape != (self.num_envs,) or mask.dtype != bool or not mask.any():
+            raise ValueError(f"reset_mask must be an array of {self.num_envs} bools, at least one of them true")
+        if any(self._observations[i] is None for i in np.flatnonzero(~mask)):
+            raise RuntimeError("reset: the environments left out by reset_mask never began; reset all of them first")
+        return mask
+
+    def _seeds(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
+        """One for each stream."""
+        if seed is None:
+            return [None] * self.num_envs
+        if isinstance(seed, int | np.integer):
+            return [int(seed) + i for i in range(self.num_envs)]
+        seeds = list(seed)
+        if len(seeds) != self.num_envs:
+            raise ValueError(f"seed must be a number or {self.num_envs} of them, not {len(seeds)}")
+        return seeds
 
     def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """One action for each stream: a batch of the action space, or a list of what a single environment takes.
 
         A wrong action for any stream leaves all of them as they were.
 
+        Returns:
+            A batch of the observation space; rewards, terminations and truncations, ``(N,)``; and the infos as
+            Gymnasium's vector environments have them.
+
         Raises:
             ValueError: For a wrong action.
             RuntimeError: If a stream is over and not to be reset by this step.
         """
-        given = list(actions) if isinstance(actions, list | tuple) else list(iterate(self.action_space, actions))
-        if len(given) != self.num_envs:
-            raise ValueError(f"step: expected actions for {self.num_envs} environments, was given {len(given)}")
+        split = list(actions) if isinstance(actions, list | tuple) else list(iterate(self.action_space, actions))
+        if len(split) != self.num_envs:
+            raise ValueError(f"step: expected actions for {self.num_envs} environments, was given {len(split)}")
         mode = self.metadata["autoreset_mode"]
-        waiting = np.flatnonzero(self._ended).tolist() if mode == AutoresetMode.NEXT_STEP else []
-        acting = [i for i in range(self.num_envs) if i not in waiting]
-        over = [i for i in acting if self.streams[i]._over]
-        if over:
+        resetting = np.flatnonzero(self._ended).tolist() if mode == AutoresetMode.NEXT_STEP else []
+        acting = [i for i in range(self.num_envs) if i not in resetting]
+        if over := [i for i in acting if self.streams[i]._over]:
             raise RuntimeError(
                 f"step: the episodes of environments {over} are over (or never began); call reset() first"
             )
-        deltas = {i: self.streams[i].checked(inner_action(self.wrapped[i], given[i])) for i in acting}
+        # All actions are checked before any stream is edited, and all are edited before any goes on: the prompts of
+        # the next batches then go through the frozen layers together.
+        deltas = {i: self.streams[i].checked(inner_action(self.wrapped[i], split[i])) for i in acting}
         judged = {i: self.streams[i]._edit(deltas[i]) for i in acting}
+        infos_by_stream = self._begin(resetting, going_on=acting)
         rewards = np.zeros(self.num_envs)
         terminations, truncations = np.zeros((2, self.num_envs), dtype=bool)
-        found = self._begin(waiting, ahead=acting)
         for i in acting:
-            observation, rewards[i], terminations[i], truncations[i], found[i] = self.streams[i]._move_on(*judged[i])
-            self._observed[i] = outer_observation(self.wrapped[i], observation)
+            observation, rewards[i], terminations[i], truncations[i], infos_by_stream[i] = self.streams[i]._move_on(
+                *judged[i]
+            )
+            self._observations[i] = outer_observation(self.wrapped[i], observation)
         self._ended = terminations | truncations
         infos: dict[str, Any] = {}
         if mode == AutoresetMode.SAME_STEP:
             ended = np.flatnonzero(self._ended).tolist()
             for i in ended:
-                infos = self._add_info(infos, {"final_obs": self._observed[i], "final_info": found[i]}, i)
-            found |= self._begin(ended)
+                final = {"final_obs": self._observations[i], "final_info": infos_by_stream[i]}
+                infos = self._add_info(infos, final, i)
+            infos_by_stream |= self._begin(ended)
         for i in range(self.num_envs):
-            infos = self._add_info(infos, found[i], i)
-        return self._batched(), rewards, terminations, truncations, infos
+            infos = self._add_info(infos, infos_by_stream[i], i)
+        return self._batched_observation(), rewards, terminations, truncations, infos
 
     def _begin(
         self,
-        places: Sequence[int],
+        resetting: Sequence[int],
         seeds: Sequence[int | None] | None = None,
         options: Mapping[str, Any] | None = None,
-        ahead: Sequence[int] = (),
+        going_on: Sequence[int] = (),
     ) -> dict[int, dict[str, Any]]:
-        """Resets some streams: their infos. The next batches of those ``ahead`` are encoded with the first ones of
-        these.
+        """Resets some streams.
+
+        Args:
+            resetting: Their places.
+            seeds: ``(N,)``; None draws none anew.
+            options: As for a single environment.
+            going_on: Streams whose next batches are encoded together with the first ones of those reset.
+
+        Returns:
+            The info of each stream that was reset.
         """
-        for i in places:
+        for i in resetting:
             self.streams[i]._draw_stream(None if seeds is None else seeds[i], {**(options or {}), "keep_cache": True})
-        n = self.streams[0].edits_per_step
-        edits = [edit for i in places for edit in self.streams[i].stream[:n]]
-        edits += [edit for i in ahead for edit in self.streams[i]._upcoming()]
         first = self.streams[0]
+        edits = [edit for i in resetting for edit in self.streams[i].stream[: first.edits_per_step]]
+        edits += [edit for i in going_on for edit in self.streams[i]._upcoming()]
+        # Metrics are over the answers alone, the gradient and the reward with their ends, if those are trained.
         for append_eos in (False, True) if first.train_eos else (False,):
             warm_cache(first.language_model, edits, append_eos)
         infos = {}
-        for i in places:
+        for i in resetting:
             observation, infos[i] = self.streams[i]._open_stream()
-            self._observed[i] = outer_observation(self.wrapped[i], observation)
+            self._observations[i] = outer_observation(self.wrapped[i], observation)
         return infos
 
-    def _batched(self) -> Any:
+    def _batched_observation(self) -> Any:
         empty: Any = create_empty_array(self.single_observation_space, self.num_envs)
-        return concatenate(self.single_observation_space, self._observed, empty)
+        return concatenate(self.single_observation_space, self._observations, empty)
 
     def close_extras(self, **_: Any) -> None:
         for stream in self.streams:
             stream.close()
 
 
-def _batched(space: spaces.Space[Any], count: int) -> spaces.Space[Any]:
+def _batched_space(space: spaces.Space[Any], count: int) -> spaces.Space[Any]:
     """Gymnasium's batch of a space. Its bounds would be copies as large as the weights of all streams; here they
     are views.
     """
-    found = batch_space(space, count)
-    pairs = [(found, space)]
+    batched = batch_space(space, count)
+    pairs = [(batched, space)]
     while pairs:
         many, one = pairs.pop()
         if isinstance(many, spaces.Dict) and isinstance(one, spaces.Dict):
@@ -189,7 +224,7 @@ def _batched(space: spaces.Space[Any], count: int) -> spaces.Space[Any]:
         elif isinstance(many, spaces.Box) and isinstance(one, spaces.Box):
             for name in ("low", "high", "bounded_below", "bounded_above"):
                 setattr(many, name, np.broadcast_to(getattr(one, name), many.shape))
-    return found
+    return batched
 
 
 def _sibling(env: LifelongEditEnv) -> LifelongEditEnv:
@@ -202,14 +237,19 @@ def _sibling(env: LifelongEditEnv) -> LifelongEditEnv:
 
 
 def _wrap(stream: LifelongEditEnv, wrappers: Sequence[Callable[..., gym.Env[Any, Any]]]) -> gym.Env[Any, Any]:
+    """Puts wrappers around a stream, the first one innermost.
+
+    Raises:
+        TypeError: If one has a reset or step of its own: streams are stepped in two halves, around all wrappers.
+    """
     env: gym.Env[Any, Any] = stream
     for wrapper in wrappers:
         env = wrapper(env)
-    plain = [gym.Wrapper.reset, gym.ObservationWrapper.reset, gym.Wrapper.step]
-    plain += [gym.ActionWrapper.step, gym.ObservationWrapper.step]
+    resets = (gym.Wrapper.reset, gym.ObservationWrapper.reset)
+    steps = (gym.Wrapper.step, gym.ObservationWrapper.step, gym.ActionWrapper.step)
     layer = env
     while isinstance(layer, gym.Wrapper):
-        if type(layer).reset not in plain or type(layer).step not in plain:
+        if type(layer).reset not in resets or type(layer).step not in steps:
             raise TypeError(f"stream_wrappers: {type(layer).__name__} does more than change actions or observations")
         layer = layer.env
     return env

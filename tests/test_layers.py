@@ -32,6 +32,7 @@ FLOORS = {
         {"covariance", "preconditioner"},
         {"hypernetwork"},
         {"rledit", "baselines", "rl"},
+        {"rows"},
         {"registry"},
         {"editing"},
         {"cli"},

@@ -15,6 +15,7 @@ import torch
 from agents.base import Observation, ProgressCallback, nan_action
 from agents.hypernetwork.agent import HypernetworkAgent
 from agents.hypernetwork.config import TrainConfig
+from agents.hypernetwork.online import OnlineTrainer
 from agents.hypernetwork.training import training_environment
 from editenv.env import Action, LifelongEditEnv
 
@@ -37,6 +38,8 @@ class TrainedOnFixedModel(HypernetworkAgent):
     edits have broken the model so far that training's gradient is not finite, the network is lost: all further
     actions are NaN, and refused.
     """
+
+    trainer = OnlineTrainer
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from agents.base import Agent, Observation, ProgressCallback
-from agents.baselines.fine_tune import edit_prompts, negative_log_likelihood
+from agents.baselines.target_loss import edit_prompts, negative_log_likelihood
 from editenv.deltas import LowRank
 from editenv.env import Action, LifelongEditEnv
 

@@ -1,9 +1,8 @@
 """Where a fact is looked up, and the value that would make the model say something else there.
 
 The first half of ROME (Meng et al. 2022, section 3.1, steps 1 and 2, eq. 4) and of MEMIT (Meng et al. 2023, section
-4.3.1, eq. 16),
-which RECT, PRUNE and AlphaEdit take over: at one token of the prompt a vector is added to a module's output, and
-gradient steps look for the vector that makes the target likely.
+4.3.1, eq. 16), which RECT, PRUNE and AlphaEdit take over: at one token of the prompt a vector is added to a module's
+output, and gradient steps look for the vector that makes the target likely.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,7 +23,7 @@ from editenv.language_model.prompts import Prompts
 @dataclass(frozen=True)
 class ValueConfig:
     """Steps, learning rate, clamp and KL are those of ROME for Llama-3-8B in AlphaEdit's public code; see
-    docs/methods.md.
+    docs/reference/methods.md.
     """
 
     token: Literal["subject_last", "last"] = "subject_last"
@@ -138,10 +137,10 @@ def end_of_subject(edit: Edit) -> int:
         raise ValueError(
             f"{edit.id} has no subject, at whose last token facts are looked up; give it one, or set token='last'"
         )
-    place = edit.prompt.find(edit.subject)
-    if place < 0:
+    start = edit.prompt.find(edit.subject)
+    if start < 0:
         raise ValueError(f"{edit.id}: the subject {edit.subject!r} does not stand in the prompt {edit.prompt!r}")
-    return place + len(edit.subject)
+    return start + len(edit.subject)
 
 
 def _token_at(lm: EditableLM, text: str, end: int) -> int:
@@ -152,25 +151,33 @@ def _token_at(lm: EditableLM, text: str, end: int) -> int:
 
 @torch.no_grad()
 def read_token(lm: EditableLM, module: nn.Module, lookup: Lookup) -> tuple[torch.Tensor, torch.Tensor]:
-    """Input and output of a module, or of a whole layer, at the lookup tokens: ``(n p, d_in)`` and ``(n p, d_out)``.
+    """Input and output of a module, or of a whole layer, at the lookup tokens and the current weights.
 
-    At the current weights.
+    Args:
+        lm: The model.
+        module: A projection or a layer of the model.
+        lookup: ``n`` edits' prompts, each ``p`` times.
+
+    Returns:
+        ``(n p, d_in)`` and ``(n p, d_out)``, float32 on the model's device.
     """
-    found: list[torch.Tensor] = []
+    read: list[torch.Tensor] = []
 
-    def keep(_: nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, Any], output: Any) -> None:
-        given = args[0] if args else kwargs["hidden_states"]
-        found.extend(part.to(lm.device)[lookup.rows, lookup.columns].float() for part in (given, _tensor_of(output)))
+    def hook(_: nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, Any], output: Any) -> None:
+        inputs = args[0] if args else kwargs["hidden_states"]
+        for hidden in (inputs, _hidden_states(output)):
+            read.append(hidden.to(lm.device)[lookup.rows, lookup.columns].float())
 
-    handle = module.register_forward_hook(keep, with_kwargs=True)
+    handle = module.register_forward_hook(hook, with_kwargs=True)
     try:
         lm.logits(lookup.prompts)
     finally:
         handle.remove()
-    return found[0], found[1]
+    inputs, outputs = read
+    return inputs, outputs
 
 
-def _tensor_of(output: Any) -> torch.Tensor:
+def _hidden_states(output: Any) -> torch.Tensor:
     """Layers of some models return more than the hidden states."""
     hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output
     return hidden
@@ -187,8 +194,12 @@ def optimise_values(
 ) -> torch.Tensor:
     """The change of a module's output at each edit's lookup token that makes its target likely.
 
-    Minimises, for each edit by itself, the mean over prefixes of the token mean of ``-log p(target)``, plus ``kl``
-    times the divergence of what follows "{subject} is a", plus the weight decay, by Adam within a ball.
+    ROME's eq. 4 and MEMIT's eq. 16: for each edit by itself, Adam minimises
+
+        mean over prefixes of the token mean of -log p(target)  +  kl * KL after "{subject} is a"  +  weight decay
+
+    and is put back onto the ball of radius ``clamp * |value|`` after every step. An edit's search ends when its
+    loss is below ``enough``.
 
     Args:
         lm: The model, at the weights as they are.
@@ -199,64 +210,96 @@ def optimise_values(
 
     Returns:
         ``(n, d_out)``.
+
+    Raises:
+        ValueError: With the KL term, as :func:`look_up` does.
     """
-    prompts = lookup.prompts
-    essence = None
-    if config.kl > 0 and config.token == "subject_last":
-        about = [Edit(edit.id, f"{edit.subject} is a", "thing", subject=edit.subject) for edit in edits]
-        essence = look_up(lm, about, config.token)
-        with torch.no_grad():
-            usual = _first_token(lm.logits(essence.prompts), essence.prompts).log_softmax(-1)
-    _, outputs = read_token(lm, module, lookup)
-    length = outputs[lookup.plain].norm(dim=1)
-    owner = lookup.owner[prompts.prompt_index]
-    # Each answer token's share in its edit's mean.
-    share = (len(edits) / (prompts.lengths * len(prompts)))[prompts.prompt_index]
-    change = torch.zeros(len(edits), outputs.shape[1], device=lm.device, requires_grad=True)
+    needs_essence = config.kl > 0 and config.token == "subject_last"
+    essence = Essence.of(lm, edits, config.token) if needs_essence else None
+    values = read_token(lm, module, lookup)[1][lookup.plain]
+    value_lengths = values.norm(dim=1)
+    change = torch.zeros(len(edits), values.shape[1], device=lm.device, requires_grad=True)
     optimizer = torch.optim.Adam([change], lr=config.learning_rate)
     for _ in range(config.steps):
         with torch.enable_grad():
-            with _changed(module, lookup, change):
-                nll = F.cross_entropy(lm.logits(prompts), prompts.labels, reduction="none")
-            loss = torch.zeros(len(edits), device=lm.device).index_add(0, owner, nll * share)
+            losses = _target_losses(lm, module, lookup, change)
             if essence is not None:
-                with _changed(module, essence, change):
-                    now = _first_token(lm.logits(essence.prompts), essence.prompts).log_softmax(-1)
-                loss = loss + config.kl * (usual.exp() * (usual - now)).sum(-1)
-            loss = loss + config.weight_decay * _length(change) / length.square()
+                losses = losses + config.kl * essence.divergence(lm, module, change)
+            losses = losses + config.weight_decay * _lengths(change) / value_lengths.square()
             optimizer.zero_grad()
-            loss.sum().backward()
+            losses.sum().backward()
         with torch.no_grad():
             before = change.clone()
             optimizer.step()
-            change.mul_((config.clamp * length / _length(change)).clamp(max=1)[:, None])
-            done = loss < config.enough
-            change[done] = before[done]
-            if done.all():
+            change.mul_((config.clamp * value_lengths / _lengths(change)).clamp(max=1)[:, None])
+            # Adam steps all edits at once: those whose loss was low enough before the step do not take it.
+            finished = losses < config.enough
+            change[finished] = before[finished]
+            if finished.all():
                 break
     return change.detach()
 
 
-def _length(vectors: torch.Tensor) -> torch.Tensor:
-    """Norm of each row, with a gradient at zero too."""
+def _target_losses(lm: EditableLM, module: nn.Module, lookup: Lookup, change: torch.Tensor) -> torch.Tensor:
+    """``(n,)`` mean over an edit's prefixes of the token mean of ``-log p(target)``, with the changes applied."""
+    prompts, edits = lookup.prompts, len(change)
+    with _output_changed(module, lookup, change):
+        nll = F.cross_entropy(lm.logits(prompts), prompts.labels, reduction="none")
+    owner = lookup.owner[prompts.prompt_index]
+    # Each answer token's share in its edit's mean.
+    share = (edits / (prompts.lengths * len(prompts)))[prompts.prompt_index]
+    return torch.zeros(edits, device=lm.device).index_add(0, owner, nll * share)
+
+
+@dataclass(frozen=True, slots=True)
+class Essence:
+    """What the model says after "{subject} is a", which a new value is to leave as it is (ROME, eq. 4).
+
+    Attributes:
+        lookup: The prompts "{subject} is a", one an edit, looked up at the subject's last token.
+        log_probs: ``(n, vocabulary)`` of the next token, before any change.
+    """
+
+    lookup: Lookup
+    log_probs: torch.Tensor
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, lm: EditableLM, edits: Sequence[Edit], token: str) -> "Essence":
+        """At the current weights; raises as :func:`look_up` does."""
+        about = [Edit(edit.id, f"{edit.subject} is a", "thing", subject=edit.subject) for edit in edits]
+        lookup = look_up(lm, about, token)
+        return cls(lookup, _next_token_log_probs(lm, lookup.prompts))
+
+    def divergence(self, lm: EditableLM, module: nn.Module, change: torch.Tensor) -> torch.Tensor:
+        """``(n,)`` KL(before || with the change) of the next token, in nats."""
+        with _output_changed(module, self.lookup, change):
+            log_probs = _next_token_log_probs(lm, self.lookup.prompts)
+        return (self.log_probs.exp() * (self.log_probs - log_probs)).sum(-1)
+
+
+def _next_token_log_probs(lm: EditableLM, prompts: Prompts) -> torch.Tensor:
+    """``(prompts, vocabulary)`` log-probabilities of the token after each prompt."""
+    first = prompts.lengths.cumsum(0) - prompts.lengths  # row of the logits that predicts an answer's first token
+    return lm.logits(prompts)[first].log_softmax(-1)
+
+
+def _lengths(vectors: torch.Tensor) -> torch.Tensor:
+    """Norm of each row; the constant gives it a gradient at zero, where the search starts."""
     return (vectors.square().sum(1) + 1e-20).sqrt()
 
 
-def _first_token(logits: torch.Tensor, prompts: Prompts) -> torch.Tensor:
-    return logits[prompts.lengths.cumsum(0) - prompts.lengths]
-
-
 @contextmanager
-def _changed(module: nn.Module, lookup: Lookup, change: torch.Tensor) -> Iterator[None]:
-    """Within the context the module's output at each lookup token is larger by its edit's change."""
+def _output_changed(module: nn.Module, lookup: Lookup, change: torch.Tensor) -> Iterator[None]:
+    """Within the context each edit's row of ``change`` (n, d_out) is added to the module's output at its token."""
 
-    def add(_: nn.Module, args: tuple[torch.Tensor, ...], output: Any) -> Any:
-        hidden = _tensor_of(output)
-        place = lookup.rows.to(hidden.device), lookup.columns.to(hidden.device)
-        larger = hidden.index_put(place, change[lookup.owner].to(hidden), accumulate=True)
-        return (larger, *output[1:]) if isinstance(output, tuple) else larger
+    def hook(_: nn.Module, args: tuple[torch.Tensor, ...], output: Any) -> Any:
+        hidden = _hidden_states(output)
+        position = lookup.rows.to(hidden.device), lookup.columns.to(hidden.device)
+        changed = hidden.index_put(position, change[lookup.owner].to(hidden), accumulate=True)
+        return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
-    handle = module.register_forward_hook(add)
+    handle = module.register_forward_hook(hook)
     try:
         yield
     finally:
@@ -265,7 +308,13 @@ def _changed(module: nn.Module, lookup: Lookup, change: torch.Tensor) -> Iterato
 
 @torch.no_grad()
 def sample_prefixes(lm: EditableLM, config: ValueConfig, seed: int) -> list[str]:
-    """Texts that theta_0 writes by itself, each ended by a full stop; always the same for a seed."""
+    """Texts that theta_0 writes by itself, each ended by a full stop; always the same for a seed.
+
+    Args:
+        lm: The model, at any weights.
+        config: ``prefixes`` texts of ``prefix_tokens`` tokens; none if ``prefixes`` is 0.
+        seed: Of the sampling (top-k of 5, as in ROME's public code); the caller's generators are not touched.
+    """
     if not config.prefixes:
         return []
     tokenizer = lm.tokenizer
@@ -274,7 +323,7 @@ def sample_prefixes(lm: EditableLM, config: ValueConfig, seed: int) -> list[str]
     devices = [lm.device] if lm.device.type == "cuda" else []
     with torch.random.fork_rng(devices), lm.at_initial_weights():
         torch.manual_seed(seed)
-        written = lm.model.generate(
+        token_ids = lm.model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=config.prefix_tokens,
@@ -282,4 +331,4 @@ def sample_prefixes(lm: EditableLM, config: ValueConfig, seed: int) -> list[str]
             top_k=5,
             pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
         )
-    return [f"{text.strip().rstrip('.')}." for text in tokenizer.batch_decode(written, skip_special_tokens=True)]
+    return [f"{text.strip().rstrip('.')}." for text in tokenizer.batch_decode(token_ids, skip_special_tokens=True)]

@@ -23,57 +23,55 @@ def done_already(editor: LifelongEditor, edits: Sequence[Edit]) -> int:
     Raises:
         JournalError: If the file's first edits are not the journal's; names the first that differs.
     """
-    place, journal = 0, editor.journal
-    for entry in journal.entries if journal is not None else ():
-        for written in entry["content"]:
-            found = _content(edits[place]) if place < len(edits) else None
-            if found != {key: value for key, value in written.items() if key != "id"}:
-                there = repr(edits[place].prompt) if found else "nothing"
-                raise JournalError(
-                    f"the journal's edit {place + 1} was {written['prompt']!r} -> {written['target']!r}, the file has {there} "
-                    "there. Corrections may be added at the file's end; for other ones choose another folder"
-                )
-            place += 1
-    return place
+    entries = editor.journal.entries if editor.journal is not None else []
+    contents = [content for entry in entries for content in entry["content"]]
+    for i, content in enumerate(contents):
+        edit = edits[i] if i < len(edits) else None
+        if edit is None or _without_id(asdict(edit)) != _without_id(content):
+            in_file = repr(edit.prompt) if edit is not None else "nothing"
+            raise JournalError(
+                f"the journal's edit {i + 1} was {content['prompt']!r} -> {content['target']!r}, the file has {in_file} "
+                "there. Corrections may be added at the file's end; for other ones choose another folder"
+            )
+    return len(contents)
 
 
-def _content(edit: Edit) -> dict[str, Any]:
+def _without_id(content: dict[str, Any]) -> dict[str, Any]:
     """All but the id, in which the file's name stands; as JSON has it."""
-    found: dict[str, Any] = json.loads(json.dumps(asdict(edit)))
-    del found["id"]
-    return found
+    return json.loads(json.dumps({key: value for key, value in content.items() if key != "id"}))
 
 
 def not_applied(editor: LifelongEditor, edits: Sequence[Edit]) -> list[tuple[Edit, str]]:
     """The edits of batches that were taken back, each with the reason."""
-    found, place = [], 0
+    refused, start = [], 0
     for result in editor.results:
+        end = start + result.edits
         if not result.applied:
-            found += [(edit, str(result.reason)) for edit in edits[place : place + result.edits]]
-        place += result.edits
-    return found
+            refused += [(edit, str(result.reason)) for edit in edits[start:end]]
+        start = end
+    return refused
 
 
 def outcomes(editor: LifelongEditor, edits: Sequence[Edit]) -> list[dict[str, Any]]:
     """Of each correction: whether it was applied, and what the model says now at its prompt."""
-    found = []
-    refused = {edit.id: reason for edit, reason in not_applied(editor, edits)}
+    reasons = {edit.id: reason for edit, reason in not_applied(editor, edits)}
     lm = editor.lm
     targets = answer_ids(lm.tokenizer, [edit.target for edit in edits])
     limit = max(LONGEST_SAID, 2 + max(map(len, targets), default=0))
-    said = metrics.generate(lm, [edit.prompt for edit in edits], limit, unfinished=True)
-    for edit, text in zip(edits, said, strict=True):
+    generated = metrics.generate(lm, [edit.prompt for edit in edits], limit, unfinished=True)
+    rows = []
+    for edit, text in zip(edits, generated, strict=True):
         row = {
             "id": edit.id,
             "prompt": edit.prompt,
             "target": edit.target,
-            "applied": edit.id not in refused,
+            "applied": edit.id not in reasons,
             "said": text,
             "right": text == edit.target,
             "begins_right": _begins_with(str(text), edit.target),
         }
-        found.append(row | ({"reason": refused[edit.id]} if edit.id in refused else {}))
-    return found
+        rows.append(row | ({"reason": reasons[edit.id]} if edit.id in reasons else {}))
+    return rows
 
 
 def _begins_with(text: str, target: str) -> bool:

@@ -5,9 +5,12 @@ import resource
 import sys
 import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
+
+from rich.console import Console
+from rich.progress import TimeRemainingColumn
+from rich.table import Table
 
 from agents.editing import corrections
 from agents.editing.arguments import EditArgs
@@ -17,6 +20,7 @@ from agents.progress import progress_bars
 from editenv.atomic_files import atomic_write_text
 from editenv.data.files import EditFile, FileOptions, load_file_edits
 from editenv.data.records import BadRecordError
+from editenv.models import load_model
 from editenv.models.modules import modules_of
 
 
@@ -26,83 +30,162 @@ def edit(args: EditArgs) -> None:
     Raises:
         ValueError: If an argument, the file of edits or the folder is not fit for it; nothing was edited then.
     """
-    from rich.console import Console
-    from rich.progress import TimeRemainingColumn
+    _check_arguments(args)
+    edits = edits_for(args.edits, args.bad_records, args.model, args.device, args.dtype)
+    with _Display(len(edits)) as display:
+        _note_precision(args, display)
+        with _open_editor(args, edits, display) as editor:
+            _edit_the_rest(args, editor, edits, display)
+            display.show("saving")
+            saved = _save(args, editor, edits, display)
+            display.show("evaluating")
+            report = _evaluate(args, editor, edits, display)
+    saved += ["results.jsonl"] * ("not_evaluated" not in report) + ["report.json"]
+    if args.json:
+        print(json.dumps(report))
+    else:
+        _print_summary(args, edits, report, len(corrections.not_applied(editor, edits)), saved)
 
-    console = Console(stderr=True, soft_wrap=True)
 
-    def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False)
+class _Display:
+    """Notes on stderr and, on a terminal, a progress bar below them.
 
+    Args:
+        edits: What the bar counts up to.
+    """
+
+    def __init__(self, edits: int) -> None:
+        self._console = Console(stderr=True, soft_wrap=True)
+        self._bars = progress_bars(TimeRemainingColumn(), console=self._console, transient=True)
+        self._bar = self._bars.add_task("preparing", total=edits)
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def say(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False)
+
+    def show(self, activity: str, edits_done: int | None = None) -> None:
+        self._bars.update(self._bar, description=activity, completed=edits_done)
+
+
+def _check_arguments(args: EditArgs) -> None:
+    """Refuses what would fail after hours, before anything is read."""
     if args.edits_per_step < 1:
         raise ValueError(f"--edits-per-step must be at least 1, not {args.edits_per_step}")
     if args.save_model:
         check_place(args.output / "model", args.model)
     if (args.output / "report.json").exists() and not (args.output / "journal.jsonl").exists():
         raise ValueError(f"{args.output} holds a report.json of something else; choose another folder")
-    edits = edits_for(args.edits, args.bad_records, args.model, args.device, args.dtype)
-    if (stored := _stored_type(args.model)) not in (None, args.dtype):
-        say(
-            f"note: {args.model} is {stored}, and is edited and saved in {args.dtype}; --dtype {stored} keeps its precision"
-        )
-
-    with progress_bars(TimeRemainingColumn(), console=console, transient=True) as bars:
-        bar = bars.add_task("preparing", total=len(edits))
-        editor = LifelongEditor(
-            model=args.model,
-            method=args.method,
-            policy=args.policy,
-            output=args.output,
-            modules=modules_of(args.modules, args.preset) or None,
-            settings=None if args.settings is None else _read_settings(args.settings),
-            training=args.training,
-            text=args.text,
-            edits=f"batches of {args.edits_per_step}",
-            to_come=edits,
-            guard=args.guard,
-            device=args.device,
-            dtype=args.dtype,
-            seed=args.seed,
-            train_eos=args.train_eos,
-            progress=lambda what, done, total: bars.update(bar, description=what),
-        )
-        with editor:
-            first = corrections.done_already(editor, edits)
-            if editor.batches:
-                say(f"going on after batch {editor.batches}: {first} of {len(edits)} edits are done")
-            started = time.perf_counter()
-            for start in range(first, len(edits), args.edits_per_step):
-                result = editor.edit(edits[start : start + args.edits_per_step])
-                done = start + result.edits
-                rate = (done - first) / (time.perf_counter() - started)
-                told = f"{rate:.1f} edits/s, {result.efficacy or 0:.0f}% of the batch, {_memory():.1f} GB"
-                bars.update(bar, completed=done, description=told)
-                if not result.applied:
-                    ids = ", ".join(edit.id for edit in edits[start:done])
-                    say(f"batch {result.batch} was taken back: {result.reason} ({ids})")
-            bars.update(bar, description="saving")
-            saved = _save(args, editor, edits, say)
-            bars.update(bar, description="evaluating")
-            report = _report(args, editor, edits, say)
-    saved += ["results.jsonl"] * ("not_evaluated" not in report) + ["report.json"]
-    if args.json:
-        print(json.dumps(report))
-        return
-    refused = len(corrections.not_applied(editor, edits))
-    if "edits" in report:
-        of = f"{report['edits']} edits" if not refused else f"{report['edits']} of {len(edits)} edits"
-        show_scores(f"{of} of {args.edits}", report)
-    if report.get("goes_on") and not args.train_eos:
-        told = (
-            "of the answers are right and go on: the end of an answer was not taught (--train-eos, in another folder)"
-        )
-        print(f"{report['goes_on']} {told}")
-    if refused:
-        print(f"{refused} edits were taken back with their batches: not-applied.jsonl has them, report.json why")
-    print(f"Saved in {args.output}: {', '.join(saved)}")
 
 
-def _save(args: EditArgs, editor: LifelongEditor, edits: EditFile, say: Callable[[str], None]) -> list[str]:
+def edits_for(file: str, bad_records: Literal["error", "skip"], model: str, device: str, dtype: str) -> EditFile:
+    """The file's edits that fit into the model, read and checked to the end before anything is done.
+
+    Args:
+        file: As docs/reference/data_formats.md has it.
+        bad_records: Whether a record that cannot be used is an error, or is left out and named on stderr.
+        model, device, dtype: Model whose context the edits must fit into.
+
+    Raises:
+        ValueError: If a record cannot be used, or the file or the model cannot be read.
+    """
+    options = FileOptions(bad_records=bad_records)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what was left out is said below
+            edits = load_file_edits(file, "all", options)
+        loaded, tokenizer = load_model(model, device, dtype)
+        context = getattr(loaded.config.get_text_config(), "max_position_embeddings", None)
+        edits = edits.check_lengths(tokenizer, context, options) if context else edits
+    except BadRecordError as error:
+        message = str(error).replace("the dataset option bad_records=skip", "--bad-records skip")
+        raise ValueError(message) from None
+    for line in edits.report.refused:
+        print(f"left out: {line}", file=sys.stderr)
+    if more := edits.report.bad.total() - len(edits.report.refused):
+        print(f"left out: {more:,} more", file=sys.stderr)
+    return edits
+
+
+def _note_precision(args: EditArgs, display: _Display) -> None:
+    """Says so if the model's weights are kept in another precision than they are edited in."""
+    stored = _stored_dtype(args.model)
+    if stored not in (None, args.dtype):
+        keeps = f"--dtype {stored} keeps its precision"
+        display.say(f"note: {args.model} is {stored}, and is edited and saved in {args.dtype}; {keeps}")
+
+
+def _stored_dtype(model: str) -> str | None:
+    """The precision in which a folder's weights are kept, if its config says."""
+    path = Path(model).expanduser() / "config.json"
+    if not path.is_file():  # in the package or on the hub
+        return None
+    config = json.loads(path.read_text(encoding="utf-8"))
+    return config.get("dtype") or config.get("torch_dtype")
+
+
+def _open_editor(args: EditArgs, edits: EditFile, display: _Display) -> LifelongEditor:
+    return LifelongEditor(
+        model=args.model,
+        method=args.method,
+        policy=args.policy,
+        output=args.output,
+        modules=modules_of(args.modules, args.preset) or None,
+        settings=None if args.settings is None else _read_settings(args.settings),
+        training=args.training,
+        text=args.text,
+        edits=f"batches of {args.edits_per_step}",
+        to_come=edits,
+        guard=args.guard,
+        device=args.device,
+        dtype=args.dtype,
+        seed=args.seed,
+        train_eos=args.train_eos,
+        progress=lambda what, done, total: display.show(what),
+    )
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    """Constructor arguments of a JSON file, or those under ``settings`` in it, as ``benchmarks.tune`` writes them."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    settings = content.get("settings", content) if isinstance(content, dict) else content
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} must hold an object of arguments, not {settings!r}")
+    return settings
+
+
+def _edit_the_rest(args: EditArgs, editor: LifelongEditor, edits: EditFile, display: _Display) -> None:
+    """Makes the edits that the journal does not have, batch by batch."""
+    first = corrections.done_already(editor, edits)
+    if editor.batches:
+        display.say(f"going on after batch {editor.batches}: {first} of {len(edits)} edits are done")
+    started = time.perf_counter()
+    for start in range(first, len(edits), args.edits_per_step):
+        result = editor.edit(edits[start : start + args.edits_per_step])
+        end = start + result.edits
+        rate = (end - first) / (time.perf_counter() - started)
+        efficacy = f"{result.efficacy or 0:.0f}% of the batch"
+        display.show(f"{rate:.1f} edits/s, {efficacy}, {_peak_memory():.1f} GB", end)
+        if not result.applied:
+            ids = ", ".join(edit.id for edit in edits[start:end])
+            display.say(f"batch {result.batch} was taken back: {result.reason} ({ids})")
+
+
+def _peak_memory() -> float:
+    """Peak of this process, in GB."""
+    # Linux counts in kilobytes, macOS in bytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+def _save(args: EditArgs, editor: LifelongEditor, edits: EditFile, display: _Display) -> list[str]:
     """The deltas, the model and the edits that were taken back; gives their names."""
     saved = ["journal.jsonl"]
     for earlier in ("deltas.safetensors", "results.jsonl", "not-applied.jsonl"):  # of fewer edits
@@ -112,12 +195,12 @@ def _save(args: EditArgs, editor: LifelongEditor, edits: EditFile, say: Callable
             editor.save_deltas(args.output / "deltas.safetensors")
             saved.append("deltas.safetensors")
     except TooManyDeltasError as error:
-        say(str(error))
+        display.say(str(error))
     if args.save_model:
         editor.save(args.output / "model")
         saved.append("model")
     elif (args.output / "model").exists():
-        say(f"{args.output / 'model'} is of an earlier run, which saved it")
+        display.say(f"{args.output / 'model'} is of an earlier run, which saved it")
     refused = [corrections.as_record(edit) for edit, _ in corrections.not_applied(editor, edits)]
     if refused:
         corrections.write_lines(args.output / "not-applied.jsonl", refused)
@@ -125,7 +208,7 @@ def _save(args: EditArgs, editor: LifelongEditor, edits: EditFile, say: Callable
     return saved
 
 
-def _report(args: EditArgs, editor: LifelongEditor, edits: EditFile, say: Callable[[str], None]) -> dict[str, Any]:
+def _evaluate(args: EditArgs, editor: LifelongEditor, edits: EditFile, display: _Display) -> dict[str, Any]:
     """What came of the edits, in results.jsonl and report.json."""
     report: dict[str, Any] = {"model": args.model, "method": args.method, "edits_file": args.edits}
     report |= {"asked": len(edits), "left_out": dict(edits.report.bad)}
@@ -137,38 +220,34 @@ def _report(args: EditArgs, editor: LifelongEditor, edits: EditFile, say: Callab
     except (RuntimeError, TypeError, ValueError, LookupError) as error:
         # Whatever a model or tokenizer of somebody's own may fail with: the edited one is saved, and this is told.
         report["not_evaluated"] = f"{type(error).__name__}: {error}"
-        say(f"the edited model is saved, but could not be asked about its edits: {report['not_evaluated']}")
+        display.say(f"the edited model is saved, but could not be asked about its edits: {report['not_evaluated']}")
     atomic_write_text(args.output / "report.json", json.dumps(report, indent=2) + "\n")
     return report
 
 
-def edits_for(file: str, bad_records: Literal["error", "skip"], model: str, device: str, dtype: str) -> EditFile:
-    """The file's edits that fit into the model, read and checked to the end before anything is done."""
-    from editenv.models import load_model
+def _print_summary(args: EditArgs, edits: EditFile, report: dict[str, Any], refused: int, saved: list[str]) -> None:
+    """The report for people.
 
-    options = FileOptions(bad_records=bad_records)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what was left out is said below
-            edits = load_file_edits(file, "all", options)
-        loaded, tokenizer = load_model(model, device, dtype)
-        context = getattr(loaded.config.get_text_config(), "max_position_embeddings", None)
-        edits = edits.check_lengths(tokenizer, context, options) if context else edits
-    except BadRecordError as error:
-        told = str(error).replace("the dataset option bad_records=skip", "--bad-records skip")
-        raise ValueError(told) from None
-    for line in edits.report.refused:
-        print(f"left out: {line}", file=sys.stderr)
-    if more := edits.report.bad.total() - len(edits.report.refused):
-        print(f"left out: {more:,} more", file=sys.stderr)
-    return edits
+    Args:
+        args: Of the command.
+        edits: All edits of the file.
+        report: Of :func:`_evaluate`.
+        refused: How many edits were taken back.
+        saved: Names of what is in the output folder.
+    """
+    if "edits" in report:
+        count = f"{report['edits']} edits" if not refused else f"{report['edits']} of {len(edits)} edits"
+        show_scores(f"{count} of {args.edits}", report)
+    if report.get("goes_on") and not args.train_eos:
+        hint = "the end of an answer was not taught (--train-eos, in another folder)"
+        print(f"{report['goes_on']} of the answers are right and go on: {hint}")
+    if refused:
+        print(f"{refused} edits were taken back with their batches: not-applied.jsonl has them, report.json why")
+    print(f"Saved in {args.output}: {', '.join(saved)}")
 
 
 def show_scores(title: str, report: dict[str, Any]) -> None:
     """Prints the three scores of each protocol as a table."""
-    from rich.console import Console
-    from rich.table import Table
-
     table = Table("%", "efficacy", "generalization", "specificity", title=title, title_justify="left")
     for protocol in ("teacher_forced", "generation", "probability"):
         if protocol in report:
@@ -178,28 +257,3 @@ def show_scores(title: str, report: dict[str, Any]) -> None:
     Console().print(table)
     if drift := report.get("drift"):
         print("perplexity of held-out text: {perplexity_before:.4g} before, {perplexity:.4g} after".format(**drift))
-
-
-def _stored_type(model: str) -> str | None:
-    """The precision in which a folder's weights are kept, if its config says."""
-    path = Path(model).expanduser() / "config.json"
-    if not path.is_file():  # in the package or on the hub
-        return None
-    config = json.loads(path.read_text(encoding="utf-8"))
-    return config.get("dtype") or config.get("torch_dtype")
-
-
-def _read_settings(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    found = found.get("settings", found) if isinstance(found, dict) else found
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} must hold an object of arguments, not {found!r}")
-    return found
-
-
-def _memory() -> float:
-    """Peak of this process, in GB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9

@@ -13,25 +13,39 @@ from typing import Any
 
 import torch
 
-from agents.base import Agent
-from agents.baselines.values import end_of_subject
-from agents.covariance import training_edits
+from agents.base import ProgressCallback
 from agents.editing.guard import HELD_OUT, BadEditError, Guard
+from agents.editing.preparation import (
+    choose_agent,
+    editing_environment,
+    held_out_prompts,
+    journal_header,
+    learning_environment,
+    require_subjects,
+)
 from agents.editing.saving import save_model
-from agents.registry import make_agent, make_method, packaged_policy, settings_of, takes_settings
-from agents.rledit.agent import RLEdit
-from editenv.data import Edit, edits_digest, load_edits
-from editenv.data.files import content_digest
+from agents.registry import settings_of
+from editenv.data import Edit, Locality
 from editenv.data.formats import FORMATS, Fields, to_edit
 from editenv.data.records import BadRecordError
-from editenv.delta_files import fingerprint, frozen_fingerprint, read_delta, tensors_of, write_delta_file
+from editenv.delta_files import fingerprint, read_delta, tensors_of, write_delta_file
 from editenv.deltas import Delta
-from editenv.env import LifelongEditEnv, RefusedActionError
+from editenv.env import RefusedActionError
 from editenv.evaluation import metrics
 from editenv.evaluation.batch import encode_evaluation
 from editenv.journal import Journal
 from editenv.models import EMBEDDED
 from editenv.renamed import renamed_keywords
+
+LARGEST_DELTA_FILE = 8 * 10**9
+"""Bytes of deltas that are gathered in memory and in one file."""
+
+STATE = "memory/"
+"""Begins the names of a batch's tensors in the journal that are the agent's state and not its deltas."""
+
+
+class TooManyDeltasError(ValueError):
+    """The deltas of a run are too many for one file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +57,8 @@ class BatchResult:
         edits: How many edits it had.
         applied: Whether it was kept.
         reason: Why not, if it was not.
-        efficacy: Teacher-forced, of the batch right after it, 0 to 100.
-        seconds: From the batch to its being on disk.
+        efficacy: Teacher-forced, of the batch right after it, 0 to 100; None if it was not kept.
+        seconds: Wall-clock time of making and checking it; writing it to the journal comes after that.
     """
 
     batch: int
@@ -55,12 +69,14 @@ class BatchResult:
     seconds: float
 
 
-LARGEST_DELTA_FILE = 8 * 10**9
-"""Bytes of deltas that are gathered in memory and in one file."""
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """What applying a batch came to; if there is a reason against it, it is to be taken back."""
 
-
-class TooManyDeltasError(ValueError):
-    """The deltas of a run are too many for one file."""
+    actions: list[dict[str, Delta]]
+    efficacy: float | None
+    perplexity: float
+    reason: str | None
 
 
 class LifelongEditor:
@@ -72,8 +88,8 @@ class LifelongEditor:
         policy: Folder of a trained policy.
         output: Folder of the journal; an interrupted run is gone on with from there. None keeps nothing.
         modules: Edited modules, as endings of dotted names; the model's default if None.
-        training: A data set that the method may learn from or take statistics of, as docs/data.md names one; the
-            embedded world for the embedded model.
+        training: A data set that the method may learn from or take statistics of, as docs/reference/data_formats.md
+            names one; the embedded world for the embedded model.
         training_options: How its files are read.
         text: Text to take statistics of, for methods that do: a .txt or .jsonl file, a hub data set, or a folder
             made by ``python -m agents.covariance``; sentences of the training data by default.
@@ -83,10 +99,20 @@ class LifelongEditor:
         to_come: The edits that are to be made, if they are known: what the method cannot make is refused before it
             is prepared.
         guard: Bounds.
-        device, dtype: Where and in which precision the model runs.
+        device: Where the model runs.
+        dtype: In which precision.
         seed: For methods that draw anything.
         train_eos: Teach the model to stop after each target, as :class:`editenv.env.LifelongEditEnv` has it.
-        progress: Told what is being prepared.
+        progress: Called while the method is prepared.
+        renamed: ``end_of_answer``, which is what ``train_eos`` was called; it works for one more version.
+
+    Attributes:
+        agent: The method, prepared.
+        env: The environment that batches are presented to.
+        lm: The edited model.
+        edits: The edits that were kept, in order.
+        results: What became of each batch, those taken back included.
+        journal: None without an output folder.
 
     Raises:
         ValueError: If a name, a policy or an option does not fit.
@@ -111,86 +137,66 @@ class LifelongEditor:
         dtype: str = "float32",
         seed: int = 0,
         train_eos: bool = False,
-        progress: Any = lambda what, done, total: None,
+        progress: ProgressCallback = lambda what, done, total: None,
         **renamed: Any,
     ) -> None:
         if renamed:
             train_eos = renamed_keywords("LifelongEditor", renamed).get("train_eos", train_eos)
-        self.model, self.method = model, method
-        self.guard = guard or Guard()
-        self.agent = _agent(method, policy, model, settings)
-        made_with = settings_of(method, self.agent)
-        if "subjects" in self.agent.needs:
-            for edit in to_come:
-                end_of_subject(edit)
-        common: dict[str, Any] = {"model": model, "modules": modules, "device": device, "dtype": dtype}
-        if train_eos:
-            common["train_eos"] = True
-        if training is None and model == EMBEDDED:
-            training = "atlas"
-        options = dict(training_options) if training_options and training != "atlas" else None
+        self.model, self.method, self.guard = model, method, guard or Guard()
+        self._ended: str | None = None
+        self._reverted = False
+        self.agent = choose_agent(method, policy, model, settings)
+        constructed_with = settings_of(method, self.agent)
+        require_subjects(self.agent, to_come)
         self.agent.text = text
-        if training is None and self.agent.learns:
-            raise ValueError(
-                f"method {method!r} needs edits to learn from: name a data set (docs/data.md) as training, or choose a method "
-                "that needs none, such as fine-tune"
-            )
-        if training is None and text is None and self.agent.reads_text:
-            raise ValueError(
-                f"method {method!r} takes statistics of ordinary text: name a file, a hub data set or a folder made by python "
-                "-m agents.covariance as text (or a data set of edits as training), or choose another method, such as fine-tune"
-            )
-        # Methods that learn or warm up do so in batches of 20, as in the benchmarks; of fewer where there are fewer
-        # edits.
-        there = 20 if training is None else len(load_edits(training, "train", options=options))
-        learning = LifelongEditEnv(
-            **common, dataset=training, split="train", dataset_options=options, edits_per_step=min(20, max(1, there))
-        )
-        self.base_fingerprint = fingerprint(learning.language_model)
-        self._frozen = frozen_fingerprint(learning.language_model) if output is not None else ""
+        model_arguments: dict[str, Any] = {
+            "model": model,
+            "modules": modules,
+            "device": device,
+            "dtype": dtype,
+            "train_eos": train_eos,
+        }
+        learning = learning_environment(self.agent, method, training, training_options, model_arguments)
         self.journal: Journal | None = None
         if output is not None:
-            prepared_from = self.agent.learns or (self.agent.reads_text and text is None)
-            header = {
-                "model": self.base_fingerprint,
-                "frozen": self._frozen,
-                "modules": list(learning.language_model.modules),
-                "method": method,
-                "settings": dict(settings) if settings is not None else None,
-                "agent": made_with,
-                "edits": edits,
-                "text": _text_digest(text),
-                "training": edits_digest(training_edits(learning)) if prepared_from else None,
-                "guard": asdict(self.guard),
-                "dtype": dtype,
-                "seed": seed,
-                "threads": torch.get_num_threads(),
-            }
-            if train_eos:
-                header["end_of_answer"] = True  # what journals have called it from the beginning
-            self.journal = Journal(Path(output), header)
+            header = journal_header(self.agent, learning, method, constructed_with, settings, edits, self.guard, seed)
+            self.journal = Journal(Path(output), header, in_common=("agent",))
             self.agent.workspace = Path(output) / "prepared"
         try:
             self.agent.prepare(learning, seed, progress)
-            del learning
-            self.env = LifelongEditEnv(
-                **common, dataset=None, actions_per_batch=self.agent.actions_per_batch, memory_batches=0
-            )
+            del learning  # its copies of the edited weights are not needed while edits are made
+            self.env = editing_environment(self.agent, model_arguments, seed)
             self.lm = self.env.language_model
-            self.env.reset(seed=seed)
-            self.agent.begin(self.env)
-            self.edits: list[Edit] = []
-            self.results: list[BatchResult] = []
-            self._ended: str | None = None
-            self._reverted = False
-            pairs = [text.split(" ", 1) for text in HELD_OUT]
-            self._texts = self.lm.encode([head for head, _ in pairs], [tail for _, tail in pairs], reuse=False)
-            self._perplexity = self._unedited = self._held_out()
-            if self.journal is not None:
-                self._go_on()
+            self._held_out = held_out_prompts(self.lm)
+            self._begin()
+            self._unedited_perplexity = self._perplexity
+            self._replay_journal()
         except BaseException:
             self.close()
             raise
+
+    def _begin(self) -> None:
+        """What the editor and the agent know before the first edit of the model as it is."""
+        self.agent.begin(self.env)
+        self.edits: list[Edit] = []
+        self.results: list[BatchResult] = []
+        self._perplexity = self._held_out_perplexity()  # of the last batch that was kept
+
+    def _replay_journal(self) -> None:
+        """Applies the journal's batches: the same deltas in the same order give the same bits."""
+        if self.journal is None or not self.journal.entries:
+            return
+        for entry in self.journal.entries:
+            tensors = {name: t.to(self.lm.device) for name, t in self.journal.tensors(entry["batch"]).items()}
+            for deltas in read_delta(tensors):
+                self.lm.apply(deltas)
+            state = {name.removeprefix(STATE): t for name, t in tensors.items() if name.startswith(STATE)}
+            self.agent.load_batch_state(state)
+            self.results.append(BatchResult(**{name: entry[name] for name in BatchResult.__dataclass_fields__}))
+            if entry["applied"]:
+                self.edits += [_edit_of_journal(content) for content in entry["content"]]
+        self.env.continue_after(len(self.journal.entries))
+        self._perplexity = self._held_out_perplexity()
 
     @property
     def batches(self) -> int:
@@ -200,34 +206,42 @@ class LifelongEditor:
     def edit(self, edits: Sequence[Edit | Mapping[str, Any]]) -> BatchResult:
         """Makes one batch of edits; with a journal it is on disk when this returns.
 
+        Whatever is raised, the model is as it was before the batch.
+
         Args:
-            edits: Edits, or dictionaries as docs/data.md has them (``prompt``, ``target``, ...).
+            edits: Edits, or dictionaries as docs/reference/data_formats.md has them (``prompt``, ``target``, ...).
 
         Raises:
             BadRecordError: If a dictionary is not an edit, or an edit is longer than the model's context.
             BadEditError: If the guard is to stop at a bad batch.
             OSError: If the batch could not be written to the journal; the editor takes no more then.
             ValueError: If the method refuses the batch, or if the editor takes no more.
-
-            Whatever is raised, the model is as it was before the batch.
         """
         if self._ended is not None:
             raise ValueError(f"edit: {self._ended}")
         started = time.perf_counter()
-        batch = [edit if isinstance(edit, Edit) else _as_edit(edit, i) for i, edit in enumerate(edits, start=1)]
+        batch = [edit if isinstance(edit, Edit) else _edit_of(edit, i) for i, edit in enumerate(edits, start=1)]
         self._check_lengths(batch)
         before = self.lm.snapshot()
         _, info = self.env.present(batch)
         try:
-            result, perplexity = self._make(batch, info, before, started)
+            attempt = self._attempt(before, info)
+            if attempt.reason is not None:
+                self._take_back(before)
+            seconds = time.perf_counter() - started
+            applied = attempt.reason is None
+            result = BatchResult(
+                self.batches + 1, len(batch), applied, attempt.reason, attempt.efficacy if applied else None, seconds
+            )
+            self._write_to_journal(result, batch, attempt.actions if applied else [])
         except BaseException:
-            self.lm.restore(before)
-            self.agent.revert_batch()
+            self._take_back(before)
             raise
-        self._perplexity = perplexity
         self.results.append(result)
-        self.edits += batch if result.applied else []
-        if not result.applied and self.guard.on_bad == "stop":
+        if applied:
+            self.edits += batch
+            self._perplexity = attempt.perplexity
+        elif self.guard.on_bad == "stop":
             raise BadEditError(f"batch {result.batch} was taken back: {result.reason}")
         return result
 
@@ -238,64 +252,69 @@ class LifelongEditor:
             texts += [f"{item.prompt} {item.answer}" for item in edit.locality]
             longest = max(map(len, self.lm.tokenizer(texts)["input_ids"]))
             if context is not None and longest > context:
-                what = f"has {longest} tokens with its answer; the model's context holds {context}"
-                raise BadRecordError("edit", i, what, "prompt", "length")
+                problem = f"has {longest} tokens with its answer; the model's context holds {context}"
+                raise BadRecordError("edit", i, problem, "prompt", "length")
 
-    def _make(
-        self,
-        batch: Sequence[Edit],
-        info: dict[str, Any],
-        before: Mapping[str, torch.Tensor],
-        started: float,
-    ) -> tuple[BatchResult, float]:
-        """A batch made and written down, or taken back and that written down; and the perplexity of held-out text
-        then.
-        """
+    def _attempt(self, before: Mapping[str, torch.Tensor], info: dict[str, Any]) -> _Attempt:
+        """Applies the agent's actions for the batch that is presented, until one is refused, and checks the bounds."""
         actions: list[dict[str, Delta]] = []
         reason, efficacy = None, None
-        while len(actions) < self.agent.actions_per_batch:
+        while reason is None and len(actions) < self.agent.actions_per_batch:
             try:
                 deltas = self.env.checked(self.agent.act(self.env.gradients, info))
             except torch.linalg.LinAlgError as error:  # what NaN and infinity end in
                 reason = f"the method could not solve for an update: {error}"
-                break
             except RefusedActionError as error:
                 reason = str(error)
-                break
-            actions.append(deltas)
-            *_, info = self.env.step(deltas)
-            efficacy = info["efficacy"]
-        perplexity = self._held_out()
-        reason = reason or self._out_of_bounds(before, perplexity)
-        if reason is not None:
-            self.lm.restore(before)
-            self.agent.revert_batch()
-            actions, efficacy, perplexity = [], None, self._perplexity
-        memory = self.agent.batch_state()
-        result = BatchResult(
-            self.batches + 1, len(batch), reason is None, reason, efficacy, time.perf_counter() - started
+            else:
+                actions.append(deltas)
+                *_, info = self.env.step(deltas)
+                efficacy = info["efficacy"]
+        perplexity = self._held_out_perplexity()
+        return _Attempt(actions, efficacy, perplexity, reason or self._broken_bound(before, perplexity))
+
+    def _broken_bound(self, before: Mapping[str, torch.Tensor], perplexity: float) -> str | None:
+        """Which of the guard's bounds the batch broke, if any."""
+        return self.guard.broken_weight_bound(before, self.lm.snapshot()) or self.guard.broken_perplexity_bound(
+            self._perplexity, perplexity, self._unedited_perplexity
         )
-        if self.journal is not None:
-            tensors = tensors_of(actions) | {f"memory/{name}": tensor for name, tensor in memory.items()}
-            entry = asdict(result) | {"ids": [edit.id for edit in batch], "content": [asdict(edit) for edit in batch]}
-            try:
-                self.journal.append(entry, tensors)
-            except BaseException:
-                # The method may remember the batch; the journal does not, and its word counts.
-                self._end("its journal could not be written; open the folder again to go on where it ends")
-                raise
-        return result, perplexity
+
+    @torch.no_grad()
+    def _held_out_perplexity(self) -> float:
+        """Perplexity, per token, of the held-out sentences at the weights as they are; their first word is given."""
+        tokens = self._held_out.lengths
+        log_probs = metrics.mean_log_probs(self.lm, self._held_out) * tokens
+        return float((-log_probs.sum() / tokens.sum()).exp())
+
+    def _take_back(self, before: Mapping[str, torch.Tensor]) -> None:
+        self.lm.restore(before)
+        self.agent.revert_batch()
+
+    def _write_to_journal(
+        self, result: BatchResult, batch: Sequence[Edit], actions: Sequence[Mapping[str, Delta]]
+    ) -> None:
+        """Makes the batch durable; if that fails, the editor takes no more."""
+        if self.journal is None:
+            return
+        state = {f"{STATE}{name}": tensor for name, tensor in self.agent.batch_state().items()}
+        entry = asdict(result) | {"ids": [edit.id for edit in batch], "content": [asdict(edit) for edit in batch]}
+        try:
+            self.journal.append(entry, tensors_of(actions) | state)
+        except BaseException:
+            # The line may have reached the disk all the same: only reading the journal again tells what is in it.
+            self._end("its journal could not be written; open the folder again to go on where it ends")
+            raise
 
     def evaluate(self) -> dict[str, Any]:
         """Efficacy, generalization, specificity of all edits made, by every protocol, and drift on held-out text."""
         rolled_back = [asdict(result) for result in self.results if not result.applied]
         if not self.edits:
             return {"edits": 0, "rolled_back": rolled_back}
-        questions = encode_evaluation(self.lm, self.edits)
+        batch = encode_evaluation(self.lm, self.edits)
         return {
             "edits": len(self.edits),
-            "teacher_forced": metrics.teacher_forced(self.lm, questions).percentages(),
-            "generation": metrics.generation(self.lm, questions).percentages(),
+            "teacher_forced": metrics.teacher_forced(self.lm, batch).percentages(),
+            "generation": metrics.generation(self.lm, batch).percentages(),
             "drift": metrics.drift(self.lm, HELD_OUT),
             "rolled_back": rolled_back,
         }
@@ -330,18 +349,17 @@ class LifelongEditor:
                 f"save_deltas: the deltas of {self.batches} batches are {size / 1e9:.0f} GB, too many for one file; they are in "
                 f"{self.journal.folder / 'batches'}, and the edited model holds their sum"
             )
-        batches = [read_delta(self.journal.tensors(i + 1)) for i in range(self.batches)]
-        actions = [deltas for batch in batches for deltas in batch]
-        write_delta_file(Path(path), actions, self.base_fingerprint, fingerprint(self.lm), self._frozen)
+        actions = [deltas for i in range(self.batches) for deltas in read_delta(self.journal.tensors(i + 1))]
+        header = self.journal.header
+        write_delta_file(Path(path), actions, header["model"], fingerprint(self.lm), header["frozen"])
 
     def revert(self) -> None:
         """The model as it was before the first edit, bit for bit. With a journal, which keeps what was done, this
         is the end.
         """
         self.lm.restore()
-        self.agent.begin(self.env)
-        self.edits, self.results, self._reverted = [], [], True
-        self._perplexity = self._held_out()
+        self._begin()
+        self._reverted = True
         if self.journal is not None:
             self._end("the edits of its journal were reverted; choose another output folder to begin anew")
 
@@ -360,75 +378,13 @@ class LifelongEditor:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _go_on(self) -> None:
-        """Replays the journal: the same deltas in the same order give the same bits."""
-        assert self.journal is not None
-        for entry in self.journal.entries:
-            tensors = {n: t.to(self.lm.device) for n, t in self.journal.tensors(entry["batch"]).items()}
-            for deltas in read_delta(tensors):
-                self.lm.apply(deltas)
-            prefix = "memory/"
-            self.agent.load_batch_state({n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)})
-            names = BatchResult.__dataclass_fields__
-            self.results.append(BatchResult(**{name: entry[name] for name in names}))
-            if entry["applied"]:
-                self.edits += [_from_json(row) for row in entry["content"]]
-        self.env.continue_after(len(self.journal.entries))
-        if self.journal.entries:
-            self._perplexity = self._held_out()
 
-    @torch.no_grad()
-    def _held_out(self) -> float:
-        """Perplexity of held-out text at the weights as they are."""
-        lengths = self._texts.lengths
-        return float((-(metrics.mean_log_probs(self.lm, self._texts) * lengths).sum() / lengths.sum()).exp())
-
-    def _out_of_bounds(self, before: Mapping[str, torch.Tensor], perplexity: float) -> str | None:
-        """What a batch broke, if anything."""
-        weight_bound = self.guard.broken_weight_bound(before, self.lm.snapshot())
-        return weight_bound or self.guard.broken_perplexity_bound(self._perplexity, perplexity, self._unedited)
-
-
-def _agent(method: str, policy: str | Path | None, model: str, settings: Mapping[str, Any] | None) -> Agent:
-    if policy is not None:
-        if settings is not None:
-            raise ValueError("settings: a trained policy brings its own; give one or the other")
-        if method != "rledit":
-            raise ValueError(
-                f"policy: method {method!r} takes none; a trained policy is edited with by method 'rledit'"
-            )
-        return RLEdit(policy=policy)
-    if method == "rledit" and settings is None:
-        if model != EMBEDDED:
-            raise ValueError(
-                f"method 'rledit' needs a policy trained for {model}: train one with `editenv train --model {model} ...` and "
-                "give its folder, or choose a method that needs none, such as fine-tune"
-            )
-        return RLEdit(policy=packaged_policy(EMBEDDED))
-    if settings is not None:
-        return make_method(method, settings)
-    if takes_settings(method) and model != EMBEDDED:  # those in the package were chosen for the embedded model
-        return make_method(method, {})
-    return make_agent(method)
-
-
-def _text_digest(text: str | None) -> str | None:
-    """A text is what it says, whatever it is called; a data set of the hub is its name."""
-    if text is None:
-        return None
-    path = Path(text)
-    if path.is_dir():
-        path = path / "covariance.json"
-    return content_digest(path) if path.is_file() else text
-
-
-def _as_edit(values: Mapping[str, Any], number: int) -> Edit:
+def _edit_of(values: Mapping[str, Any], number: int) -> Edit:
+    """An edit from a dictionary of the project's own format; ``number`` is its place in the batch, for messages."""
     ((_, parse),) = FORMATS["own"]
     return to_edit(Fields("edit", number, values), parse, "keep")
 
 
-def _from_json(row: Mapping[str, Any]) -> Edit:
-    from editenv.data import Locality
-
-    locality = tuple(Locality(**item) for item in row["locality"])
-    return Edit(**{**row, "rephrases": tuple(row["rephrases"]), "locality": locality})
+def _edit_of_journal(content: Mapping[str, Any]) -> Edit:
+    locality = tuple(Locality(**item) for item in content["locality"])
+    return Edit(**{**content, "rephrases": tuple(content["rephrases"]), "locality": locality})

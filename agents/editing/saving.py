@@ -26,8 +26,8 @@ def check_place(folder: Path, base: str | None = None) -> None:
         ValueError: If that would touch the base model, or replace what was not saved by :func:`save_model`.
     """
     if base is not None:
-        place, source = folder.resolve(), Path(model_path(base)).resolve()
-        if source.is_dir() and (place == source or place in source.parents or source in place.parents):
+        target, source = folder.resolve(), Path(model_path(base)).resolve()
+        if source.is_dir() and (target == source or target in source.parents or source in target.parents):
             raise ValueError(
                 f"{folder} is in the place of the model that is edited, {base}, which is never changed; choose another folder"
             )
@@ -70,9 +70,9 @@ def save_model(lm: EditableLM, folder: Path, about: dict[str, Any], base: str | 
     try:
         lm.model.save_pretrained(partial)
         lm.tokenizer.save_pretrained(partial)
-        usual = (partial / "config.json").stat().st_mode
+        mode = (partial / "config.json").stat().st_mode
         for path in partial.glob("*.safetensors"):  # safetensors makes files that nobody else may read
-            path.chmod(usual)
+            path.chmod(mode)
         about = about | {"files": sorted(path.name for path in partial.iterdir())}
         (partial / MARKER).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
         if folder.exists():
@@ -88,5 +88,5 @@ def _clear_away(folder: Path, partial: Path, old: Path) -> None:
     """The folder as it was, or the new one; nothing else."""
     if old.exists() and not folder.exists():
         os.replace(old, folder)
-    for left in (partial, old):
-        shutil.rmtree(left, ignore_errors=True)
+    for leftover in (partial, old):
+        shutil.rmtree(leftover, ignore_errors=True)

@@ -1,5 +1,4 @@
-"""Stable-Baselines3 on the environment: its algorithms choose step sizes and ridges from statistics of gradients
-and layers.
+"""Stable-Baselines3 on the environment: its algorithms choose step sizes and ridges from gradient statistics.
 
     python -m agents.rl.sb3 --algo ppo --output runs/ppo            # trains on the embedded model
     python -m agents.rl.sb3 --algo sac --output runs/sac --steps 5000 --seed 1
@@ -16,7 +15,6 @@ import importlib
 import json
 import sys
 import time
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import resources
@@ -25,13 +23,13 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import gymnasium as gym
 import numpy as np
-from safetensors.numpy import load_file, save_file
 
 from agents.base import Agent, Observation, ProgressCallback
 from agents.covariance import training_edits
 from agents.hypernetwork.config import TrainConfig
 from agents.hypernetwork.training import training_environment
-from editenv.atomic_files import atomic_write, atomic_write_text
+from agents.rl.sb3_checkpoints import restore, restore_evaluations, save, save_buffer
+from editenv.atomic_files import atomic_write_text
 from editenv.data import edits_digest
 from editenv.data.files import FileOptions
 from editenv.delta_files import fingerprint, frozen_fingerprint
@@ -41,14 +39,15 @@ from editenv.wrappers.chain import inner_action, outer_observation
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
-    from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
+    from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.vec_env import VecEnv
 
 Algorithm = Literal["ppo", "a2c", "sac", "td3", "ddpg", "tqc"]
+"""Name of an algorithm; tqc is of sb3-contrib."""
+
 Settings = Mapping[str, Any]
-"""``reward_scale``, and ``algorithm``: keywords of the algorithm's class; ``action_noise`` there is a standard
-deviation.
-"""
+"""``reward_scale``, what rewards are multiplied by, and ``algorithm``, keywords of the algorithm's class; its
+``action_noise`` is a standard deviation."""
 
 
 def read_settings(algo: str, file: Path | None = None) -> Settings:
@@ -59,13 +58,13 @@ def read_settings(algo: str, file: Path | None = None) -> Settings:
     """
     if algo not in get_args(Algorithm):
         raise ValueError(f"unknown algorithm {algo!r}; there are {', '.join(get_args(Algorithm))}")
-    place = file or Path(str(resources.files("agents"))) / "settings" / "sb3" / f"{algo}.json"
+    path = file or Path(str(resources.files("agents"))) / "settings" / "sb3" / f"{algo}.json"
     try:
-        settings = json.loads(place.read_text(encoding="utf-8"))
+        settings = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"settings {place}: {error}") from None
+        raise ValueError(f"settings {path}: {error}") from None
     if not isinstance(settings, dict) or set(settings) != {"reward_scale", "algorithm"}:
-        raise ValueError(f"settings {place}: expected an object with 'reward_scale' and 'algorithm'")
+        raise ValueError(f"settings {path}: expected an object with 'reward_scale' and 'algorithm'")
     return settings
 
 
@@ -98,17 +97,17 @@ def make_model(
     settings = settings or read_settings(algo)
     keywords = dict(settings["algorithm"])
     scale = float(settings["reward_scale"])
-    small = env
+    ready = env
     if isinstance(env, gym.Env):
         # Monitor is inside, so that what is logged is the environment's own reward.
-        small = gym.wrappers.TransformReward(Monitor(wrapped(env)), lambda reward: scale * float(reward))
+        ready = gym.wrappers.TransformReward(Monitor(wrapped(env)), lambda reward: scale * float(reward))
     if "action_noise" in keywords:
-        deviation = np.full(small.action_space.shape or (), keywords["action_noise"])
+        deviation = np.full(ready.action_space.shape or (), keywords["action_noise"])
         keywords["action_noise"] = NormalActionNoise(np.zeros_like(deviation), deviation)
     package = importlib.import_module("sb3_contrib" if algo == "tqc" else "stable_baselines3")
     log = None if tensorboard is None else str(tensorboard)
     model: BaseAlgorithm = getattr(package, algo.upper())(
-        "MultiInputPolicy", small, seed=seed, tensorboard_log=log, device="cpu", **keywords
+        "MultiInputPolicy", ready, seed=seed, tensorboard_log=log, device="cpu", **keywords
     )
     if log is None:
         model.set_logger(Logger(None, []))  # its own would leave an empty folder in the temporary one at every training
@@ -143,10 +142,23 @@ def train(
             cut = rollout is not None and self.num_timesteps >= steps and rollout.pos < rollout.buffer_size - 1
             return not cut and (deadline is None or time.perf_counter() < deadline)
 
-    left = steps - model.num_timesteps
-    if left > 0:
-        model.learn(left, CallbackList([*callbacks, Budget()]), reset_num_timesteps=False, progress_bar=progress_bar)
+    remaining = steps - model.num_timesteps
+    if remaining > 0:
+        all_callbacks = CallbackList([*callbacks, Budget()])
+        model.learn(remaining, all_callbacks, reset_num_timesteps=False, progress_bar=progress_bar)
     return model
+
+
+def progress_callback(progress: ProgressCallback, algo: str, steps: int) -> "BaseCallback":
+    """Reports each step of a training, as :meth:`agents.base.Agent.prepare` has it."""
+    from stable_baselines3.common.callbacks import BaseCallback
+
+    class Report(BaseCallback):
+        def _on_step(self) -> bool:
+            progress(f"training {algo}", self.num_timesteps, steps)
+            return True
+
+    return Report()
 
 
 class SB3Agent(Agent):
@@ -181,23 +193,9 @@ class SB3Agent(Agent):
         return agent
 
     def prepare(self, env: LifelongEditEnv, seed: int, progress: ProgressCallback) -> None:
-        from stable_baselines3.common.callbacks import BaseCallback
-
-        class Report(BaseCallback):
-            def _on_step(self) -> bool:
-                progress(f"training {algo}", self.num_timesteps, steps)
-                return True
-
-        algo, steps = self.algo, self.steps
-        self.model = make_model(algo, training_environment(env, self.config), seed, self.settings)
-        identity = {"algo": algo, "steps": steps, "settings": self.settings, "train": asdict(self.config), "seed": seed}
-        identity |= {"model": env.model_arguments}
+        self.model = make_model(self.algo, training_environment(env, self.config), seed, self.settings)
         kept = None if self.workspace is None else self.workspace / "policy.json"
-        if kept is not None:
-            lm = env.language_model
-            identity |= {"weights": fingerprint(lm), "frozen": frozen_fingerprint(lm)}
-            identity |= {"edits": edits_digest(training_edits(env))}
-        identity = json.loads(json.dumps(identity))
+        identity = None if kept is None else self._identity(env, seed)
         if kept is not None and kept.exists():
             record = json.loads(kept.read_text(encoding="utf-8"))
             if record["made_of"] == identity:
@@ -205,12 +203,29 @@ class SB3Agent(Agent):
                 self.kept_seconds = float(record["seconds"])
                 return
         started = time.perf_counter()
-        train(self.model, steps, callbacks=[Report()])
+        train(self.model, self.steps, callbacks=[progress_callback(progress, self.algo, self.steps)])
         if kept is not None:
             kept.unlink(missing_ok=True)  # it is there only beside the weights that it is about
             save(self.model, kept.with_suffix(".zip"))
-            told = {"made_of": identity, "seconds": time.perf_counter() - started}
-            atomic_write_text(kept, json.dumps(told, indent=2) + "\n")
+            record = {"made_of": identity, "seconds": time.perf_counter() - started}
+            atomic_write_text(kept, json.dumps(record, indent=2) + "\n")
+
+    def _identity(self, env: LifelongEditEnv, seed: int) -> dict[str, Any]:
+        """What a kept policy must agree on to be taken, as JSON has it."""
+        lm = env.language_model
+        made_of = {
+            "algo": self.algo,
+            "steps": self.steps,
+            "settings": self.settings,
+            "train": asdict(self.config),
+            "seed": seed,
+            "model": env.model_arguments,
+            "weights": fingerprint(lm),
+            "frozen": frozen_fingerprint(lm),
+            "edits": edits_digest(training_edits(env)),
+        }
+        identity: dict[str, Any] = json.loads(json.dumps(made_of))
+        return identity
 
     def begin(self, env: LifelongEditEnv) -> None:
         self._env, self._wrapped = env, wrapped(env)
@@ -219,95 +234,6 @@ class SB3Agent(Agent):
         statistics = outer_observation(self._wrapped, self._env.padded(observation))
         action, _ = self.model.predict(statistics, deterministic=True)
         return inner_action(self._wrapped, action)
-
-
-# -- files --------------------------------------------------------------------------------------------------------
-
-
-def save(model: "BaseAlgorithm", file: Path) -> None:
-    """Writes Stable-Baselines3's zip, whole or not at all."""
-    with atomic_write(file) as partial, partial.open("wb") as opened:
-        model.save(opened)
-
-
-def save_buffer(model: "BaseAlgorithm", file: Path) -> None:
-    """The replay buffer of an off-policy algorithm as plain arrays (Stable-Baselines3's own format is a pickle)."""
-    buffer: Any = getattr(model, "replay_buffer", None)
-    if buffer is None:
-        return
-    size = buffer.buffer_size if buffer.full else buffer.pos
-    arrays = {name: getattr(buffer, name)[:size] for name in ("actions", "rewards", "dones", "timeouts")}
-    for kind in ("observations", "next_observations"):
-        arrays |= {f"{kind}/{key}": values[:size] for key, values in getattr(buffer, kind).items()}
-    place = {"position": str(buffer.pos), "full": str(int(buffer.full))}
-    with atomic_write(file) as partial:
-        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, partial, place)
-
-
-def load_buffer(model: "BaseAlgorithm", file: Path) -> None:
-    """What :func:`save_buffer` wrote."""
-    from safetensors import safe_open
-
-    buffer: Any = getattr(model, "replay_buffer", None)
-    if buffer is None:
-        return
-    for name, array in load_file(file).items():
-        kind, _, key = name.partition("/")
-        target = getattr(buffer, kind)
-        (target[key] if key else target)[: len(array)] = array
-    with safe_open(file, "numpy") as opened:
-        place = opened.metadata()
-    buffer.pos, buffer.full = int(place["position"]), bool(int(place["full"]))
-
-
-def restore(model: "BaseAlgorithm", folder: Path) -> None:
-    """Puts the newest complete checkpoint of a folder into the model, if there is one; its steps are
-    ``num_timesteps``.
-    """
-    found = {int(file.stem.split("_")[1]): file for file in folder.glob("checkpoint_*_steps.zip")}
-    for steps in sorted(found, reverse=True):
-        buffer = folder / f"buffer_{steps}_steps.safetensors"
-        if is_whole(found[steps]) and (buffer.exists() or not hasattr(model, "replay_buffer")):
-            model.set_parameters(str(found[steps]), device="cpu")
-            load_variables(model, found[steps])
-            load_buffer(model, buffer)
-            model.num_timesteps = steps
-            return
-
-
-def load_variables(model: "BaseAlgorithm", file: Path) -> None:
-    """What an algorithm learns outside its networks: the entropy coefficient of SAC and TQC."""
-    from stable_baselines3.common.save_util import load_from_zip_file
-
-    _, _, variables = load_from_zip_file(file, load_data=False, device="cpu")
-    for name, value in (variables or {}).items():
-        if value is not None:
-            getattr(model, name).data.copy_(value.data)
-
-
-def go_on_evaluating(callback: "EvalCallback", steps: int) -> None:
-    """Puts the evaluations of an earlier call, up to so many steps, back: what was the best policy stays it."""
-    file = Path(f"{callback.log_path}.npz")
-    if not file.exists():
-        return
-    with np.load(file) as found:
-        # The best policy is on disk, also if it came after the checkpoint that is gone on from.
-        callback.best_mean_reward = max(map(float, found["results"].mean(1)), default=-np.inf)
-        kept = found["timesteps"] <= steps
-        callback.evaluations_timesteps = found["timesteps"][kept].tolist()
-        callback.evaluations_results = found["results"][kept].tolist()
-        callback.evaluations_length = found["ep_lengths"][kept].tolist()
-
-
-def is_whole(file: Path) -> bool:
-    """Whether a zip was written to its end: Stable-Baselines3 writes checkpoints in place, and may be killed
-    meanwhile.
-    """
-    try:
-        with zipfile.ZipFile(file) as opened:  # of a torn one, this may find a zip inside it
-            return "policy.pth" in opened.namelist() and opened.testzip() is None
-    except zipfile.BadZipFile:
-        return False
 
 
 # -- command ------------------------------------------------------------------------------------------------------
@@ -334,7 +260,9 @@ class Args:
     model: str = "atlas"
     """Embedded model, Hugging Face folder or hub id."""
     dataset: str = "atlas"
-    """Data set with a training and a validation split: atlas, or a file or folder as docs/data.md has it."""
+    """Data set with a training and a validation split: atlas, or a file or folder as docs/reference/data_formats.md has
+    it.
+    """
     dataset_options: FileOptions = field(default_factory=FileOptions)
     """How a file is read."""
     modules: tuple[str, ...] = ()
@@ -354,7 +282,6 @@ class Args:
 
 
 def main(args: Args) -> None:
-    from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
     from stable_baselines3.common.evaluation import evaluate_policy
     from stable_baselines3.common.monitor import Monitor
 
@@ -363,6 +290,27 @@ def main(args: Args) -> None:
     except ValueError as error:
         raise SystemExit(str(error)) from None
     args.output.mkdir(parents=True, exist_ok=True)
+    arguments = _environment_arguments(args)
+    training = _training_streams(args, arguments, settings)
+    run = {name: value for name, value in arguments.items() if name != "device"}
+    run |= {"algo": args.algo, "streams": args.streams, "seed": args.seed, "settings": settings}
+    check_identity(args.output / "options.json", json.loads(json.dumps(run)))
+    model = make_model(args.algo, training, args.seed, settings, args.output / "tensorboard")
+    _resume(model, args)
+    validation = Monitor(wrapped(SameStream(LifelongEditEnv(**arguments, split="validation"), args.seed)))
+    callbacks = _callbacks(args, validation, model.num_timesteps)
+    started = time.perf_counter()
+    train(model, args.steps, args.seconds, callbacks, progress_bar=sys.stderr.isatty())
+    seconds = time.perf_counter() - started
+    save(model, args.output / "policy.zip")
+    mean_return, _ = evaluate_policy(model, validation, n_eval_episodes=1)
+    result = run | {"steps": model.num_timesteps, "seconds": seconds, "validation_return": float(mean_return)}
+    atomic_write_text(args.output / "result.json", json.dumps(result, indent=2) + "\n")
+    print(f"return on the validation stream {float(mean_return):.2f}; saved {args.output / 'policy.zip'}")
+
+
+def _environment_arguments(args: Args) -> dict[str, Any]:
+    """Of the training and the validation environment."""
     arguments: dict[str, Any] = {
         "model": args.model,
         "dataset": args.dataset,
@@ -374,66 +322,62 @@ def main(args: Args) -> None:
     }
     if args.dataset != "atlas":
         arguments["dataset_options"] = asdict(args.dataset_options)
-    training: Any
-    if args.streams == 1:
-        training = LifelongEditEnv(**arguments, split="train", redraw=args.dataset == "atlas")
-    else:
-        from agents.rl.sb3_streams import StreamsVecEnv
-        from editenv.vector import LifelongEditVectorEnv
+    return arguments
 
-        envs = LifelongEditVectorEnv(args.streams, "SameStep", [wrapped], **arguments, split="train")
-        training = StreamsVecEnv(envs, float(settings["reward_scale"]))
-    made_of = {name: value for name, value in arguments.items() if name != "device"}
-    made_of |= {"algo": args.algo, "streams": args.streams, "seed": args.seed, "settings": settings}
-    check_identity(args.output / "options.json", json.loads(json.dumps(made_of)))
-    model = make_model(args.algo, training, args.seed, settings, args.output / "tensorboard")
+
+def _training_streams(args: Args, arguments: Mapping[str, Any], settings: Settings) -> "gym.Env[Any, Any] | VecEnv":
+    """One environment for :func:`make_model` to wrap, or several streams on one model, wrapped."""
+    if args.streams == 1:
+        return LifelongEditEnv(**arguments, split="train", redraw=args.dataset == "atlas")
+    from agents.rl.sb3_streams import StreamsVecEnv
+    from editenv.vector import LifelongEditVectorEnv
+
+    envs = LifelongEditVectorEnv(args.streams, "SameStep", [wrapped], **arguments, split="train")
+    return StreamsVecEnv(envs, float(settings["reward_scale"]))
+
+
+def _resume(model: "BaseAlgorithm", args: Args) -> None:
+    """Goes on from the newest checkpoint of the output folder, if there is one."""
     restore(model, args.output)
     if model.num_timesteps:
         print(f"going on from step {model.num_timesteps}")
         assert model.env is not None
         model.env.seed(args.seed + 1_000_003 * model.num_timesteps)  # else the first streams would come again
 
-    judged = Monitor(wrapped(SameStream(LifelongEditEnv(**arguments, split="validation"), args.seed)))
 
-    every = max(
-        1, args.checkpoint_every // args.streams
-    )  # callbacks count calls, each of which is a step of every stream
+def _callbacks(args: Args, validation: "gym.Env[Any, Any]", steps_done: int) -> "list[BaseCallback]":
+    """Checkpoints with their replay buffers, and evaluations on the validation stream."""
+    from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
+
+    # Callbacks count calls, each of which is a step of every stream.
+    checkpoint_every = max(1, args.checkpoint_every // args.streams)
+    evaluate_every = max(1, args.evaluate_every // args.streams)
 
     class BufferCallback(BaseCallback):
         """Before the checkpoint of the same step: a zip without its buffer is not gone on from."""
 
         def _on_step(self) -> bool:
-            if self.n_calls % every == 0:
+            if self.n_calls % checkpoint_every == 0:
                 save_buffer(self.model, args.output / f"buffer_{self.num_timesteps}_steps.safetensors")
             return True
 
-    evaluating = EvalCallback(
-        judged,
+    evaluations = EvalCallback(
+        validation,
         n_eval_episodes=1,
-        eval_freq=max(1, args.evaluate_every // args.streams),
+        eval_freq=evaluate_every,
         log_path=str(args.output),
         best_model_save_path=str(args.output),
     )
-    go_on_evaluating(evaluating, model.num_timesteps)
-    callbacks = [
+    restore_evaluations(evaluations, steps_done)
+    return [
         BufferCallback(),
-        CheckpointCallback(every, str(args.output), name_prefix="checkpoint"),
-        evaluating,
+        CheckpointCallback(checkpoint_every, str(args.output), name_prefix="checkpoint"),
+        evaluations,
     ]
-    started = time.perf_counter()
-    train(model, args.steps, args.seconds, callbacks, progress_bar=sys.stderr.isatty())
-    seconds = time.perf_counter() - started
-    save(model, args.output / "policy.zip")
-    mean, _ = evaluate_policy(model, judged, n_eval_episodes=1)
-    result = made_of | {"steps": model.num_timesteps, "seconds": seconds, "validation_return": float(mean)}
-    atomic_write_text(args.output / "result.json", json.dumps(result, indent=2) + "\n")
-    print(f"return on the validation stream {float(mean):.2f}; saved {args.output / 'policy.zip'}")
 
 
 class SameStream(gym.Wrapper[Any, Any, Any, Any]):
-    """Every episode is the same stream, so that evaluations can be compared; encodings are kept from one to the
-    next.
-    """
+    """Every episode is the same stream, so that evaluations can be compared; its encodings are kept."""
 
     def __init__(self, env: gym.Env[Any, Any], seed: int) -> None:
         super().__init__(env)
@@ -444,7 +388,11 @@ class SameStream(gym.Wrapper[Any, Any, Any, Any]):
 
 
 def check_identity(file: Path, made_of: dict[str, Any]) -> None:
-    """A folder belongs to one training run."""
+    """Whether a folder's training run is this one; a new folder becomes its.
+
+    Raises:
+        SystemExit: If the folder belongs to a run with other options.
+    """
     if file.exists() and json.loads(file.read_text(encoding="utf-8")) != made_of:
         raise SystemExit(f"{file.parent} belongs to a training run with other options; choose another --output")
     atomic_write_text(file, json.dumps(made_of, indent=2) + "\n")

@@ -5,11 +5,13 @@ import sys
 import tyro
 
 import agents.rledit
-from agents.hypernetwork import train_command
+from agents.hypernetwork.arguments import Args
 from editenv.renamed import renamed_options
 
-args = tyro.cli(train_command.Args, args=renamed_options(sys.argv[1:]), description=agents.rledit.__doc__)
+args = tyro.cli(Args, args=renamed_options(sys.argv[1:]), description=agents.rledit.__doc__)
 
-from agents.rledit.trainer import RLEditTrainer  # noqa: E402 - a usage error is told before torch is imported
+# A usage error is told before torch is imported.
+from agents.hypernetwork import train_command  # noqa: E402
+from agents.rledit.trainer import RLEditTrainer  # noqa: E402
 
 train_command.main(args, RLEditTrainer)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 
-from benchmarks.results.leaderboard import Entry
+from benchmarks.results.leaderboard import Entry, Task
 from benchmarks.results.tables import triple
 from benchmarks.suites import all_suites
 
@@ -95,7 +95,10 @@ TITLES = {
     "table4": "Table 4: what RLEdit's parts are worth, 2,000 edits in batches of 100",
     "table5": "Table 5: by number of edits, in batches of 100",
 }
+TIMED_TABLE, ABLATION_TABLE = "table2", "table4"
 OURS, THEIRS = "ours", "theirs"
+NOTHING = "-"
+"""Where there is no such row or number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,60 +137,69 @@ def comparisons(entries: Sequence[Entry]) -> list[Comparison]:
 
     Percentages are efficacy / generalization / specificity under the paper's protocol for the data: teacher-forced,
     and the probability comparison on CounterFact; in Table 2 with the seconds per edit, setup included. Numbers of
-    different models
-    and data stand side by side: they are no race.
+    different models and data stand side by side: they are no race.
     """
-    return [_comparison(entries, table) for table in TITLES]
+    return [_comparison(_repeating(entries, table), table) for table in TITLES]
 
 
 def _comparison(entries: Sequence[Entry], table: str) -> Comparison:
     published = [number for number in read() if number.table == table]
-    methods = list(dict.fromkeys(number.method for number in published))
-    entries = _repeating(entries, table)
-    agents = list(dict.fromkeys(entry.agent for entry in entries))
-    named = [(agent, method) for method in methods for agent in agents if METHODS.get(agent) == method]
-    named += [("-", method) for method in methods if method not in {method for _, method in named}]
-    named.sort(key=lambda pair: methods.index(pair[1]))
-    if table != "table4":
-        named += [(agent, "-") for agent in agents if METHODS.get(agent) not in methods]
-
-    columns: list[Column] = []
-    texts: list[dict[str, str]] = []
-    wanted = {entry.task for entry in entries if table != "table4" or METHODS.get(entry.agent) in ABLATIONS}
-    ours = [[entry for entry in entries if entry.task == task] for task in dict.fromkeys(e.task for e in entries)]
-    for rows in sorted((rows for rows in ours if rows[0].task in wanted), key=lambda rows: rows[0].records[0].edits):
-        task = rows[0].task
-        protocol = protocol_of(rows[0])
-        columns.append(Column(OURS, task.suite, f"{task.model}, {protocol.replace('_', '-')}"))
-        texts.append({row.agent: _scores(row, protocol, seconds=table == "table2") for row in rows})
-    groups = dict.fromkeys((number.dataset, number.task, number.model) for number in published)
-    for dataset, size, model in sorted(groups, key=lambda group: group[0]):
-        found = [n for n in published if (n.dataset, n.task, n.model) == (dataset, size, model)]
-        columns.append(Column(THEIRS, f"{dataset} {size}", model or "s per edit, with setup"))
-        texts.append({method: _numbers([n for n in found if n.method == method]) for method in methods})
-    return Comparison(
-        TITLES[table],
-        columns,
-        [
-            (
-                agent,
-                method,
-                [
-                    text.get(agent if column.owner == OURS else method, "-")
-                    for column, text in zip(columns, texts, strict=True)
-                ],
-            )
-            for agent, method in named
-        ],
-    )
+    columns = [*_our_columns(entries, table), *_their_columns(published)]
+    rows = [
+        (agent, method, [texts.get(agent if column.owner == OURS else method, NOTHING) for column, texts in columns])
+        for agent, method in _pairs(entries, published, table)
+    ]
+    return Comparison(TITLES[table], [column for column, _ in columns], rows)
 
 
 def _repeating(entries: Sequence[Entry], table: str) -> Sequence[Entry]:
     """The rows of suites that repeat a table of the paper; all rows if there are none."""
-    where = re.compile(rf"\bTable {table.removeprefix('table')}\b")
-    known = {suite.label: suite.paper for suite in all_suites()}
-    found = [entry for entry in entries if (paper := known.get(entry.task.suite)) and where.search(paper.where)]
-    return found or entries
+    number = re.compile(rf"\bTable {table.removeprefix('table')}\b")
+    repeated = {suite.label for suite in all_suites() if suite.paper and number.search(suite.paper.where)}
+    return [entry for entry in entries if entry.task.suite in repeated] or entries
+
+
+def _pairs(entries: Sequence[Entry], published: Sequence[Published], table: str) -> list[tuple[str, str]]:
+    """Our agent and the paper's method of each row, in the paper's order; then the agents that it does not have."""
+    agents = list(dict.fromkeys(entry.agent for entry in entries))
+    pairs = []
+    for method in dict.fromkeys(number.method for number in published):
+        same = [agent for agent in agents if METHODS.get(agent) == method]
+        pairs += [(agent, method) for agent in same or [NOTHING]]
+    if table == ABLATION_TABLE:
+        return pairs
+    paired = {agent for agent, _ in pairs}
+    return pairs + [(agent, NOTHING) for agent in agents if agent not in paired]
+
+
+def _our_columns(entries: Sequence[Entry], table: str) -> list[tuple[Column, dict[str, str]]]:
+    """Each task's column and its texts by agent, the shortest stream first."""
+    tasks: dict[Task, list[Entry]] = {}
+    for entry in entries:
+        tasks.setdefault(entry.task, []).append(entry)
+    columns = []
+    for task, rows in sorted(tasks.items(), key=lambda item: item[1][0].records[0].edits):
+        if table == ABLATION_TABLE and not any(METHODS.get(row.agent) in ABLATIONS for row in rows):
+            continue
+        protocol = protocol_of(rows[0])
+        column = Column(OURS, task.suite, f"{task.model}, {protocol.replace('_', '-')}")
+        columns.append((column, {row.agent: _scores(row, protocol, seconds=table == TIMED_TABLE) for row in rows}))
+    return columns
+
+
+def _their_columns(published: Sequence[Published]) -> list[tuple[Column, dict[str, str]]]:
+    """Each column of the paper and its texts by method, data sets in the order of their names."""
+    groups: dict[tuple[str, str, str], list[Published]] = {}
+    for number in published:
+        groups.setdefault((number.dataset, number.task, number.model), []).append(number)
+    columns = []
+    for (dataset, task, model), group in sorted(groups.items(), key=lambda item: item[0][0]):
+        by_method: dict[str, list[Published]] = {}
+        for number in group:
+            by_method.setdefault(number.method, []).append(number)
+        column = Column(THEIRS, f"{dataset} {task}", model or "s per edit, with setup")
+        columns.append((column, {method: _numbers(numbers) for method, numbers in by_method.items()}))
+    return columns
 
 
 def protocol_of(entry: Entry) -> str:
@@ -196,18 +208,14 @@ def protocol_of(entry: Entry) -> str:
 
 
 def _scores(entry: Entry, protocol: str, seconds: bool) -> str:
-    found = [scores for record in entry.records if (scores := getattr(record, protocol)) is not None]
-    text = triple(found) if found else "-"
+    measured = [scores for record in entry.records if (scores := getattr(record, protocol)) is not None]
+    text = triple(measured) if measured else NOTHING
     return f"{text}, {entry.seconds(setup=True):.4f} s" if seconds else text
 
 
-def _numbers(found: Sequence[Published]) -> str:
-    """As the paper prints them."""
-    by_metric = {number.metric: number.mean for number in found}
-    if "seconds_per_edit" in by_metric:
-        return f"{by_metric['seconds_per_edit']:.4f}"
-    return (
-        " / ".join(f"{by_metric[metric]:.2f}" if metric in by_metric else "-" for metric in METRICS[:3])
-        if found
-        else "-"
-    )
+def _numbers(numbers: Sequence[Published]) -> str:
+    """As the paper prints them: the seconds, or the three percentages."""
+    means = {number.metric: number.mean for number in numbers}
+    if "seconds_per_edit" in means:
+        return f"{means['seconds_per_edit']:.4f}"
+    return " / ".join(f"{means[metric]:.2f}" if metric in means else NOTHING for metric in METRICS[:3])

@@ -39,8 +39,18 @@ def _mean(values: Sequence[float | None], digits: int = 1) -> str:
 
 
 def _if_finite(values: Sequence[float | None], digits: int) -> str:
-    """The same, but a seed whose model was destroyed is not left out of a mean."""
-    return "not finite" if None in values else _mean(values, digits)
+    """The same, but a seed whose model was destroyed is not left out of a mean, and large numbers can be read."""
+    finite = [value for value in values if value is not None]
+    if len(finite) < len(values):
+        return "not finite"
+    return readable(interquartile_mean(finite), digits) if finite else "-"
+
+
+def readable(number: float, digits: int) -> str:
+    """``18.92``, ``2001``, ``3.4e24``: decimals below 1,000, none below 10,000, two significant digits from there on."""
+    if abs(number) < 10_000:
+        return f"{number:.{digits if abs(number) < 1_000 else 0}f}"
+    return f"{number:.1e}".replace("e+0", "e").replace("e+", "e")
 
 
 # -- Markdown -----------------------------------------------------------------------------------------------------

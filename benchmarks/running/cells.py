@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agents.base import ProgressCallback
-from agents.registry import ROWS, make_agent, settings_of
+from agents.registry import make_agent, settings_of
+from agents.rows import ROWS
 from benchmarks.results.records import Record, commit, disagreements, hardware, read, versions
 from benchmarks.suites import Suite, name_of
 from editenv.atomic_files import atomic_write_text

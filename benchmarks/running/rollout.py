@@ -208,7 +208,7 @@ def edit_stream(
     _, info = env.reset(seed=seed, options={"shuffle": suite.order == "shuffled"})
     lm = env.language_model
     share_cache(lm, cache)  # after the reset, which empties the model's cache
-    agents_cache = ActivationCache(ACTIVATION_CACHE_BYTES, below=cache)
+    agents_cache = ActivationCache(ACTIVATION_CACHE_BYTES, fallback=cache)
     agent.begin(env)
     if recording is not None:
         recording.start(lm)

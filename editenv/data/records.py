@@ -13,12 +13,25 @@ from typing import Any, TextIO
 LARGEST_RECORD = 2**24
 """Characters one record may have; more is taken for a file that is not what it seems."""
 
+PIECE = 2**16
+"""Characters read at a time."""
+
+_TOO_LONG = f"does not end within {LARGEST_RECORD:,} characters, or is not JSON"
+
 
 class BadRecordError(ValueError):
     """Something is wrong with one record of a file.
 
+    Args:
+        file: Its name.
+        record: The record's number, from 1.
+        what: What is wrong, as the end of a sentence.
+        field: The field that it is wrong with, if it is one.
+        kind: See below.
+        fatal: See below.
+
     Attributes:
-        kind: What, in a word: ``syntax``, ``encoding``, ``field``, ``unchanged``, ``length``, ``duplicate``,
+        kind: What is wrong, in a word: ``syntax``, ``encoding``, ``field``, ``unchanged``, ``length``, ``duplicate``,
             ``conflict`` or ``leak``.
         fatal: Whether the records after it cannot be read either.
     """
@@ -26,8 +39,8 @@ class BadRecordError(ValueError):
     def __init__(
         self, file: str, record: int, what: str, field: str | None = None, kind: str = "field", fatal: bool = False
     ) -> None:
-        place = f"{file}, record {record}" + (f", field {field!r}" if field else "")
-        super().__init__(f"{place}: {what}")
+        where = f"{file}, record {record}" + (f", field {field!r}" if field else "")
+        super().__init__(f"{where}: {what}")
         self.kind, self.fatal = kind, fatal
 
 
@@ -42,17 +55,17 @@ def read_records(path: Path) -> Iterator[tuple[int, "dict[str, Any] | BadRecordE
     """
     if path.is_dir():
         raise ValueError(f"{path} is a folder, not a file of records")
-    # utf-8-sig takes a byte order mark away.
-    with path.open(
-        encoding="utf-8-sig", errors="surrogateescape", newline="" if path.suffix.lower() == ".csv" else None
-    ) as file:
-        if path.suffix.lower() == ".csv":
-            found = _csv(file, path.name)
+    is_csv = path.suffix.lower() == ".csv"
+    # utf-8-sig takes a byte order mark away; csv wants to see line ends as they are.
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="" if is_csv else None) as file:
+        if is_csv:
+            records = _csv(file, path.name)
+        elif _first_character(file) == "[":
+            records = _json_array(file, path.name)
         else:
-            start = _first_character(file)
-            found = _json_array(file, path.name) if start == "[" else _json_lines(file, path.name)
+            records = _json_lines(file, path.name)
         empty = True
-        for number, record in found:
+        for number, record in records:
             empty = False
             yield number, _checked_text(record, path.name, number)
         if empty:
@@ -60,6 +73,7 @@ def read_records(path: Path) -> Iterator[tuple[int, "dict[str, Any] | BadRecordE
 
 
 def _checked_text(record: Any, name: str, number: int) -> "dict[str, Any] | BadRecordError":
+    """The record, or an error in its place if it has no fields or is not UTF-8."""
     if isinstance(record, BadRecordError):
         return record
     if not isinstance(record, dict):
@@ -70,8 +84,8 @@ def _checked_text(record: Any, name: str, number: int) -> "dict[str, Any] | BadR
         try:
             json.dumps([field, value], ensure_ascii=False).encode("utf-8")
         except UnicodeEncodeError:
-            shown = field.encode("ascii", "replace").decode()
-            return BadRecordError(name, number, "is not UTF-8 text; save the file as UTF-8", shown, kind="encoding")
+            printable = field.encode("ascii", "replace").decode()
+            return BadRecordError(name, number, "is not UTF-8 text; save the file as UTF-8", printable, kind="encoding")
     return record
 
 
@@ -90,7 +104,7 @@ def _json_lines(file: TextIO, name: str) -> Iterator[tuple[int, Any]]:
             continue
         number += 1
         if len(line) == LARGEST_RECORD:
-            yield number, _too_long(name, number)
+            yield number, BadRecordError(name, number, _TOO_LONG, kind="syntax", fatal=True)
             return
         try:
             yield number, json.loads(line)
@@ -100,81 +114,99 @@ def _json_lines(file: TextIO, name: str) -> Iterator[tuple[int, Any]]:
 
 
 def _json_array(file: TextIO, name: str) -> Iterator[tuple[int, Any]]:
-    """Objects of one array, decoded as the text comes in: memory holds one piece of the file and one record."""
-    decoder = json.JSONDecoder()
-    text, place, number, piece = file.read(2**16).lstrip()[1:], 0, 0, 2**16
-    ended = False
-
-    def broken(what: str) -> tuple[int, BadRecordError]:
-        return number, BadRecordError(name, number, what, kind="syntax", fatal=True)
-
-    while True:
-        while place < len(text) and text[place].isspace():
-            place += 1
-        if place == len(text) and not ended:
-            text, place = file.read(piece), 0
-            ended = not text
-            continue
-        if text[place : place + 1] == "]":
-            rest = text[place + 1 :].strip() or file.read(2**10).strip()
-            if rest:
-                number += 1
-                yield broken(f"comes after the end of the array: {rest[:40]!r}")
-            return
-        if number and text[place : place + 1] == ",":
-            place += 1
-            while place < len(text) and text[place].isspace():
-                place += 1
-        elif number and place < len(text):
-            number += 1
-            yield broken(f"is not preceded by a comma but by {text[place : place + 20]!r}")
-            return
+    """Values of one array, decoded as the text comes in: memory holds one piece of the file and one record."""
+    text = _ArrayText(file)
+    number = 0
+    while text.next_character() != "]":
         number += 1
+        try:
+            if number > 1:
+                text.take_comma()
+            record = text.take_value()
+        except ValueError as error:
+            yield number, BadRecordError(name, number, str(error), kind="syntax", fatal=True)
+            return
+        yield number, record
+    if rest := text.after_the_end():
+        what = f"comes after the end of the array: {rest[:40]!r}"
+        yield number + 1, BadRecordError(name, number + 1, what, kind="syntax", fatal=True)
+
+
+class _ArrayText:
+    """The text of a JSON array behind its ``[``, read from a file piece by piece.
+
+    Args:
+        file: At its start; the first character that is not white space is the ``[``.
+    """
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+        self._decoder = json.JSONDecoder()
+        self._text, self._position = file.read(PIECE).lstrip()[1:], 0
+
+    def next_character(self) -> str:
+        """The next one that is not white space, which stays the next one; empty at the end of the file."""
+        while True:
+            while self._position < len(self._text) and self._text[self._position].isspace():
+                self._position += 1
+            if self._position < len(self._text):
+                return self._text[self._position]
+            self._text, self._position = self._file.read(PIECE), 0
+            if not self._text:
+                return ""
+
+    def take_comma(self) -> None:
+        """Goes past a comma; at the end of the file, where there is none, nothing happens.
+
+        Raises:
+            ValueError: If something else comes next.
+        """
+        character = self.next_character()
+        if character == ",":
+            self._position += 1
+        elif character:
+            text = self._text[self._position : self._position + 20]
+            raise ValueError(f"is not preceded by a comma but by {text!r}")
+
+    def take_value(self) -> Any:
+        """Decodes a value and goes past it.
+
+        Raises:
+            ValueError: If there is none, or it is not JSON or too long.
+        """
+        if not self.next_character():
+            raise ValueError("is missing: the file ends before the array's closing ]")
+        piece = PIECE
         while True:
             try:
-                record, place = decoder.raw_decode(text, place)
+                value, self._position = self._decoder.raw_decode(self._text, self._position)
                 break
             except (ValueError, RecursionError) as error:  # perhaps only because the text so far ends here
-                more = "" if ended else file.read(piece)
+                more = self._file.read(piece)
                 if not more:
-                    if not text[place:].strip():
-                        yield broken("is missing: the file ends before the array's closing ]")
-                    else:
-                        why = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-                        yield broken(f"is not JSON ({why}), or the file is cut off in it")
-                    return
-                text, place = text[place:].lstrip() + more, 0
-                if len(text) > LARGEST_RECORD:
-                    yield number, _too_long(name, number)
-                    return
-                piece = min(2 * piece, 2**22)
-        piece = 2**16
-        yield number, record
-        if place > 2**16:
-            text, place = text[place:], 0
+                    why = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+                    raise ValueError(f"is not JSON ({why}), or the file is cut off in it") from None
+            self._text, self._position = self._text[self._position :] + more, 0
+            if len(self._text) > LARGEST_RECORD:
+                raise ValueError(_TOO_LONG)
+            # Each attempt decodes the value from its start: with pieces that double, all of them together take no
+            # longer than a few decodings of the whole.
+            piece = min(2 * piece, 2**22)
+        if self._position > PIECE:
+            self._text, self._position = self._text[self._position :], 0
+        return value
 
-
-def _too_long(name: str, number: int) -> BadRecordError:
-    what = f"does not end within {LARGEST_RECORD:,} characters, or is not JSON"
-    return BadRecordError(name, number, what, kind="syntax", fatal=True)
+    def after_the_end(self) -> str:
+        """What follows the ``]`` that comes next, or its beginning; white space aside."""
+        return self._text[self._position + 1 :].strip() or self._file.read(2**10).strip()
 
 
 def _csv(file: TextIO, name: str) -> Iterator[tuple[int, Any]]:
     reader = csv.DictReader(file, strict=True)
+    if error := _header_error(reader, name):
+        yield 1, error
+        return
     number = 0
-    try:
-        columns = list(reader.fieldnames or ())
-    except csv.Error as error:
-        yield 1, BadRecordError(name, 1, f"is not CSV ({error})", kind="syntax", fatal=True)
-        return
-    if twice := sorted({column for column in columns if column and columns.count(column) > 1}):
-        what = "stands in the header twice: only one of them could be read"
-        yield 1, BadRecordError(name, 1, what, twice[0], kind="syntax", fatal=True)
-        return
-    if len(columns) == 1 and ";" in columns[0]:
-        what = f"the header {columns[0]!r} is one column: are semicolons the separator? CSV has commas"
-        yield 1, BadRecordError(name, 1, what, kind="syntax", fatal=True)
-        return
     while True:
         number += 1
         try:
@@ -185,14 +217,25 @@ def _csv(file: TextIO, name: str) -> Iterator[tuple[int, Any]]:
             yield number, BadRecordError(name, number, f"is not CSV ({error})", kind="syntax", fatal=True)
             return
         if None in row:
-            yield (
-                number,
-                BadRecordError(
-                    name, number, f"has more cells than the header has columns: {row[None]!r}", kind="syntax"
-                ),
-            )
+            what = f"has more cells than the header has columns: {row[None]!r}"
+            yield number, BadRecordError(name, number, what, kind="syntax")
         elif None in row.values():
-            short = next(column for column, value in row.items() if value is None)
-            yield number, BadRecordError(name, number, "has no cell in this column", str(short), kind="syntax")
+            empty = next(column for column, value in row.items() if value is None)
+            yield number, BadRecordError(name, number, "has no cell in this column", str(empty), kind="syntax")
         else:
             yield number, row
+
+
+def _header_error(reader: "csv.DictReader[str]", name: str) -> BadRecordError | None:
+    """What is wrong with the header, if anything is; without it no row can be read."""
+    try:
+        columns = list(reader.fieldnames or ())
+    except csv.Error as error:
+        return BadRecordError(name, 1, f"is not CSV ({error})", kind="syntax", fatal=True)
+    if repeated := sorted({column for column in columns if column and columns.count(column) > 1}):
+        what = "stands in the header twice: only one of them could be read"
+        return BadRecordError(name, 1, what, repeated[0], kind="syntax", fatal=True)
+    if len(columns) == 1 and ";" in columns[0]:
+        what = f"the header {columns[0]!r} is one column: are semicolons the separator? CSV has commas"
+        return BadRecordError(name, 1, what, kind="syntax", fatal=True)
+    return None

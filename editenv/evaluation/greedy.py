@@ -13,23 +13,6 @@ ELLIPSIS = " ..."
 """Stands at the end of a text that the model did not finish."""
 
 
-def _shares(shorter: int, longer: int, limit: int, context: int) -> bool:
-    """Whether a text may be continued together with a shorter one, and both as far as if they were alone."""
-    return longer == shorter or longer + limit - 1 <= context
-
-
-@contextmanager
-def _by_first_choice_alone(model: "PreTrainedModel") -> Iterator[None]:
-    """Without what else a model's folder asks for: a penalty on repetition, say, which is no greedy choice any more."""
-    from transformers import GenerationConfig
-
-    usual, model.generation_config = model.generation_config, GenerationConfig()
-    try:
-        yield
-    finally:
-        model.generation_config = usual
-
-
 @torch.no_grad()
 def generate(
     model: "PreTrainedModel",
@@ -49,31 +32,20 @@ def generate(
         batch_size: Prompts of like length that are continued together.
         unfinished: Return what there is, with an ellipsis, where the model did not stop.
     """
-    encoded = tokenizer(list(texts))["input_ids"] if texts else []
-    # What stands before a text is masked: any token will do.
+    prompts: list[list[int]] = tokenizer(list(texts))["input_ids"] if texts else []
+    # What stands before a prompt is masked: any token will do.
     pad = next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0)
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
-    written: list[str | None] = [None] * len(encoded)
-    lengths = [len(encoded[i]) for i in order]
-    start = 0
-    while start < len(order):
-        end = min(start + batch_size, len(order))
-        if context is not None:
-            # Texts near the end of the context have less room than the limit; those of other lengths must not share it.
-            end = next(
-                (e for e in range(start + 1, end) if not _shares(lengths[start], lengths[e], limit, context)), end
-            )
-        chunk = order[start:end]
-        start = end
-        width = len(encoded[chunk[-1]])
-        ids = torch.full((len(chunk), width), pad)
-        mask = torch.zeros(len(chunk), width, dtype=torch.long)
-        for j, i in enumerate(chunk):
-            ids[j, width - len(encoded[i]) :] = torch.tensor(encoded[i])
-            mask[j, width - len(encoded[i]) :] = 1
-        with _by_first_choice_alone(model):
-            output = model.generate(
+    written: list[str | None] = [None] * len(prompts)
+    for rows in _batches([len(prompt) for prompt in prompts], batch_size, limit, context):
+        width = len(prompts[rows[-1]])
+        ids = torch.full((len(rows), width), pad)
+        mask = torch.zeros(len(rows), width, dtype=torch.long)
+        for row, i in enumerate(rows):
+            ids[row, width - len(prompts[i]) :] = torch.tensor(prompts[i])
+            mask[row, width - len(prompts[i]) :] = 1
+        with _default_generation_config(model):
+            continuations = model.generate(
                 input_ids=ids.to(model.device),
                 attention_mask=mask.to(model.device),
                 # The last token is written, not read: it needs no room.
@@ -81,10 +53,48 @@ def generate(
                 do_sample=False,
                 pad_token_id=pad,
                 eos_token_id=tokenizer.eos_token_id,
-            )[:, width:].cpu()
-        for i, row in zip(chunk, output.tolist(), strict=True):
-            if tokenizer.eos_token_id in row:
-                written[i] = tokenizer.decode(row[: row.index(tokenizer.eos_token_id)]).strip()
+            )[:, width:].tolist()
+        for i, tokens in zip(rows, continuations, strict=True):
+            if tokenizer.eos_token_id in tokens:
+                written[i] = tokenizer.decode(tokens[: tokens.index(tokenizer.eos_token_id)]).strip()
             elif unfinished:
-                written[i] = tokenizer.decode(row).strip() + ELLIPSIS
+                written[i] = tokenizer.decode(tokens).strip() + ELLIPSIS
     return written
+
+
+def _batches(lengths: Sequence[int], batch_size: int, limit: int, context: int | None) -> Iterator[list[int]]:
+    """Which prompts are continued together, in order of their lengths.
+
+    A prompt near the end of the model's context has less room than the limit, and a shorter one, which has more, must
+    not share it: each is continued as far as if it were alone.
+
+    Args:
+        lengths: Tokens of each prompt.
+        batch_size: Prompts continued together at most.
+        limit: New tokens at most.
+        context: Tokens that the model can read, if that is limited.
+    """
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    batch: list[int] = []
+    for i in order:
+        if batch:
+            same_length = lengths[i] == lengths[batch[0]]
+            has_room = context is None or lengths[i] + limit - 1 <= context
+            if len(batch) == batch_size or not (same_length or has_room):
+                yield batch
+                batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+@contextmanager
+def _default_generation_config(model: "PreTrainedModel") -> Iterator[None]:
+    """Without what else a model's folder asks for: a penalty on repetition, say, which is no greedy choice any more."""
+    from transformers import GenerationConfig
+
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own

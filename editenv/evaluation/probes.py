@@ -17,7 +17,7 @@ import numpy as np
 
 from editenv.data.atlas.probes import Probe, consequences, distractors, negations
 from editenv.data.edits import Edit
-from editenv.evaluation.metrics import generate_from_guesses, matches_greedy
+from editenv.evaluation.matching import GreedyMatcher, generate_from_guesses
 from editenv.language_model.editable_lm import EditableLM
 
 TOKENS = 8
@@ -32,26 +32,26 @@ def probe(lm: EditableLM, edits: Sequence[Edit]) -> dict[str, float | None]:
     """
     negated, distracted = negations(edits), distractors(edits)
     hops = {"one_hop": consequences(edits, 1), "two_hop": consequences(edits, 2)}
-    found: dict[str, float | None] = {"negation": _share(_says(lm, negated), wanted=False)}
+    figures: dict[str, float | None] = {"negation": _percentage(~_matches(lm, negated))}
     with lm.at_initial_weights():
-        olds = [Probe(p.edit, p.prompt, edits[p.edit].old_answer or "") for p in negated]
-        found["negation_before"] = _share(_says(lm, olds), wanted=False)
+        old_answers = [Probe(p.edit, p.prompt, edits[p.edit].old_answer or "") for p in negated]
+        figures["negation_before"] = _percentage(~_matches(lm, old_answers))
         prompts, answers = [p.prompt for p in distracted], [p.answer for p in distracted]
-        reference = generate_from_guesses(lm, prompts, answers, TOKENS)
-    found["distractor"] = _share(matches_greedy(lm, prompts, reference, TOKENS, unfinished=True))
+        initial_texts = generate_from_guesses(lm, prompts, answers, TOKENS)
+    figures["distractor"] = _percentage(GreedyMatcher(lm, TOKENS, unfinished=True).matches(prompts, initial_texts))
     for i, (name, probes) in enumerate(hops.items(), start=1):
-        found[name] = _share(_says(lm, probes))
+        figures[name] = _percentage(_matches(lm, probes))
         with lm.at_initial_weights():
-            found[f"{name}_before"] = _share(_says(lm, consequences(edits, i, old=True)))
-        found[f"{name}_questions"] = len(probes)
-    return found
+            figures[f"{name}_before"] = _percentage(_matches(lm, consequences(edits, i, old=True)))
+        figures[f"{name}_questions"] = len(probes)
+    return figures
 
 
-def _says(lm: EditableLM, probes: Sequence[Probe]) -> np.ndarray:
-    return matches_greedy(lm, [p.prompt for p in probes], [p.answer for p in probes], TOKENS)
+def _matches(lm: EditableLM, probes: Sequence[Probe]) -> np.ndarray:
+    """``(n,)`` bool: whether the model writes a probe's answer."""
+    return GreedyMatcher(lm, TOKENS).matches([p.prompt for p in probes], [p.answer for p in probes])
 
 
-def _share(answers: np.ndarray, wanted: bool = True) -> float | None:
-    if not len(answers):
-        return None
-    return round(float(100 * (answers == wanted).mean()), 4)
+def _percentage(matches: np.ndarray) -> float | None:
+    """How many of some bools are true, 0 to 100; None if there are none."""
+    return round(float(100 * matches.mean()), 4) if len(matches) else None

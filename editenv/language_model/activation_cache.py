@@ -22,53 +22,71 @@ class ActivationCache:
 
     Args:
         limit: Bytes.
-        below: Others that are looked up, and not added to.
+        fallback: A cache that is looked up for what is not in this one, and never written to. So what one user of a
+            model encodes does not count as known to the others, while all of them profit from what they share.
+
+    Attributes:
+        token_ids: By prompt and answer, the ids of both: tokenizing takes as long as a product with an edited weight.
+            Shared with the fallback, since ids depend on the tokenizer alone.
     """
 
-    def __init__(self, limit: int = 256 * 2**20, below: "ActivationCache | None" = None) -> None:
+    def __init__(self, limit: int = 256 * 2**20, fallback: "ActivationCache | None" = None) -> None:
         self.limit = limit
-        self.below = below
-        self.tokens: dict[tuple[str, str], tuple[list[int], list[int]]] = {} if below is None else below.tokens
-        """Of texts met before."""
+        self.fallback = fallback
+        self.token_ids: dict[tuple[str, str], tuple[list[int], list[int]]] = (
+            {} if fallback is None else fallback.token_ids
+        )
         self._bytes = 0
-        self._kept: dict[CacheKey, torch.Tensor] = {}
+        self._outputs: dict[CacheKey, torch.Tensor] = {}
 
-    def __contains__(self, text: CacheKey) -> bool:
-        return text in self._kept or (self.below is not None and text in self.below)
+    def __contains__(self, key: CacheKey) -> bool:
+        return key in self._outputs or (self.fallback is not None and key in self.fallback)
 
-    def __getitem__(self, text: CacheKey) -> torch.Tensor:
-        if text in self._kept or self.below is None:
-            return self._kept[text]
-        return self.below[text]
+    def __getitem__(self, key: CacheKey) -> torch.Tensor:
+        """The frozen layers' outputs, ``(tokens, d)``, of one prompt with its answer.
 
-    def keep(self, found: Mapping[CacheKey, torch.Tensor]) -> None:
-        self._kept.update(found)
-        self._bytes += sum(piece.nbytes for piece in found.values())
+        Raises:
+            KeyError: If they are neither here nor in the fallback.
+        """
+        if key in self._outputs or self.fallback is None:
+            return self._outputs[key]
+        return self.fallback[key]
+
+    def put(self, outputs: Mapping[CacheKey, torch.Tensor]) -> None:
+        """Takes in new outputs, ``(tokens, d)`` each, and drops the oldest ones until all fit the limit."""
+        self._outputs.update(outputs)
+        self._bytes += sum(output.nbytes for output in outputs.values())
         while self._bytes > self.limit:
-            self._bytes -= self._kept.pop(next(iter(self._kept))).nbytes
+            oldest = next(iter(self._outputs))  # a dict keeps the order in which its keys came in
+            self._bytes -= self._outputs.pop(oldest).nbytes
 
     def clear(self) -> None:
-        self._kept.clear()
-        self.tokens.clear()
+        """Drops all outputs and token ids of this cache; the fallback keeps its outputs."""
+        self._outputs.clear()
+        self.token_ids.clear()
         self._bytes = 0
 
     def to(self, device: torch.device) -> None:
-        """Moves what is kept."""
-        self._kept = {text: piece.to(device) for text, piece in self._kept.items()}
+        """Moves the outputs of this cache."""
+        self._outputs = {key: output.to(device) for key, output in self._outputs.items()}
 
     def save(self, path: Path, identity: Mapping[str, Any]) -> None:
-        """Writes what is kept, with what it is of, as safetensors.
+        """Writes the outputs as safetensors; the fallback's are not among them.
+
+        Args:
+            path: The file; it appears whole or not at all.
+            identity: What the outputs are of (model, stream), as JSON takes it; :meth:`load` compares it.
 
         Raises:
             OSError: If there is no room for it.
         """
-        texts, pieces = list(self._kept), list(self._kept.values())
+        keys, outputs = list(self._outputs), list(self._outputs.values())
         tensors = {
-            "prompt_tokens": torch.tensor([head for head, _ in texts], dtype=torch.int32),
-            "text_tokens": torch.tensor([len(row) for _, row in texts], dtype=torch.int32),
-            "tokens": torch.tensor([token for _, row in texts for token in row], dtype=torch.int32),
-            "rows": torch.tensor([len(piece) for piece in pieces], dtype=torch.int32),
-            "outputs": torch.cat(pieces).cpu() if pieces else torch.zeros(0),
+            "prompt_tokens": torch.tensor([prompt_tokens for prompt_tokens, _ in keys], dtype=torch.int32),
+            "text_tokens": torch.tensor([len(ids) for _, ids in keys], dtype=torch.int32),
+            "tokens": torch.tensor([token for _, ids in keys for token in ids], dtype=torch.int32),
+            "rows": torch.tensor([len(output) for output in outputs], dtype=torch.int32),
+            "outputs": torch.cat(outputs).cpu() if outputs else torch.zeros(0),
         }
         with atomic_write(path) as partial:
             try:
@@ -77,15 +95,19 @@ class ActivationCache:
                 raise OSError(f"{path}: {error}") from error
 
     def load(self, path: Path, identity: Mapping[str, Any]) -> bool:
-        """Takes in what was saved of the same thing, on the CPU; whether there was such a file."""
+        """Takes in what :meth:`save` wrote, on the CPU.
+
+        Returns:
+            Whether there was such a file, of the same identity. If not, the outputs will be computed anew.
+        """
         try:
             with safe_open(path, "pt") as file:
                 if (file.metadata() or {}).get("of") != json.dumps(identity, sort_keys=True):
                     return False
                 saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        except (FileNotFoundError, SafetensorError):  # none, or not one of ours: it will be made again
+        except (FileNotFoundError, SafetensorError):  # none, or one that was cut off
             return False
-        rows = saved["tokens"].split(saved["text_tokens"].tolist())
-        texts = zip(saved["prompt_tokens"].tolist(), (tuple(row.tolist()) for row in rows), strict=True)
-        self.keep(dict(zip(texts, saved["outputs"].split(saved["rows"].tolist()), strict=True)))
+        texts = [tuple(ids.tolist()) for ids in saved["tokens"].split(saved["text_tokens"].tolist())]
+        keys = zip(saved["prompt_tokens"].tolist(), texts, strict=True)
+        self.put(dict(zip(keys, saved["outputs"].split(saved["rows"].tolist()), strict=True)))
         return True

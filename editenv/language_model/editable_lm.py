@@ -7,15 +7,14 @@ of the edited modules, which gives the two factors ``keys`` and ``value_grads`` 
 run, so :meth:`EditableLM.encode` runs them once per prompt and keeps their output; every later forward starts
 there. When the first edited module sits in the MLP of its layer, that layer's attention is frozen too; and when
 that layer is the last one, tokens no longer see each other and only the answer positions are kept at all. If
-moreover the MLP's output
-projection is all that is edited, as by default, its inputs never change and are kept too: a forward is then that
-module, the last norm and the head. Whether a model's layers have the form this needs is not assumed but checked, at
-construction, against the whole model.
+moreover the MLP's output projection is all that is edited, as by default, its inputs never change and are kept too: a
+forward is then that module, the last norm and the head. Whether a model's layers have the form this needs is not
+assumed but checked, at construction, against the whole model (:mod:`editenv.language_model.cut`).
 """
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +23,10 @@ from torch import nn
 
 from editenv.deltas import Delta, LowRank
 from editenv.language_model.activation_cache import ActivationCache, CacheKey
+from editenv.language_model.cut import Cut, cut_model
+from editenv.language_model.hooks import hooked
 from editenv.language_model.prompts import Prompts, answer_ids
-from editenv.models.modules import attention_and_mlp, find_modules, layer_stack
+from editenv.models.modules import find_modules, layer_number, layer_stack
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -33,10 +34,6 @@ if TYPE_CHECKING:
 
 TEXTS_KEPT = 2**16
 """Texts whose tokens are kept, about 40 MB of them."""
-
-
-class _StopForward(Exception):  # noqa: N818 - a signal, not an error
-    """Ends a forward pass once what it was for has been seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,27 +60,6 @@ class Gradient:
         )
 
 
-@contextmanager
-def _forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    hooked = module.__dict__.get("forward")  # accelerate puts its own there
-    module.forward = forward  # an instance attribute shadows the method
-    try:
-        yield
-    finally:
-        if hooked is None:
-            del module.forward
-        else:
-            module.forward = hooked
-
-
-@contextmanager
-def _hooked(handle: Any) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
 class EditableLM:
     """A causal language model with edited modules.
 
@@ -99,6 +75,11 @@ class EditableLM:
         cache_bytes: Room for the frozen layers' outputs of prompts met before.
         activation_cache: Shared with another model of the same frozen layers, in place of room of its own.
 
+    Attributes:
+        modules: The edited modules by their full dotted names, in the model's order.
+        device: Where logits, gradients and weights come out.
+        width: d, numbers in a hidden state.
+
     Raises:
         ValueError: If a pattern matches nothing, or a module that is not linear, not in memory or not inside the
             stack of layers.
@@ -112,110 +93,98 @@ class EditableLM:
         cache_bytes: int = 256 * 2**20,
         activation_cache: ActivationCache | None = None,
     ) -> None:
+        # A deep copy that takes parameters and buffers as they are: modules of its own, on the same memory.
         shared: dict[int, Any] = {id(p): p for p in model.parameters()} | {id(b): b for b in model.buffers()}
         self.model = copy.deepcopy(model, shared).eval()
         self.tokenizer = tokenizer
         self.device = next(model.parameters()).device
+        self.activation_cache = activation_cache or ActivationCache(cache_bytes)
         self.modules: dict[str, nn.Module] = find_modules(self.model, modules)
-        self._transposed = {name: not isinstance(module, nn.Linear) for name, module in self.modules.items()}
+        # GPT-2's Conv1D stores its weight as (d_in, d_out), nn.Linear the other way round.
+        self._stored_in_by_out = {name: not isinstance(module, nn.Linear) for name, module in self.modules.items()}
         self._initial: dict[str, torch.Tensor] = {}
         # Edits add up in float32, whatever the model computes in: thousands of small ones would vanish in bfloat16.
-        self._sums: dict[str, torch.Tensor] = {}
-        self.activation_cache = activation_cache or ActivationCache(cache_bytes)
+        self._master: dict[str, torch.Tensor] = {}
         for name, module in self.modules.items():
             self._initial[name] = module.get_parameter("weight").detach()
             if self._initial[name].is_meta:
                 raise ValueError(f"modules: {name} was moved out of memory (offloaded), and cannot be edited there")
             module.weight = nn.Parameter(self._initial[name].clone(), requires_grad=False)
-            self._sums[name] = module.weight.data.float()  # the weight itself if it is float32
+            self._master[name] = module.weight.data.float()  # the weight itself if it is float32
         self._weights = {name: module.get_parameter("weight") for name, module in self.modules.items()}
-
-        stack_name = self._stack_name = layer_stack(self.model, self.modules)
-        self._layers: Sequence[nn.Module] = list(self.model.get_submodule(stack_name).children())
-        self.first_layer = min(map(self._layer_number, self.modules))
-        self._attention, self._mlp = attention_and_mlp(
-            self._layers[self.first_layer], self.modules, stack_name, self.first_layer
-        )
-        self.frozen_attention = self._attention is not None
-        self.frozen_keys = False
-        """Whether the edited module's inputs are kept: it ends the last layer's MLP, and nothing else is edited."""
-        if self.frozen_attention and not self._cut_is_exact():
-            self.frozen_attention = False
-        if not self.frozen_attention and not self._cut_is_exact():
-            raise ValueError(f"{type(model).__name__}: the layers of {stack_name} cannot be run from the middle")
-        self.width = self.model.get_output_embeddings().get_parameter("weight").shape[1]
-        ends_the_mlp = len(self.modules) == 1 and self.shape(*self.modules)[1] == self.width
-        if self.answer_positions_only and ends_the_mlp:
-            self.frozen_keys = True
-            self.frozen_keys = self._cut_is_exact()
+        self._stack_name = layer_stack(self.model, self.modules)
+        self._cut_model = cut_model(self.model, {name: self.shape(name) for name in self.modules})
+        self.width = self._cut_model.width
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """A copy of a float32 weight and the copy of its sum, which are one, are one again (``copy.deepcopy``,
+        """A copy of a float32 weight and the copy of its master, which are one, are one again (``copy.deepcopy``,
         ``pickle``).
         """
         self.__dict__.update(state)
         for name, weight in self._weights.items():
             if weight.dtype == torch.float32:
-                self._sums[name] = weight.data
+                self._master[name] = weight.data
 
     # -- shapes and weights ---------------------------------------------------------------------------------------
 
     @property
+    def cut(self) -> Cut:
+        """What is frozen, and computed once for a prompt."""
+        return self._cut_model.cut
+
+    @property
     def answer_positions_only(self) -> bool:
         """Whether frozen outputs are kept at answer positions only (the last layer's MLP is all that is edited)."""
-        return self.frozen_attention and self.first_layer == len(self._layers) - 1
+        return self._cut_model.answer_positions_only
 
     def shape(self, name: str) -> tuple[int, int]:
         """``(d_in, d_out)`` of an edited module."""
         rows, columns = self._weights[name].shape
-        return (rows, columns) if self._transposed[name] else (columns, rows)
+        return (rows, columns) if self._stored_in_by_out[name] else (columns, rows)
 
     def layer_of(self, name: str) -> nn.Module:
         """The layer, one of the stack, that an edited module lies in."""
-        return self._layers[self._layer_number(name)]
-
-    def _layer_number(self, name: str) -> int:
-        return int(name[len(self._stack_name) + 1 :].split(".")[0])
+        return self.model.get_submodule(f"{self._stack_name}.{layer_number(self._stack_name, name)}")
 
     def weight(self, name: str) -> torch.Tensor:
         """The current weight, ``(d_in, d_out)`` float32: to be read; :meth:`assign` sets it.
 
         A view; a copy on :attr:`device` if the module lies on another one.
         """
-        return self._sum(name).to(self.device)
+        return self._master_weight(name).to(self.device)
 
     def initial_weight(self, name: str) -> torch.Tensor:
-        """theta_0's weight, ``(d_in, d_out)``, likewise."""
-        initial = self._initial[name] if self._transposed[name] else self._initial[name].T
+        """theta_0's weight, ``(d_in, d_out)``, likewise; in the model's own precision."""
+        initial = self._initial[name] if self._stored_in_by_out[name] else self._initial[name].T
         return initial.to(self.device)
 
-    def _sum(self, name: str) -> torch.Tensor:
-        """The current weight, ``(d_in, d_out)``, where it lies."""
-        return self._sums[name] if self._transposed[name] else self._sums[name].T
+    def _master_weight(self, name: str) -> torch.Tensor:
+        """The current weight, ``(d_in, d_out)`` float32, where it lies; a view."""
+        return self._master[name] if self._stored_in_by_out[name] else self._master[name].T
 
     @torch.no_grad()
     def assign(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Sets weights, ``(d_in, d_out)``, of some modules."""
         for name, weight in weights.items():
-            self._sum(name).copy_(weight)
+            self._master_weight(name).copy_(weight)
             self._round(name)
 
     @torch.no_grad()
     def apply(self, deltas: Mapping[str, Delta]) -> None:
         """theta <- theta + D, in float32."""
         for name, delta in deltas.items():
-            total = self._sum(name)
+            weight = self._master_weight(name)
             if isinstance(delta, LowRank):
-                total.addmm_(delta.left.to(total), delta.right.to(total))
+                weight.addmm_(delta.left.to(weight), delta.right.to(weight))
             else:
-                total += delta.to(total)
+                weight += delta.to(weight)
             self._round(name)
 
     def restore(self, weights: Mapping[str, torch.Tensor] | None = None) -> None:
         """Sets the edited weights to a :meth:`snapshot`, or to theta_0, bit for bit."""
         source = self._initial if weights is None else weights
-        for name, total in self._sums.items():
-            total.copy_(source[name])
+        for name, master in self._master.items():
+            master.copy_(source[name])
             self._round(name)
 
     def rebase(self, weights: Mapping[str, torch.Tensor]) -> None:
@@ -227,7 +196,7 @@ class EditableLM:
 
     def snapshot(self) -> dict[str, torch.Tensor]:
         """A copy of the edited weights, in float32 and the module's own layout."""
-        return {name: total.clone() for name, total in self._sums.items()}
+        return {name: master.clone() for name, master in self._master.items()}
 
     @contextmanager
     def unchanged(self) -> Iterator[None]:
@@ -241,9 +210,9 @@ class EditableLM:
             self.restore(before)
 
     def _round(self, name: str) -> None:
-        """The sum of all edits, in the model's own precision."""
+        """Brings the module's own weight, in the model's precision, up to its master."""
         if self._weights[name].dtype != torch.float32:
-            self._weights[name].data.copy_(self._sums[name])
+            self._weights[name].data.copy_(self._master[name])
 
     @contextmanager
     def at_initial_weights(self) -> Iterator[None]:
@@ -278,13 +247,13 @@ class EditableLM:
 
     def _tokens_of(self, texts: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
         """:meth:`tokenize`, which takes as long as a product with an edited weight, once for a text."""
-        known = self.activation_cache.tokens
-        if new := [text for text in dict.fromkeys(texts) if text not in known]:
-            known |= zip(new, self.tokenize(*map(list, zip(*new, strict=True))), strict=True)
-        found = [known[text] for text in texts]
-        if len(known) > TEXTS_KEPT:
-            known.clear()
-        return found
+        cached = self.activation_cache.token_ids
+        if missing := [text for text in dict.fromkeys(texts) if text not in cached]:
+            cached |= zip(missing, self.tokenize(*map(list, zip(*missing, strict=True))), strict=True)
+        token_ids = [cached[text] for text in texts]
+        if len(cached) > TEXTS_KEPT:
+            cached.clear()
+        return token_ids
 
     @torch.no_grad()
     def encode(
@@ -305,123 +274,59 @@ class EditableLM:
             answers: Their continuations.
             batch_size: Prompts run together.
             reuse: False computes everything anew, for honest timings.
-            ends: Let the end-of-sequence token follow each answer, as its last token.
+            append_eos: Let the end-of-sequence token follow each answer, as its last token.
+
+        Raises:
+            ValueError: If that token is to follow, and the tokenizer has none.
         """
         pairs = self._tokens_of(list(zip(prompts, answers, strict=True))) if reuse else self.tokenize(prompts, answers)
         if append_eos:
-            pairs = [(head, [*tail, self.eos_token]) for head, tail in pairs]
+            pairs = [(prompt, [*answer, self.eos_token]) for prompt, answer in pairs]
         # The last answer token is predicted, never read.
-        texts = [(len(head), tuple(head + tail[:-1])) for head, tail in pairs]
-        fresh = sorted(
-            {text for text in texts if not (reuse and text in self.activation_cache)}, key=lambda text: len(text[1])
-        )
-        found: dict[CacheKey, torch.Tensor] = {}
-        for start in range(0, len(fresh), batch_size):
-            chunk = fresh[start : start + batch_size]
-            width = len(chunk[-1][1])
-            ids = torch.tensor([[*row, *[0] * (width - len(row))] for _, row in chunk])
-            hidden = self._frozen_output(ids.to(self.device))
-            pieces = [
-                hidden[j, head - 1 if self.answer_positions_only else 0 : len(row)]
-                for j, (head, row) in enumerate(chunk)
-            ]
-            rows = torch.cat(pieces)  # a copy of what is kept and of nothing else
-            if self.frozen_keys:
-                rows = self._with_keys(rows)
-            pieces = list(rows.split([len(piece) for piece in pieces]))
-            found.update(zip(chunk, pieces, strict=True))
-        pieces = [found[text] if text in found else self.activation_cache[text] for text in texts]
+        keys: list[CacheKey] = [(len(prompt), tuple(prompt + answer[:-1])) for prompt, answer in pairs]
+        missing = {key for key in keys if not (reuse and key in self.activation_cache)}
+        outputs = self._run_frozen_layers(sorted(missing, key=lambda key: len(key[1])), batch_size)
+        pieces = [outputs[key] if key in outputs else self.activation_cache[key] for key in keys]
         if reuse:
-            self.activation_cache.keep(found)
-        starts = (
-            None if self.answer_positions_only else torch.tensor([len(h) - 1 for h, _ in pairs], device=self.device)
+            self.activation_cache.put(outputs)
+        starts = None
+        if not self.answer_positions_only:
+            starts = torch.tensor([len(prompt) - 1 for prompt, _ in pairs], device=self.device)
+        return Prompts(
+            pieces=pieces,
+            starts=starts,
+            labels=torch.tensor([t for _, answer in pairs for t in answer], dtype=torch.long, device=self.device),
+            lengths=torch.tensor([len(answer) for _, answer in pairs], dtype=torch.long, device=self.device),
         )
-        labels = torch.tensor([token for _, tail in pairs for token in tail], dtype=torch.long, device=self.device)
-        lengths = torch.tensor([len(tail) for _, tail in pairs], dtype=torch.long, device=self.device)
-        return Prompts(pieces, starts, labels, lengths)
+
+    def _run_frozen_layers(self, keys: Sequence[CacheKey], batch_size: int) -> dict[CacheKey, torch.Tensor]:
+        """What the frozen layers make of prompts, which come in order of their lengths."""
+        outputs: dict[CacheKey, torch.Tensor] = {}
+        for start in range(0, len(keys), batch_size):
+            chunk = keys[start : start + batch_size]
+            width = len(chunk[-1][1])
+            # Attention is causal: no token of a prompt sees the padding on its right.
+            ids = torch.tensor([[*tokens, *[0] * (width - len(tokens))] for _, tokens in chunk])
+            hidden = self._cut_model.frozen_output(ids.to(self.device))
+            kept = []
+            for i, (prompt_length, tokens) in enumerate(chunk):
+                first = prompt_length - 1 if self.answer_positions_only else 0
+                kept.append(hidden[i, first : len(tokens)])
+            rows = torch.cat(kept)  # a copy of what is kept and of nothing else
+            if self.cut is Cut.KEYS:
+                rows = self._cut_model.with_keys(rows)
+            outputs.update(zip(chunk, rows.split([len(piece) for piece in kept]), strict=True))
+        return outputs
 
     def clear_cache(self) -> None:
         """Drops the kept outputs: their last bits depend on which prompts they were run with."""
         self.activation_cache.clear()
 
-    def _frozen_output(self, ids: torch.Tensor) -> torch.Tensor:
-        """``(B, T, d)``: the input of the first edited layer, or of its MLP half if its attention is frozen."""
-        captured: list[torch.Tensor] = []
-        layer = self._layers[self.first_layer]
-
-        def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any = None) -> None:
-            value = output if self.frozen_attention else (args[0] if args else kwargs["hidden_states"])
-            captured.append(value[0] if isinstance(value, tuple) else value)
-            raise _StopForward
-
-        with ExitStack() as stack:
-            if self.frozen_attention:
-                assert self._mlp is not None
-                stack.enter_context(_forward_replaced(self._mlp, lambda x, *_, **__: torch.zeros_like(x)))
-                stack.enter_context(_hooked(layer.register_forward_hook(keep, with_kwargs=True)))
-            else:
-                stack.enter_context(_hooked(layer.register_forward_pre_hook(keep, with_kwargs=True)))
-            with suppress(_StopForward):
-                self.model(input_ids=ids, use_cache=False)
-        return captured[0]
-
     # -- forward from the cut -------------------------------------------------------------------------------------
 
     def logits(self, prompts: Prompts) -> torch.Tensor:
         """``(A, vocabulary)`` logits at the answer positions, at the current weights, in float32."""
-
-        rows, columns = prompts.rows, prompts.columns
-
-        def select(_: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-            hidden = args[0]
-            return (hidden[rows.to(hidden.device), columns.to(hidden.device)], *args[1:])
-
-        if not len(prompts):
-            head = self.model.get_output_embeddings().get_parameter("weight")
-            return torch.zeros(0, len(head), device=self.device)
-        hidden = prompts.hidden
-        with ExitStack() as stack:
-            if self.frozen_keys:
-                assert self._mlp is not None
-                hidden, keys = hidden[..., : self.width], hidden[..., self.width :]
-                module = self.model.get_submodule(*self.modules)  # an adapter may stand in its place
-                stack.enter_context(_forward_replaced(self._mlp, lambda *_, **__: module(keys)))
-            stack.enter_context(_hooked(self.model.get_output_embeddings().register_forward_pre_hook(select)))
-            return self._run_from_cut(hidden).logits.float()
-
-    def _run_from_cut(self, hidden: torch.Tensor) -> Any:
-        """The model's output, with the frozen layers passed through."""
-        layer = self._layers[self.first_layer]
-
-        def enter(
-            _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            if args:
-                return (hidden, *args[1:]), kwargs
-            return args, kwargs | {"hidden_states": hidden}
-
-        with ExitStack() as stack:
-            for below in self._layers[: self.first_layer]:
-                stack.enter_context(_forward_replaced(below, _passed_through(below)))
-            if self.frozen_attention:
-                assert self._attention is not None
-                stack.enter_context(_forward_replaced(self._attention, _no_attention))
-            stack.enter_context(_hooked(layer.register_forward_pre_hook(enter, with_kwargs=True)))
-            ids = torch.zeros(hidden.shape[:2], dtype=torch.long, device=self.device)
-            return self.model(input_ids=ids, use_cache=False)
-
-    def _with_keys(self, hidden: torch.Tensor) -> torch.Tensor:
-        """``(n, d)`` tokens at the cut with the edited module's inputs after them, ``(n, d + d_in)``."""
-        found: list[torch.Tensor] = []
-
-        def keep(_: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-            found.append(args[0])
-            raise _StopForward
-
-        (module,) = self.modules.values()
-        with _hooked(module.register_forward_pre_hook(keep)), suppress(_StopForward):
-            self._run_from_cut(hidden[:, None])
-        return torch.cat([hidden, found[0][:, 0]], 1)
+        return self._cut_model.logits(prompts)
 
     def gradients(
         self,
@@ -453,49 +358,15 @@ class EditableLM:
 
         with ExitStack() as stack:
             for name, module in self.modules.items():
-                stack.enter_context(_hooked(module.register_forward_hook(tap(name))))
+                stack.enter_context(hooked(module.register_forward_hook(tap(name))))
             with torch.enable_grad():
                 value = loss(self.logits(prompts))
-        grads = torch.autograd.grad(value, list(outputs.values()))
-        found = {}
+        grads = dict(zip(outputs, torch.autograd.grad(value, list(outputs.values())), strict=True))
         rows, columns = prompts.rows, prompts.columns
-        for (name, key), grad in zip(keys.items(), grads, strict=True):
-            key, grad = key.to(self.device), grad.to(self.device)
+        gradients = {}
+        for name in self.modules:
+            key, grad = keys[name].to(self.device), grads[name].to(self.device)
             if answer_positions:
                 key, grad = key[rows, columns], grad[rows, columns]
-            found[name] = Gradient(key.flatten(0, -2).float(), grad.flatten(0, -2).float())
-        return value.detach(), {name: found[name] for name in self.modules}
-
-    # -- the check behind the cut ---------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def _cut_is_exact(self) -> bool:
-        """Whether running from the cut gives the whole model's logits on a few tokens."""
-        generator = torch.Generator().manual_seed(0)
-        vocabulary = self.model.get_input_embeddings().weight.shape[0]
-        ids = torch.randint(0, vocabulary, (2, 6), generator=generator).to(self.device)
-        whole = self.model(input_ids=ids, use_cache=False).logits[:, -1].float()
-        hidden = self._frozen_output(ids)
-        if self.answer_positions_only:
-            hidden = hidden[:, -1:]
-        if self.frozen_keys:
-            hidden = self._with_keys(hidden[:, 0])[:, None]
-        ones = torch.ones(2, dtype=torch.long, device=self.device)
-        starts = None if self.answer_positions_only else 5 * ones
-        cut = self.logits(Prompts(list(hidden), starts, 0 * ones, ones))
-        scale = whole.abs().max()
-        tolerance = 1e-4 if self.model.dtype == torch.float32 else 5e-2
-        return bool((whole - cut).abs().max() <= tolerance * scale)
-
-
-def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
-    hidden: torch.Tensor = args[0] if args else kwargs["hidden_states"]
-    return hidden
-
-
-def _no_attention(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
-    return torch.zeros_like(_first(args, kwargs)), None
-
-
-def _passed_through(layer: nn.Module) -> Callable[..., Any]:
-    return lambda *args, **kwargs: _first(args, kwargs)
+            gradients[name] = Gradient(key.flatten(0, -2).float(), grad.flatten(0, -2).float())
+        return value.detach(), gradients

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 class Prompts:
     """Prompts with their answers, run through the frozen part of the model.
 
-    ``B`` prompts of at most ``T`` tokens have ``A`` answer tokens altogether. What the frozen part made of each
-    prompt is held as it is kept for all (:class:`editenv.language_model.editable_lm.ActivationCache`): however many
-    sets a prompt is in, there is one copy of it. It is put together, in :attr:`hidden`, only for as long as a
+    ``B`` prompts of at most ``T`` tokens have ``A`` answer tokens altogether. What the frozen part made of a prompt is
+    the very tensor of the cache (:class:`editenv.language_model.activation_cache.ActivationCache`): however many sets
+    a prompt is in, there is one copy of it. The pieces are put together, in :attr:`hidden`, only for as long as a
     forward takes.
 
     Attributes:
@@ -61,12 +61,13 @@ class Prompts:
 
     @property
     def columns(self) -> torch.Tensor:
-        """``(A,)`` likewise its column."""
+        """``(A,)`` the column of :attr:`hidden` in which it lies."""
         if self.starts is None:
             return torch.zeros_like(self.labels)
-        within = torch.arange(len(self.labels), device=self.labels.device)
-        first = self.lengths.cumsum(0) - self.lengths
-        return within + (self.starts - first).repeat_interleave(self.lengths)
+        # Token k of a prompt's answer is predicted k columns after the prompt's start.
+        answer_token = torch.arange(len(self.labels), device=self.labels.device)
+        first_answer_token = self.lengths.cumsum(0) - self.lengths
+        return answer_token + (self.starts - first_answer_token).repeat_interleave(self.lengths)
 
     def select(self, chosen: torch.Tensor) -> "Prompts":
         """Some of the prompts, in the order they have here.
@@ -95,14 +96,14 @@ class Prompts:
 
 def answer_ids(tokenizer: "PreTrainedTokenizerBase", answers: Sequence[str]) -> list[list[int]]:
     """Token ids of each answer as it follows a prompt, with a space between."""
-    lead = "" if _puts_a_space_first(tokenizer) else " "
-    ids: list[list[int]] = tokenizer([lead + answer for answer in answers], add_special_tokens=False)["input_ids"]
+    space = "" if _adds_a_space(tokenizer) else " "
+    ids: list[list[int]] = tokenizer([space + answer for answer in answers], add_special_tokens=False)["input_ids"]
     return ids
 
 
-def _puts_a_space_first(tokenizer: "PreTrainedTokenizerBase") -> bool:
-    """Whether a text by itself is tokenized as if a space stood before it, so that one of our own would be a second
-    one.
+def _adds_a_space(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Whether a text by itself is tokenized as if a space stood before it (Llama 2, Mistral): one of our own would be a
+    second one.
     """
-    both, head, tail, spaced = tokenizer(["A B", "A", "B", " B"], add_special_tokens=False)["input_ids"]
-    return both == head + tail and tail != spaced
+    both, first, second, spaced = tokenizer(["A B", "A", "B", " B"], add_special_tokens=False)["input_ids"]
+    return both == first + second and second != spaced

@@ -18,6 +18,7 @@ __all__ = [
     "attention_and_mlp",
     "default_modules",
     "find_modules",
+    "layer_number",
     "layer_stack",
     "mlp_outputs",
     "modules_of",
@@ -116,6 +117,11 @@ def layer_stack(model: "nn.Module", names: Iterable[str]) -> str:
         if all(name.startswith(f"{stack}.") for name in names):
             return stack
     raise ValueError(f"modules: {', '.join(names)} do not all lie in one stack of layers")
+
+
+def layer_number(stack: str, name: str) -> int:
+    """The place in a stack of layers (:func:`layer_stack`) of the layer that a module lies in, from 0."""
+    return int(name.removeprefix(f"{stack}.").split(".")[0])
 
 
 def attention_and_mlp(

@@ -12,8 +12,9 @@ from agents.base import Agent
 from agents.baselines.malmen import MALMEN, MALMENConfig
 from agents.hypernetwork.config import PolicyConfig, TrainConfig
 from agents.hypernetwork.networks import make_policy, save_policy
-from agents.registry import ROWS, make_agent, make_method, resolved_settings, settings_of, takes_settings
+from agents.registry import make_agent, make_method, resolved_settings, settings_of, takes_settings
 from agents.rledit.agent import RLEdit
+from agents.rows import ROWS
 from agents.settings import merged, read_settings
 
 OWN = """

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 from test_records import RECORD
+from test_rl import RUN
 
 from benchmarks.documents import Args, main, rewritten
 from benchmarks.results.records import append
@@ -68,6 +69,14 @@ def test_only_what_is_between_the_comments_changes(document, capsys):
         ("stale |\n<!-- end -->", "stale |", "line 3: the table has no"),
         ("<!-- end -->\nThe end.", "The end.", "line 7: the table has no"),
         ("table: found.jsonl", "table: lost.jsonl", "lost.jsonl"),
+        ("table: found.jsonl smoke", "table: found.jsonl agents=no-edit", "line 3: must be"),
+        ("jsonl smoke -->\n<", "jsonl smoke agents=no-edit,nil -->\n<",
+         "line 7: found.jsonl holds no record of agent 'nil' there; it has no-edit"),
+        ("jsonl smoke -->\n<", "jsonl smoke agents=elsewhere -->\n<", "line 7: .*no record of agent 'elsewhere'"),
+        ("jsonl smoke -->\n<", "jsonl smoke agents= -->\n<", "line 7: found.jsonl holds no record of agent ''"),
+        ("jsonl smoke -->\n<", "jsonl smoke agents=no-edit,no-edit -->\n<", "line 7: agents= names 'no-edit' twice"),
+        ("jsonl smoke -->\n<", "jsonl smoke agents=no-edit agents=no-edit -->\n<", "line 7: must be"),
+        ("table: found.jsonl smoke", "rl: found.jsonl smoke", "line 3: must be '<!-- rl: FILE UNIT -->', UNIT being steps"),
     ],
 )  # fmt: skip
 def test_a_comment_that_cannot_be_followed_is_named_and_nothing_is_written(document, old, new, message):
@@ -77,3 +86,69 @@ def test_a_comment_that_cannot_be_followed_is_named_and_nothing_is_written(docum
     with pytest.raises(SystemExit, match=message):
         main(Args(documents=(document,)))
     assert document.read_text(encoding="utf-8") == page
+
+
+def rows_of(path, comment):
+    path.write_text(f"<!-- {comment} -->\n<!-- end -->\n", encoding="utf-8")
+    return [[cell.strip() for cell in line.strip("| ").split("|")] for line in rewritten(path).splitlines()[1:-1]]
+
+
+def test_the_rows_that_are_named_come_alone_and_in_their_order(tmp_path):
+    for agent in ("no-edit", "rome", "memit", "prune"):
+        append(tmp_path / "found.jsonl", replace(RECORD, suite="smoke", agent=agent))
+    append(tmp_path / "found.jsonl", replace(RECORD, suite="smoke", agent="memit", seed=1))
+    for kind in ("table", "summary", "scores", "times"):
+        heading, _, *rows = rows_of(tmp_path / "page.md", f"{kind}: found.jsonl smoke agents=prune,memit")
+        assert [row[0] for row in rows] == ["prune", "memit"]
+        assert {len(row) for row in rows} == {len(heading)}
+    assert [row[:2] for row in rows_of(tmp_path / "page.md", "scores: found.jsonl smoke agents=memit,rome")[2:]] == [
+        ["memit", "2"],
+        ["rome", "1"],
+    ]
+
+
+def test_rows_of_several_files_stand_in_one_table(tmp_path):
+    append(tmp_path / "found.jsonl", replace(RECORD, suite="smoke", agent="rome"))
+    append(tmp_path / "others.jsonl", replace(RECORD, suite="smoke", agent="memit"))
+    comment = "scores: found.jsonl+others.jsonl smoke agents=memit,rome"
+    assert [row[0] for row in rows_of(tmp_path / "page.md", comment)[2:]] == ["memit", "rome"]
+
+
+def test_scores_have_a_column_for_each_figure(tmp_path):
+    first = {"efficacy": 100.0, "generalization": 50.0, "specificity": 25.0}
+    second = {"efficacy": 50.0, "generalization": 50.0, "specificity": 75.0}
+    said = {"efficacy": 10.0, "generalization": None, "specificity": 30.0}
+    for seed, scores in enumerate((first, second)):
+        record = replace(RECORD, suite="smoke", seed=seed, teacher_forced=scores, generation=said, floor_ratio=1.5)
+        append(tmp_path / "found.jsonl", record)
+    append(tmp_path / "found.jsonl", replace(RECORD, suite="smoke", agent="fever", teacher_forced=said))
+    heading, _, row, lacking = rows_of(tmp_path / "page.md", "scores: found.jsonl smoke")
+    low, high = 3 / (1 / 100 + 1 / 50 + 1 / 25), 3 / (1 / 50 + 1 / 50 + 1 / 75)
+    assert dict(zip(heading, row, strict=True)) == {
+        "row": "no-edit",
+        "seeds": "2",
+        "efficacy": "75.0",
+        "generalization": "50.0",
+        "specificity": "50.0",
+        "mean": f"{(low + high) / 2:.1f} [{low:.1f}, {high:.1f}]",
+        "mean, freely generated": "15.0 [15.0, 15.0]",  # of 10 and 30
+        "edit time / floor": "1.50",
+    }
+    assert lacking[2:5] == ["10.0", "-", "30.0"]
+    heading, _, row, _ = rows_of(tmp_path / "page.md", "generated: found.jsonl smoke")
+    assert row[2:5] == ["10.0", "-", "30.0"]
+    assert dict(zip(heading, row, strict=True))["mean"] == "15.0 [15.0, 15.0]"
+    assert (
+        dict(zip(heading, row, strict=True))["mean, teacher-forced"]
+        == f"{(low + high) / 2:.1f} [{low:.1f}, {high:.1f}]"
+    )
+
+
+def test_runs_of_reinforcement_learning_are_shown_after_equal_steps_or_seconds(tmp_path):
+    scores = {"efficacy": 1.0, "generalization": 2.0, "specificity": 3.0}
+    points = [{"steps": 0.0, "seconds": 1.0, "episode_return": -2e9} | scores]
+    append(tmp_path / "rl.jsonl", replace(RUN, steps=300, seconds=60.0, points=points))
+    for unit, budget in (("steps", "after 300 steps"), ("seconds", "after 60 seconds")):
+        heading, _, row = rows_of(tmp_path / "page.md", f"rl: rl.jsonl {unit}")
+        assert heading[0] == budget
+        assert row[2:6] == ["-2.0e9", "1.0", "2.0", "3.0"]

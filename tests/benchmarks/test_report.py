@@ -7,13 +7,16 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
 from test_records import RECORD
 
 from benchmarks.report import Args, differing, file_names, main
 from benchmarks.results import figures
+from benchmarks.results.charts import draw, save, shown
 from benchmarks.results.leaderboard import RANKED, Leaderboard, Task, entries
 from benchmarks.results.page import embedded, page
 from benchmarks.results.records import append
+from benchmarks.results.styles import REST, style_of
 
 EVIL = "</script><script>alert('x')</script> $x_{ | `\"&<!--"
 
@@ -133,7 +136,7 @@ def test_figures_are_whole_pictures(folder):
 def test_a_failed_write_leaves_the_old_figure(tmp_path, monkeypatch):
     (row,) = entries([run("a")])
     path = tmp_path / "retention.png"
-    figures.save(figures.retention([row], figures.styles(["a"])), path)
+    save(figures.retention([row]), path)
     before = path.read_bytes()
 
     def full(*_):
@@ -141,7 +144,7 @@ def test_a_failed_write_leaves_the_old_figure(tmp_path, monkeypatch):
 
     monkeypatch.setattr("editenv.atomic_files.os.fsync", full)
     with pytest.raises(OSError, match="disk full"):
-        figures.save(figures.retention([row], figures.styles(["a"])), path)
+        save(figures.retention([row]), path)
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["retention.png"]
 
@@ -237,31 +240,42 @@ def test_suites_are_compared_if_they_differ_in_one_thing():
     assert differing([short, alone], "edits") == [], "no row is in both"
 
 
-def test_styles_are_told_apart_and_references_are_grey():
-    agents = ["no-edit", *(f"agent {i}" for i in range(30)), "joint-fine-tune"]
-    look = figures.styles(agents)
-    assert len({(s["color"], s["linestyle"]) for s in look.values()}) == len(agents)
-    assert look["no-edit"]["color"] == look["joint-fine-tune"]["color"] == figures.REFERENCE
-
-
 def test_a_long_name_keeps_its_end():
-    assert figures.shown("short") == "short"
-    assert figures.shown("x" * 40 + "file.py:Mine") == "…" + "x" * 17 + "file.py:Mine"
-    assert figures.shown("two\nlines") == "two lines"
+    assert shown("short") == "short"
+    assert shown("x" * 40 + "file.py:Mine") == "…" + "x" * 17 + "file.py:Mine"
+    assert shown("two\nlines") == "two lines"
 
 
 def test_the_retention_picture_shows_the_curve():
-    """The drawn line goes through the figures."""
+    """The drawn line goes through the figures, and the band spans the seeds."""
     (row,) = entries([run("a", 0, 60.0), run("a", 1, 80.0)])
-    figure = figures.retention([row], figures.styles(["a"]))
-    for axis in figure.axes:
+    for axis in draw(figures.retention([row])).axes:
         np.testing.assert_allclose(axis.lines[0].get_xydata(), [[20, 70], [40, 35]])
+        (band,) = axis.collections
+        corners = {(round(x), round(y)) for x, y in band.get_paths()[0].vertices}
+        assert corners == {(20, 60), (20, 80), (40, 30), (40, 40)}
+
+
+def test_bars_are_as_long_as_the_figures_say():
+    rows = entries([run("a", 0, 60.0), run("a", 1, 80.0), run("no-edit", value=5.0)])
+    for axis in draw(figures.bars(rows, "generation")).axes:
+        assert [bar.get_width() for bar in axis.patches] == [70.0, 5.0]
+        assert [list(line.get_xdata()) for line in axis.lines] == [[60.0, 80.0]], "of one seed there is no interval"
+        assert {to_hex(bar.get_facecolor()) for bar in axis.patches} == {
+            style_of("a").colour,
+            style_of("no-edit").colour,
+        }
+
+
+def test_suites_of_different_size_are_one_line():
+    tasks = [entries([run("a", suite=f"s{edits}", edits=edits, value=float(edits))]) for edits in (80, 40)]
+    for axis in draw(figures.by_size(tasks, "generation", "edits")).axes:
+        np.testing.assert_allclose(axis.lines[0].get_xydata(), [[40, 40], [80, 80]])
 
 
 def test_the_pareto_picture_has_a_point_for_each_row_and_the_front():
-    found = Leaderboard(entries(RUNS[:4]), "generation")
-    task = found.tasks[0]
-    figure = figures.pareto(found, task, figures.styles(found.agents))
+    board = Leaderboard(entries(RUNS[:4]), "generation")
+    figure = draw(figures.pareto(board, board.tasks[0]))
     for axis, seconds in zip(figure.axes, ((0.0005, 0.001, 0.004), (0.0005, 0.501, 0.754)), strict=True):
         points = {
             (round(x, 6), round(y, 6))
@@ -269,5 +283,17 @@ def test_the_pareto_picture_has_a_point_for_each_row_and_the_front():
             if len(line.get_xdata()) == 1
             for x, y in line.get_xydata()
         }
-        assert points >= set(zip([round(1000 * s, 6) for s in seconds], (1.0, 90.0, 65.0), strict=True))
-        assert [text.get_text() for text in axis.texts] == ["rledit"], "the references are not on the front"
+        assert points == set(zip([round(1000 * s, 6) for s in seconds], (1.0, 90.0, 65.0), strict=True))
+        names = [text.get_text() for text in axis.texts]
+        assert sorted(names) == ["joint-fine-tune", "no-edit", "rledit"], "no point in colour without its name"
+        front = [line.get_xydata().tolist() for line in axis.lines if line.get_drawstyle() == "steps-post"]
+        assert front == [[[pytest.approx(1000 * seconds[2]), 65.0]]], "the references are not on it"
+
+
+def test_rows_behind_the_front_are_grey_and_have_no_name():
+    rows = [run(f"agent-{i}", value=50.0 - i, edit_seconds=0.001 * (i + 1)) for i in range(4)]
+    board = Leaderboard(entries(rows), "generation")
+    for axis in draw(figures.pareto(board, board.tasks[0])).axes:
+        assert [text.get_text() for text in axis.texts] == ["agent-0"]
+        colours = [to_hex(line.get_color()) for line in axis.lines if len(line.get_xdata()) == 1]
+        assert sorted(colours.count(colour) for colour in (REST, style_of("agent-0").colour))[-1] == 3

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import tyro
 
-from agents.registry import ROWS, find_agent
+from agents.registry import find_agent
+from agents.rows import ROWS
 from benchmarks import capability, suites
 from benchmarks.suites import SUITES, Suite, all_suites, find, id_of, model_fingerprint, read_suite
 from editenv.data import edits_digest, load_edits
@@ -66,13 +67,14 @@ def test_commands_of_suites_are_accepted():
 def test_fingerprints_of_the_embedded_model_and_world_are_right():
     """And so, for all suites on them, is what the files say."""
     model = model_fingerprint("atlas")
+    digests = {split: edits_digest(load_edits("atlas", split)) for split in ("train", "validation", "test")}
     for suite in all_suites():
         if suite.dataset == "atlas":
             assert suite.model_fingerprint == (model if suite.model == "atlas" else None)
-            assert suite.edits_fingerprint == edits_digest(load_edits("atlas", suite.split))
+            assert suite.edits_fingerprint == digests[suite.split]
         assert suite.training_fingerprint is not None
         if (suite.training or suite.dataset) == "atlas":
-            assert suite.training_fingerprint == edits_digest(load_edits("atlas", "train"))
+            assert suite.training_fingerprint == digests["train"]
 
 
 def test_other_training_data_than_a_suites_are_refused():

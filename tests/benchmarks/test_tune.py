@@ -8,8 +8,9 @@ import pytest
 
 from agents.baselines.fine_tune import FineTune
 from agents.baselines.memit import MEMIT
-from agents.registry import ROWS, make_agent, make_method, takes_settings
+from agents.registry import make_agent, make_method, takes_settings
 from agents.rledit.agent import RLEdit
+from agents.rows import ROWS
 from agents.settings import build, read_settings, settings_path
 from benchmarks import tune
 from benchmarks.tune import Args, draw, read_trials, search_space

@@ -193,10 +193,10 @@ def test_each_batch_again_with_new_gradients(make_env, base, tokenizer):
 def test_repeated_batches_enter_the_memory_once(make_env):
     env = make_env(actions_per_batch=2, horizon=3)
     env.reset(seed=0)
-    kept = [len(env.reward.past)]
+    kept = [len(env.reward.memory)]
     for _ in range(5):
         env.step(zeros(env))
-        kept.append(len(env.reward.past))
+        kept.append(len(env.reward.memory))
     assert kept == [0, 0, 1, 1, 2, 2]
 
 

@@ -184,7 +184,7 @@ def test_a_folder_that_has_changed_is_loaded_again(model_folder, tmp_path):
 def test_weights_that_are_missing_or_damaged_or_unknown_are_named(model_folder, tmp_path):
     folder = shutil.copytree(model_folder, tmp_path / "model")
     path = folder / "model.safetensors"
-    weights = load_file(path)
+    weights = {name: weight.clone() for name, weight in load_file(path).items()}  # the file is written over below
     gone = "model.layers.0.mlp.up_proj.weight"
     save_file({name: weight for name, weight in weights.items() if name != gone}, path, {"format": "pt"})
     with pytest.raises(ValueError, match=rf"lacks weights .*{gone}"):

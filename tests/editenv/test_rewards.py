@@ -199,8 +199,8 @@ def test_memory_keeps_the_last_k(make_lm, edits, keep, kept):
     batches = [prepare(lm, encode_evaluation(lm, batch)) for batch in batches_of(edits)]
     for batch in batches:
         reward.add_to_memory(batch)
-    assert len(reward.past) == kept
-    assert all(a is b for a, b in zip(reward.past, batches[4 - kept :], strict=True))
+    assert len(reward.memory) == kept
+    assert all(a is b for a, b in zip(reward.memory, batches[4 - kept :], strict=True))
 
 
 def test_edits_without_rephrases_or_locality(make_lm, base, tokenizer, edits):

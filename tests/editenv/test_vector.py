@@ -124,10 +124,9 @@ def test_the_frozen_layers_run_once_for_all_streams_and_episodes(make, monkeypat
     envs = make(num_envs=4, horizon=2)
     rows = []
     for stream in envs.streams:
-        whole = stream.language_model._frozen_output
-        monkeypatch.setattr(
-            stream.language_model, "_frozen_output", lambda ids, whole=whole: rows.append(len(ids)) or whole(ids)
-        )
+        cut = stream.language_model._cut_model
+        whole = cut.frozen_output
+        monkeypatch.setattr(cut, "frozen_output", lambda ids, whole=whole: rows.append(len(ids)) or whole(ids))
     zero = {name: np.zeros(space.shape, np.float32) for name, space in envs.action_space.items()}
     envs.reset(seed=0)
     envs.step(zero)
@@ -157,15 +156,15 @@ def test_a_prompt_is_held_once_whatever_streams_look_back_at_it(make):
         envs.reset(seed=0, options={"keep_cache": False})
         for _ in range(3):
             envs.step(zero)
-        held = [batch.prompts for stream in envs.streams for batch in stream.reward.past]
+        held = [batch.prompts for stream in envs.streams for batch in stream.reward.memory]
         assert len(held) == 6
         assert {id(piece) for prompts in held for piece in prompts.pieces} <= {
-            id(piece) for piece in kept._kept.values()
+            id(piece) for piece in kept._outputs.values()
         }
     texts = {
         text for stream in envs.streams for edits in [stream.stream] for e in edits for text in (e.prompt, *e.rephrases)
     }
-    assert len(kept.tokens) <= len(texts) + sum(len(e.locality) for s in envs.streams for e in s.stream)
+    assert len(kept.token_ids) <= len(texts) + sum(len(e.locality) for s in envs.streams for e in s.stream)
 
 
 def test_a_wrong_action_of_one_leaves_all_as_they_were(make):

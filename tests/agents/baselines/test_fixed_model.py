@@ -118,7 +118,7 @@ def test_the_starred_form_trains_on_the_edited_model_every_three_batches(make_en
         trainings[-1][-1].append(training.language_model.snapshot()[LAST])
         return transition(training, deltas, lags)
 
-    monkeypatch.setattr(RLEditTrainer, "run", noted)
+    monkeypatch.setattr(OnlineTrainer, "run", noted)
     monkeypatch.setattr(type(env), "transition", watched)
     edited, prepared = [], agent.policy
     for batch in range(8):
@@ -215,7 +215,7 @@ def test_a_trained_policy_is_kept_and_taken_again(make_env, small_world, monkeyp
     agent.workspace = tmp_path
     _, info = begun(env, agent)
     action = agent.act(env.gradients, info)[LAST].dense()
-    monkeypatch.setattr(RLEditTrainer, "run", lambda *arguments: pytest.fail("trained again"))
+    monkeypatch.setattr(OnlineTrainer, "run", lambda *arguments: pytest.fail("trained again"))
     again = make(config)
     again.workspace = tmp_path
     begun(env, again)

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from agents import cli
 from agents.editing.arguments import EditArgs
+from agents.editing.edit_command import edit as run_edit
 from agents.editing.editor import LifelongEditor
 from agents.editing.guard import Guard
 from editenv.data.files import FileOptions, load_file_edits
@@ -47,9 +48,9 @@ def edit(my_model, tmp_path):
     write(tmp_path / "edits.jsonl", rows(5))
 
     def run(**options):
-        told = {"edits": str(tmp_path / "edits.jsonl"), "output": tmp_path / "out", "model": str(my_model)}
-        told |= {"method": "fine-tune", "modules": LAST, "edits_per_step": 2, "guard": Guard(1e9, 1e9)}
-        cli.edit(EditArgs(**told | options))
+        arguments = {"edits": str(tmp_path / "edits.jsonl"), "output": tmp_path / "out", "model": str(my_model)}
+        arguments |= {"method": "fine-tune", "modules": LAST, "edits_per_step": 2, "guard": Guard(1e9, 1e9)}
+        run_edit(EditArgs(**arguments | options))
         return json.loads((tmp_path / "out/report.json").read_text())
 
     return run
@@ -67,20 +68,20 @@ def test_each_correction_has_an_outcome(edit, tmp_path, capsys, monkeypatch):
     says = metrics.generate
 
     def goes_on(lm, texts, *rest, **options):
-        found = says(lm, texts, *rest, **options)
-        return [*found[:2], f"{TOWNS[2]} and on", *found[3:]] if len(texts) == 5 else found
+        texts_said = says(lm, texts, *rest, **options)
+        return [*texts_said[:2], f"{TOWNS[2]} and on", *texts_said[3:]] if len(texts) == 5 else texts_said
 
     monkeypatch.setattr("agents.editing.corrections.metrics.generate", goes_on)
     report = edit()
-    found = lines(tmp_path / "out/results.jsonl")
-    assert [(row["prompt"], row["target"]) for row in found] == [(row["prompt"], row["target"]) for row in rows(5)]
-    assert all(row["applied"] for row in found)
-    assert all(row["right"] == (row["said"] == row["target"]) for row in found)
-    right = 100 * sum(row["right"] for row in found) / 5
+    outcomes = lines(tmp_path / "out/results.jsonl")
+    assert [(row["prompt"], row["target"]) for row in outcomes] == [(row["prompt"], row["target"]) for row in rows(5)]
+    assert all(row["applied"] for row in outcomes)
+    assert all(row["right"] == (row["said"] == row["target"]) for row in outcomes)
+    right = 100 * sum(row["right"] for row in outcomes) / 5
     assert right == pytest.approx(report["generation"]["efficacy"], abs=1e-3)
     assert (report["asked"], report["edits"], report["left_out"]) == (5, 5, {})
-    going_on = [row for row in found if row["said"].startswith(row["target"]) and not row["right"]]
-    assert found[2] in going_on
+    going_on = [row for row in outcomes if row["said"].startswith(row["target"]) and not row["right"]]
+    assert outcomes[2] in going_on
     shown = capsys.readouterr().out
     assert report["goes_on"] == len(going_on)
     assert (f"{len(going_on)} of the answers are right and go on" in shown) == bool(going_on)
@@ -88,15 +89,15 @@ def test_each_correction_has_an_outcome(edit, tmp_path, capsys, monkeypatch):
     assert "results.jsonl" in shown
 
 
-@pytest.mark.parametrize("place", ["beside", "around", "inside"])
-def test_the_model_that_is_edited_is_never_touched(edit, my_model, tmp_path, place):
+@pytest.mark.parametrize("where", ["beside", "around", "inside"])
+def test_the_model_that_is_edited_is_never_touched(edit, my_model, tmp_path, where):
     """Not even where the results would go to its own folder."""
-    if place == "beside":
+    if where == "beside":
         my_model = my_model.rename(tmp_path / "model")
-    elif place == "around":
+    elif where == "around":
         (tmp_path / "model").mkdir()
         my_model = my_model.rename(tmp_path / "model/mine")
-    output = my_model / "out" if place == "inside" else tmp_path
+    output = my_model / "out" if where == "inside" else tmp_path
     before = content(my_model)
     with pytest.raises(ValueError, match="never changed"):
         edit(model=str(my_model), output=output)
@@ -120,8 +121,8 @@ def test_what_is_in_the_way_is_said_before_anything_is_done(edit, my_model, tmp_
     with pytest.raises(ValueError, match=r"report\.json of something else"):
         edit()
     (out / "report.json").unlink()
-    for place, words in ((my_model, "never changed"), (tmp_path / "elsewhere", "is a link")):
-        (out / "model").symlink_to(place)
+    for target, words in ((my_model, "never changed"), (tmp_path / "elsewhere", "is a link")):
+        (out / "model").symlink_to(target)
         with pytest.raises(ValueError, match=words):
             edit()
         (out / "model").unlink()
@@ -165,7 +166,7 @@ def test_a_model_that_cannot_be_asked_is_saved_all_the_same(edit, tmp_path, monk
 
 
 def test_corrections_that_were_taken_back_are_a_file_to_try_again(edit, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(LifelongEditor, "_out_of_bounds", lambda self, *_: "too bold" if self.batches == 1 else None)
+    monkeypatch.setattr(LifelongEditor, "_broken_bound", lambda self, *_: "too bold" if self.batches == 1 else None)
     report = edit()
     assert (report["asked"], report["edits"]) == (5, 3)
     again = load_file_edits(str(tmp_path / "out/not-applied.jsonl"), "all", FileOptions())
@@ -189,9 +190,9 @@ def test_what_is_left_out_is_said(edit, tmp_path, capsys):
     report = edit(edits=path, bad_records="skip")
     assert report["asked"] == 2
     assert sum(report["left_out"].values()) == 2
-    told = capsys.readouterr().err
-    assert "left out: edits.jsonl, record 3" in told
-    assert "left out: edits.jsonl, record 4" in told
+    messages = capsys.readouterr().err
+    assert "left out: edits.jsonl, record 3" in messages
+    assert "left out: edits.jsonl, record 4" in messages
 
 
 def test_what_the_method_cannot_make_is_refused_before_the_first_edit(edit, tmp_path):
@@ -217,9 +218,9 @@ def test_another_model_around_the_same_edited_weights_is_refused(edit, my_model,
         edit()
     deltas = tmp_path / "out/deltas.safetensors"
     with pytest.raises(ValueError, match="other weights or the tokenizer"):
-        cli.apply(cli.Apply(deltas, tmp_path / "applied", str(my_model)))
+        cli.apply(cli.ApplyArgs(deltas, tmp_path / "applied", str(my_model)))
     assert not (tmp_path / "applied").exists()
-    cli.apply(cli.Apply(deltas, tmp_path / "applied", model_folder))
+    cli.apply(cli.ApplyArgs(deltas, tmp_path / "applied", model_folder))
 
 
 def test_a_result_that_differs_by_rounding_is_taken_if_it_is_allowed(edit, my_model, tmp_path, capsys):
@@ -229,8 +230,8 @@ def test_a_result_that_differs_by_rounding_is_taken_if_it_is_allowed(edit, my_mo
         metadata, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     save_file(tensors, deltas, metadata | {"after": "0" * 64})  # as another machine may have it
     with pytest.raises(ValueError, match="--allow-rounding"):
-        cli.apply(cli.Apply(deltas, tmp_path / "applied", str(my_model)))
-    cli.apply(cli.Apply(deltas, tmp_path / "applied", str(my_model), allow_rounding=True))
+        cli.apply(cli.ApplyArgs(deltas, tmp_path / "applied", str(my_model)))
+    cli.apply(cli.ApplyArgs(deltas, tmp_path / "applied", str(my_model), allow_rounding=True))
     assert "not to the bit" in capsys.readouterr().out
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("applied", "out/model"))
     assert all(torch.equal(one[key], two[key]) for key in one)
@@ -258,7 +259,7 @@ def test_what_a_killed_process_left_is_cleared_away_and_a_failure_leaves_the_old
 
 def test_small_steps_that_add_up_are_bounded_by_the_unedited_model(edit, tmp_path, monkeypatch):
     perplexities = iter([10.0, 12.0, 16.0, 19.0, 25.0])  # the unedited model's, then after each batch
-    monkeypatch.setattr(LifelongEditor, "_held_out", lambda self: next(perplexities))
+    monkeypatch.setattr(LifelongEditor, "_held_out_perplexity", lambda self: next(perplexities))
     write(tmp_path / "edits.jsonl", rows(8))
     report = edit(guard=Guard(max_perplexity=1.5, max_weight_norm=1e9, max_drift=1.5))
     assert [row["batch"] for row in report["rolled_back"]] == [2, 3, 4]
@@ -313,10 +314,10 @@ def test_hints_are_given_where_they_hold(tmp_path, capsys, monkeypatch):
     def fails(_):
         raise OSError("no room")
 
-    for kept, told in ((None, False), (tmp_path / "journal.jsonl", False), (tmp_path, True)):
+    for kept, hinted in ((None, False), (tmp_path / "journal.jsonl", False), (tmp_path, True)):
         with pytest.raises(SystemExit):
             cli._run(fails, SimpleNamespace(), kept)
-        assert ("the same command goes on" in capsys.readouterr().err) == told
+        assert ("the same command goes on" in capsys.readouterr().err) == hinted
 
 
 def test_a_saved_model_may_be_read_by_others(edit, tmp_path):

@@ -15,10 +15,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from agents import cli
 from agents.base import Agent
 from agents.baselines.ultraedit import UltraEdit
-from agents.editing.editor import BadEditError, LifelongEditor
-from agents.editing.guard import Guard
+from agents.editing.editor import LifelongEditor
+from agents.editing.guard import BadEditError, Guard
 from agents.hypernetwork.config import PolicyConfig, TrainConfig
 from agents.hypernetwork.networks import MalmenPolicy, save_policy
 from editenv.data.records import BadRecordError
@@ -89,6 +90,15 @@ def policy_folder(tmp_path):
     policy.observe({LAST: Gradient(torch.randn(50, 64), 0.1 * torch.randn(50, 32))})
     save_policy(policy, tmp_path / "policy", {"train": asdict(config), "model": "tiny", "seed": 3})
     return str(tmp_path / "policy")
+
+
+@pytest.fixture
+def training_file(tmp_path):
+    """Sixty edits to learn from: the embedded world's eight thousand take half a second for each editor."""
+    rows = [{"prompt": f"The home of {i} is", "target": "Rome", "old_answer": "Oslo"} for i in range(60)]
+    path = tmp_path / "train.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return str(path)
 
 
 class Scheduled(Jump):
@@ -259,13 +269,13 @@ REMEMBERING = {
 @pytest.mark.parametrize("resumed", [False, True])
 @pytest.mark.parametrize("method", REMEMBERING)
 def test_a_batch_that_was_taken_back_leaves_nothing_in_the_method(
-    make_editor, policy_folder, tmp_path, monkeypatch, method, resumed
+    make_editor, policy_folder, training_file, tmp_path, monkeypatch, method, resumed
 ):
     """With a batch in between that was taken back, the next one leads to the same bits as without."""
     text = tmp_path / "text.txt"
     text.write_text("Ada is in Rome.\nPeople find the Long River in Ecuador and in Peru.\n", encoding="utf-8")
     loose = Guard(max_perplexity=1e9, max_weight_norm=1e9)
-    options = {"method": method, "guard": loose, "text": str(text), "training": "atlas"}
+    options = {"method": method, "guard": loose, "text": str(text), "training": training_file}
     options |= {"policy": policy_folder} if method == "rledit" else {"settings": REMEMBERING[method]}
     first, bad, last = edits(["Rome", "Oslo", "Bonn"])
     ends = {}
@@ -275,7 +285,7 @@ def test_a_batch_that_was_taken_back_leaves_nothing_in_the_method(
         for batch in batches:
             with monkeypatch.context() as patched:
                 if batch is bad:
-                    patched.setattr(editor, "_out_of_bounds", lambda *_: "so it is said")
+                    patched.setattr(editor, "_broken_bound", lambda *_: "so it is said")
                 assert editor.edit([batch]).applied == (batch is not bad)
             if resumed:
                 editor.close()
@@ -286,13 +296,15 @@ def test_a_batch_that_was_taken_back_leaves_nothing_in_the_method(
     assert torch.equal(ends[3], ends[2])
 
 
-@pytest.mark.parametrize("where", ["step", "_held_out", "_out_of_bounds"])
+@pytest.mark.parametrize("where", ["step", "_held_out_perplexity", "_broken_bound"])
 @pytest.mark.parametrize("method", ["memit-seq", "ultraedit", "dafnet"])
-def test_an_interruption_leaves_nothing_of_the_batch_in_the_method(make_editor, tmp_path, monkeypatch, method, where):
+def test_an_interruption_leaves_nothing_of_the_batch_in_the_method(
+    make_editor, training_file, tmp_path, monkeypatch, method, where
+):
     """Ctrl-C between the update and the journal: what comes next leads to the bits of a run without it."""
     text = tmp_path / "text.txt"
     text.write_text("Ada is in Rome.\nPeople find the Long River in Ecuador and in Peru.\n", encoding="utf-8")
-    options = {"method": method, "settings": REMEMBERING[method], "text": str(text), "training": "atlas"}
+    options = {"method": method, "settings": REMEMBERING[method], "text": str(text), "training": training_file}
     options["guard"] = Guard(max_perplexity=1e9, max_weight_norm=1e9)
     first, cut, last = edits(["Rome", "Oslo", "Bonn"])
 
@@ -363,7 +375,7 @@ def test_the_norm_is_bounded_by_the_one_before_the_batch(make_editor):
 
 
 def test_a_run_that_goes_on_is_bounded_by_the_batch_before(make_editor, tmp_path, monkeypatch):
-    monkeypatch.setattr(LifelongEditor, "_held_out", lambda self: float(self.lm.weight(LAST).norm()))
+    monkeypatch.setattr(LifelongEditor, "_held_out_perplexity", lambda self: float(self.lm.weight(LAST).norm()))
     guard = Guard(max_perplexity=30.0, max_weight_norm=1e9)
     for _ in range(4):
         with make_editor(tmp_path / "out", guard=guard) as editor:
@@ -371,7 +383,7 @@ def test_a_run_that_goes_on_is_bounded_by_the_batch_before(make_editor, tmp_path
 
 
 def test_a_reverted_editor_is_bounded_by_the_model_it_has(make_editor, monkeypatch):
-    monkeypatch.setattr(LifelongEditor, "_held_out", lambda self: float(self.lm.weight(LAST).square().sum()))
+    monkeypatch.setattr(LifelongEditor, "_held_out_perplexity", lambda self: float(self.lm.weight(LAST).square().sum()))
     editor = make_editor(guard=Guard(max_perplexity=1e6, max_weight_norm=1e9))
     assert editor.edit(edits(["loud"])).applied
     editor.revert()
@@ -484,7 +496,7 @@ def test_what_was_prepared_is_kept_and_other_training_data_is_refused(make_edito
     def trains(*_):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr("agents.baselines.dafnet.train", trains)
+    monkeypatch.setattr("agents.baselines.dafnet.agent.train", trains)
     again = make_editor(tmp_path / "out", training=str(tmp_path / "one.jsonl"), **options)
     assert torch.equal(again.lm.snapshot()[LAST], after)
 
@@ -571,6 +583,13 @@ def test_another_run_is_refused(make_editor, tmp_path):
         make_editor(tmp_path / "out", edits="those")
 
 
+IMPORTED_ONCE = [
+    __name__,
+    "agents.editing.editor",
+    "transformers.models.auto.tokenization_auto",
+    "transformers.models.llama.modeling_llama",
+]
+
 BATCHES = [
     [f"{word} {i}" for i in range(3)] for word in ("Rome", "Oslo", "nan", "Bonn", "Lima", "huge", "Kiev", "Bern")
 ]
@@ -618,16 +637,14 @@ def killed_and_resumed(context, arguments, out, kills, rng):
 
 
 @pytest.mark.parametrize("kind", ["noise", "policy with memory"])
-def test_a_run_killed_again_and_again_ends_in_the_same_bits(model_folder, policy_folder, tmp_path, kind):
+def test_a_run_killed_again_and_again_ends_in_the_same_bits(model_folder, policy_folder, training_file, tmp_path, kind):
     """25 kills each at random moments of a real process, over several runs; then the plain end."""
     training = None
     method, policy = f"{__file__}:Jump", None
     if kind != "noise":
-        rows = [{"prompt": f"The home of {i} is", "target": "Rome", "old_answer": "Oslo"} for i in range(60)]
-        (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
-        method, policy, training = "rledit", policy_folder, str(tmp_path / "train.jsonl")
+        method, policy, training = "rledit", policy_folder, training_file
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "transformers", "agents.editing.editor"])
+    context.set_forkserver_preload(IMPORTED_ONCE)  # 60 processes would import them 60 times
     rng = random.Random(kind)
     seen = set()
     plain = tmp_path / "plain"
@@ -643,9 +660,9 @@ def test_a_run_killed_again_and_again_ends_in_the_same_bits(model_folder, policy
         out.mkdir()
         progress = killed_and_resumed(context, (model_folder, str(out), method, policy, training), out, 5, rng)
         seen.update(progress)
-        found = torch.load(out / "weights.pt", weights_only=True)
-        assert found.keys() == expected.keys()
-        assert all(torch.equal(found[name], expected[name]) for name in expected)
+        weights = torch.load(out / "weights.pt", weights_only=True)
+        assert weights.keys() == expected.keys()
+        assert all(torch.equal(weights[name], expected[name]) for name in expected)
     assert len(seen - {-1, 0, len(BATCHES)}) >= 3  # they were killed in the middle
 
 
@@ -661,7 +678,19 @@ def command(*arguments):
     )
 
 
-def test_the_commands_from_a_file_of_edits_to_the_model_and_back(model_folder, tmp_path):
+@pytest.fixture
+def command_here(monkeypatch, capsys):
+    """A command in this process, which has imported everything; returns what it has printed."""
+
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["editenv", *map(str, arguments)])
+        cli.main()
+        return capsys.readouterr()
+
+    return run
+
+
+def test_the_commands_from_a_file_of_edits_to_the_model_and_back(command_here, model_folder, tmp_path):
     path = tmp_path / "edits.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in edits([f"town {i}" for i in range(5)])))
     out = tmp_path / "out"
@@ -690,13 +719,13 @@ def test_the_commands_from_a_file_of_edits_to_the_model_and_back(model_folder, t
     assert done.returncode == 0, done.stderr
     one, two = (AutoModelForCausalLM.from_pretrained(folder) for folder in (out / "model", tmp_path / "applied"))
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
-    done = command("revert", "--model", out / "model", "--deltas", deltas, "--output", tmp_path / "back")
-    assert "base model" in done.stdout
+    said = command_here("revert", "--model", out / "model", "--deltas", deltas, "--output", tmp_path / "back")
+    assert "base model" in said.out
     back, base = (AutoModelForCausalLM.from_pretrained(folder) for folder in (tmp_path / "back", model_folder))
     for a, b in zip(back.parameters(), base.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
-    done = command("evaluate", "--model", out / "model", "--base", model_folder, "--edits", path, "--json")
-    assert json.loads(done.stdout)["teacher_forced"]["efficacy"] == report["teacher_forced"]["efficacy"]
+    said = command_here("evaluate", "--model", out / "model", "--base", model_folder, "--edits", path, "--json")
+    assert json.loads(said.out)["teacher_forced"]["efficacy"] == report["teacher_forced"]["efficacy"]
     refused = command("apply", "--model", model_folder, "--deltas", deltas, "--output", tmp_path / "applied")
     assert refused.returncode == 1
     assert "exists already" in refused.stderr

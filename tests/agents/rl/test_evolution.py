@@ -13,6 +13,7 @@ from agents.hypernetwork.config import TrainConfig
 from agents.hypernetwork.training import training_environment
 from agents.rl import evolution
 from agents.rl.evolution import EvolutionConfig, EvolutionTrainer, pair_weights
+from agents.rledit.trainer import RLEditTrainer
 
 PAIRS = EvolutionConfig(**{field.name: getattr(CONFIG, field.name) for field in fields(TrainConfig)}, pairs=3)
 
@@ -153,4 +154,6 @@ def test_the_command_trains_and_does_not_train_again(model_folder, tmp_path, cap
     assert "going on from trajectory 1" in capsys.readouterr().out
     assert json.loads((tmp_path / "policy.json").read_text())["train"]["pairs"] == 1
     with pytest.raises(SystemExit, match=r"checkpoint\.pt belongs to"):
-        train_command.main(train_command.Args(output=tmp_path, train=CONFIG, model=model_folder, modules=(LAST,)))
+        train_command.main(
+            train_command.Args(output=tmp_path, train=CONFIG, model=model_folder, modules=(LAST,)), RLEditTrainer
+        )

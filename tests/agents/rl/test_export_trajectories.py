@@ -7,7 +7,8 @@ pytest.importorskip("minari", reason="the interop extra is not installed")
 pytest.importorskip("stable_baselines3", reason="the sb3 extra is not installed")
 
 from agents.rl.export_trajectories import Args, main
-from agents.rl.sb3 import make_model, read_settings, save, wrapped
+from agents.rl.sb3 import make_model, read_settings, wrapped
+from agents.rl.sb3_checkpoints import save
 
 MODULE = "layers.2.mlp.down_proj"
 

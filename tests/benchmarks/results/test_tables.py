@@ -15,6 +15,7 @@ from benchmarks.results.tables import (
     as_times,
     markdown,
     one_line,
+    readable,
     show,
     with_interval,
 )
@@ -34,6 +35,17 @@ def test_an_estimate_is_shown_with_what_is_known_of_it():
     assert with_interval(Estimate(0.5), 2) == "0.50"
     assert with_interval(Estimate(-0.001, (-0.004, 0.2)), 2) == "0.00 [0.00, 0.20]"
     assert with_interval(None) == "-"
+
+
+@pytest.mark.parametrize(
+    ("number", "digits", "text"),
+    [(17.846, 2, "17.85"), (0.0421, 3, "0.042"), (-233.46, 1, "-233.5"), (999.4, 2, "999.40"), (2001.36, 2, "2001"),
+     (9999.2, 1, "9999"), (15753.33, 2, "1.6e4"), (-703307869.6, 1, "-7.0e8"), (3.413261662569697e24, 2, "3.4e24"),
+     (2.5e100, 2, "2.5e100")],
+)  # fmt: skip
+def test_a_large_number_can_be_read(number, digits, text):
+    assert readable(number, digits) == text
+    assert float(text) == pytest.approx(number, rel=0.05)
 
 
 def test_a_cell_cannot_leave_its_column():
@@ -131,6 +143,10 @@ def test_details_have_columns_for_probes_where_they_were_asked():
     assert lines[2].endswith("| 0.125 | - | - | - (-; -) | - (-; -) |")
     assert lines[3].endswith("| 0.125 | 90.0 | 50.0 | 12.5 (25.0; 8) | 12.5 (25.0; 8) |")
     assert {line.count("|") for line in lines} == {11}
+    broken = replace(plain, drift=drift | {"perplexity": 3413261662569697659322368.0, "kl": 52.9687})
+    assert as_details([broken]).splitlines()[2].endswith("17.00, 3.4e24 | 52.969 |")
+    lost = replace(broken, seed=1, drift=drift | {"perplexity": None})
+    assert as_details([broken, lost]).splitlines()[2].endswith("17.00, not finite | 26.547 |")
     two = replace(plain, model="another", drift=drift | {"perplexity": 30.5})
     lines = as_details([plain, two, replace(two, seed=1), replace(two, seed=2, drift=None)]).splitlines()
     assert [line.split("|")[2].strip() for line in lines[2:]] == ["1", "2"], "models are rows of their own"

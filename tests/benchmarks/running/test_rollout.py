@@ -14,7 +14,7 @@ from benchmarks.running.timing import time_floor, time_observation_and_update
 from benchmarks.suites import Suite
 from editenv.evaluation.metrics import METRICS
 from editenv.language_model.activation_cache import ActivationCache
-from editenv.language_model.editable_lm import EditableLM
+from editenv.language_model.cut import CutModel
 
 LAST = "model.layers.2.mlp.down_proj"
 
@@ -66,11 +66,11 @@ def test_doing_nothing_keeps_everything(suite):
 def test_runs_of_one_search_run_the_frozen_layers_once(suite, monkeypatch):
     prompts_run, cache = [], ActivationCache()
 
-    def counted(lm, ids, run=EditableLM._frozen_output):
+    def counted(model, ids, run=CutModel.frozen_output):
         prompts_run[-1] += len(ids)
-        return run(lm, ids)
+        return run(model, ids)
 
-    monkeypatch.setattr(EditableLM, "_frozen_output", counted)
+    monkeypatch.setattr(CutModel, "frozen_output", counted)
     records = []
     for agent in (Pusher(), Pusher(), NoEdit()):
         prompts_run.append(0)
@@ -92,14 +92,14 @@ def test_what_an_agent_asks_on_its_own_is_not_shared_with_the_next(suite):
         def act(self, observation, info):
             lm = self.env.language_model
             lm.encode(["A text of its own"], ["answer"])
-            agents_texts.update(lm.activation_cache._kept)
+            agents_texts.update(lm.activation_cache._outputs)
             return super().act(observation, info)
 
     agents_texts, cache = {}, ActivationCache()
     run(suite, "asker", Asker(), 0, probes=False, activation_cache=cache)
     assert len(agents_texts) == 1
     assert not any(text in cache for text in agents_texts)
-    assert cache._kept
+    assert cache._outputs
 
 
 def test_doing_nothing_keeps_everything_in_generation_too(suite):

@@ -17,9 +17,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from editenv.data import Edit, Locality, files, load_edits
-from editenv.data.files import SHARES, FileOptions, load_file_edits, true_rephrases
+from editenv.data import Edit, Locality, load_edits, tables
+from editenv.data.files import SHARES, FileOptions, load_file_edits
 from editenv.data.records import BadRecordError, read_records
+from editenv.data.rephrases import true_rephrases
 
 RECORDS = {
     "zsre": {
@@ -290,6 +291,13 @@ def test_arrays_are_read_across_pieces_of_the_file(tmp_path, pieces):
     path = tmp_path / "long.json"
     path.write_text(json.dumps(records, indent=pieces, ensure_ascii=False), encoding="utf-8")
     assert [record for _, record in read_records(path)] == records
+
+
+@pytest.mark.parametrize("separator", [" " * 70_000 + ",", "," + " " * 70_000, ", "])
+def test_white_space_is_as_long_as_it_likes(tmp_path, separator):
+    path = tmp_path / "wide.json"
+    path.write_text("[" + separator.join(json.dumps(own(i)) for i in range(3)) + " " * 70_000 + "]")
+    assert [record for _, record in read_records(path)] == json.loads(path.read_text())
 
 
 def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path):
@@ -588,7 +596,7 @@ def test_a_damaged_table_is_made_again(tmp_path, monkeypatch):
     path.write_text(json.dumps({"prompt": "The chief engineer is", "target": f"Ann {tmp_path.name}"}) + "\n")
     made = []
     monkeypatch.setattr(
-        files, "_write", lambda table, *rest, real=files._write: made.append(table) or real(table, *rest)
+        tables, "write_table", lambda table, *rest, real=tables.write_table: made.append(table) or real(table, *rest)
     )
     for _ in range(2):
         assert len(load_file_edits(str(path), "all", FileOptions())) == 1

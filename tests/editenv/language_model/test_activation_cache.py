@@ -3,6 +3,7 @@ import torch
 from safetensors.torch import save_file
 
 from editenv.language_model.activation_cache import ActivationCache
+from editenv.language_model.cut import CutModel
 from editenv.language_model.editable_lm import EditableLM
 
 PROMPTS = ["The capital of Tovaria is", "Who wrote this book? It was", "A"]
@@ -24,7 +25,7 @@ def test_what_was_saved_takes_the_place_of_the_frozen_layers(base, tokenizer, tm
         kept.save(tmp_path / "kept", IDENTITY)
         assert loaded.load(tmp_path / "kept", IDENTITY)
         with monkeypatch.context() as patch:
-            patch.delattr(EditableLM, "_frozen_output")
+            patch.delattr(CutModel, "frozen_output")
             prompts = other.encode(PROMPTS, ANSWERS)
         assert torch.equal(other.logits(prompts), expected)
 
@@ -43,7 +44,7 @@ def test_a_file_of_something_else_is_not_taken(base, tokenizer, tmp_path):
     for name in ("half", "text", "foreign", "none"):
         loaded = ActivationCache()
         assert not loaded.load(tmp_path / name, IDENTITY)
-        assert not loaded._kept
+        assert not loaded._outputs
 
 
 def test_a_file_that_cannot_be_written_is_an_os_error(tmp_path):
@@ -52,15 +53,15 @@ def test_a_file_that_cannot_be_written_is_an_os_error(tmp_path):
         ActivationCache().save(tmp_path / "file" / "kept", IDENTITY)
 
 
-def test_those_below_are_read_and_left_alone(base, tokenizer, monkeypatch):
-    below = ActivationCache()
-    above = ActivationCache(below=below)
-    lm = EditableLM(base, tokenizer, ["layers.2.mlp.down_proj"], activation_cache=below)
+def test_the_fallback_is_read_and_left_alone(base, tokenizer, monkeypatch):
+    fallback = ActivationCache()
+    cache = ActivationCache(fallback=fallback)
+    lm = EditableLM(base, tokenizer, ["layers.2.mlp.down_proj"], activation_cache=fallback)
     lm.encode(PROMPTS, ANSWERS)
-    before = dict(below._kept)
-    lm.activation_cache = above
+    before = dict(fallback._outputs)
+    lm.activation_cache = cache
     lm.encode([*PROMPTS, "Another"], [*ANSWERS, "one"])
-    assert len(above._kept) == 1
-    assert list(below._kept) == list(before)
-    above.clear()
-    assert list(below._kept) == list(before)
+    assert len(cache._outputs) == 1
+    assert list(fallback._outputs) == list(before)
+    cache.clear()
+    assert list(fallback._outputs) == list(before)

@@ -16,6 +16,7 @@ from transformers import (
     Qwen2Config,
 )
 
+from editenv.language_model.cut import Cut
 from editenv.language_model.editable_lm import EditableLM
 from editenv.language_model.prompts import Prompts, answer_ids
 
@@ -336,7 +337,7 @@ def test_only_answer_positions_are_kept_for_the_last_mlp(make_lm):
 
 def test_the_keys_are_kept_where_the_edited_module_ends_the_last_mlp(make_lm, base):
     lm = make_lm()
-    assert lm.frozen_keys
+    assert lm.cut is Cut.KEYS
     prompts = encode(lm)
     seen = []
     module = base.get_submodule("model.layers.2.mlp.down_proj")
@@ -352,17 +353,17 @@ def test_the_keys_are_kept_where_the_edited_module_ends_the_last_mlp(make_lm, ba
     handle.remove()
     assert not gate
     for other in ("layers.2.mlp.up_proj", "layers.1.mlp.down_proj", "layers.2.self_attn.o_proj"):
-        assert not make_lm(other).frozen_keys
-    assert not make_lm("layers.2.mlp.down_proj", "layers.2.mlp.up_proj").frozen_keys
+        assert make_lm(other).cut < Cut.KEYS
+    assert make_lm("layers.2.mlp.down_proj", "layers.2.mlp.up_proj").cut is Cut.ATTENTION
 
 
 def test_layers_whose_mlp_does_not_read_their_attention_are_not_cut_between_the_two(tokenizer, make_lm):
     config, modules = OTHERS["phi"]
-    assert not EditableLM(build(config, len(tokenizer)), tokenizer, modules).frozen_attention
+    assert EditableLM(build(config, len(tokenizer)), tokenizer, modules).cut is Cut.LAYERS
     config, modules = OTHERS["gpt2 last c_proj"]
-    assert EditableLM(build(config, len(tokenizer)), tokenizer, modules).frozen_attention
-    assert make_lm("layers.1.mlp.down_proj").frozen_attention
-    assert not make_lm("layers.1.self_attn.o_proj").frozen_attention
+    assert EditableLM(build(config, len(tokenizer)), tokenizer, modules).cut is Cut.KEYS
+    assert make_lm("layers.1.mlp.down_proj").cut is Cut.ATTENTION
+    assert make_lm("layers.1.self_attn.o_proj").cut is Cut.LAYERS
 
 
 @pytest.mark.parametrize(

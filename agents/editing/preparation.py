@@ -1,0 +1,182 @@
+"""What an editor needs before its first edit: the method, what it learns from, and what the journal is about."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from agents.base import Agent
+from agents.baselines.values import end_of_subject
+from agents.covariance import training_edits
+from agents.editing.guard import HELD_OUT, Guard
+from agents.registry import make_agent, make_method, takes_settings
+from agents.rledit.agent import RLEdit
+from agents.rows import packaged_policy
+from editenv.data import Edit, edits_digest, load_edits
+from editenv.data.tables import content_digest
+from editenv.delta_files import fingerprint, frozen_fingerprint
+from editenv.env import LifelongEditEnv
+from editenv.language_model.editable_lm import EditableLM
+from editenv.language_model.prompts import Prompts
+from editenv.models import EMBEDDED
+
+LEARNING_BATCH = 20
+"""Edits in a batch of those that a method learns or warms up from, as in the benchmarks."""
+
+
+def choose_agent(
+    method: str, policy: str | Path | None, model: str, settings: Mapping[str, Any] | None = None
+) -> Agent:
+    """The agent of a method, with a trained policy, settings of one's own, or what ships with the package.
+
+    Args:
+        method: A row of agents.registry, or ``file.py:Class``.
+        policy: Folder of a policy, for ``"rledit"`` only.
+        model: Model that is to be edited: settings and the policy that ship are for the embedded one.
+        settings: Constructor arguments; for a row that takes some.
+
+    Raises:
+        ValueError: If there is no such method, or it does not take what was given, or lacks a policy for the model.
+    """
+    if policy is not None:
+        if settings is not None:
+            raise ValueError("settings: a trained policy brings its own; give one or the other")
+        if method != "rledit":
+            raise ValueError(
+                f"policy: method {method!r} takes none; a trained policy is edited with by method 'rledit'"
+            )
+        return RLEdit(policy=policy)
+    if method == "rledit" and settings is None:
+        if model != EMBEDDED:
+            raise ValueError(
+                f"method 'rledit' needs a policy trained for {model}: train one with `editenv train --model {model} ...` and "
+                "give its folder, or choose a method that needs none, such as fine-tune"
+            )
+        return RLEdit(policy=packaged_policy(EMBEDDED))
+    if settings is not None:
+        return make_method(method, settings)
+    if takes_settings(method) and model != EMBEDDED:  # those that ship were chosen for the embedded model
+        return make_method(method, {})
+    return make_agent(method)
+
+
+def require_subjects(agent: Agent, edits: Sequence[Edit]) -> None:
+    """Whether every edit has what the method looks facts up by.
+
+    Raises:
+        ValueError: If the method needs subjects and an edit has none, or none that stands in its prompt.
+    """
+    if "subjects" in agent.needs:
+        for edit in edits:
+            end_of_subject(edit)
+
+
+def learning_environment(
+    agent: Agent,
+    method: str,
+    training: str | None,
+    training_options: Mapping[str, Any] | None,
+    model_arguments: Mapping[str, Any],
+) -> LifelongEditEnv:
+    """The environment that :meth:`agents.base.Agent.prepare` is given: the model, and edits to learn from.
+
+    Args:
+        agent: With its ``text`` set, if there is one.
+        method: Its name, for messages.
+        training: Data set; None is the embedded world for the embedded model, and no edits for any other.
+        training_options: How its files are read.
+        model_arguments: What the environment takes about the model: ``model``, ``modules``, ``device``, ...
+
+    Raises:
+        ValueError: If the method needs edits or text and there are none, or a record cannot be used.
+    """
+    if training is None and model_arguments["model"] == EMBEDDED:
+        training = EMBEDDED
+    if training is None and agent.learns:
+        raise ValueError(
+            f"method {method!r} needs edits to learn from: name a data set (docs/reference/data_formats.md) as training, "
+            "or choose a method that needs none, such as fine-tune"
+        )
+    if training is None and agent.text is None and agent.reads_text:
+        raise ValueError(
+            f"method {method!r} takes statistics of ordinary text: name a file, a hub data set or a folder made by python "
+            "-m agents.covariance as text (or a data set of edits as training), or choose another method, such as fine-tune"
+        )
+    options = dict(training_options) if training_options and training != EMBEDDED else None
+    available = LEARNING_BATCH if training is None else len(load_edits(training, "train", options=options))
+    return LifelongEditEnv(
+        **model_arguments,
+        dataset=training,
+        split="train",
+        dataset_options=options,
+        edits_per_step=min(LEARNING_BATCH, max(1, available)),
+    )
+
+
+def editing_environment(agent: Agent, model_arguments: Mapping[str, Any], seed: int) -> LifelongEditEnv:
+    """The environment that batches are presented to; it has no stream of its own, and its rewards look back at none."""
+    env = LifelongEditEnv(**model_arguments, dataset=None, actions_per_batch=agent.actions_per_batch, memory_batches=0)
+    env.reset(seed=seed)
+    return env
+
+
+def held_out_prompts(lm: EditableLM) -> Prompts:
+    """The held-out sentences, each with its first word as the prompt and the rest as the answer."""
+    pairs = [text.split(" ", 1) for text in HELD_OUT]
+    return lm.encode([first for first, _ in pairs], [rest for _, rest in pairs], reuse=False)
+
+
+def journal_header(
+    agent: Agent,
+    learning: LifelongEditEnv,
+    method: str,
+    constructed_with: Mapping[str, Any],
+    settings: Mapping[str, Any] | None,
+    edits: str,
+    guard: Guard,
+    seed: int,
+) -> dict[str, Any]:
+    """What the final weights depend on besides the edits; a journal is gone on with only if all of it is the same.
+
+    Args:
+        agent: Not prepared yet, with its ``text``.
+        learning: The environment in which it will be prepared.
+        method: Name of the agent.
+        constructed_with: What :func:`agents.registry.settings_of` said of it before anything was set on it.
+        settings: Those the caller gave, if any.
+        edits: What the run is about, in the caller's words.
+        guard: Bounds.
+        seed: Of the run.
+    """
+    lm = learning.language_model
+    learns_from_edits = agent.learns or (agent.reads_text and agent.text is None)
+    header = {
+        "model": fingerprint(lm),
+        "frozen": frozen_fingerprint(lm),
+        "modules": list(lm.modules),
+        "method": method,
+        "settings": None if settings is None else dict(settings),
+        "agent": dict(constructed_with),
+        "edits": edits,
+        "text": _text_digest(agent.text),
+        "training": edits_digest(training_edits(learning)) if learns_from_edits else None,
+        "guard": asdict(guard),
+        "dtype": learning.model_arguments["dtype"],
+        "seed": seed,
+        "threads": torch.get_num_threads(),  # how sums are split decides about their last bits
+    }
+    if learning.train_eos:
+        header["end_of_answer"] = True  # what journals have called it from the beginning
+    return header
+
+
+def _text_digest(text: str | None) -> str | None:
+    """A text is what it says, whatever it is called; a data set of the hub is its name."""
+    if text is None:
+        return None
+    path = Path(text)
+    if path.is_dir():
+        path = path / "covariance.json"
+    return content_digest(path) if path.is_file() else text

@@ -1,0 +1,49 @@
+"""Options of the command that trains a policy; imported without torch, so that help and usage errors come at once."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from agents.hypernetwork.config import TrainConfig
+from editenv.data.options import FileOptions
+from editenv.models.presets import preset
+
+
+@dataclass
+class Args:
+    output: Path
+    """Folder for the policy (policy.safetensors, policy.json), the checkpoint and the TensorBoard log."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """Training and policy."""
+    model: str = "atlas"
+    """Embedded model, Hugging Face folder or hub id."""
+    dataset: str = "atlas"
+    """Data set whose training split is used: atlas, or a file or folder as docs/reference/data_formats.md has it."""
+    dataset_options: FileOptions = field(default_factory=FileOptions)
+    """How a file is read."""
+    modules: tuple[str, ...] = ()
+    """Edited modules, as endings of dotted names; the model's default if none are given."""
+    preset: str | None = None
+    """Modules, rank and lambda_loc of the paper's Table 3, such as llama-3-8b/zsre, in place of --train.policy.rank and
+    --train.locality; `editenv models` lists them."""
+    train_eos: bool = False
+    """Teach the end-of-sequence token after each target, and protect it after each locality answer."""
+    device: str = "cpu"
+    """Torch device."""
+    seed: int = 0
+    """Seeds the network and every stream."""
+    checkpoint_every: int = 5
+    """Trajectories between checkpoints."""
+
+
+def with_preset(args: Args) -> Args:
+    """The options that a preset sets, set.
+
+    Raises:
+        ValueError: If there is no such preset.
+    """
+    if args.preset is None:
+        return args
+    chosen = preset(args.preset)
+    policy = replace(args.train.policy, rank=chosen.rank)
+    train = replace(args.train, locality=chosen.locality, policy=policy)
+    return replace(args, train=train, modules=args.modules or chosen.modules)

@@ -1,0 +1,176 @@
+"""Draws the figures of docs/results from the records there.
+
+    python -m benchmarks.figures                    # all of them
+    python -m benchmarks.figures atlas-50x20.png    # one
+    python -m benchmarks.figures --check            # only says which are older than their records
+
+:data:`FIGURES` says what each is made of. A figure's file carries a digest of what it shows; --check makes the digest
+anew from the records and compares. The leaderboard page is benchmarks.report's.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from benchmarks import capacity, rl, rl_report
+from benchmarks.report import by_task
+from benchmarks.results import figures, records
+from benchmarks.results.charts import Chart, digest, save, saved_digest
+from benchmarks.results.leaderboard import Entry, entries
+
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """What a figure is made of.
+
+    Attributes:
+        name: Its file in the folder of results.
+        kind: A key of :data:`KINDS`.
+        source: The file with its records, in the same folder.
+        agents: Those in colour, with spaces between; the others are grey. The first ones if empty.
+        suites: Likewise; all of the file if empty.
+    """
+
+    name: str
+    kind: str
+    source: str
+    agents: str = ""
+    suites: str = ""
+
+
+FIGURES = (
+    Figure(
+        "atlas-50x20.png",
+        "retention",
+        "atlas-50x20.jsonl",
+        "joint-fine-tune fine-tune rledit rledit-fixed untrained-p rledit-p rledit-p-fixed rledit-p-k4",
+    ),
+    Figure(
+        "atlas-400x20.png",
+        "retention",
+        "atlas-400x20.jsonl",
+        "joint-fine-tune fine-tune rledit untrained-p-long rledit-p-long memit memit-seq-long alphaedit",
+    ),
+    Figure(
+        "methods-50x20.png",
+        "retention",
+        "methods-50x20.jsonl",
+        "ft-l rome memit memit-seq alphaedit mend mend-rledit ultraedit",
+    ),
+    Figure(
+        "by-length.png",
+        "by edits",
+        "paper.jsonl",
+        "joint-fine-tune ft-l rome memit memit-seq alphaedit rledit rledit-p",
+        "atlas-20x100 capability-30x100 atlas-50x100 atlas-80x100",
+    ),
+    Figure(
+        "by-batch-size.png",
+        "by batch size",
+        "paper.jsonl",
+        "untrained rledit rledit-p",
+        "atlas-10x500 atlas-25x200 atlas-50x100 atlas-100x50 atlas-200x25 atlas-500x10 atlas-1000x5",
+    ),
+    Figure("capacity.png", "capacity", "capacity.jsonl"),
+    Figure(
+        "rl.png",
+        "learning by reinforcement",
+        "rl.jsonl",
+        "rledit rledit-step-credit online-rledit reinforce evolution ppo a2c sac",
+    ),
+)
+
+
+def _rows(figure: Figure, folder: Path) -> list[Entry]:
+    """The rows of the figure's suites.
+
+    Raises:
+        ValueError: If a suite is not there.
+    """
+    rows = entries(records.read(folder / figure.source))
+    suites = figure.suites.split() or [row.task.suite for row in rows]
+    if missing := set(suites) - {row.task.suite for row in rows}:
+        raise ValueError(f"{figure.name}: {figure.source} holds no record of {', '.join(sorted(missing))}")
+    return [row for row in rows if row.task.suite in suites]
+
+
+def _retention(figure: Figure, folder: Path) -> Chart:
+    return figures.retention(_rows(figure, folder), figure.agents.split())
+
+
+def _by_edits(figure: Figure, folder: Path) -> Chart:
+    tasks = list(by_task(_rows(figure, folder)).values())
+    return figures.by_size(tasks, figures.PROTOCOL, "edits", figure.agents.split())
+
+
+def _by_batch_size(figure: Figure, folder: Path) -> Chart:
+    tasks = list(by_task(_rows(figure, folder)).values())
+    return figures.by_size(tasks, figures.PROTOCOL, "batch size", figure.agents.split())
+
+
+def _capacity(figure: Figure, folder: Path) -> Chart:
+    return capacity.chart(capacity.curves(records.read(folder / figure.source)))
+
+
+def _learning(figure: Figure, folder: Path) -> Chart:
+    return rl_report.chart(rl.read(folder / figure.source), figure.agents.split())
+
+
+KINDS: dict[str, Callable[[Figure, Path], Chart]] = {
+    "retention": _retention,
+    "by edits": _by_edits,
+    "by batch size": _by_batch_size,
+    "capacity": _capacity,
+    "learning by reinforcement": _learning,
+}
+
+
+def chart_of(figure: Figure, folder: Path = RESULTS) -> Chart:
+    """What the figure shows, by the records in the folder.
+
+    Raises:
+        ValueError: If a row or a suite is not in the records, or more rows are to be in colour than can be told apart.
+    """
+    return KINDS[figure.kind](figure, folder)
+
+
+def is_current(figure: Figure, folder: Path = RESULTS) -> bool:
+    """Whether the figure in the folder shows what the records there say."""
+    path = folder / figure.name
+    return path.is_file() and saved_digest(path) == digest(chart_of(figure, folder))
+
+
+@dataclass
+class Args:
+    names: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Files of figures; all by default."""
+    folder: Path = RESULTS
+    """With the records; figures go there."""
+    check: bool = False
+    """Draw nothing; name the figures that do not show what the records say, and fail if there are any."""
+
+
+def main(args: Args) -> int:
+    """Exit status: 1 if --check found a figure to be drawn anew."""
+    if unknown := set(args.names) - {figure.name for figure in FIGURES}:
+        raise SystemExit(f"no figure {', '.join(sorted(unknown))}; there are {', '.join(f.name for f in FIGURES)}")
+    stale = 0
+    for figure in FIGURES:
+        if args.names and figure.name not in args.names:
+            continue
+        path = args.folder / figure.name
+        if not args.check:
+            save(chart_of(figure, args.folder), path)
+            print(f"{path}: drawn")
+        elif not is_current(figure, args.folder):
+            stale += 1
+            print(f"{path}: is not what its records say")
+    return int(stale > 0)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(tyro.cli(Args, description=__doc__)))

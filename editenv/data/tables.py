@@ -1,0 +1,213 @@
+"""Files of edits as Arrow tables on disk: read and validated once, then mapped into memory, not loaded.
+
+So a file of gigabytes costs little, and the same file is not read twice.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from editenv.atomic_files import atomic_write_text
+from editenv.data.edit_file import EDITS_AT_A_TIME, EditFile, ReadReport, digest, record_of
+from editenv.data.edits import Edit
+from editenv.data.formats import Fields, detect, to_edit
+from editenv.data.options import FileOptions
+from editenv.data.records import BadRecordError, read_records
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+VERSION = 2
+"""Of the tables kept on disk; raised when the same file would give other edits."""
+
+TEXTS = ("id", "prompt", "target", "subject", "old_answer", "relation")
+LISTS = ("rephrases", "locality_prompts", "locality_answers")
+"""The columns of a table: one text each, and lists of texts."""
+
+
+def read_edits(path: Path, name: str, options: FileOptions) -> EditFile:
+    """All edits of one file, validated; read again only if its content or the options have changed.
+
+    Args:
+        path: The file.
+        name: Of its format; empty for whichever it is in.
+        options: How to read it.
+
+    Raises:
+        BadRecordError: For the first record that cannot be used, unless they are to be skipped.
+        ValueError: If the file is empty, or in no known format.
+        FileNotFoundError: If there is none.
+    """
+    table = table_path(f"{path.name}/{content_digest(path)}", name, options)
+    if not is_whole(table):
+        write_table(table, path.name, name, options, read_records(path))
+    return open_table(table, options)
+
+
+def content_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    sha256 = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 24):
+            sha256.update(piece)
+    return sha256.hexdigest()
+
+
+def table_path(identity: str, name: str, options: FileOptions) -> Path:
+    """Where the table of a source is kept: beside the tables of the ``datasets`` library.
+
+    Args:
+        identity: Of the source's content.
+        name: Of the format asked for.
+        options: Those that change what is in the table are part of its name.
+    """
+    from datasets import config
+
+    key = json.dumps([VERSION, identity, name, options.bad_records, options.nq_prefix])
+    return Path(config.HF_DATASETS_CACHE) / "lifelongedit" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.arrow"
+
+
+def is_whole(table: Path) -> bool:
+    """Whether a table is there and can be opened; one that a full disk or a copy has cut is made again."""
+    import pyarrow as pa
+    from datasets import Dataset
+
+    if not table.exists():
+        return False
+    try:
+        json.loads(table.with_suffix(".json").read_text(encoding="utf-8"))
+        Dataset.from_file(str(table))
+    except (pa.ArrowException, ValueError, OSError):
+        return False
+    return True
+
+
+def write_table(table: Path, source: str, name: str, options: FileOptions, records: Iterable[tuple[int, Any]]) -> None:
+    """Parses and validates every record into an Arrow table; it appears whole or not at all.
+
+    Args:
+        table: Where; the report lies beside it.
+        source: File or hub id, named in errors.
+        name: Of the format asked for; empty for any.
+        options: How to read it.
+        records: Each with its number; one that could not be read is a :class:`BadRecordError`.
+
+    Raises:
+        BadRecordError: For the first record that cannot be used, unless they are to be skipped.
+    """
+    import pyarrow as pa
+
+    schema = _schema()
+    table.parent.mkdir(parents=True, exist_ok=True)
+    partial = table.with_suffix(f".{os.getpid()}.partial")
+    report = ReadReport(source, name)
+    try:
+        with (
+            pa.OSFile(str(partial), "wb") as file,
+            pa.ipc.new_stream(file, schema) as writer,
+            _progress(f"reading {source}") as show_progress,
+        ):
+            rows: list[dict[str, Any]] = []
+            for edit in _parsed(records, report, name, options):
+                rows.append(_row(edit))
+                if len(rows) == EDITS_AT_A_TIME:
+                    writer.write_batch(pa.RecordBatch.from_pylist(rows, schema))
+                    rows = []
+                    show_progress(report.records)
+            if rows:
+                writer.write_batch(pa.RecordBatch.from_pylist(rows, schema))
+        atomic_write_text(table.with_suffix(".json"), json.dumps(report.as_json()))
+        os.replace(partial, table)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _parsed(records: Iterable[tuple[int, Any]], report: ReadReport, name: str, options: FileOptions) -> Iterator[Edit]:
+    """The edits of raw records; the first that can be read tells the format."""
+    parse = None
+    first_error: BadRecordError | None = None
+    for number, record in records:
+        report.records += 1
+        try:
+            if isinstance(record, BadRecordError):
+                raise record
+            if parse is None:
+                report.format, parse = detect(record, report.source, name or None, number)
+            edit = to_edit(Fields(report.source, number, record), parse, options.nq_prefix)
+        except BadRecordError as error:
+            if error.fatal:
+                raise
+            first_error = first_error or error
+            report.refuse(error, options)
+        else:
+            yield edit
+    if parse is None and first_error is not None:  # not a file of edits at all
+        raise first_error
+
+
+def _schema() -> "pa.Schema":
+    import pyarrow as pa
+
+    return pa.schema(dict.fromkeys(TEXTS, pa.string()) | dict.fromkeys(LISTS, pa.list_(pa.string())))
+
+
+def _row(edit: Edit) -> dict[str, Any]:
+    return {name: getattr(edit, name) for name in TEXTS} | {
+        "rephrases": list(edit.rephrases),
+        "locality_prompts": [item.prompt for item in edit.locality],
+        "locality_answers": [item.answer for item in edit.locality],
+    }
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[int], None]]:
+    """How many records have been read, on a terminal; the file's end is not known beforehand."""
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        bar = bars.add_task(what, total=None)
+        yield lambda number: bars.update(bar, description=f"{what}: {number:,} records")
+
+
+def open_table(path: Path, options: FileOptions) -> EditFile:
+    """Opens a table, without the edits that repeat or contradict an earlier one.
+
+    Raises:
+        BadRecordError: For the first such edit, unless bad records are to be skipped.
+    """
+    from datasets import Dataset
+
+    report = ReadReport.of_json(json.loads(path.with_suffix(".json").read_text(encoding="utf-8")))
+    table = Dataset.from_file(str(path))
+    edits = EditFile(table, np.arange(len(table)), report)
+    keep = np.ones(len(edits), dtype=bool)
+    for i, earlier, same_target in repeats(edits):
+        keep[i] = False
+        record, earlier_number = record_of(edits[i]), record_of(edits[earlier])[1]
+        if same_target:
+            error = BadRecordError(*record, f"repeats record {earlier_number}", "prompt", "duplicate")
+        else:
+            what = f"contradicts record {earlier_number}, which has another target for the same prompt"
+            error = BadRecordError(*record, what, "target", "conflict")
+        report.refuse(error, options)
+    return edits.where(keep)
+
+
+def repeats(edits: EditFile) -> list[tuple[int, int, bool]]:
+    """Edits whose prompt an earlier edit has: their index, the first one's, and whether the targets agree."""
+    prompts = np.array([digest(prompt) for prompt in edits.column("prompt")], dtype="S8")
+    order = np.argsort(prompts, kind="stable")  # equal prompts side by side, in the order of the file
+    is_first = np.ones(len(order), dtype=bool)
+    is_first[1:] = prompts[order[1:]] != prompts[order[:-1]]
+    first = order[np.maximum.accumulate(np.where(is_first, np.arange(len(order)), 0))]
+    pairs = sorted(zip(order[~is_first].tolist(), first[~is_first].tolist(), strict=True))
+    return [(i, j, edits[i].target.casefold() == edits[j].target.casefold()) for i, j in pairs]

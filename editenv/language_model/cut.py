@@ -1,0 +1,233 @@
+"""A model cut in two: what comes before the first edited module, computed once for a prompt, and the rest.
+
+The frozen part is never edited, so its output at a prompt is the same at any weights (:class:`Cut` says how much of a
+model that can be). Both parts are run through the model's own forward pass, with some of its modules replaced, so that
+masks, positions and norms are whatever the model makes of them. Whether a model's layers have the form that a cut
+needs is not assumed but checked, against the whole model (:func:`cut_model`).
+"""
+
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from editenv.language_model.hooks import StopForward, forward_replaced, hooked
+from editenv.language_model.prompts import Prompts
+from editenv.models.modules import attention_and_mlp, layer_number, layer_stack
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Cut(IntEnum):
+    """What is frozen, from the least to the most."""
+
+    LAYERS = 1
+    """The layers below the first edited one."""
+    ATTENTION = 2
+    """Those and the first edited layer's attention: of this layer, only modules of the MLP are edited."""
+    KEYS = 3
+    """All but the one edited module, the last norm and the head: the module is the projection out of the last layer's
+    MLP, so that its inputs, the keys, never change."""
+
+
+class CutModel:
+    """A model that is run from a cut on.
+
+    Args:
+        model: A causal LM, shared and never changed.
+        shapes: ``(d_in, d_out)`` of each edited module, by its full dotted name.
+        cut: What is frozen. Whether it may be is for :meth:`is_allowed` and :meth:`is_exact` to say.
+
+    Attributes:
+        cut: What is frozen.
+        width: d, numbers in a hidden state.
+
+    Raises:
+        ValueError: If the edited modules do not lie in one stack of layers.
+    """
+
+    def __init__(self, model: "PreTrainedModel", shapes: Mapping[str, tuple[int, int]], cut: Cut) -> None:
+        self.model, self.cut = model, cut
+        self.device = next(model.parameters()).device
+        self.width: int = model.get_output_embeddings().get_parameter("weight").shape[1]
+        self._shapes = dict(shapes)
+        stack = layer_stack(model, shapes)
+        layers: list[nn.Module] = list(model.get_submodule(stack).children())
+        first = min(layer_number(stack, name) for name in shapes)
+        self._layers_below, self._first_layer = layers[:first], layers[first]
+        self._first_is_last = first == len(layers) - 1
+        self._attention, self._mlp = attention_and_mlp(self._first_layer, shapes, stack, first)
+        self._first_module_name = next(iter(shapes))
+        # The module itself: an adapter (peft) may later stand in its place, and call it.
+        self._first_module = model.get_submodule(self._first_module_name)
+
+    @property
+    def answer_positions_only(self) -> bool:
+        """Whether the frozen outputs are needed at answer positions only.
+
+        Behind the last layer's attention no token sees another: those that predict nothing need not be run.
+        """
+        return self.cut >= Cut.ATTENTION and self._first_is_last
+
+    # -- the frozen part ------------------------------------------------------------------------------------------
+
+    def frozen_output(self, ids: torch.Tensor) -> torch.Tensor:
+        """``(B, T, d)`` hidden states at the cut, of ``(B, T)`` token ids.
+
+        That is the input of the first edited layer, or of its MLP half if its attention is frozen.
+        """
+        captured: list[torch.Tensor] = []
+
+        def keep_input(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            captured.append(_hidden_states(args, kwargs))
+            raise StopForward
+
+        def keep_output(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            captured.append(output[0] if isinstance(output, tuple) else output)
+            raise StopForward
+
+        layer = self._first_layer
+        with ExitStack() as stack:
+            if self.cut is Cut.LAYERS:
+                stack.enter_context(hooked(layer.register_forward_pre_hook(keep_input, with_kwargs=True)))
+            else:
+                # The layer adds its attention to the residual stream, then its MLP. With an MLP that gives zeros, the
+                # layer's output is what the MLP half starts from.
+                assert self._mlp is not None
+                stack.enter_context(forward_replaced(self._mlp, lambda x, *_, **__: torch.zeros_like(x)))
+                stack.enter_context(hooked(layer.register_forward_hook(keep_output)))
+            with suppress(StopForward):
+                self.model(input_ids=ids, use_cache=False)
+        return captured[0]
+
+    def with_keys(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Appends to ``(n, d)`` hidden states at the cut the edited module's inputs: ``(n, d + d_in)``."""
+        captured: list[torch.Tensor] = []
+
+        def keep_input(_: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+            captured.append(args[0])
+            raise StopForward
+
+        with hooked(self._first_module.register_forward_pre_hook(keep_input)), suppress(StopForward):
+            self._run(hidden[:, None])
+        return torch.cat([hidden, captured[0][:, 0]], 1)
+
+    # -- the rest -------------------------------------------------------------------------------------------------
+
+    def logits(self, prompts: Prompts) -> torch.Tensor:
+        """``(A, vocabulary)`` logits at the answer positions, at the current weights, in float32."""
+        head = self.model.get_output_embeddings()
+        if not len(prompts):
+            return torch.zeros(0, len(head.get_parameter("weight")), device=self.device)
+        rows, columns = prompts.rows, prompts.columns
+
+        def select(_: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+            hidden = args[0]
+            return (hidden[rows.to(hidden.device), columns.to(hidden.device)], *args[1:])
+
+        hidden = prompts.hidden
+        with ExitStack() as stack:
+            if self.cut is Cut.KEYS:
+                assert self._mlp is not None
+                hidden, keys = hidden[..., : self.width], hidden[..., self.width :]
+                module = self.model.get_submodule(self._first_module_name)  # or the adapter that stands in its place
+                stack.enter_context(forward_replaced(self._mlp, lambda *_, **__: module(keys)))
+            # The head is by far the widest product: it is taken at the answer positions alone.
+            stack.enter_context(hooked(head.register_forward_pre_hook(select)))
+            return self._run(hidden).logits.float()
+
+    def _run(self, hidden: torch.Tensor) -> Any:
+        """The model's output from ``(B, T, d)`` hidden states at the cut on."""
+
+        def enter(
+            _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            if args:
+                return (hidden, *args[1:]), kwargs
+            return args, kwargs | {"hidden_states": hidden}
+
+        with ExitStack() as stack:
+            for layer in self._layers_below:
+                stack.enter_context(forward_replaced(layer, _pass_through))
+            if self.cut >= Cut.ATTENTION:
+                # The hidden states contain the attention's part already.
+                assert self._attention is not None
+                stack.enter_context(forward_replaced(self._attention, _no_attention))
+            stack.enter_context(hooked(self._first_layer.register_forward_pre_hook(enter, with_kwargs=True)))
+            # Which tokens they are no longer matters: their embeddings are replaced at the first edited layer. How many
+            # there are does, for positions and masks.
+            ids = torch.zeros(hidden.shape[:2], dtype=torch.long, device=self.device)
+            return self.model(input_ids=ids, use_cache=False)
+
+    # -- whether the cut is right -----------------------------------------------------------------------------------
+
+    def is_allowed(self) -> bool:
+        """Whether nothing that the cut freezes is edited, by where the edited modules lie."""
+        if self.cut is Cut.LAYERS:
+            return True
+        if self._attention is None:  # of the first edited layer, not only the MLP is edited
+            return False
+        if self.cut is Cut.ATTENTION:
+            return True
+        # One module of the MLP whose outputs are hidden states: the projection out of it.
+        return self._first_is_last and [d_out for _, d_out in self._shapes.values()] == [self.width]
+
+    @torch.no_grad()
+    def is_exact(self) -> bool:
+        """Whether running from the cut gives the whole model's logits, on a few random tokens.
+
+        It does not where a layer is not of the form "attention, then MLP, each added to the residual stream": Phi, say,
+        whose attention and MLP read the same input.
+        """
+        generator = torch.Generator().manual_seed(0)
+        vocabulary = self.model.get_input_embeddings().weight.shape[0]
+        ids = torch.randint(0, vocabulary, (2, 6), generator=generator).to(self.device)
+        whole = self.model(input_ids=ids, use_cache=False).logits[:, -1].float()
+        hidden = self.frozen_output(ids)
+        if self.answer_positions_only:
+            hidden = hidden[:, -1:]
+        if self.cut is Cut.KEYS:
+            hidden = self.with_keys(hidden[:, 0])[:, None]
+        ones = torch.ones(2, dtype=torch.long, device=self.device)
+        starts = None if self.answer_positions_only else 5 * ones
+        from_cut = self.logits(Prompts(list(hidden), starts, labels=0 * ones, lengths=ones))
+        tolerance = 1e-4 if self.model.dtype == torch.float32 else 5e-2
+        return bool((whole - from_cut).abs().max() <= tolerance * whole.abs().max())
+
+
+def cut_model(model: "PreTrainedModel", shapes: Mapping[str, tuple[int, int]]) -> CutModel:
+    """The model behind the cut that freezes most, of those that are allowed and exact.
+
+    Args:
+        model: A causal LM.
+        shapes: ``(d_in, d_out)`` of each edited module, by its full dotted name.
+
+    Raises:
+        ValueError: If there is no such cut, or the modules do not lie in one stack of layers.
+    """
+    for cut in sorted(Cut, reverse=True):
+        candidate = CutModel(model, shapes, cut)
+        if candidate.is_allowed() and candidate.is_exact():
+            return candidate
+    stack = layer_stack(model, shapes)
+    raise ValueError(f"{type(model).__name__}: the layers of {stack} cannot be run from the middle")
+
+
+def _hidden_states(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+    """What a layer or its attention was called with: first in order, or by the name that transformers gives it."""
+    hidden: torch.Tensor = args[0] if args else kwargs["hidden_states"]
+    return hidden
+
+
+def _no_attention(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
+    """In place of an attention: adds nothing, and has no attention weights to return."""
+    return torch.zeros_like(_hidden_states(args, kwargs)), None
+
+
+def _pass_through(*args: Any, **kwargs: Any) -> torch.Tensor:
+    """In place of a layer: its input."""
+    return _hidden_states(args, kwargs)
