@@ -1,4 +1,4 @@
-"""General capability along an editing run, scored by lm-eval; see docs/capability.md.
+"""General capability along an editing run, scored by lm-eval; see docs/guides/general_capability.md.
 
     pip install "lifelongedit[capability]"
     python -m benchmarks.capability --agent rledit-packaged --at 0 200 1000 --data my/glue --out runs/capability
@@ -21,13 +21,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from agents.base import Agent
+from agents.base import Agent, ProgressCallback
 from agents.registry import make_agent, settings_of
 from benchmarks.capability_report import Capability, Setting, as_markdown, draw, read
 from benchmarks.results.records import append, disagreements
 from benchmarks.running.cells import file_name
 from benchmarks.running.progress import console_progress
-from benchmarks.running.rollout import propose, take
+from benchmarks.running.rollout import play
 from benchmarks.suites import model_fingerprint
 from editenv.data import edits_digest, load_edits
 from editenv.data.files import FileOptions
@@ -35,6 +35,8 @@ from editenv.env import LifelongEditEnv
 from editenv.language_model.editable_lm import EditableLM
 
 TEMPLATES = Path(__file__).parent / "tasks"
+"""Folder of the local tasks' descriptions for lm-eval."""
+
 LOCAL_TASKS = ("sst2", "mrpc", "cola", "rte", "nli", "mmlu")
 """Tasks over FOLDER/NAME.jsonl, each described by benchmarks/tasks/NAME.yaml."""
 
@@ -88,6 +90,9 @@ def macro_f1(items: Sequence[tuple[int, int]]) -> float:
 
     Args:
         items: The true and the chosen answer of each record.
+
+    Returns:
+        From 0 to 1.
     """
     from sklearn.metrics import f1_score
 
@@ -150,43 +155,50 @@ def score(
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
-    # One warning for each prompt that is cut; docs/capability.md says that they are.
+    # One warning for each prompt that is cut; docs/guides/general_capability.md says that they are.
     logging.getLogger("lm_eval.models").setLevel(logging.ERROR)
-    wanted: list[str | dict[str, Any]] = list(tasks)
-    if data is not None:
-        # A task that is named inside a group may override what its YAML file says; one that is named alone may not.
-        files = {name: {"data_files": {"test": str((data / f"{name}.jsonl").resolve())}} for name in tasks}
-        wanted = [{"group": "local", "task": [{"task": name, "dataset_kwargs": files[name]} for name in tasks]}]
     with random_state_kept():
         results = simple_evaluate(
             # A copy, because a tokenizer without a padding token is given one.
             model=HFLM(pretrained=lm.model, tokenizer=copy.deepcopy(lm.tokenizer), batch_size=batch_size),
-            tasks=wanted,
+            tasks=list(tasks) if data is None else [_local_group(tasks, data)],
             task_manager=manager,
             limit=limit,
             bootstrap_iters=RESAMPLES,
             log_samples=False,
         )
-    found: dict[str, dict[str, float | None]] = {}
+    scores: dict[str, dict[str, float | None]] = {}
     for name in tasks:
         # Keys are "metric,filter"; the filter "none" goes without saying.
         figures = {key.removesuffix(",none"): value for key, value in results["results"][name].items() if "," in key}
-        found[name] = {key: float(v) if isinstance(v, int | float) else None for key, v in figures.items()}
+        scores[name] = {key: float(v) if isinstance(v, int | float) else None for key, v in figures.items()}
         if name in results["n-samples"]:
-            found[name]["records"] = results["n-samples"][name]["effective"]
-    return found
+            scores[name]["records"] = results["n-samples"][name]["effective"]
+    return scores
+
+
+def _local_group(tasks: Sequence[str], data: Path) -> dict[str, Any]:
+    """The local tasks on this folder's files, as lm-eval takes them.
+
+    A task that is named inside a group may override what its YAML file says; one that is named alone may not.
+    """
+    files = {name: {"data_files": {"test": str((data / f"{name}.jsonl").resolve())}} for name in tasks}
+    return {"group": "local", "task": [{"task": name, "dataset_kwargs": files[name]} for name in tasks]}
 
 
 @contextmanager
 def random_state_kept() -> Iterator[None]:
-    """lm-eval seeds every global generator; an agent that draws from one must not notice that it was scored."""
-    python, numpy = random.getstate(), np.random.get_state()
+    """Python's, NumPy's and torch's global generators are afterwards as they were before.
+
+    lm-eval seeds every one of them; an agent that draws from one must not notice that it was scored.
+    """
+    python_state, numpy_state = random.getstate(), np.random.get_state()
     with torch.random.fork_rng():
         try:
             yield
         finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
 
 
 # -- the run ------------------------------------------------------------------------------------------------------
@@ -198,7 +210,7 @@ def roll(
     seed: int,
     at: Sequence[int],
     visit: Callable[[int, int], None],
-    progress: Callable[[str, int, int], None],
+    progress: ProgressCallback,
 ) -> None:
     """Edits the stream with a prepared agent.
 
@@ -212,31 +224,74 @@ def roll(
     """
     _, info = env.reset(seed=seed)
     agent.begin(env)
-    last = at[-1] // env.edits_per_step
-    failures, failed = 0, False
     if at[0] == 0:
         visit(0, 0)
-    while info["batch"] < last:
-        action = propose(agent, env.gradients, info, env.language_model)
-        (*_, info), refused = take(env, agent, action)
-        failed = failed or refused
-        if info["attempt"] == 0:
-            failures += env.edits_per_step * failed
-            failed = False
-            progress("editing", info["batch"], last)
-            if info["edits"] in at:
-                visit(info["edits"], failures)
+    last_batch = at[-1] // env.edits_per_step
+    if last_batch == 0:
+        return
+    failures, batch_failed = 0, False
+    for step in play(env, agent, info):
+        batch_failed = batch_failed or step.refused
+        if step.info["attempt"] == 0:  # that was the batch's last action
+            failures += env.edits_per_step * batch_failed
+            batch_failed = False
+            progress("editing", step.info["batch"], last_batch)
+            if step.info["edits"] in at:
+                visit(step.info["edits"], failures)
+        if step.info["batch"] == last_batch:
+            return
 
 
-def describe(args: Args, setting: Setting) -> dict[str, Any]:
+def provenance(args: Args, setting: Setting) -> dict[str, Any]:
     """What :class:`Setting` has the names of: the agent's settings, the model's weights, the edits."""
     edits = load_edits(args.dataset, args.split, None, setting.dataset_options)
-    prints = {"model": model_fingerprint(args.model), "edits": edits_digest(edits)}
-    return {"settings": settings_of(args.agent, make_agent(args.agent)), **prints}
+    return {
+        "settings": settings_of(args.agent, make_agent(args.agent)),
+        "model": model_fingerprint(args.model),
+        "edits": edits_digest(edits),
+    }
+
+
+def editing_environment(args: Args, setting: Setting, actions_per_batch: int, edits: int) -> LifelongEditEnv:
+    """The environment with the stream, as long as so many edits, one batch at least."""
+    return LifelongEditEnv(
+        model=args.model,
+        modules=args.modules,
+        device=args.device,
+        dtype=args.dtype,
+        dataset=args.dataset,
+        split=args.split,
+        dataset_options=setting.dataset_options,
+        edits_per_step=args.edits_per_step,
+        actions_per_batch=actions_per_batch,
+        horizon=max(1, edits // args.edits_per_step),
+        memory_batches=0,  # nothing here reads the reward's memory term
+    )
+
+
+def training_environment(args: Args, setting: Setting) -> LifelongEditEnv:
+    """The environment that the agent is prepared on."""
+    return LifelongEditEnv(
+        model=args.model,
+        modules=args.modules,
+        device=args.device,
+        dtype=args.dtype,
+        dataset=setting.training,
+        split="train",
+        dataset_options=None if setting.training == "atlas" else asdict(args.dataset_options),
+        edits_per_step=args.edits_per_step,
+    )
 
 
 def run(args: Args, setting: Setting, made_with: dict[str, Any], missing: Sequence[int], results: Path) -> None:
-    """Rolls the agent and adds a record for each missing number of edits.
+    """Prepares the agent, lets it edit, and adds a record for each missing number of edits.
+
+    Args:
+        args: The command's.
+        setting: For the records.
+        made_with: For the records: :func:`provenance`.
+        missing: Numbers of edits, ascending.
+        results: The file of records.
 
     Raises:
         SystemExit: If the stream is too short.
@@ -246,21 +301,11 @@ def run(args: Args, setting: Setting, made_with: dict[str, Any], missing: Sequen
     agent = make_agent(args.agent)
     if agent.looks_ahead and any(edits not in (0, max(args.at)) for edits in args.at):
         raise ValueError(
-            f"{args.agent} acts by where its stream ends, so that one run has no figures along the way: name one number of edits "
-            "besides 0 with --at, and give the command again for each other one"
+            f"{args.agent} acts by where its stream ends, so that one run has no figures along the way: name one "
+            "number of edits besides 0 with --at, and give the command again for each other one"
         )
     agent.workspace = args.out / "policies" / f"{file_name(args.agent)}-seed{args.seed}"
-    model: dict[str, Any] = {"model": args.model, "modules": args.modules, "device": args.device, "dtype": args.dtype}
-    env = LifelongEditEnv(
-        **model,
-        dataset=args.dataset,
-        split=args.split,
-        dataset_options=setting.dataset_options,
-        edits_per_step=args.edits_per_step,
-        actions_per_batch=agent.actions_per_batch,
-        horizon=max(1, missing[-1] // args.edits_per_step),
-        memory_batches=0,  # nothing here reads the reward's memory term
-    )
+    env = editing_environment(args, setting, agent.actions_per_batch, edits=missing[-1])
     env.reset(seed=args.seed)
     if len(env.stream) < missing[-1]:
         raise SystemExit(f"--at {missing[-1]}: {args.dataset}/{args.split} ends after {len(env.stream)} edits")
@@ -269,15 +314,8 @@ def run(args: Args, setting: Setting, made_with: dict[str, Any], missing: Sequen
         tasks = score(env.language_model, setting.tasks, manager, args.data, args.limit, args.batch_size)
         append(results, Capability(args.agent, args.seed, edits, failures, setting, tasks, made_with))
 
-    training = LifelongEditEnv(
-        **model,
-        dataset=setting.training,
-        split="train",
-        dataset_options=None if setting.training == "atlas" else asdict(args.dataset_options),
-        edits_per_step=args.edits_per_step,
-    )
     with console_progress(f"{args.agent}, seed {args.seed}") as progress:
-        agent.prepare(training, args.seed, progress)
+        agent.prepare(training_environment(args, setting), args.seed, progress)
         roll(env, agent, args.seed, missing, visit, progress)
 
 
@@ -285,17 +323,45 @@ def run(args: Args, setting: Setting, made_with: dict[str, Any], missing: Sequen
 
 
 def main(args: Args) -> None:
-    """Raises SystemExit with a message for wrong arguments."""
-    at = sorted(set(args.at))
-    for edits in at:
+    """Scores what is missing, and prints and draws everything in the folder.
+
+    Raises:
+        SystemExit: For wrong arguments, with a message.
+    """
+    setting = setting_of(args)
+    results = args.out / "capability.jsonl"
+    try:
+        records = read(results) if results.exists() else []
+        made_with = provenance(args, setting)
+        check_comparable(records, setting, args.agent, made_with, results)
+        done = {r.edits for r in records if (r.agent, r.seed) == (args.agent, args.seed)}
+        missing = sorted(set(args.at) - done)
+        if missing:
+            run(args, setting, made_with, missing, results)
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(str(error)) from None
+    records = read(results)
+    print(as_markdown(records))
+    draw(records, args.out / "capability.png")
+
+
+def setting_of(args: Args) -> Setting:
+    """What a command's records have in common.
+
+    Raises:
+        SystemExit: For wrong arguments, with a message; if lm-eval is not installed.
+    """
+    for edits in args.at:
         if edits < 0 or edits % args.edits_per_step:
             raise SystemExit(f"--at {edits}: not a multiple of edits_per_step, {args.edits_per_step}")
     if args.limit is not None and args.limit < 1:
         raise SystemExit(f"--limit must be at least 1 record, not {args.limit}")
+    if not args.at:
+        raise SystemExit("--at: name numbers of edits")
     tasks = args.tasks or (LOCAL_TASKS if args.data is not None else ())
-    if not at or not tasks:
-        raise SystemExit("--at: name numbers of edits" if not at else "--tasks: name some of lm-eval's, or give --data")
-    setting = Setting(
+    if not tasks:
+        raise SystemExit("--tasks: name some of lm-eval's, or give --data")
+    return Setting(
         model=args.model,
         dtype=args.dtype,
         modules=None if args.modules is None else list(args.modules),
@@ -309,30 +375,35 @@ def main(args: Args) -> None:
         limit=args.limit,
         lm_eval=installed_version(),
     )
-    results = args.out / "capability.jsonl"
-    try:
-        records = read(results) if results.exists() else []
-        for record in records:
-            for name in (each.name for each in fields(Setting)):
-                there, wanted = getattr(record.setting, name), getattr(setting, name)
-                if there != wanted:
-                    raise ValueError(f"{results} was made with {name} {there!r}, not {wanted!r}; use another --out")
-        made_with = describe(args, setting)
-        for record in records:
-            alike = {k: v for k, v in made_with.items() if k != "settings" or record.agent == args.agent}
-            if differing := disagreements(record.made_with or {}, alike):
-                raise ValueError(
-                    f"{results}: {record.agent} was run with another {', '.join(sorted(differing))} than now; use another --out"
-                )
-        done = {r.edits for r in records if (r.agent, r.seed) == (args.agent, args.seed)}
-        missing = [edits for edits in at if edits not in done]
-        if missing:
-            run(args, setting, made_with, missing, results)
-    except (ValueError, FileNotFoundError) as error:
-        raise SystemExit(str(error)) from None
-    records = read(results)
-    print(as_markdown(records))
-    draw(records, args.out / "capability.png")
+
+
+def check_comparable(
+    records: Sequence[Capability], setting: Setting, agent: str, made_with: dict[str, Any], results: Path
+) -> None:
+    """Whether the records that are there can stand beside new ones.
+
+    Args:
+        records: That are there.
+        setting: Of the new ones.
+        agent: Of the new ones.
+        made_with: Of the new ones: :func:`provenance`.
+        results: The file, for the message.
+
+    Raises:
+        ValueError: If they cannot; names the file and what differs.
+    """
+    for record in records:
+        for name in (each.name for each in fields(Setting)):
+            recorded, current = getattr(record.setting, name), getattr(setting, name)
+            if recorded != current:
+                raise ValueError(f"{results} was made with {name} {recorded!r}, not {current!r}; use another --out")
+        # Another agent has other settings.
+        shared = {key: value for key, value in made_with.items() if key != "settings" or record.agent == agent}
+        if differing := disagreements(record.made_with or {}, shared):
+            raise ValueError(
+                f"{results}: {record.agent} was run with another {', '.join(sorted(differing))} than now; use another "
+                "--out"
+            )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Records of general capability along editing runs, as a table and as a figure; see docs/capability.md."""
+"""Records of general capability along editing runs, as a table and as a figure.
+
+See docs/guides/general_capability.md.
+"""
 
 import json
 import math

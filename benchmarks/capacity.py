@@ -102,7 +102,8 @@ def cells_of(suite: Suite, args: Args, seeds: Sequence[int]) -> list[Cell]:
     for edits in args.ceiling:
         if edits % suite.edits_per_step:
             raise ValueError(
-                f"ceiling: {suite.id} has batches of {suite.edits_per_step} edits; {edits} edits are no whole number of them"
+                f"ceiling: {suite.id} has batches of {suite.edits_per_step} edits; {edits} edits are no whole number "
+                "of them"
             )
     fingerprints, out = suite.check_fingerprints(), args.out.resolve()
     rows = parse_agents(args.agents) or suite.agents

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from editenv.data import Edit, atlas, load_edits
 
 LEAD_INS = ("From the archive:", "Note:", "It is recorded that", "Readers learn that", "One fact:", "As is known,")
+"""What may precede a statement's prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,66 +29,89 @@ class Statement:
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
-    """Statements, and every answer that a group can take (true ones and those edits will ask for)."""
+class Corpus:
+    """What a model is taught.
+
+    Attributes:
+        statements: In order.
+        answers: Every answer that a group can take: true ones, and those that edits will ask for.
+    """
 
     statements: tuple[Statement, ...]
     answers: dict[str, tuple[str, ...]]
 
 
-def atlas_text(facts: Sequence[atlas.Fact]) -> Text:
+def atlas_corpus(facts: Sequence[atlas.Fact]) -> Corpus:
     """The embedded world: six phrasings of each fact, grouped by relation."""
     statements = []
     for fact in facts:
         forms = atlas.phrasings()[fact.relation]
         prompts = tuple(form.format(fact.subject) for form in forms.prompts + forms.rephrases)
         statements.append(Statement(prompts, fact.object, fact.relation, lead_ins=True))
-    return Text(tuple(statements), dict(atlas.objects()))
+    return Corpus(tuple(statements), dict(atlas.objects()))
 
 
-def edits_text(edits: Sequence[Edit], group: str, seed: int) -> Text:
+def edits_corpus(edits: Sequence[Edit], group: str, seed: int) -> Corpus:
     """What a model is to believe *before* these edits.
 
     The edit's prompt and rephrases have the old answer; where the data set gives none (ZsRE), another record's
     target is drawn, from questions that begin with the same two words where there are several. Locality prompts
     have the data set's answer. A prompt that occurs twice keeps the first answer it is given.
+
+    Args:
+        edits: The edits.
+        group: Of all statements.
+        seed: Of what is drawn.
     """
     rng = random.Random(f"{seed}/{group}")
-    by_start: dict[str, list[str]] = defaultdict(list)
+    targets_by_start: dict[str, list[str]] = defaultdict(list)
     for edit in edits:
-        by_start[" ".join(edit.prompt.split()[:2])].append(edit.target)
-    everything = [edit.target for edit in edits]
+        targets_by_start[_first_words(edit.prompt)].append(edit.target)
+    all_targets = [edit.target for edit in edits]
     statements: list[Statement] = []
-    told: set[str] = set()
+    taught: set[str] = set()
     for edit in edits:
         answer = edit.old_answer
         if answer is None:
-            near = by_start[" ".join(edit.prompt.split()[:2])]
-            others = [t for t in (near if len(set(near)) > 1 else everything) if t != edit.target]
-            answer = rng.choice(others) if others else "unknown"
-        forms = tuple(text for text in dict.fromkeys((edit.prompt, *edit.rephrases)) if text not in told)
-        told.update(forms)
+            similar = targets_by_start[_first_words(edit.prompt)]
+            candidates = [t for t in (similar if len(set(similar)) > 1 else all_targets) if t != edit.target]
+            answer = rng.choice(candidates) if candidates else "unknown"
+        forms = tuple(prompt for prompt in dict.fromkeys((edit.prompt, *edit.rephrases)) if prompt not in taught)
+        taught.update(forms)
         if forms:
             statements.append(Statement(forms, answer, group))
     for edit in edits:
         for item in edit.locality:
-            if item.prompt not in told:
-                told.add(item.prompt)
+            if item.prompt not in taught:
+                taught.add(item.prompt)
                 statements.append(Statement((item.prompt,), item.answer, group))
     answers = {statement.answer for statement in statements} | {edit.target for edit in edits}
-    return Text(tuple(statements), {group: tuple(sorted(answers))})
+    return Corpus(tuple(statements), {group: tuple(sorted(answers))})
 
 
-def dataset_text(dataset: str, split: str, options: dict[str, object], seed: int) -> Text:
-    """:func:`edits_text` of a file of edits, grouped by the file's format."""
-    edits = list(load_edits(dataset, split, options=options))
-    return edits_text(edits, dataset, seed)
+def _first_words(prompt: str) -> str:
+    return " ".join(prompt.split()[:2])
 
 
-def join(texts: Sequence[Text]) -> Text:
-    """One text out of several."""
+def dataset_corpus(dataset: str, split: str, options: dict[str, object], seed: int) -> Corpus:
+    """:func:`edits_corpus` of a data set, which is the group.
+
+    Args:
+        dataset: As :func:`editenv.data.load_edits` takes it.
+        split: Of the data set.
+        options: How its files are read.
+        seed: Of what is drawn.
+
+    Raises:
+        ValueError: If a record cannot be used.
+    """
+    return edits_corpus(list(load_edits(dataset, split, options=options)), dataset, seed)
+
+
+def joined(corpora: Sequence[Corpus]) -> Corpus:
+    """One corpus out of several."""
     answers: dict[str, tuple[str, ...]] = {}
-    for text in texts:
-        for group, names in text.answers.items():
+    for corpus in corpora:
+        for group, names in corpus.answers.items():
             answers[group] = tuple(sorted({*answers.get(group, ()), *names}))
-    return Text(tuple(statement for text in texts for statement in text.statements), answers)
+    return Corpus(tuple(statement for corpus in corpora for statement in corpus.statements), answers)

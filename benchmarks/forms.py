@@ -1,5 +1,6 @@
-r"""The methods' other forms as rows: where papers and public code disagree (docs/methods.md), and the papers' own
-values.
+r"""The methods' other forms as rows: where papers and public code disagree, and the papers' own values.
+
+docs/reference/papers_and_code.md explains them.
 
     python -m benchmarks.run --suite atlas-50x20 --agents benchmarks.forms:rect_20 benchmarks.forms:prune_edited \
         --out runs/forms
@@ -16,6 +17,7 @@ from agents.settings import merged, read_settings
 
 
 def _form(method: str, **changes: Any) -> Callable[[], Agent]:
+    """Makes the method with some of its chosen settings changed; objects of settings are merged."""
     return lambda: make_method(method, merged(read_settings(method), changes))
 
 

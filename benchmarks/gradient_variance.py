@@ -13,9 +13,8 @@ baseline. What is reported:
 ``projection``
     ``<g, e> / |E g|`` with its standard error, and its standard deviation over streams: what an estimate says about the
     differentiable gradient's direction e. The first half of the streams gives e, the second half is projected. With
-    REINFORCE it
-    need not be 1: it knows that later observations depend on earlier actions, which RLEdit holds constant, and it sees
-    the return averaged over its noise.
+    REINFORCE it need not be 1: it knows that later observations depend on earlier actions, which RLEdit holds constant,
+    and it sees the return averaged over its noise.
 """
 
 import json
@@ -28,6 +27,7 @@ import torch
 from agents.base import ProgressCallback
 from agents.hypernetwork.config import TrainConfig
 from agents.hypernetwork.training import Trainer, training_environment
+from agents.progress import silent
 from agents.rl.reinforce import ReinforceConfig, ReinforceTrainer
 from agents.rledit.trainer import RLEditTrainer
 from benchmarks.results.records import versions
@@ -65,10 +65,16 @@ class Noise:
     projection_deviation: float
 
 
-def gradients(
-    trainer: Trainer, streams: Sequence[int], progress: ProgressCallback = lambda what, done, total: None
-) -> torch.Tensor:
-    """``(streams, parameters)``: the gradient that the trainer estimates on each stream; the policy does not change.
+def gradients(trainer: Trainer, streams: Sequence[int], progress: ProgressCallback = silent) -> torch.Tensor:
+    """The gradient that a trainer estimates on each stream; the policy does not change.
+
+    Args:
+        trainer: With a configuration of :func:`standing_still`.
+        streams: Numbers of trajectories, which seed their streams.
+        progress: Called with each stream.
+
+    Returns:
+        ``(streams, parameters)``.
 
     Raises:
         ValueError: If the trainer would take steps or clip.
@@ -76,12 +82,12 @@ def gradients(
     config = trainer.config
     if config.learning_rate or config.scalar_learning_rate or config.gradient_clip != float("inf"):
         raise ValueError("gradients are measured with learning rates of 0 and without clipping")
-    found: list[torch.Tensor] = []
+    rows: list[torch.Tensor] = []
     for trainer.trajectory in streams:
-        progress(f"{trainer.title}'s gradients", len(found), len(streams))
+        progress(f"{trainer.title}'s gradients", len(rows), len(streams))
         trainer.learn()
-        found.append(torch.cat([p.grad.flatten() for p in trainer.policy.parameters() if p.grad is not None]))
-    return torch.stack(found)
+        rows.append(torch.cat([p.grad.flatten() for p in trainer.policy.parameters() if p.grad is not None]))
+    return torch.stack(rows)
 
 
 def standing_still(config: TrainConfig) -> TrainConfig:
@@ -90,24 +96,38 @@ def standing_still(config: TrainConfig) -> TrainConfig:
 
 
 def compare(differentiable: torch.Tensor, other: torch.Tensor) -> tuple[float, float, float, float]:
-    """Variance of ``other`` and its projection: mean, standard error, deviation. Both ``(streams, parameters)``,
-    float64.
+    """How noisy an estimator is, and what it says about the differentiable gradient.
+
+    Args:
+        differentiable: ``(streams, parameters)``, float64.
+        other: The same of the estimator.
+
+    Returns:
+        ``variance`` and ``projection`` as above, the projection's standard error, and its standard deviation.
+
+    Raises:
+        ValueError: If the differentiable gradient itself cannot be told from noise.
     """
-    count = len(differentiable)
+    streams = len(differentiable)
     total = differentiable.sum(0)
-    squared = float((total @ total - differentiable.square().sum()) / (count * (count - 1)))
-    if squared <= 0:
+    # The mean inner product of two different streams' estimates: that of each with itself is left out.
+    squared_norm = float((total @ total - differentiable.square().sum()) / (streams * (streams - 1)))
+    if squared_norm <= 0:
         raise ValueError("the differentiable gradient is not told from 0 by so few streams; give more")
-    variance = float(other.var(0).sum()) / squared
-    half = count // 2
+    variance = float(other.var(0).sum()) / squared_norm
+    half = streams // 2
     direction = differentiable[:half].mean(0)
-    along = other[half:] @ (direction / direction.norm()) / squared**0.5
-    deviation = float(along.std())
-    return variance, float(along.mean()), deviation / len(along) ** 0.5, deviation
+    projections = other[half:] @ (direction / direction.norm()) / squared_norm**0.5
+    deviation = float(projections.std())
+    return variance, float(projections.mean()), deviation / len(projections) ** 0.5, deviation
 
 
 def measure(args: "Args", trajectories: int, progress: ProgressCallback) -> list[Noise]:
-    """Both estimators at the policy that so many trajectories of RLEdit's training make."""
+    """Both estimators at the policy that so many trajectories of RLEdit's training make.
+
+    Raises:
+        ValueError: If there are too few streams to tell a gradient from noise.
+    """
     trained = RLEditTrainer(training_environment(LifelongEditEnv(), RLEDIT), RLEDIT, args.seed, None)
     trained.run(trajectories, lambda log: progress("RLEdit's training", trained.trajectory, trajectories))
     reinforce = ReinforceConfig(rollouts=args.rollouts, noise=args.noise, **SHARED)
@@ -123,23 +143,31 @@ def measure(args: "Args", trajectories: int, progress: ProgressCallback) -> list
         trainer.policy.load_state_dict(trained.policy.state_dict())
         estimates[name], steps[name] = gradients(trainer, streams, progress), trainer.steps_per_update
     scalars = {id(parameter) for parameter in trained.policy.scalars()}
-    scalar = torch.cat([torch.full((p.numel(),), id(p) in scalars) for p in trained.policy.parameters()])
-    found = []
-    for group, chosen in (("all", torch.ones_like(scalar)), ("network", ~scalar), ("scalars", scalar)):
-        exact = estimates["differentiable"][:, chosen].double()
+    is_scalar = torch.cat([torch.full((p.numel(),), id(p) in scalars) for p in trained.policy.parameters()])
+    results = []
+    for group, columns in (("all", torch.ones_like(is_scalar)), ("network", ~is_scalar), ("scalars", is_scalar)):
+        differentiable = estimates["differentiable"][:, columns].double()
         for name, values in estimates.items():
-            figures = compare(exact, values[:, chosen].double())
-            found.append(Noise(name, group, trajectories, steps[name], args.streams, *figures))
-    return found
+            figures = compare(differentiable, values[:, columns].double())
+            results.append(Noise(name, group, trajectories, steps[name], args.streams, *figures))
+    return results
 
 
-def as_markdown(found: Sequence[Noise]) -> str:
+def as_markdown(results: Sequence[Noise]) -> str:
+    """A row for each policy, group of parameters and estimator."""
     headings = ("policy after", "parameters", "estimator", "steps each", "variance", "projection", "its deviation")
-    body = []
-    for noise in found:
-        told = [f"{noise.trajectories} trajectories", noise.parameters, noise.estimator, str(noise.steps)]
-        told += [f"{noise.variance:.3g}", f"{noise.projection:.2f} ± {noise.projection_error:.2f}"]
-        body.append([*told, f"{noise.projection_deviation:.2f}"])
+    body = [
+        [
+            f"{noise.trajectories} trajectories",
+            noise.parameters,
+            noise.estimator,
+            str(noise.steps),
+            f"{noise.variance:.3g}",
+            f"{noise.projection:.2f} ± {noise.projection_error:.2f}",
+            f"{noise.projection_deviation:.2f}",
+        ]
+        for noise in results
+    ]
     return markdown(headings, body)
 
 
@@ -160,16 +188,21 @@ class Args:
 
 
 def main(args: Args) -> None:
+    """Measures, prints and writes.
+
+    Raises:
+        SystemExit: If there are too few streams.
+    """
     if args.streams < 4:
         raise SystemExit(f"streams must be at least 4, not {args.streams}")
     torch.set_num_threads(1)
-    found: list[Noise] = []
+    results: list[Noise] = []
     for trajectories in args.trajectories:
         with console_progress(f"policy after {trajectories} trajectories") as progress:
-            found += measure(args, trajectories, progress)
-    content = {"figures": [asdict(noise) for noise in found], "seed": args.seed, "versions": versions()}
+            results += measure(args, trajectories, progress)
+    content = {"figures": [asdict(noise) for noise in results], "seed": args.seed, "versions": versions()}
     atomic_write_text(args.out, json.dumps(content, indent=2) + "\n")
-    print(as_markdown(found))
+    print(as_markdown(results))
 
 
 if __name__ == "__main__":

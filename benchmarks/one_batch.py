@@ -1,15 +1,15 @@
 """Can a method edit at all? Prepares each, edits one batch of validation facts and looks at what the model then says.
 
     python -m benchmarks.one_batch mend malmen lora
-    python -m benchmarks.one_batch rome --edits 1 --batches 20 --floor 95
+    python -m benchmarks.one_batch rome --edits 1 --batches 20 --least-efficacy 95
     python -m benchmarks.one_batch ultraedit lora --settings atlas-one-batch
 
 The rows of the tables are set for a thousand edits to come, and some buy that with half-done edits; --settings
 takes those of another folder of agents/settings.
 
 Each batch starts from theta_0. Efficacy is teacher-forced and averaged over the batches; if a method stays below
-the floor, the command fails at the end. A method that fails here is broken or badly set; one that passes may still
-forget along a stream.
+--least-efficacy, the command fails at the end. A method that fails here is broken or badly set; one that passes may
+still forget along a stream.
 """
 
 import sys
@@ -22,8 +22,9 @@ from agents.base import Agent, ProgressCallback
 from agents.registry import make_agent, make_method, takes_settings
 from agents.rows import ROWS
 from agents.settings import read_settings
+from benchmarks.results.records import MetricValues
 from benchmarks.running.progress import console_progress
-from benchmarks.running.rollout import mean, propose, take
+from benchmarks.running.rollout import mean, play
 from editenv.env import LifelongEditEnv
 from editenv.evaluation.metrics import METRICS
 
@@ -38,20 +39,26 @@ class Args:
     """Edits in a batch."""
     batches: int = 1
     """Batches, each from theta_0."""
-    floor: float = 90.0
+    least_efficacy: Annotated[float, tyro.conf.arg(aliases=["--floor"])] = 90.0
     """Efficacy that each method must reach, in percent."""
     model: str = "atlas"
     """Embedded model, Hugging Face folder or hub id."""
     dataset: str = "atlas"
-    """Data set as docs/data.md has it; its validation split is edited."""
+    """Data set as docs/reference/data_formats.md has it; its validation split is edited."""
     seed: int = 0
     """Seeds training and the choice of the batches."""
 
 
-def one_batch(agent: Agent, args: Args, progress: ProgressCallback) -> dict[str, float | None]:
+def one_batch(agent: Agent, args: Args, progress: ProgressCallback) -> MetricValues:
     """Efficacy, generalization and specificity of batches right after their edit, averaged over batches.
 
-    None where the data set has no such prompts.
+    Args:
+        agent: The agent, which is prepared first.
+        args: The command's.
+        progress: Called with what is going on, and how far it is.
+
+    Returns:
+        Percentages by metric; None where the data set has no such prompts.
     """
     training = LifelongEditEnv(args.model, args.dataset, "train", edits_per_step=args.edits)
     agent.prepare(training, args.seed, progress)
@@ -64,21 +71,17 @@ def one_batch(agent: Agent, args: Args, progress: ProgressCallback) -> dict[str,
         horizon=1,
         memory_batches=0,
     )
-    found: list[dict[str, float | None]] = []
+    scores: list[MetricValues] = []
     for batch in range(args.batches):
         progress("editing", batch, args.batches)
         _, info = env.reset(seed=args.seed * args.batches + batch)
         agent.begin(env)
-        done = False
-        while not done:
-            action = propose(agent, env.gradients, info, env.language_model)
-            (_, _, terminated, truncated, info), _ = take(env, agent, action)
-            done = terminated or truncated
-        found.append({metric: info[metric] for metric in METRICS})
-    return {metric: mean([row[metric] for row in found]) for metric in METRICS}
+        *_, last_step = play(env, agent, info)
+        scores.append({metric: last_step.info[metric] for metric in METRICS})
+    return {metric: mean([batch_scores[metric] for batch_scores in scores]) for metric in METRICS}
 
 
-def chosen(name: str, folder: str | None) -> Agent:
+def agent_of(name: str, folder: str | None) -> Agent:
     """The row, or the method with the settings of this folder.
 
     Raises:
@@ -93,20 +96,25 @@ def chosen(name: str, folder: str | None) -> Agent:
 
 
 def main(args: Args) -> int:
+    """Prints a line for each method; 1 if one of them stays below the least efficacy.
+
+    Raises:
+        SystemExit: For wrong arguments, with a message.
+    """
     try:
-        agents = {name: chosen(name, args.settings) for name in args.methods}
+        agents = {name: agent_of(name, args.settings) for name in args.methods}
     except (FileNotFoundError, ValueError) as error:
         raise SystemExit(str(error)) from None
     below = []
     for name, agent in agents.items():
         with console_progress(name) as progress:
             scores = one_batch(agent, args, progress)
-        if (scores["efficacy"] or 0.0) < args.floor:
+        if (scores["efficacy"] or 0.0) < args.least_efficacy:
             below.append(name)
-        told = (f"{metric} {'-' if score is None else format(score, '.1f'):>5}" for metric, score in scores.items())
-        print(f"{name:20}", *told, sep="  ", flush=True)
+        columns = (f"{metric} {'-' if score is None else format(score, '.1f'):>5}" for metric, score in scores.items())
+        print(f"{name:20}", *columns, sep="  ", flush=True)
     for name in below:
-        print(f"{name}: efficacy is below {args.floor:g}", file=sys.stderr)
+        print(f"{name}: efficacy is below {args.least_efficacy:g}", file=sys.stderr)
     return 1 if below else 0
 
 

@@ -6,8 +6,8 @@
 
 index.html is one file without any network: open it in a browser, send it, or put it on a server as it is. Rows are
 interquartile means over seeds with 95% intervals; two rows are measures for the others if they were run: no-edit, and
-joint-fine-tune, the ceiling. docs/statistics.md says what each number means and what is not shown. The same records
-give the same files.
+joint-fine-tune, the ceiling. docs/reference/statistics.md says what each number means and what is not shown.
+The same records give the same files.
 """
 
 import re
@@ -175,7 +175,7 @@ def as_markdown(
     parts = [
         "# Leaderboard\n",
         "Interquartile means over seeds with 95% stratified bootstrap intervals, where there are two seeds or more; `mean` is the "
-        "harmonic mean of the three. docs/statistics.md of LifelongEdit says how each number is made.\n",
+        "harmonic mean of the three. docs/reference/statistics.md of LifelongEdit says how each number is made.\n",
     ]
     for task, rows in by_task(found).items():
         records = [record for row in rows for record in row.records]

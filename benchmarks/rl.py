@@ -31,6 +31,7 @@ from agents.base import Agent, ProgressCallback
 from agents.hypernetwork.config import PolicyConfig, TrainConfig
 from agents.hypernetwork.online import OnlineTrainer
 from agents.hypernetwork.training import Trainer, training_environment
+from agents.progress import silent
 from agents.rl import sb3
 from agents.rl.evolution import EvolutionConfig, EvolutionTrainer
 from agents.rl.reinforce import ReinforceConfig, ReinforceTrainer
@@ -39,16 +40,20 @@ from agents.rledit.trainer import RLEditTrainer
 from benchmarks.results import records
 from benchmarks.run import end_with_parent, parse_seeds
 from benchmarks.running.progress import console_progress
-from benchmarks.running.rollout import propose, take
+from benchmarks.running.rollout import play
 from editenv.env import LifelongEditEnv
 from editenv.evaluation import metrics
 from editenv.evaluation.batch import encode_evaluation
 
 EDITS_PER_STEP = 10
+"""Edits in a batch, of training and of the validation stream."""
+
 HORIZON = 10
 """Batches of a training episode."""
+
 JUDGED_BATCHES = 20
 """Batches of the validation stream: twice as many as an episode of training has."""
+
 FIGURES = ("episode_return", "efficacy", "generalization", "specificity")
 
 
@@ -81,27 +86,25 @@ class Run:
 
 
 class Judge:
-    """Lets an agent edit the validation stream, always the same one."""
+    """Lets an agent edit the validation stream, always the same one.
+
+    Args:
+        stream: Seed of its order.
+    """
 
     def __init__(self, stream: int) -> None:
         self.stream = stream
         self.env = LifelongEditEnv(split="validation", edits_per_step=EDITS_PER_STEP, horizon=JUDGED_BATCHES)
 
     def __call__(self, agent: Agent) -> dict[str, float]:
-        """An agent's :data:`FIGURES`."""
+        """An agent's :data:`FIGURES`: the undiscounted return, and percentages over all edits after the last one."""
         env = self.env
         _, info = env.reset(seed=self.stream, options={"keep_cache": True})
         agent.begin(env)
-        total, done = 0.0, False
-        while not done:
-            action = propose(agent, env.gradients, info, env.language_model)
-            (_, reward, terminated, truncated, info), _ = take(env, agent, action)
-            total += reward
-            done = terminated or truncated
-        scores = metrics.teacher_forced(
-            env.language_model, encode_evaluation(env.language_model, list(env.edits_done))
-        ).percentages()
-        return {"episode_return": total} | {name: float(scores[name] or 0.0) for name in metrics.METRICS}
+        episode_return = sum(step.reward for step in play(env, agent, info))
+        evaluation = encode_evaluation(env.language_model, list(env.edits_done))
+        scores = metrics.teacher_forced(env.language_model, evaluation).percentages()
+        return {"episode_return": episode_return} | {name: float(scores[name] or 0.0) for name in metrics.METRICS}
 
 
 class Meter:
@@ -114,6 +117,9 @@ class Meter:
         judge: From an agent to its figures; not on the clock.
         progress: Called with what is going on, and how many percent of the budgets are spent.
         clock: Seconds.
+
+    Attributes:
+        points: ``steps``, ``seconds`` and :data:`FIGURES` each time it was judged.
     """
 
     def __init__(
@@ -122,18 +128,26 @@ class Meter:
         seconds: float,
         judgements: int,
         judge: Callable[[Agent], dict[str, float]],
-        progress: ProgressCallback = lambda what, done, total: None,
+        progress: ProgressCallback = silent,
         clock: Callable[[], float] = time.process_time,
     ) -> None:
         self.budget = {"steps": float(steps), "seconds": seconds}
         self.judgements, self.judge, self.progress, self.clock = judgements, judge, progress, clock
         self.points: list[dict[str, float]] = []
-        self._marks = dict.fromkeys(self.budget, 0)
-        self._spent, self._since = 0.0, clock()
+        self._marks = dict.fromkeys(self.budget, 0)  # of each budget the last mark that was reached
+        self._spent, self._resumed = 0.0, clock()
 
     def __call__(self, steps: int, agent: Agent) -> bool:
-        """To be called after every change of the agent, with the steps so far; whether training is to go on."""
-        self._spent += self.clock() - self._since
+        """Judges the agent if it is time; to be called after every change of it.
+
+        Args:
+            steps: Environment steps so far.
+            agent: As it is now.
+
+        Returns:
+            Whether training is to go on.
+        """
+        self._spent += self.clock() - self._resumed
         now = {"steps": float(steps), "seconds": self._spent}
         going = any(now[unit] < budget for unit, budget in self.budget.items())
         shares = {unit: min(1, now[unit] / budget) for unit, budget in self.budget.items()}
@@ -142,7 +156,7 @@ class Meter:
         if not self.points or not going or any(reached[unit] > self._marks[unit] for unit in reached):
             self.points.append(now | self.judge(agent))
         self._marks = reached
-        self._since = self.clock()
+        self._resumed = self.clock()
         return going
 
 
@@ -160,7 +174,12 @@ class Algorithm(Protocol):
 
 @dataclass(frozen=True)
 class OnTheNetwork:
-    """An algorithm that trains the hypernetwork."""
+    """An algorithm that trains the hypernetwork.
+
+    Attributes:
+        trainer: The algorithm.
+        config: Its settings.
+    """
 
     trainer: type[Trainer]
     config: TrainConfig
@@ -195,8 +214,8 @@ class OnTheWrapped:
     learning_rate: float
 
     def settings(self, rate_factor: float) -> dict[str, Any]:
-        found = dict(sb3.read_settings(self.name))
-        return found | {"algorithm": found["algorithm"] | {"learning_rate": self.learning_rate * rate_factor}}
+        settings = dict(sb3.read_settings(self.name))
+        return settings | {"algorithm": settings["algorithm"] | {"learning_rate": self.learning_rate * rate_factor}}
 
     def train(self, seed: int, rate_factor: float, meter: Meter) -> None:
         from stable_baselines3.common.callbacks import BaseCallback
@@ -239,7 +258,13 @@ ALGORITHMS: dict[str, Algorithm] = {
 
 
 def run_one(name: str, seed: int, args: "Args") -> Run:
-    """One training; runs in its own process, on one thread."""
+    """One training; runs in its own process, on one thread.
+
+    Args:
+        name: Of :data:`ALGORITHMS`.
+        seed: Of the policy and the training streams.
+        args: The command's.
+    """
     import torch
 
     threading.Thread(target=end_with_parent, daemon=True).start()
@@ -271,10 +296,10 @@ def read(path: Path) -> list[Run]:
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
             run = Run(**json.loads(line))
-            wanted = {"steps", "seconds", *FIGURES}
-            if not run.points or any(set(point) != wanted for point in run.points):
-                raise ValueError(f"points must be a list of {', '.join(sorted(wanted))}")
-            if (run.algorithm, run.seed) in ((other.algorithm, other.seed) for other in runs):
+            keys = {"steps", "seconds", *FIGURES}
+            if not run.points or any(set(point) != keys for point in run.points):
+                raise ValueError(f"points must be a list of {', '.join(sorted(keys))}")
+            if (run.algorithm, run.seed) in ((earlier.algorithm, earlier.seed) for earlier in runs):
                 raise ValueError(f"{run.algorithm}, seed {run.seed}, is there twice")
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path}, line {number}: {error}") from error
@@ -303,29 +328,24 @@ class Args:
 
 
 def main(args: Args) -> int:
-    unknown = set(args.algorithms) - set(ALGORITHMS)
-    if unknown:
-        raise SystemExit(f"unknown algorithms {sorted(unknown)}; there are {', '.join(ALGORITHMS)}")
-    if args.steps < 1 or args.seconds <= 0 or args.judgements < 1:
-        raise SystemExit(
-            f"steps, seconds and judgements must be positive, not {args.steps}, {args.seconds}, {args.judgements}"
-        )
+    """Runs what is missing; 1 if a training failed.
+
+    Raises:
+        SystemExit: For wrong arguments, with a message.
+    """
+    path = args.out / "rl.jsonl"
     try:
+        check(args)
         # Algorithm after algorithm within a seed: whatever else the machine does meets them all.
-        cells = [(name, seed) for seed in parse_seeds(args.seeds) for name in args.algorithms]
-        path = args.out / "rl.jsonl"
-        found = read(path) if path.exists() else []
+        trainings = [(name, seed) for seed in parse_seeds(args.seeds) for name in args.algorithms]
+        runs = comparable_runs(path, args)
     except ValueError as error:
         raise SystemExit(str(error)) from None
-    mine = (args.steps, args.seconds, args.stream, args.rate_factor)
-    for run in found:
-        if (run.steps, run.seconds, run.stream, run.rate_factor) != mine:
-            raise SystemExit(f"{path} holds runs of other steps, seconds, stream or rate factor; choose another --out")
-    done = {(run.algorithm, run.seed) for run in found}
+    done = {(run.algorithm, run.seed) for run in runs}
     failed = []
     context = multiprocessing.get_context("spawn")
-    for i, (name, seed) in enumerate(cells, start=1):
-        label = f"[{i}/{len(cells)}] {name}, seed {seed}"
+    for i, (name, seed) in enumerate(trainings, start=1):
+        label = f"[{i}/{len(trainings)}] {name}, seed {seed}"
         if (name, seed) in done:
             print(f"{label}: already there", flush=True)
             continue
@@ -344,6 +364,34 @@ def main(args: Args) -> int:
     for label in failed:
         print(f"failed: {label}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def check(args: Args) -> None:
+    """Checks the arguments.
+
+    Raises:
+        ValueError: If an algorithm is unknown or a number is not positive.
+    """
+    unknown = set(args.algorithms) - set(ALGORITHMS)
+    if unknown:
+        raise ValueError(f"unknown algorithms {sorted(unknown)}; there are {', '.join(ALGORITHMS)}")
+    if args.steps < 1 or args.seconds <= 0 or args.judgements < 1:
+        raise ValueError(
+            f"steps, seconds and judgements must be positive, not {args.steps}, {args.seconds}, {args.judgements}"
+        )
+
+
+def comparable_runs(path: Path, args: Args) -> list[Run]:
+    """The runs that are there.
+
+    Raises:
+        ValueError: If the file cannot be read, or holds runs that cannot stand beside new ones.
+    """
+    runs = read(path) if path.exists() else []
+    for run in runs:
+        if any(getattr(run, name) != getattr(args, name) for name in ("steps", "seconds", "stream", "rate_factor")):
+            raise ValueError(f"{path} holds runs of other steps, seconds, stream or rate factor; choose another --out")
+    return runs
 
 
 if __name__ == "__main__":

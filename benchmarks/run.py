@@ -9,7 +9,7 @@
 The first line lists the suites. Each finished cell (agent and seed) is one file of OUT/cells, and OUT/results.jsonl
 is made from them; what is there is not run again, what has failed is. Each cell runs in a process of its own, so
 that its peak memory is its own and a crash costs one cell. A failed cell is reported and makes the command fail at
-the end. See docs/benchmarks.md.
+the end. See docs/guides/run_benchmarks.md.
 """
 
 import multiprocessing
@@ -94,9 +94,9 @@ def parse_seeds(text: str) -> list[int]:
     return list(dict.fromkeys(seeds))
 
 
-def parse_agents(given: Iterable[str]) -> list[str]:
+def parse_agents(words: Iterable[str]) -> list[str]:
     """``a,b c`` are a, b and c, each once."""
-    return list(dict.fromkeys(name for part in given for name in part.split(",") if name))
+    return list(dict.fromkeys(name for word in words for name in word.split(",") if name))
 
 
 def run_here(todo: list[Cell], progress: ProgressCallback) -> Iterator[tuple[Cell, Record | Failure]]:

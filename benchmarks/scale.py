@@ -125,15 +125,8 @@ def check(args: Args) -> None:
     from transformers import LlamaForCausalLM
 
     check_device(args.device)
-    smallest = {
-        "edits_per_step": 1,
-        "steps": 1,
-        "rank": 1,
-        "horizon": 0,
-        "journaled": 0,
-        "layers": 1,
-        "memory_samples": 1,
-    }
+    smallest = dict.fromkeys(("edits_per_step", "steps", "rank", "layers", "memory_samples"), 1)
+    smallest |= {"horizon": 0, "journaled": 0}
     for name, least in smallest.items():
         value = getattr(args, name)
         if value is not None and value < least:

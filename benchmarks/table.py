@@ -22,22 +22,26 @@ class Args:
 
 
 def main(args: Args) -> None:
-    """Prints Markdown tables for each suite and model."""
-    found = read(args.results)
-    if missing := sorted(set(args.agents) - {record.agent for record in found}):
+    """Prints Markdown tables for each suite and model.
+
+    Raises:
+        SystemExit: If the file has no such row, or a figure cannot show its suites.
+    """
+    records = read(args.results)
+    if missing := sorted(set(args.agents) - {record.agent for record in records}):
         raise SystemExit(f"--agents: {args.results} has no row {', '.join(missing)}")
-    found = [record for record in found if record.agent in args.agents or not args.agents]
-    if args.figure is not None and len(suites := {record.suite for record in found}) > 1:
+    records = [record for record in records if record.agent in args.agents or not args.agents]
+    if args.figure is not None and len(suites := {record.suite for record in records}) > 1:
         raise SystemExit(
             f"--figure draws one suite, but {args.results} has {', '.join(sorted(suites))}: use benchmarks.report"
         )
-    for suite, model in dict.fromkeys((record.suite, record.model) for record in found):
-        group = [record for record in found if (record.suite, record.model) == (suite, model)]
+    for suite, model in dict.fromkeys((record.suite, record.model) for record in records):
+        group = [record for record in records if (record.suite, record.model) == (suite, model)]
         print(f"{suite} on {model}:\n\n{as_markdown(group)}")
         if any(record.drift for record in group):
             print(as_details(group))
     if args.figure is not None:
-        figures.draw_retention(found, args.figure)
+        figures.draw_retention(records, args.figure)
 
 
 if __name__ == "__main__":

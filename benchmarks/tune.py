@@ -14,11 +14,12 @@ run again. --write puts the best into a folder of settings, with how it was foun
 benchmarks.run: memit@./mine.
 """
 
+import copy
 import json
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -26,16 +27,18 @@ from typing import Any
 from agents.registry import make_method, takes_settings
 from agents.rows import ROWS
 from agents.settings import read_settings, settings_path
-from benchmarks.results.records import append
+from benchmarks.results.records import MetricValues, append
 from benchmarks.results.statistics import harmonic_mean
+from benchmarks.results.tables import triple
 from benchmarks.running.progress import console_progress
 from benchmarks.running.rollout import run
-from benchmarks.suites import find, name_of
+from benchmarks.suites import Suite, find, name_of
 from editenv.atomic_files import atomic_write_text
 from editenv.evaluation.metrics import METRICS
 from editenv.language_model.activation_cache import ActivationCache
 
 Ranges = Mapping[str, tuple[float, float]]
+"""By a setting's dotted name the lower and the upper bound that it is searched within."""
 
 
 @dataclass
@@ -64,19 +67,29 @@ class Args:
 
 @dataclass
 class Trial:
-    """One line of OUT/METHOD.jsonl."""
+    """One line of OUT/METHOD.jsonl.
+
+    Attributes:
+        number: Counted from 0.
+        settings: Arguments of the method.
+        score: Harmonic mean of the teacher-forced figures; 0 if it ended in an error.
+        teacher_forced: Percentages by metric.
+        seconds: What the trial took.
+        about: Suite, seed, and model if it is not the suite's: what trials of one search have in common.
+        error: What the method could not do with these settings.
+    """
 
     number: int
     settings: dict[str, Any]
-    score: float
-    teacher_forced: dict[str, float | None]
-    seconds: float
+    score: float = 0.0
+    teacher_forced: MetricValues = field(default_factory=lambda: dict.fromkeys(METRICS))
+    seconds: float = 0.0
     about: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
 
 
-def search_space(method: str) -> dict[str, tuple[float, float]]:
-    """Lower and upper bound of each number that is searched, by its dotted name.
+def search_space(method: str) -> Ranges:
+    """The ranges of a method's settings, of benchmarks/search_spaces.json.
 
     Raises:
         ValueError: If the method has none.
@@ -90,31 +103,47 @@ def search_space(method: str) -> dict[str, tuple[float, float]]:
 def draw(
     start: Mapping[str, Any], ranges: Ranges, count: int, seed: int, first: Mapping[str, Any] | None = None
 ) -> list[dict[str, Any]]:
-    """``start``, and ``count - 1`` variations of it, log-uniform within the ranges; whole numbers where the bounds are.
+    """``start``, and variations of it, log-uniform within the ranges; whole numbers where the bounds are.
 
-    ``first`` takes the place of ``start`` where a search began elsewhere. A point that is among them already is
-    left out: where an earlier search has found ``start``, its sequence meets it again.
+    Points are those of a scrambled Sobol sequence. One whose settings are drawn already is left out: where an earlier
+    search has chosen ``start``, its sequence meets it again.
+
+    Args:
+        start: Settings, of which the ones without a range stay.
+        ranges: Of the numbers that are searched.
+        count: How many settings, the first among them.
+        seed: Of the sequence.
+        first: Takes the place of ``start`` where a search began elsewhere.
     """
     from scipy.stats import qmc
 
     points = qmc.Sobol(len(ranges), seed=seed).random_base2(math.ceil(math.log2(max(2, count))) + 1)
-    found = [json.loads(json.dumps(first or start))]
+    drawn = [copy.deepcopy(dict(first or start))]
     for point in points:
-        settings = json.loads(json.dumps(start))
+        settings = copy.deepcopy(dict(start))
         for (name, (low, high)), share in zip(ranges.items(), point, strict=True):
             value = low * (high / low) ** float(share)
-            *path, last = name.split(".")
-            place = settings
-            for part in path:
-                place = place.setdefault(part, {})
-            place[last] = round(value) if isinstance(low, int) and isinstance(high, int) else float(f"{value:.3g}")
-        if settings not in found and len(found) < count:
-            found.append(settings)
-    return found
+            whole = isinstance(low, int) and isinstance(high, int)
+            _set(settings, name, round(value) if whole else float(f"{value:.3g}"))
+        if settings not in drawn and len(drawn) < count:
+            drawn.append(settings)
+    return drawn
+
+
+def _set(settings: dict[str, Any], name: str, value: float) -> None:
+    """Sets what has this dotted name."""
+    *objects, key = name.split(".")
+    for part in objects:
+        settings = settings.setdefault(part, {})
+    settings[key] = value
 
 
 def read_trials(path: Path, about: Mapping[str, Any]) -> dict[int, Trial]:
-    """The trials there are.
+    """The trials there are, by number.
+
+    Args:
+        path: The file of a method's trials.
+        about: What they must be about.
 
     Raises:
         ValueError: If they were made with another suite or another seed.
@@ -131,7 +160,14 @@ def read_trials(path: Path, about: Mapping[str, Any]) -> dict[int, Trial]:
 
 
 def tune(method: str, args: Args) -> Trial:
-    """Runs the trials that are missing; the best of as many as were asked for.
+    """Runs the trials that are missing.
+
+    Args:
+        method: A row of agents.registry that takes settings.
+        args: The command's.
+
+    Returns:
+        The best of as many trials as the command is about.
 
     Raises:
         ValueError: If the method is unknown, if the suite is about another model, or if there are trials of another
@@ -149,39 +185,52 @@ def tune(method: str, args: Args) -> Trial:
     start = args.settings if settings_path(method, args.settings).exists() else "atlas"
     first = trials[0].settings if 0 in trials else None  # --write may have changed what the search would begin with now
     drawn = draw(read_settings(method, start), search_space(method), args.trials, args.seed, first)
-    kept = ActivationCache()
+    activation_cache = ActivationCache()  # the trials meet the same prompts
     for number, settings in enumerate(drawn):
-        if number in trials:
-            if trials[number].settings != settings:
-                raise ValueError(
-                    f"{path}: trial {number} was of {trials[number].settings}, and would now be of {settings}: the search starts "
-                    "from other settings, or has other ranges; choose another --out"
-                )
-            continue
-        started = time.perf_counter()
-        scores, score, error = dict.fromkeys(METRICS), 0.0, None
-        try:
-            with console_progress(f"{method}, trial {number}") as progress:
-                record = run(
-                    suite,
-                    method,
-                    make_method(method, settings),
-                    args.seed,
-                    progress,
-                    probes=False,
-                    activation_cache=kept,
-                )
-            scores, score = record.teacher_forced, harmonic_mean(record.teacher_forced)
-        except (ArithmeticError, RuntimeError) as failed:  # a setting that its method cannot work with
-            error = f"{type(failed).__name__}: {failed}"
-        trial = Trial(number, settings, score, scores, time.perf_counter() - started, about, error)
-        trials[number] = trial
-        append(path, trial)
-        print(f"{method} {number}: {trial.score:.1f} {trial.error or trial.teacher_forced} {settings}", flush=True)
+        if number not in trials:
+            trials[number] = try_settings(method, suite, Trial(number, settings, about=about), activation_cache)
+            append(path, trials[number])
+        elif trials[number].settings != settings:
+            raise ValueError(
+                f"{path}: trial {number} was of {trials[number].settings}, and would now be of {settings}: the search "
+                "starts from other settings, or has other ranges; choose another --out"
+            )
     return max((trials[number] for number in range(len(drawn))), key=lambda trial: trial.score)
 
 
+def try_settings(method: str, suite: Suite, trial: Trial, activation_cache: ActivationCache) -> Trial:
+    """The trial with what came of it: one pass over the suite.
+
+    Args:
+        method: A row of agents.registry that takes settings.
+        suite: What is edited.
+        trial: Which settings are tried.
+        activation_cache: What the frozen layers made of the suite's prompts in earlier trials; is added to.
+    """
+    started = time.perf_counter()
+    try:
+        agent = make_method(method, trial.settings)
+        with console_progress(f"{method}, trial {trial.number}") as progress:
+            record = run(
+                suite, method, agent, trial.about["seed"], progress, probes=False, activation_cache=activation_cache
+            )
+        scores = record.teacher_forced
+        trial = replace(trial, teacher_forced=scores, score=harmonic_mean(scores))
+    except (ArithmeticError, RuntimeError) as error:  # a setting that its method cannot work with
+        trial = replace(trial, error=f"{type(error).__name__}: {error}")
+    trial = replace(trial, seconds=time.perf_counter() - started)
+    print(
+        f"{method} {trial.number}: {trial.score:.1f} {trial.error or trial.teacher_forced} {trial.settings}", flush=True
+    )
+    return trial
+
+
 def main(args: Args) -> None:
+    """Searches method after method, and prints the best settings of each.
+
+    Raises:
+        SystemExit: For wrong arguments, with a message.
+    """
     try:
         split = find(args.suite).split
     except ValueError as error:
@@ -195,16 +244,19 @@ def main(args: Args) -> None:
             raise SystemExit(str(error)) from None
         print(f"{method}: best is trial {best.number} with {best.score:.1f}: {best.settings}")
         if args.write:
-            scores = best.teacher_forced
-            of = args.suite + (f" with model {name_of(args.model)}" if args.model else "")
-            chosen = (
-                f"best of {args.trials} trials of {of}, seed {args.seed}, by the harmonic mean of teacher-forced "
-                f"Eff/Gen/Spe: {scores['efficacy']:.1f}/{scores['generalization']:.1f}/{scores['specificity']:.1f} "
-                "(python -m benchmarks.tune)"
-            )
-            path = settings_path(method, args.settings)
-            atomic_write_text(path, json.dumps({"settings": best.settings, "chosen": chosen}, indent=2) + "\n")
-            print(f"Saved {path}: the row {method}@{args.settings} of benchmarks.run")
+            write_settings(method, best, args)
+
+
+def write_settings(method: str, best: Trial, args: Args) -> None:
+    """Writes a trial's settings, and how they were chosen, to the folder of settings."""
+    searched = args.suite + (f" with model {name_of(args.model)}" if args.model else "")
+    chosen = (
+        f"best of {args.trials} trials of {searched}, seed {args.seed}, by the harmonic mean of teacher-forced "
+        f"Eff/Gen/Spe: {triple([best.teacher_forced], '/')} (python -m benchmarks.tune)"
+    )
+    path = settings_path(method, args.settings)
+    atomic_write_text(path, json.dumps({"settings": best.settings, "chosen": chosen}, indent=2) + "\n")
+    print(f"Saved {path}: the row {method}@{args.settings} of benchmarks.run")
 
 
 if __name__ == "__main__":

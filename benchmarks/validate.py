@@ -8,9 +8,10 @@ knows, on its very model and edits (fingerprints), and its deltas, replayed on t
 figures again: percentages within --tolerance points, everything else (mean reward, perplexity, KL) within
 --relative of its size. Seconds and memory cannot be checked, nor whether an agent saw the test edits while it was
 prepared, nor that the deltas are the work of the agent that they are named after. Cells that failed, seeds that are
-left out and curves that are not there are told. Exit status 0 if every cell holds.
+left out and curves that are not there are reported. Exit status 0 if every cell holds.
 """
 
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from typing import Any
 
 from tyro.conf import Positional
 
+from agents.base import ProgressCallback
 from agents.registry import make_agent
 from agents.rows import ROWS
 from benchmarks.results.leaderboard import entries, read_failures
@@ -47,8 +49,13 @@ RECOMPUTED = (
 """Fields of a record that a replay gives again."""
 
 PERCENTAGES = ("teacher_forced", "generation", "immediate", "retention", "probability", "probes")
+"""Fields of percentages."""
 
 NOT_PERCENTAGES = ("edits", "one_hop_questions", "two_hop_questions")
+"""Entries of those fields that are no percentages."""
+
+SMALL = 0.01
+"""A number below it in size may differ as much as one of this size."""
 
 
 @dataclass
@@ -78,22 +85,25 @@ class Args:
             raise ValueError("tolerance and relative must not be negative")
 
 
-def check_file(path: Path, args: Args, report: cells.ProgressCallback) -> list[str]:
+def check_file(path: Path, args: Args, progress: ProgressCallback) -> list[str]:
     """What is wrong with a cell; nothing if it holds.
 
     Args:
         path: Its record.
         args: Where model and data are, and how much figures may differ.
-        report: Told how far the replay is.
+        progress: Called with how far the replay is.
+
+    Raises:
+        FileNotFoundError: If the model or the data set is not there.
     """
     try:
         (record,) = read(path)
-        again = replay(record, path, args, report)
+        replayed = replay(record, path, args, progress)
         return [
-            f"{place} is {claimed!r} in the record and {found!r} in the replay"
-            for name in RECOMPUTED
-            if name != "modules" or record.modules is not None  # older records do not say them
-            for place, claimed, found in differences(name, getattr(record, name), getattr(again, name), args)
+            f"{name} is {in_record!r} in the record and {in_replay!r} in the replay"
+            for field in RECOMPUTED
+            if field != "modules" or record.modules is not None  # older records do not say them
+            for name, in_record, in_replay in differences(field, getattr(record, field), getattr(replayed, field), args)
         ]
     except FileNotFoundError:  # --data or --model, the same for every cell
         raise
@@ -101,8 +111,14 @@ def check_file(path: Path, args: Args, report: cells.ProgressCallback) -> list[s
         return [str(error) if type(error) is ValueError else f"cannot be replayed: {type(error).__name__}: {error}"]
 
 
-def replay(record: Record, path: Path, args: Args, report: cells.ProgressCallback) -> Record:
+def replay(record: Record, path: Path, args: Args, progress: ProgressCallback) -> Record:
     """The record that the stored deltas give.
+
+    Args:
+        record: That was submitted.
+        path: Its file.
+        args: Where the submission, model and data are.
+        progress: Called with how far the replay is.
 
     Raises:
         ValueError: If they cannot be replayed as what the record says they are.
@@ -123,55 +139,75 @@ def replay(record: Record, path: Path, args: Args, report: cells.ProgressCallbac
     if digest(deltas) != record.deltas:
         raise ValueError(f"{deltas} does not hold the deltas that the record names (SHA-256)")
     # Of agents of one's own the record alone can tell whether they have a curve along the stream.
-    ahead = make_agent(record.agent).looks_ahead if record.agent in ROWS else len(record.retention) == 1
-    agent = Replay(deltas, record.actions_per_batch, looks_ahead=ahead)
-    return run(suite, record.agent, agent, record.seed, report)
+    looks_ahead = make_agent(record.agent).looks_ahead if record.agent in ROWS else len(record.retention) == 1
+    agent = Replay(deltas, record.actions_per_batch, looks_ahead)
+    return run(suite, record.agent, agent, record.seed, progress)
 
 
 def _suite(record: Record, args: Args) -> Suite:
-    """The suite of a record as this version knows it, with the model and the edits that are here."""
+    """The suite of a record as this version knows it, with the model and the edits that are here.
+
+    Raises:
+        ValueError: If there is none, or if it says something else than the record.
+    """
     assert record.configuration is not None
     suite = find(id_of(record.suite)).at(
         args.model, args.data, modules_of(args.modules, args.preset), args.device, args.dtype
     )
-    found: dict[str, dict[str, Any]] = {"suite": suite.setting(), "fingerprints": suite.check_fingerprints()}
-    for what, wanted in found.items():
-        claimed = record.configuration.get(what, {})
+    current: dict[str, dict[str, Any]] = {"suite": suite.setting(), "fingerprints": suite.check_fingerprints()}
+    for part, here in current.items():
+        recorded = record.configuration.get(part, {})
         differing = [
-            f"{key} is {claimed.get(key)!r} in the record and {wanted.get(key)!r} here"
-            for key in sorted({*claimed, *wanted})
-            if claimed.get(key) != wanted.get(key)
-            and not (key == "training" and claimed.get(key) is None)  # older records
+            f"{key} is {recorded.get(key)!r} in the record and {here.get(key)!r} here"
+            for key in sorted({*recorded, *here})
+            if recorded.get(key) != here.get(key)
+            and not (key == "training" and recorded.get(key) is None)  # older records do not say it
         ]
         if differing:
-            raise ValueError(f"{what}: {'; '.join(differing)}")
+            raise ValueError(f"{part}: {'; '.join(differing)}")
     return suite
 
 
-def differences(place: str, claimed: Any, found: Any, args: Args) -> Iterator[tuple[str, Any, Any]]:
-    """Where two values differ by more than is allowed: a dotted name, and both."""
-    if isinstance(claimed, dict) and isinstance(found, dict) and claimed.keys() == found.keys():
-        for key in claimed:
-            yield from differences(f"{place}.{key}", claimed[key], found[key], args)
-    elif isinstance(claimed, list) and isinstance(found, list) and len(claimed) == len(found):
-        for i, pair in enumerate(zip(claimed, found, strict=True)):
-            yield from differences(f"{place}[{i}]", *pair, args)
-    elif isinstance(claimed, float) or isinstance(found, float):
-        numbers = isinstance(claimed, int | float) and isinstance(found, int | float)
-        if not numbers or not abs(claimed - found) <= _allowed(place, found, args):
-            yield place, claimed, found
-    elif claimed != found:
-        yield place, claimed, found
+def differences(name: str, in_record: Any, in_replay: Any, args: Args) -> Iterator[tuple[str, Any, Any]]:
+    """Where two values differ by more than is allowed.
+
+    Args:
+        name: Of both.
+        in_record: A value as JSON has it, of any depth.
+        in_replay: The other.
+        args: How much they may differ.
+
+    Yields:
+        A dotted name, and what has it in the record and in the replay.
+    """
+    if isinstance(in_record, dict) and isinstance(in_replay, dict) and in_record.keys() == in_replay.keys():
+        for key in in_record:
+            yield from differences(f"{name}.{key}", in_record[key], in_replay[key], args)
+    elif isinstance(in_record, list) and isinstance(in_replay, list) and len(in_record) == len(in_replay):
+        for i, pair in enumerate(zip(in_record, in_replay, strict=True)):
+            yield from differences(f"{name}[{i}]", *pair, args)
+    elif isinstance(in_record, float) or isinstance(in_replay, float):
+        numbers = isinstance(in_record, int | float) and isinstance(in_replay, int | float)
+        # Written so that NaN, which no comparison holds for, is a difference.
+        if not numbers or not abs(in_record - in_replay) <= _allowed_difference(name, in_replay, args):
+            yield name, in_record, in_replay
+    elif in_record != in_replay:
+        yield name, in_record, in_replay
 
 
-def _allowed(place: str, found: float, args: Args) -> float:
-    first, last = place.partition(".")[0].partition("[")[0], place.rpartition(".")[2]
-    if first in PERCENTAGES and last not in NOT_PERCENTAGES:
+def _allowed_difference(name: str, value: float, args: Args) -> float:
+    field, entry = re.split(r"[.\[]", name)[0], name.rpartition(".")[2]
+    if field in PERCENTAGES and entry not in NOT_PERCENTAGES:
         return args.tolerance
-    return args.relative * max(abs(found), 0.01)
+    return args.relative * max(abs(value), SMALL)
 
 
 def main(args: Args) -> int:
+    """Checks the submission; 0 if all of it holds.
+
+    Raises:
+        SystemExit: If there is no submission, or its model or data set is not there, with a message.
+    """
     args.submission = args.submission.resolve()
     try:
         return check(args)
@@ -180,7 +216,12 @@ def main(args: Args) -> int:
 
 
 def check(args: Args) -> int:
-    """Prints what holds and what does not; 0 if all of it holds."""
+    """Prints what holds and what does not; 0 if all of it holds.
+
+    Raises:
+        FileNotFoundError: If the model or the data set is not there.
+        SystemExit: If the folder holds no finished cell.
+    """
     files = cells.cell_files(args.submission)
     if not files:
         raise SystemExit(
@@ -190,11 +231,11 @@ def check(args: Args) -> int:
     with cells_progress(len(files)) as progress:
         for path in files:
             label = f"{path.parent.name}/{path.stem}"
-            found = check_file(path, args, progress.report)
+            errors = check_file(path, args, progress.report)
             progress.finished()
-            wrong += bool(found)
-            print(f"{label}: {'does not hold' if found else 'holds'}", flush=True)
-            for line in found:
+            wrong += bool(errors)
+            print(f"{label}: {'does not hold' if errors else 'holds'}", flush=True)
+            for line in errors:
                 print(f"    {line}", flush=True)
     results = args.submission / "results.jsonl"
     if not results.exists():
@@ -203,32 +244,30 @@ def check(args: Args) -> int:
     elif not wrong and results.read_text(encoding="utf-8") != cells.as_lines(cells.records_of(args.submission)):
         wrong += 1
         print(f"{results} is not what the cells say")
-    for line in told_beside(args.submission):
+    for line in remarks(args.submission):
         print(line)
     print(f"{len(files)} cells, {'all hold' if not wrong else f'{wrong} wrong'}")
     return 1 if wrong else 0
 
 
-def told_beside(submission: Path) -> list[str]:
-    """What is no error, and a reader wants to know: what failed, which seeds are left out, which curves are not
-    there.
-    """
+def remarks(submission: Path) -> list[str]:
+    """What is no error, but should be known: what failed, which seeds are left out, which curves are not there."""
     failed = read_failures([submission])
-    found = [f"{cell.suite}, {cell.agent}, seed {cell.seed}: failed ({cell.error})" for cell in failed]
+    lines = [f"{cell.suite}, {cell.agent}, seed {cell.seed}: failed ({cell.error})" for cell in failed]
     try:
         rows = entries(cells.records_of(submission))
     except ValueError:  # a cell that does not hold
-        return found
+        return lines
     for row in rows:
         name = f"{row.task.suite}, {row.agent}"
-        there = {record.seed for record in row.records}
-        if gaps := sorted(set(range(max(there) + 1)) - there):
-            found.append(f"{name}: seeds {', '.join(map(str, gaps))} are not there")
+        seeds = {record.seed for record in row.records}
+        if left_out := sorted(set(range(max(seeds) + 1)) - seeds):
+            lines.append(f"{name}: seeds {', '.join(map(str, left_out))} are not there")
         if row.agent not in ROWS and any(map(_lacks_its_curve, row.records)):
-            found.append(
+            lines.append(
                 f"{name}: has no curve along the stream, which only an agent may lack that acts by where it ends"
             )
-    return found
+    return lines
 
 
 def _lacks_its_curve(record: Record) -> bool:

@@ -12,15 +12,17 @@ with the model loaded and nothing made.
 
 import json
 import multiprocessing
-import multiprocessing.connection
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from editenv.atomic_files import atomic_write_text
 
 MODES = ("sync", "vector_entry_point")
+"""Gymnasium's vectorization modes: SyncVectorEnv, and the native environment."""
 
 
 @dataclass
@@ -43,14 +45,20 @@ class Args:
     """File for the figures as JSON."""
 
 
-def serve(connection: "multiprocessing.connection.Connection", mode: str, args: Args) -> None:
-    """Answers each number of steps with what they took; runs in a process of its own."""
+def serve(connection: Connection, mode: str, args: Args) -> None:
+    """Answers each number of steps with what they took; runs in a process of its own.
+
+    Args:
+        connection: Gets None once the environments are made, takes numbers of steps, and None to end.
+        mode: Gymnasium's vectorization mode.
+        args: The command's.
+    """
     import gymnasium as gym
     import numpy as np
     import torch
 
     import editenv  # noqa: F401 - registers
-    from benchmarks.running.rollout import peak_memory_bytes
+    from benchmarks.running.timing import peak_memory_bytes
     from editenv.models import load_model
 
     torch.set_num_threads(args.threads)
@@ -60,65 +68,72 @@ def serve(connection: "multiprocessing.connection.Connection", mode: str, args: 
     envs = gym.make_vec("LifelongEdit-v0", args.num_envs, vectorization_mode=mode, **arguments)
     envs.reset(seed=args.seed)
     spaces: Any = envs.action_space
-    nothing = {name: np.zeros(space.shape, np.float32) for name, space in spaces.items()}
+    no_change = {name: np.zeros(space.shape, np.float32) for name, space in spaces.items()}
     connection.send(None)
     while (steps := connection.recv()) is not None:
         wall, cpu = time.perf_counter(), time.process_time()
         for _ in range(steps):
-            envs.step(nothing)
+            envs.step(no_change)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         peak = peak_memory_bytes(torch.device("cpu"))
         connection.send({"wall": wall, "cpu": cpu, "peak_bytes": peak, "above_bytes": peak - before})
 
 
+def take_steps(connection: Connection, steps: int) -> dict[str, float]:
+    """What so many steps took: seconds (``wall``, ``cpu``) and bytes (``peak_bytes``, ``above_bytes``)."""
+    connection.send(steps)
+    costs: dict[str, float] = connection.recv()
+    return costs
+
+
+def time_both(connections: Mapping[str, Connection], args: Args) -> dict[str, dict[str, float]]:
+    """What ``args.steps`` steps of each mode take, one step in turn: a busy machine slows both down."""
+    totals = {mode: {"wall": 0.0, "cpu": 0.0} for mode in MODES}
+    for _ in range(args.steps):
+        for mode in MODES:
+            costs = take_steps(connections[mode], 1)
+            totals[mode] = costs | {name: totals[mode][name] + costs[name] for name in ("wall", "cpu")}
+    for total in totals.values():
+        total["steps_per_second"] = args.num_envs * args.steps / total["wall"]
+    return totals
+
+
+def described(phase: str, totals: dict[str, dict[str, float]], args: Args) -> str:
+    """The figures of :func:`time_both`: a line for each mode, and one that compares them."""
+    lines = [
+        f"{phase}: {mode:>18}: {total['steps_per_second']:6.2f} steps/s, "
+        f"{total['cpu'] / args.steps / args.num_envs:.3f} CPU s a step, {total['peak_bytes'] / 2**20:.0f} MiB at most, "
+        f"{total['above_bytes'] / 2**20:.0f} above the loaded model"
+        for mode, total in totals.items()
+    ]
+    sync, native = (totals[mode] for mode in MODES)
+    lines.append(
+        f"{phase}: {native['steps_per_second'] / sync['steps_per_second']:.2f} times the steps per second, "
+        f"{native['peak_bytes'] / sync['peak_bytes']:.2f} of the memory, "
+        f"{native['above_bytes'] / sync['above_bytes']:.2f} of that above the loaded model"
+    )
+    return "\n".join(lines)
+
+
 def main(args: Args) -> None:
+    """Measures both modes twice, and prints."""
     context = multiprocessing.get_context("spawn")
-    pipes = {}
+    connections: dict[str, Connection] = {}
     for mode in MODES:
-        pipes[mode], theirs = context.Pipe()
-        context.Process(target=serve, args=(theirs, mode, args), daemon=True).start()
-    for pipe in pipes.values():
-        pipe.recv()
-
-    def ask(mode: str, steps: int) -> dict[str, float]:
-        pipes[mode].send(steps)
-        found: dict[str, float] = pipes[mode].recv()
-        return found
-
-    def timed(phase: str) -> dict[str, dict[str, float]]:
-        total = {mode: {"wall": 0.0, "cpu": 0.0} for mode in MODES}
-        for _ in range(args.steps):
-            for mode in MODES:
-                part = ask(mode, 1)
-                total[mode] = {k: total[mode][k] + part[k] for k in total[mode]} | {
-                    k: part[k] for k in ("peak_bytes", "above_bytes")
-                }
-        for mode, row in total.items():
-            row["steps_per_second"] = args.num_envs * args.steps / row["wall"]
-            figures = (
-                f"{row['steps_per_second']:6.2f} steps/s, {row['cpu'] / args.steps / args.num_envs:.3f} CPU s a step"
-            )
-            memory = (
-                f"{row['peak_bytes'] / 2**20:.0f} MiB at most, {row['above_bytes'] / 2**20:.0f} above the loaded model"
-            )
-            print(f"{phase}: {mode:>18}: {figures}, {memory}", flush=True)
-        sync, native = (total[mode] for mode in MODES)
-        print(
-            f"{phase}: {native['steps_per_second'] / sync['steps_per_second']:.2f} times the steps per second, "
-            f"{native['peak_bytes'] / sync['peak_bytes']:.2f} of the memory, "
-            f"{native['above_bytes'] / sync['above_bytes']:.2f} of that above the loaded model",
-            flush=True,
-        )
-        return total
-
-    found = {"from the start": timed("from the start")}
-    for mode in MODES:
-        ask(mode, args.warm_steps)
-    found["warm"] = timed("warm")
-    for pipe in pipes.values():
-        pipe.send(None)
+        connections[mode], other_end = context.Pipe()
+        context.Process(target=serve, args=(other_end, mode, args), daemon=True).start()
+    for connection in connections.values():
+        connection.recv()
+    results = {"from the start": time_both(connections, args)}
+    print(described("from the start", results["from the start"], args), flush=True)
+    for connection in connections.values():
+        take_steps(connection, args.warm_steps)
+    results["warm"] = time_both(connections, args)
+    print(described("warm", results["warm"], args), flush=True)
+    for connection in connections.values():
+        connection.send(None)
     if args.out is not None:
-        atomic_write_text(args.out, json.dumps(found, indent=2) + "\n")
+        atomic_write_text(args.out, json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ class RefusedActionError(ValueError):
 
 
 class LifelongEditEnv(gym.Env[Observation, Action]):
-    """A language model that is edited batch after batch; see docs/environment.md.
+    """A language model that is edited batch after batch; see docs/reference/environment.md.
 
     Args:
         model: ``"atlas"`` (embedded), a Hugging Face model folder, or a hub id.
@@ -83,7 +83,10 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         actions_per_batch: K, how often a batch is presented, each time with the gradient at the current weights.
         horizon: Batches after which the episode is truncated; None goes on to the end of the stream.
         modules: Edited modules, as endings of dotted names; None takes the model's default.
-        locality, memory_decay, memory_batches, regularization: The reward's lambda_loc, mu, k and eta.
+        locality: The reward's lambda_loc.
+        memory_decay: Its mu.
+        memory_batches: Its k.
+        regularization: Its eta.
         reference: What its locality loss compares with: :class:`editenv.rewards.RewardConfig`.
         redraw: Draw new targets and phrasings at each reset (atlas' training split only).
         device: A torch device.
@@ -98,7 +101,7 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
     Raises:
         ValueError: If an argument is out of range, naming it, or a record of the data set cannot be used.
 
-    Example:
+    Examples:
         >>> import gymnasium as gym, editenv
         >>> env = gym.make("LifelongEdit-v0", split="validation", edits_per_step=4, horizon=2)
         >>> observation, info = env.reset(seed=0)

@@ -12,7 +12,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ class Journal:
     Args:
         folder: Made if it is not there.
         header: What the run is; an existing journal must have been begun with the same, unless it holds no batch yet.
+        in_common: Entries of the header, objects, of which only what both headers say must be the same: another version
+            says more or less.
 
     Attributes:
         entries: By batch what :meth:`append` was given, with the batch's number and the SHA-256 of its tensors.
@@ -44,7 +46,7 @@ class Journal:
             file and the line.
     """
 
-    def __init__(self, folder: Path, header: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, header: Mapping[str, Any], in_common: Sequence[str] = ()) -> None:
         self.folder, self.path = folder, folder / "journal.jsonl"
         (folder / "batches").mkdir(parents=True, exist_ok=True)
         self._lock = (folder / "journal.lock").open("w")
@@ -58,6 +60,7 @@ class Journal:
         try:
             self._chain = ""
             self.header = json.loads(json.dumps(header))
+            self._in_common = in_common
             self.entries: list[dict[str, Any]] = []
             if self.path.exists() and self.path.stat().st_size:
                 self._read()
@@ -187,8 +190,14 @@ class Journal:
         """In what the run of a header on disk was another than this one, in words."""
         if header.pop("journal", None) != FORMAT:
             raise JournalError(f"{self.path}: not a journal of format {FORMAT}")
-        keys = sorted(key for key in {*header, *self.header} if header.get(key) != self.header.get(key))
-        differences = {key: f"{key} was {header.get(key)!r}, is {self.header.get(key)!r}" for key in keys}
+        differences = {}
+        for key in sorted({*header, *self.header}):
+            there, here = header.get(key), self.header.get(key)
+            if key in self._in_common and isinstance(there, dict) and isinstance(here, dict):
+                shared = there.keys() & here.keys()
+                there, here = ({name: side[name] for name in shared} for side in (there, here))
+            if there != here:
+                differences[key] = f"{key} was {there!r}, is {here!r}"
         if "threads" in differences:
             differences["threads"] += f": set OMP_NUM_THREADS={header.get('threads')} to go on to the same bits"
         return list(differences.values())

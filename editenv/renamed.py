@@ -43,7 +43,6 @@ MODULES = {
     "agents.ultraedit": "agents.baselines.ultraedit",
     "agents.values": "agents.baselines.values",
     "benchmarks.cells": "benchmarks.running.cells",
-    "benchmarks.figures": "benchmarks.results.figures",
     "benchmarks.leaderboard": "benchmarks.results.leaderboard",
     "benchmarks.page": "benchmarks.results.page",
     "benchmarks.progress": "benchmarks.running.progress",

@@ -1,4 +1,4 @@
-"""The example of docs/custom_policy.md, as a benchmark runs it, on a tiny model."""
+"""The example of docs/guides/write_a_policy.md, as a benchmark runs it, on a tiny model."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -23,7 +23,7 @@ from editenv.language_model.prompts import Prompts
 @dataclass(frozen=True)
 class ValueConfig:
     """Steps, learning rate, clamp and KL are those of ROME for Llama-3-8B in AlphaEdit's public code; see
-    docs/methods.md.
+    docs/reference/methods.md.
     """
 
     token: Literal["subject_last", "last"] = "subject_last"

@@ -23,7 +23,7 @@ class EditArgs:
     """
 
     edits: str
-    """File of edits, as docs/data.md has it."""
+    """File of edits, as docs/reference/data_formats.md has it."""
     output: Path
     """Folder for the results; an interrupted run's is gone on with."""
     model: str = EMBEDDED

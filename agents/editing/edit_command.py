@@ -87,7 +87,7 @@ def edits_for(file: str, bad_records: Literal["error", "skip"], model: str, devi
     """The file's edits that fit into the model, read and checked to the end before anything is done.
 
     Args:
-        file: As docs/data.md has it.
+        file: As docs/reference/data_formats.md has it.
         bad_records: Whether a record that cannot be used is an error, or is left out and named on stderr.
         model, device, dtype: Model whose context the edits must fit into.
 

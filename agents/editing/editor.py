@@ -88,8 +88,8 @@ class LifelongEditor:
         policy: Folder of a trained policy.
         output: Folder of the journal; an interrupted run is gone on with from there. None keeps nothing.
         modules: Edited modules, as endings of dotted names; the model's default if None.
-        training: A data set that the method may learn from or take statistics of, as docs/data.md names one; the
-            embedded world for the embedded model.
+        training: A data set that the method may learn from or take statistics of, as docs/reference/data_formats.md
+            names one; the embedded world for the embedded model.
         training_options: How its files are read.
         text: Text to take statistics of, for methods that do: a .txt or .jsonl file, a hub data set, or a folder
             made by ``python -m agents.covariance``; sentences of the training data by default.
@@ -99,7 +99,8 @@ class LifelongEditor:
         to_come: The edits that are to be made, if they are known: what the method cannot make is refused before it
             is prepared.
         guard: Bounds.
-        device, dtype: Where and in which precision the model runs.
+        device: Where the model runs.
+        dtype: In which precision.
         seed: For methods that draw anything.
         train_eos: Teach the model to stop after each target, as :class:`editenv.env.LifelongEditEnv` has it.
         progress: Called while the method is prepared.
@@ -159,7 +160,7 @@ class LifelongEditor:
         self.journal: Journal | None = None
         if output is not None:
             header = journal_header(self.agent, learning, method, constructed_with, settings, edits, self.guard, seed)
-            self.journal = Journal(Path(output), header)
+            self.journal = Journal(Path(output), header, in_common=("agent",))
             self.agent.workspace = Path(output) / "prepared"
         try:
             self.agent.prepare(learning, seed, progress)
@@ -205,16 +206,16 @@ class LifelongEditor:
     def edit(self, edits: Sequence[Edit | Mapping[str, Any]]) -> BatchResult:
         """Makes one batch of edits; with a journal it is on disk when this returns.
 
+        Whatever is raised, the model is as it was before the batch.
+
         Args:
-            edits: Edits, or dictionaries as docs/data.md has them (``prompt``, ``target``, ...).
+            edits: Edits, or dictionaries as docs/reference/data_formats.md has them (``prompt``, ``target``, ...).
 
         Raises:
             BadRecordError: If a dictionary is not an edit, or an edit is longer than the model's context.
             BadEditError: If the guard is to stop at a bad batch.
             OSError: If the batch could not be written to the journal; the editor takes no more then.
             ValueError: If the method refuses the batch, or if the editor takes no more.
-
-            Whatever is raised, the model is as it was before the batch.
         """
         if self._ended is not None:
             raise ValueError(f"edit: {self._ended}")
@@ -251,8 +252,8 @@ class LifelongEditor:
             texts += [f"{item.prompt} {item.answer}" for item in edit.locality]
             longest = max(map(len, self.lm.tokenizer(texts)["input_ids"]))
             if context is not None and longest > context:
-                what = f"has {longest} tokens with its answer; the model's context holds {context}"
-                raise BadRecordError("edit", i, what, "prompt", "length")
+                problem = f"has {longest} tokens with its answer; the model's context holds {context}"
+                raise BadRecordError("edit", i, problem, "prompt", "length")
 
     def _attempt(self, before: Mapping[str, torch.Tensor], info: dict[str, Any]) -> _Attempt:
         """Applies the agent's actions for the batch that is presented, until one is refused, and checks the bounds."""

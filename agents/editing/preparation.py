@@ -1,4 +1,4 @@
-"""What an editor needs before its first edit: the method, what the method learns from, and what the journal is about."""
+"""What an editor needs before its first edit: the method, what it learns from, and what the journal is about."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -96,8 +96,8 @@ def learning_environment(
         training = EMBEDDED
     if training is None and agent.learns:
         raise ValueError(
-            f"method {method!r} needs edits to learn from: name a data set (docs/data.md) as training, or choose a method "
-            "that needs none, such as fine-tune"
+            f"method {method!r} needs edits to learn from: name a data set (docs/reference/data_formats.md) as training, "
+            "or choose a method that needs none, such as fine-tune"
         )
     if training is None and agent.text is None and agent.reads_text:
         raise ValueError(

@@ -17,7 +17,7 @@ class Args:
     model: str = "atlas"
     """Embedded model, Hugging Face folder or hub id."""
     dataset: str = "atlas"
-    """Data set whose training split is used: atlas, or a file or folder as docs/data.md has it."""
+    """Data set whose training split is used: atlas, or a file or folder as docs/reference/data_formats.md has it."""
     dataset_options: FileOptions = field(default_factory=FileOptions)
     """How a file is read."""
     modules: tuple[str, ...] = ()

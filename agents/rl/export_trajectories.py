@@ -14,9 +14,10 @@ would take 4 MB, mostly zeros and matrices of rank 20.
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
@@ -24,6 +25,9 @@ import numpy as np
 import editenv  # noqa: F401 - registers the environment
 from agents.rl.sb3 import make_model, wrapped
 from editenv.env import lifelong_edit
+
+if TYPE_CHECKING:
+    from minari.data_collector import EpisodeBuffer
 
 
 @dataclass
@@ -55,7 +59,6 @@ class Args:
 def main(args: Args) -> None:
     os.environ["MINARI_DATASETS_PATH"] = str(args.output)
     from minari import create_dataset_from_buffers, list_local_datasets
-    from minari.data_collector import EpisodeBuffer
     from rich.progress import track
 
     name = f"lifelongedit/{args.name}"
@@ -74,21 +77,7 @@ def main(args: Args) -> None:
     )
     env.action_space.seed(args.seed)
     act = player(args.policy, env, args.seed) if args.policy else lambda observation: env.action_space.sample()
-    episodes = []
-    for i in track(range(args.episodes), "Recording"):
-        observation, _ = env.reset(seed=args.seed + i)
-        observations, steps, done = [observation], [], False
-        while not done:
-            action = act(observation)
-            observation, reward, terminated, truncated, _ = env.step(action)
-            observations.append(observation)
-            steps.append((action, float(reward), terminated, truncated))
-            done = terminated or truncated
-        actions, rewards, terminations, truncations = zip(*steps, strict=True)
-        stacked = {key: np.stack([o[key] for o in observations]) for key in observation}
-        episodes.append(
-            EpisodeBuffer(i, args.seed + i, None, stacked, np.stack(actions), rewards, terminations, truncations)
-        )
+    episodes = [record(env, act, i, args.seed + i) for i in track(range(args.episodes), "Recording")]
     create_dataset_from_buffers(
         name,
         episodes,
@@ -100,7 +89,31 @@ def main(args: Args) -> None:
     print(f"saved {name} in {args.output}")
 
 
-def player(folder: Path, env: gym.Env[Any, Any], seed: int) -> Any:
+def record(env: gym.Env[Any, Any], act: Callable[[Any], Any], number: int, seed: int) -> "EpisodeBuffer":
+    """One episode.
+
+    Args:
+        env: Wrapped, with one-level observations.
+        act: From an observation to an action.
+        number: Of the episode in the data set.
+        seed: Of its stream.
+    """
+    from minari.data_collector import EpisodeBuffer
+
+    observation, _ = env.reset(seed=seed)
+    observations, steps, done = [observation], [], False
+    while not done:
+        action = act(observation)
+        observation, reward, terminated, truncated, _ = env.step(action)
+        observations.append(observation)
+        steps.append((action, float(reward), terminated, truncated))
+        done = terminated or truncated
+    actions, rewards, terminations, truncations = zip(*steps, strict=True)
+    stacked = {key: np.stack([step[key] for step in observations]) for key in observation}
+    return EpisodeBuffer(number, seed, None, stacked, np.stack(actions), rewards, terminations, truncations)
+
+
+def player(folder: Path, env: gym.Env[Any, Any], seed: int) -> Callable[[Any], Any]:
     """What a policy trained by agents/rl/sb3.py does, with its own exploration.
 
     Raises:

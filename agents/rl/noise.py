@@ -1,6 +1,4 @@
-"""The noise that appendix E of RLEdit (Li et al. 2025) adds to the hypernetwork's output, as an action for any RL
-library.
-"""
+"""The noise on the hypernetwork's output (RLEdit, Li et al. 2025, appendix E) as an action for any RL library."""
 
 from pathlib import Path
 from typing import Any
@@ -18,8 +16,7 @@ from editenv.env import LifelongEditEnv, RefusedActionError, lifelong_edit
 
 
 class HypernetworkNoise(gym.ActionWrapper[Any, np.ndarray, Any], RecordConstructorArgs):
-    """A trained hypernetwork edits; the action is what is added to its output, so that zeros are the hypernetwork
-    itself.
+    """A trained hypernetwork edits; the action is added to its output, so that zeros are the hypernetwork itself.
 
     The output for a batch of r tokens is V ``(r, d_out)``, the change asked of a module's output at each token,
     which ridge regression turns into the delta. Row i of a module's share of the action belongs to token i; rows of
@@ -60,7 +57,15 @@ class HypernetworkNoise(gym.ActionWrapper[Any, np.ndarray, Any], RecordConstruct
 
     @torch.no_grad()
     def action(self, action: np.ndarray) -> dict[str, LowRank]:
-        """``(sum over modules of max_tokens d_out,)``, module after module, token after token."""
+        """The hypernetwork's deltas for the batch at hand with the action as noise on V.
+
+        Args:
+            action: ``(sum over modules of max_tokens d_out,)``, module after module, token after token.
+
+        Raises:
+            ValueError: If it has another shape.
+            RefusedActionError: If it is not finite.
+        """
         if np.shape(action) != self.action_space.shape:
             raise ValueError(f"action expects shape {self.action_space.shape}, was given {np.shape(action)}")
         if not np.isfinite(action).all():

@@ -4,9 +4,8 @@
     python -m agents.rl.reinforce --output runs/reinforce --train.rollouts 16 --train.noise 0.1
 
 RLEdit differentiates the reward through the language model. Here the reward is a number that the environment
-returns, as it
-is for RL in general, and the policy is made random so that its gradient can be estimated from such numbers:
-Gaussian noise is added to the hypernetwork's output, as appendix E of RLEdit (Li et al. 2025) has it.
+returns, as it is for RL in general, and the policy is made random so that its gradient can be estimated from such
+numbers: Gaussian noise is added to the hypernetwork's output, as appendix E of RLEdit (Li et al. 2025) has it.
 
 **Where the noise goes.** The hypernetwork's output for a batch of r tokens is V ``(r, d_out)``, the change asked of
 a module's output at each token; ridge regression turns it into the delta ``U^T A``, ``A = (U U^T + lambda I)^-1
@@ -20,8 +19,8 @@ learn, but lambda does, through the mean ``A_phi``:
     grad log p = sum over modules and tokens of < E / s , M^-1 dA_phi/dphi >
 
 Several rollouts of one stream differ only in their noise. The baseline of each is the mean reward-to-go of the
-others at that
-step: it does not depend on the rollout's own noise, so the estimate stays unbiased. Resumes like RLEdit.
+others at that step: it does not depend on the rollout's own noise, so the estimate stays unbiased. Resumes like
+RLEdit.
 """
 
 import random
@@ -136,7 +135,7 @@ class ReinforceTrainer(Trainer):
 
 
 def leave_one_out(returns: torch.Tensor) -> torch.Tensor:
-    """Each of ``(rollouts, steps)`` less the mean of the other rollouts at that step."""
+    """Each of ``(rollouts, steps)`` returns less the mean of the other rollouts at that step, of the same shape."""
     count = len(returns)
     return (returns - returns.mean(0)) * count / (count - 1)
 

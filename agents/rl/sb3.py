@@ -142,9 +142,10 @@ def train(
             cut = rollout is not None and self.num_timesteps >= steps and rollout.pos < rollout.buffer_size - 1
             return not cut and (deadline is None or time.perf_counter() < deadline)
 
-    left = steps - model.num_timesteps
-    if left > 0:
-        model.learn(left, CallbackList([*callbacks, Budget()]), reset_num_timesteps=False, progress_bar=progress_bar)
+    remaining = steps - model.num_timesteps
+    if remaining > 0:
+        all_callbacks = CallbackList([*callbacks, Budget()])
+        model.learn(remaining, all_callbacks, reset_num_timesteps=False, progress_bar=progress_bar)
     return model
 
 
@@ -259,7 +260,9 @@ class Args:
     model: str = "atlas"
     """Embedded model, Hugging Face folder or hub id."""
     dataset: str = "atlas"
-    """Data set with a training and a validation split: atlas, or a file or folder as docs/data.md has it."""
+    """Data set with a training and a validation split: atlas, or a file or folder as docs/reference/data_formats.md has
+    it.
+    """
     dataset_options: FileOptions = field(default_factory=FileOptions)
     """How a file is read."""
     modules: tuple[str, ...] = ()

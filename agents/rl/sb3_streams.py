@@ -12,13 +12,15 @@ from editenv.vector import LifelongEditVectorEnv
 
 
 class StreamsVecEnv(VecEnv):
-    """Thin: Stable-Baselines3's conventions (a reset within the ending step, a list of infos) around a vector
-    environment.
+    """Stable-Baselines3's conventions, a reset within the ending step and a list of infos, around several streams.
 
     Args:
         envs: With ``autoreset_mode="SameStep"``, which is how Stable-Baselines3 resets.
         reward_scale: What rewards are multiplied by; ``infos[i]["episode"]`` has the return before that, as Monitor
             does.
+
+    Raises:
+        ValueError: If the environment resets in another way.
     """
 
     def __init__(self, envs: LifelongEditVectorEnv, reward_scale: float = 1.0) -> None:
@@ -30,7 +32,7 @@ class StreamsVecEnv(VecEnv):
     def reset(self) -> Any:
         seeds = self._seeds if any(seed is not None for seed in self._seeds) else None
         observations, infos = self.envs.reset(seed=seeds)
-        self.reset_infos = [_of(infos, i) for i in range(self.num_envs)]
+        self.reset_infos = [_info_of(infos, i) for i in range(self.num_envs)]
         self._returns, self._lengths = np.zeros(self.num_envs), np.zeros(self.num_envs, dtype=int)
         self._reset_seeds()
         return observations
@@ -45,7 +47,7 @@ class StreamsVecEnv(VecEnv):
         dones = terminations | truncations
         infos = []
         for i, done in enumerate(dones):
-            info = _of(vector_infos, i)
+            info = _info_of(vector_infos, i)
             if done:
                 # Of the step that ended the episode, not of the reset after it.
                 info = info.pop("final_info") | {"terminal_observation": info["final_obs"]}
@@ -58,32 +60,31 @@ class StreamsVecEnv(VecEnv):
     def close(self) -> None:
         self.envs.close()
 
-    # -- Stable-Baselines3 asks single environments for attributes
-    # ------------------------------------------------------
+    # -- attributes and methods of single environments, as Stable-Baselines3 asks for them ---------------------------
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        return [getattr(env, attr_name) for env in self._chosen(indices)]
+        return [getattr(env, attr_name) for env in self._streams(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
-        for env in self._chosen(indices):
+        for env in self._streams(indices):
             setattr(env, attr_name, value)
 
     def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
-        return [getattr(env, method_name)(*args, **kwargs) for env in self._chosen(indices)]
+        return [getattr(env, method_name)(*args, **kwargs) for env in self._streams(indices)]
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: Any = None) -> list[bool]:
         from stable_baselines3.common.env_util import is_wrapped
 
-        return [is_wrapped(env, wrapper_class) for env in self._chosen(indices)]
+        return [is_wrapped(env, wrapper_class) for env in self._streams(indices)]
 
-    def _chosen(self, indices: Any) -> Sequence[gym.Env[Any, Any]]:
+    def _streams(self, indices: Any) -> Sequence[gym.Env[Any, Any]]:
         return [self.envs.wrapped[i] for i in self._get_indices(indices)]
 
 
-def _of(infos: dict[str, Any], i: int) -> dict[str, Any]:
+def _info_of(infos: dict[str, Any], i: int) -> dict[str, Any]:
     """The infos of one environment out of Gymnasium's vector form."""
-    found = {}
+    info = {}
     for key, values in infos.items():
         if not key.startswith("_") and infos[f"_{key}"][i]:
-            found[key] = _of(values, i) if isinstance(values, dict) else values[i]
-    return found
+            info[key] = _info_of(values, i) if isinstance(values, dict) else values[i]
+    return info

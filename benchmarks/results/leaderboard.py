@@ -166,8 +166,8 @@ class _Comparison:
             known, first, first_path = self._known.setdefault(key, (said, record, path))
             if differing := sorted(disagreements(known, said)):
                 raise ValueError(
-                    f"runs of {record.suite} on {record.model} cannot be compared, their {', '.join(differing)} differ: "
-                    f"those of {first.agent}, seed {first.seed}, in {first_path}, and of {record.agent}, seed "
+                    f"runs of {record.suite} on {record.model} cannot be compared, their {', '.join(differing)} "
+                    f"differ: those of {first.agent}, seed {first.seed}, in {first_path}, and of {record.agent}, seed "
                     f"{record.seed}, in {path}"
                 )
             self._known[key] = (_joined(said, known), first, first_path)

@@ -1,4 +1,4 @@
-"""Result records: one JSON object a line, one shape everywhere, checked on reading. See docs/results/README.md."""
+"""Result records: one JSON object a line, one shape everywhere, checked on reading. See docs/reference/records.md."""
 
 import json
 import os

@@ -2,7 +2,7 @@
 
 A *task* is one suite with one model; its runs differ in their seed, which sets training and the stream's order.
 Runs are given as strata: one sequence of values for each task. What cannot be said is None, never an invented number:
-see docs/statistics.md.
+see docs/reference/statistics.md.
 """
 
 import math

@@ -88,8 +88,8 @@ class Cell:
         }
         if differing := sorted(disagreements(recorded, current)):  # an older record may not say all of it
             raise ValueError(
-                f"{self.path} was made with another {', '.join(differing)} than {self.suite.id} and {self.agent} have now: "
-                "remove it or choose another --out"
+                f"{self.path} was made with another {', '.join(differing)} than {self.suite.id} and {self.agent} have "
+                "now: remove it or choose another --out"
             )
         if self.keep_deltas and record.deltas is None:
             raise ValueError(f"{self.path} was made without keeping its deltas: remove it or choose another --out")

@@ -37,6 +37,11 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     return markdown if generated else _linked(markdown, f"docs/{page.file.src_uri}")
 
 
+def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
+    """Shows names in docstrings without the role in front of them, as in ``:class:`agents.base.Agent```."""
+    return re.sub(r":(?:attr|class|data|exc|func|meth|mod):(?=<code>)", "", html)
+
+
 def _outside(text: str, source: str) -> set[str]:
     targets = {normpath(join(dirname(source), match[1])) for match in LINK.finditer(text)}
     return {target for target in targets if not target.startswith(("docs/", ".."))}

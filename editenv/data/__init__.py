@@ -16,7 +16,7 @@ def load_edits(
 
     Args:
         dataset: ``"atlas"``, the embedded world; or a file, folder or hub id, with its format before a colon or without
-            (``"counterfact:edits.json"``, ``"edits.csv"``); see docs/data.md.
+            (``"counterfact:edits.json"``, ``"edits.csv"``); see docs/reference/data_formats.md.
         split: ``"train"``, ``"validation"`` or ``"test"``; ``"all"`` of a single file.
         seed: Redraws targets and phrasings of atlas' training split; None gives the canonical edits.
         options: Of :class:`editenv.data.files.FileOptions`, for files.

@@ -20,7 +20,8 @@
 ``wikibigedit``
     ``update, ans, rephrase, loc, loc_ans``, optional ``subject``. Personas and multi-hop questions are not used.
 ``own``
-    Your own: ``prompt, target``, and optional ``subject, old_answer, relation, rephrases, locality``; see docs/data.md.
+    Your own: ``prompt, target``, and optional ``subject, old_answer, relation, rephrases, locality``; see
+    docs/reference/data_formats.md.
 """
 
 import json

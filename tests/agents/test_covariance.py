@@ -50,9 +50,9 @@ def test_covariance_is_the_second_moment_of_the_modules_inputs(base, tokenizer, 
         count += len(ids) - (not bos)
     lm.apply({name: torch.randn(lm.shape(name)) for name in lm.modules})
     for batch_size in (128, 1, 3):
-        found = key_covariance(lm, TEXTS, batch_size, bos)
+        covariance = key_covariance(lm, TEXTS, batch_size, bos)
         for name in lm.modules:
-            torch.testing.assert_close(found[name], expected[name] / count, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(covariance[name], expected[name] / count, rtol=1e-4, atol=1e-5)
 
 
 def test_every_token_counts_where_the_tokenizer_adds_no_bos(base, tokenizer):
@@ -132,12 +132,12 @@ def test_an_agent_gets_the_same_covariance_from_a_text_and_from_its_statistics(
     (name,) = lm.modules
     env = SimpleNamespace(language_model=lm)
     monkeypatch.setattr("agents.covariance.PORTION", 16)
-    told = []
-    found = covariance_of(env, text_file, 40, lambda what, done, total: told.append((done, total)))[name]
-    torch.testing.assert_close(found, key_covariance(lm, list(read_texts(text_file)), bos=True)[name])
-    assert told == [(0, 40), (16, 40), (32, 40), (40, 40)]
+    progress = []
+    covariance = covariance_of(env, text_file, 40, lambda what, done, total: progress.append((done, total)))[name]
+    torch.testing.assert_close(covariance, key_covariance(lm, list(read_texts(text_file)), bos=True)[name])
+    assert progress == [(0, 40), (16, 40), (32, 40), (40, 40)]
     collect(lm, text_file, tmp_path / "stats", samples=40, portion=16)
-    assert torch.equal(covariance_of(env, str(tmp_path / "stats"), 40)[name], found)
+    assert torch.equal(covariance_of(env, str(tmp_path / "stats"), 40)[name], covariance)
     (tmp_path / "empty.txt").write_text("\n\n")
     with pytest.raises(ValueError, match=r"empty\.txt: has no text"):
         covariance_of(env, str(tmp_path / "empty.txt"), 40)
@@ -182,17 +182,17 @@ def test_a_text_that_has_changed_where_it_was_read_is_not_gone_on_with(make_lm, 
 
 
 def test_a_hub_data_set_is_streamed_with_its_configuration(monkeypatch):
-    asked = []
+    calls = []
 
     def load_dataset(*args, **options):
-        asked.append((*args, options))
+        calls.append((*args, options))
         return iter([{"text": " one "}, {"text": " "}, {"text": "two"}] if args[0] == "some/wiki" else [{"body": "x"}])
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     assert list(read_texts("some/wiki:20231101.en")) == ["one", "two"]
     assert list(read_texts("some/wiki")) == ["one", "two"]
     how = {"split": "train", "streaming": True}
-    assert asked == [("some/wiki", "20231101.en", how), ("some/wiki", None, how)]
+    assert calls == [("some/wiki", "20231101.en", how), ("some/wiki", None, how)]
     with pytest.raises(ValueError, match="some/other: has no column 'text'; there are body"):
         list(read_texts("some/other"))
 

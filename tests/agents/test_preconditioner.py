@@ -12,10 +12,10 @@ def covariance(size, seed=0):
 
 def test_start_is_the_scaled_inverse_of_the_covariance():
     C = covariance(6)
-    found = inverse_covariance(C, epsilon=0.1)
+    P = inverse_covariance(C, epsilon=0.1)
     inverse = torch.linalg.inv(C + 0.1 * torch.linalg.eigvalsh(C).mean() * torch.eye(6))
-    torch.testing.assert_close(found / found[0, 0], inverse / inverse[0, 0])
-    assert (found * C).sum() == pytest.approx(1)  # E[u^T P u] of the text
+    torch.testing.assert_close(P / P[0, 0], inverse / inverse[0, 0])
+    assert (P * C).sum() == pytest.approx(1)  # E[u^T P u] of the text
 
 
 def test_the_inverse_root_whitens():

@@ -3,6 +3,7 @@ import sys
 
 import pytest
 import torch
+import tyro
 
 from agents.baselines.fine_tune import FineTune
 from benchmarks.one_batch import Args, main, one_batch
@@ -29,7 +30,7 @@ def tiny(monkeypatch, small_world, model_folder):
     return lambda *methods, **options: Args(methods, model=model_folder, **{"edits": 4, **options})
 
 
-def test_who_stays_below_the_floor_is_named_and_fails_the_command(tiny, tmp_path, capsys):
+def test_who_stays_below_the_least_efficacy_is_named_and_fails_the_command(tiny, tmp_path, capsys):
     file = tmp_path / "own.py"
     file.write_text(THOROUGH)
     assert main(tiny(f"{file}:Thorough")) == 0
@@ -78,9 +79,10 @@ def test_an_unknown_method_is_named_before_anything_runs(tiny):
 
 
 def test_help_teaches():
-    found = subprocess.run(
+    shown = subprocess.run(
         [sys.executable, "-m", "benchmarks.one_batch", "--help"], capture_output=True, text=True, timeout=120
     )
-    assert found.returncode == 0
-    assert "theta_0" in found.stdout
-    assert "--floor" in found.stdout
+    assert shown.returncode == 0
+    assert "theta_0" in shown.stdout
+    assert "--least-efficacy" in shown.stdout
+    assert tyro.cli(Args, args=["rome", "--floor", "95"]).least_efficacy == 95, "its name before goes on working"

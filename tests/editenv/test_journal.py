@@ -209,3 +209,16 @@ def test_a_read_only_folder_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr("pathlib.Path.mkdir", refuse)
     with pytest.raises(PermissionError):
         Journal(tmp_path / "new", HEADER)
+
+
+def test_of_an_entry_that_versions_tell_differently_what_both_say_must_agree(tmp_path):
+    header = HEADER | {"agent": {"steps": 3, "learns": False}}
+    journal = Journal(tmp_path, header)
+    journal.append({"batch": 1}, {})
+    journal.close()
+    newer = HEADER | {"agent": {"steps": 3, "rate": 0.1}}
+    with pytest.raises(JournalError, match="agent was"):
+        Journal(tmp_path, newer)
+    Journal(tmp_path, newer, in_common=("agent",)).close()
+    with pytest.raises(JournalError, match=r"agent was \{'steps': 3\}, is \{'steps': 4\}"):
+        Journal(tmp_path, HEADER | {"agent": {"steps": 4}}, in_common=("agent",))

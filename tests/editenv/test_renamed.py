@@ -58,3 +58,52 @@ def test_old_keywords_become_new_ones_and_others_are_refused():
         assert renamed_keywords("f", {"end_of_answer": True}) == {"train_eos": True}
     with pytest.raises(TypeError, match="f got an unexpected keyword argument 'speed'"):
         renamed_keywords("f", {"speed": 1})
+
+
+OLD_POLICY = """
+import torch
+
+from agents.base import Agent
+from agents.policy_gradient import TrainConfig, training_environment
+from editenv.deltas import ridge_regression
+
+
+class Mine(Agent):
+    learns = True
+
+    def prepare(self, env, seed, progress):
+        practice = training_environment(env, TrainConfig(horizon=1, edits_per_step=3))
+        observation, info = practice.reset(seed=seed, options={"keep_encodings": True})
+        self.begin(practice)
+        practice.step(self.act(observation, info))
+
+    def begin(self, env):
+        self.env = env
+
+    def act(self, observation, info):
+        return {
+            name: ridge_regression(g.keys, -torch.nn.functional.normalize(g.value_grads), 1.0)
+            for name, g in self.env.gradients.items()
+        }
+
+
+class ReadsNumpy(Mine):
+    def act(self, observation, info):
+        return {name: part["keys"].T @ part["value_grads"] for name, part in observation.items()}
+"""
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_policy_written_for_version_0_1_works_or_is_told_what_to_write(make_env, tmp_path):
+    from agents.registry import make_agent
+
+    (tmp_path / "mine.py").write_text(OLD_POLICY)
+    agent = make_agent(f"{tmp_path}/mine.py:Mine")
+    agent.prepare(make_env(split="train"), 0, lambda *_: None)
+    env = make_env()
+    _, info = env.reset(seed=0)
+    agent.begin(env)
+    _, reward, *_ = env.step(agent.act(env.gradients, info))
+    assert reward < 0
+    with pytest.raises(TypeError, match=r"observation\[module\].keys and .value_grads"):
+        make_agent(f"{tmp_path}/mine.py:ReadsNumpy").act(env.gradients, info)

@@ -63,7 +63,7 @@ def test_a_layer_is_its_formulas_one_edit_at_a_time():
             parameter += 0.3 * torch.randn_like(parameter)
     x, past = torch.randn(8, 20), torch.randn(3, 20)
     owner = torch.repeat_interleave(torch.arange(4), LENGTHS)
-    found, facts, scores = layer(x, owner, past, 1)
+    output, facts, scores = layer(x, owner, past, 1)
     known = list(past)
     for i in range(4):
         tokens = x[owner == i]
@@ -84,7 +84,7 @@ def test_a_layer_is_its_formulas_one_edit_at_a_time():
         tokens = layer.norms[1](tokens + layer.output(torch.cat(heads)))
         tokens = layer.norms[2](tokens + layer.feed_forward(tokens))
         expected = tokens + torch.relu(layer.scale[1] * tokens + layer.shift[1])
-        torch.testing.assert_close(found[owner == i], expected)
+        torch.testing.assert_close(output[owner == i], expected)
 
 
 def test_an_edit_sees_earlier_ones_and_no_later_one():
@@ -116,10 +116,10 @@ def test_the_update_is_a_sum_of_outer_products_with_the_edits_shares():
     network, gradients = make_network(replace(CONFIG, layers=1)), random_gradients()
     deltas, _, _ = network(gradients, LENGTHS, network.nothing_past())
     owner = torch.repeat_interleave(torch.arange(4), LENGTHS)
-    for i, (name, place) in enumerate({"a.down": 0, "b.down": 1, "c.up": 0}.items()):
+    for i, (name, module) in enumerate({"a.down": 0, "b.down": 1, "c.up": 0}.items()):
         key = "x".join(map(str, SHAPES[name]))
         z = network.normalizers[key](torch.cat([gradients[name].keys, gradients[name].value_grads], 1))
-        x, _, scores = network.layers[key][0](z, owner, torch.zeros(0, 20), place)
+        x, _, scores = network.layers[key][0](z, owner, torch.zeros(0, 20), module)
         own, _ = shares(scores)
         u, d = x.split(SHAPES[name], 1)
         expected = sum(own[owner[t]] / LENGTHS[owner[t]] * torch.outer(u[t], d[t]) for t in range(8))
@@ -141,10 +141,10 @@ def test_gradients_are_the_unedited_models(make_lm, base, tokenizer, small_world
     prompts = lm.encode([e.prompt for e in small_world], [e.target for e in small_world])
     lm.apply(random_deltas(lm))
     edited = lm.snapshot()
-    found = gradients_of(lm, prompts)[LAST]
+    gradient = gradients_of(lm, prompts)[LAST]
     keys, grads = answer_factors(base, tokenizer, [(e.prompt, e.target) for e in small_world])[LAST]
-    torch.testing.assert_close(found.keys, keys, rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(found.value_grads, grads, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(gradient.keys, keys, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(gradient.value_grads, grads, rtol=1e-3, atol=1e-4)
     assert torch.equal(lm.snapshot()[LAST], edited[LAST])
 
 
@@ -184,8 +184,8 @@ def test_the_loss_and_its_gradient_are_the_plain_models(make_lm, base, tokenizer
 # -- the agent --------------------------------------------------------------------------------------------------------
 
 
-def begun(env, agent, seed=0, told=None):
-    agent.prepare(env, seed, lambda what, done, total: told.append((what, done, total)) if told is not None else None)
+def begun(env, agent, seed=0, log=None):
+    agent.prepare(env, seed, lambda what, done, total: log.append((what, done, total)) if log is not None else None)
     observation, info = env.reset(seed=1)
     agent.begin(env)
     return observation, info
@@ -211,12 +211,12 @@ def test_batch_after_batch_the_total_is_mixed_with_the_update(make_env, small_wo
 def test_training_starts_short_and_goes_to_the_longest_sequence(make_env, small_world):
     env = make_env(modules=[LAST])
     before = env.language_model.snapshot()
-    told = []
+    log = []
     agent = DAFNet(replace(CONFIG, steps=12, patience=1))
-    agent.prepare(env, 0, lambda *what: told.append(what))
+    agent.prepare(env, 0, lambda *what: log.append(what))
     assert all(torch.equal(value, before[name]) for name, value in env.language_model.snapshot().items())
-    assert [entry[1:] for entry in told] == [(i + 1, 12) for i in range(12)]
-    lengths = [int(re.search(r"up to (\d+)", what)[1]) for what, _, _ in told]
+    assert [entry[1:] for entry in log] == [(i + 1, 12) for i in range(12)]
+    lengths = [int(re.search(r"up to (\d+)", what)[1]) for what, _, _ in log]
     assert lengths[0] == 1
     assert lengths == sorted(lengths)
     assert lengths[-1] == 8
@@ -241,17 +241,17 @@ def test_no_sequence_is_shorter_than_the_shortest(make_env, small_world, monkeyp
 def test_training_lowers_the_loss_and_the_seed_decides_everything(make_env, small_world):
     env = make_env(modules=[LAST])
     losses = []
-    found = []
+    networks = []
     for seed, steps in ((3, 40), (3, 40), (4, 40)):
-        told = []
+        log = []
         agent = DAFNet(replace(CONFIG, steps=steps, longest=1))
-        begun(env, agent, seed, told)
-        losses.append([float(re.search(r"loss ([\d.]+)", what)[1]) for what, _, _ in told])
-        found.append(agent.network.state_dict())
+        begun(env, agent, seed, log)
+        losses.append([float(re.search(r"loss ([\d.]+)", what)[1]) for what, _, _ in log])
+        networks.append(agent.network.state_dict())
         torch.randn(5)
     assert sum(losses[0][-10:]) < 0.9 * sum(losses[0][:10])
-    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
-    assert not all(torch.equal(value, found[2][name]) for name, value in found[0].items())
+    assert all(torch.equal(value, networks[1][name]) for name, value in networks[0].items())
+    assert not all(torch.equal(value, networks[2][name]) for name, value in networks[0].items())
 
 
 def test_a_trained_network_is_kept_and_taken_again(make_env, small_world, monkeypatch, tmp_path):
@@ -269,9 +269,9 @@ def test_a_trained_network_is_kept_and_taken_again(make_env, small_world, monkey
     assert again.kept_seconds > 0
     other = DAFNet(replace(CONFIG, steps=2))
     other.workspace = tmp_path
-    told = []
-    begun(env, other, told=told)
-    assert len(told) == 2
+    log = []
+    begun(env, other, log=log)
+    assert len(log) == 2
 
 
 def test_an_interrupted_run_goes_on_the_same(make_env, small_world):

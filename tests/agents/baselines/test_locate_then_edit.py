@@ -43,15 +43,15 @@ def nothing(*_):
 def test_rank_one_update_is_the_constrained_least_squares_solution():
     root, key, missing = matrix(7, 20, 0), matrix(7, 1, 1)[:, 0], matrix(4, 1, 2)[:, 0]
     C = root @ root.T
-    found = rank_one_update(key, missing, torch.linalg.inv(C)).dense()
-    torch.testing.assert_close(key @ found, missing)
+    delta = rank_one_update(key, missing, torch.linalg.inv(C)).dense()
+    torch.testing.assert_close(key @ delta, missing)
     # Brute force: the optimality conditions of min tr(D^T C D) under k^T D = missing, one linear system with
     # multipliers.
     system = torch.zeros(8, 8, dtype=torch.float64)
     system[:7, :7], system[:7, 7], system[7, :7] = 2 * C, key, key
     right = torch.zeros(8, 4, dtype=torch.float64)
     right[7] = missing
-    torch.testing.assert_close(found, torch.linalg.solve(system, right)[:7])
+    torch.testing.assert_close(delta, torch.linalg.solve(system, right)[:7])
 
 
 @pytest.fixture
@@ -65,8 +65,8 @@ def test_memit_solves_its_normal_equations(memit_case):
     U, R, C = memit_case
     agent = MEMIT(weight=50.0, epsilon=0.0)
     preconditioner = agent._precondition({"m": C})
-    found = ridge_regression(U, R, 1.0, preconditioner.project("m", U)).dense()
-    torch.testing.assert_close(found, torch.linalg.solve(50.0 * C + U.T @ U, U.T @ R))
+    delta = ridge_regression(U, R, 1.0, preconditioner.project("m", U)).dense()
+    torch.testing.assert_close(delta, torch.linalg.solve(50.0 * C + U.T @ U, U.T @ R))
 
 
 def test_alphaedit_solves_its_equation_with_earlier_keys_and_leaves_the_texts_keys_alone(memit_case):
@@ -79,13 +79,13 @@ def test_alphaedit_solves_its_equation_with_earlier_keys_and_leaves_the_texts_ke
     earlier = [matrix(3, 9, 6), matrix(2, 9, 7)]
     for keys in earlier:
         preconditioner.absorb({"m": Gradient(keys, keys)}, {"m": 1.0})
-    found = ridge_regression(U, R, 1.0, preconditioner.project("m", U)).dense()
+    delta = ridge_regression(U, R, 1.0, preconditioner.project("m", U)).dense()
     K_p = torch.cat(earlier)
     # The published form: (Q (U^T U + K_p^T K_p) + L2 I) D = Q U^T R.
     system = Q @ (U.T @ U + K_p.T @ K_p) + 0.7 * torch.eye(9).double()
-    torch.testing.assert_close(found, torch.linalg.solve(system, Q @ U.T @ R))
+    torch.testing.assert_close(delta, torch.linalg.solve(system, Q @ U.T @ R))
     preserved = vectors[:, values > threshold].T
-    assert (preserved @ found).abs().max() < 1e-5
+    assert (preserved @ delta).abs().max() < 1e-5
     preconditioner.reset()
     fresh = ridge_regression(U, R, 1.0, preconditioner.project("m", U)).dense()
     torch.testing.assert_close(fresh, torch.linalg.solve(Q @ U.T @ U + 0.7 * torch.eye(9).double(), Q @ U.T @ R))
@@ -125,8 +125,8 @@ def test_the_subjects_last_token_is_found(make_lm, edits):
         for j, text in enumerate([edit.prompt, f"Once upon a time. {edit.prompt}"]):
             ids = lm.tokenizer(text)["input_ids"]
             column = int(lookup.columns[2 * i + j])
-            told = lm.tokenizer.decode(ids[1 : column + 1])
-            assert told.rstrip().endswith(edit.subject), told
+            up_to_token = lm.tokenizer.decode(ids[1 : column + 1])
+            assert up_to_token.rstrip().endswith(edit.subject), up_to_token
             assert not lm.tokenizer.decode(ids[1:column]).endswith(edit.subject)
 
 
@@ -142,9 +142,9 @@ def test_inputs_and_outputs_at_the_token_are_the_whole_models(base, make_lm, edi
             ids = lm.tokenizer(edit.prompt)["input_ids"]
             base(torch.tensor([ids]))
             handle.remove()
-            place = len(ids) - 1 if token == "last" else int(lookup.columns[i])
-            torch.testing.assert_close(keys[i], seen[0][0][0, place], rtol=1e-4, atol=1e-5)
-            torch.testing.assert_close(outputs[i], seen[0][1][0, place], rtol=1e-4, atol=1e-5)
+            column = len(ids) - 1 if token == "last" else int(lookup.columns[i])
+            torch.testing.assert_close(keys[i], seen[0][0][0, column], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(outputs[i], seen[0][1][0, column], rtol=1e-4, atol=1e-5)
 
 
 def test_what_cannot_be_looked_up_is_refused(make_lm, edits):
@@ -171,9 +171,9 @@ def test_the_value_makes_the_target_likely_and_edits_do_not_disturb_each_other(m
     change = optimise_values(lm, lm.modules[name], edits, lookup, config)
 
     def nll(values):
-        place = (lookup.rows, lookup.columns)
+        position = (lookup.rows, lookup.columns)
         handle = lm.modules[name].register_forward_hook(
-            lambda _, args, out: out.index_put(place, values[lookup.owner], accumulate=True)
+            lambda _, args, out: out.index_put(position, values[lookup.owner], accumulate=True)
         )
         logits = lm.logits(lookup.prompts)
         handle.remove()
@@ -201,9 +201,9 @@ def plain_search(base, tokenizer, name, edit, prefixes, config):
             return out + torch.nn.functional.one_hot(torch.tensor(at), out.shape[1])[:, None] * change
 
         handle = module.register_forward_hook(add)
-        found = base(torch.tensor([head + tail]), use_cache=False).logits[0, len(head) - 1 : -1]
+        rows = base(torch.tensor([head + tail]), use_cache=False).logits[0, len(head) - 1 : -1]
         handle.remove()
-        return found, torch.tensor(tail), seen[0]
+        return rows, torch.tensor(tail), seen[0]
 
     def ends(start):
         return len(start) + edit.prompt.index(edit.subject) + len(edit.subject)
@@ -218,8 +218,8 @@ def plain_search(base, tokenizer, name, edit, prefixes, config):
     for _ in range(config.steps):
         loss = 0.0
         for start in starts:
-            found, labels, _ = logits(start + edit.prompt, edit.target, ends(start), change)
-            loss = loss + torch.nn.functional.cross_entropy(found, labels) / len(starts)
+            rows, labels, _ = logits(start + edit.prompt, edit.target, ends(start), change)
+            loss = loss + torch.nn.functional.cross_entropy(rows, labels) / len(starts)
         now = logits(*about, change)[0][0].log_softmax(-1)
         loss = loss + config.kl * (usual.exp() * (usual - now)).sum()
         loss = loss + config.weight_decay * (change.square().sum() + 1e-20).sqrt() / length.square()
@@ -244,8 +244,8 @@ def test_the_search_is_adam_on_its_loss_in_the_plain_model(base, tokenizer, make
         assert losses[4] < losses[3]
         config = replace(config, enough=(losses[3] + losses[4]) / 2)
     lookup = look_up(lm, edits[:2], "subject_last", prefixes)
-    found = optimise_values(lm, lm.modules[name], edits[:2], lookup, config)
-    for edit, change in zip(edits[:2], found, strict=True):
+    changes = optimise_values(lm, lm.modules[name], edits[:2], lookup, config)
+    for edit, change in zip(edits[:2], changes, strict=True):
         expected, _ = plain_search(base, tokenizer, name, edit, prefixes, config)
         assert (change - expected).norm() < 0.01 * expected.norm()
 
@@ -306,12 +306,12 @@ def test_rome_makes_one_edit_after_the_other(make_env, small_world):
     agent = ROME(VALUE, samples=30)
     env, _, info = started(make_env, agent)
     name, total = f"model.{MIDDLE}", 0.0
-    found = dense(agent.act(env.gradients, info)[name])
+    delta = dense(agent.act(env.gradients, info)[name])
     for edit in env.batch:
         update = agent._write(edit).dense()
         env.language_model.apply({name: update})
         total = total + update
-    torch.testing.assert_close(found, total, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(delta, total, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("keys", ["consistent", "public"])
@@ -383,23 +383,23 @@ def test_memit_spreads_what_is_missing_over_the_layers(base, tokenizer, make_env
     agent.prepare(env, 0, nothing)
     _, info = env.reset(seed=0)
     agent.begin(env)
-    found = agent.act(env.gradients, info)
+    deltas = agent.act(env.gradients, info)
     lm = EditableLM(base, tokenizer, [FIRST, MIDDLE])
     C = key_covariance(lm, sample_text(load_edits("atlas", "train"), 30))
     names = list(lm.modules)
     lookup = look_up(lm, env.batch, "subject_last", agent._prefixes)
     stream = lm.model.get_submodule("model.layers.1")
     change = optimise_values(lm, stream, env.batch, lookup, value)
-    wanted = read_token(lm, stream, lookup)[1][::p] + change
+    values = read_token(lm, stream, lookup)[1][::p] + change
     for i, name in enumerate(names):
-        missing = (wanted - read_token(lm, stream, lookup)[1][::p]) / (2 - i)
+        missing = (values - read_token(lm, stream, lookup)[1][::p]) / (2 - i)
         keys = read_token(lm, lm.modules[name], lookup)[0]
         U = torch.stack([keys[p * j : p * (j + 1)].mean(0) for j in range(4)])
         size = len(C[name])
         system = 2.0 * (C[name] + 0.01 * C[name].trace() / size * torch.eye(size)) + U.T @ U
         D = torch.linalg.solve(system, U.T @ missing)
         assert D.norm() > 1
-        torch.testing.assert_close(dense(found[name]), D, rtol=2e-3, atol=2e-3)
+        torch.testing.assert_close(dense(deltas[name]), D, rtol=2e-3, atol=2e-3)
         lm.apply({name: D})
 
 
@@ -449,8 +449,8 @@ def played(make_env, agent, module=MIDDLE):
 
 def test_prune_as_alphaedits_public_code_has_it_adds_the_condensed_sum_to_what_is_there(make_env, small_world):
     end, start = played(make_env, MEMIT(VALUE, weight=0.01, samples=30))
-    found, _ = played(make_env, PRUNE(VALUE, weight=0.01, samples=30, onto="edited"))
-    torch.testing.assert_close(found, end + condense(end - start, start, 1.2), rtol=1e-3, atol=1e-3)
+    weights, _ = played(make_env, PRUNE(VALUE, weight=0.01, samples=30, onto="edited"))
+    torch.testing.assert_close(weights, end + condense(end - start, start, 1.2), rtol=1e-3, atol=1e-3)
     with pytest.raises(ValueError, match="choose one of the two"):
         PRUNE(VALUE, every_batch=True, onto="edited")
 
@@ -575,14 +575,14 @@ def test_rect_thins_out_each_layers_update_at_the_weights_it_is_for(make_env, sm
         which.begin(env)
     lm = env.language_model
     for _ in range(2):
-        whole, found = plain.act(env.gradients, info), agent.act(env.gradients, info)
+        whole, sparse = plain.act(env.gradients, info), agent.act(env.gradients, info)
         for name in lm.modules:
             delta, weight = dense(whole[name]).numpy(), lm.weight(name).numpy()
             assert np.abs(delta).max() > 0.01
             ratio = np.abs(delta / weight)
             kept = ratio >= np.sort(ratio.ravel())[-round(0.3 * ratio.size)]
-            np.testing.assert_allclose(found[name].numpy(), np.where(kept, delta, 0), rtol=1e-4, atol=1e-6)
-        *_, info = env.step(found)
+            np.testing.assert_allclose(sparse[name].numpy(), np.where(kept, delta, 0), rtol=1e-4, atol=1e-6)
+        *_, info = env.step(sparse)
 
 
 def test_rome_wants_one_module(make_env):

@@ -48,9 +48,9 @@ def edit(my_model, tmp_path):
     write(tmp_path / "edits.jsonl", rows(5))
 
     def run(**options):
-        told = {"edits": str(tmp_path / "edits.jsonl"), "output": tmp_path / "out", "model": str(my_model)}
-        told |= {"method": "fine-tune", "modules": LAST, "edits_per_step": 2, "guard": Guard(1e9, 1e9)}
-        run_edit(EditArgs(**told | options))
+        arguments = {"edits": str(tmp_path / "edits.jsonl"), "output": tmp_path / "out", "model": str(my_model)}
+        arguments |= {"method": "fine-tune", "modules": LAST, "edits_per_step": 2, "guard": Guard(1e9, 1e9)}
+        run_edit(EditArgs(**arguments | options))
         return json.loads((tmp_path / "out/report.json").read_text())
 
     return run
@@ -68,20 +68,20 @@ def test_each_correction_has_an_outcome(edit, tmp_path, capsys, monkeypatch):
     says = metrics.generate
 
     def goes_on(lm, texts, *rest, **options):
-        found = says(lm, texts, *rest, **options)
-        return [*found[:2], f"{TOWNS[2]} and on", *found[3:]] if len(texts) == 5 else found
+        texts_said = says(lm, texts, *rest, **options)
+        return [*texts_said[:2], f"{TOWNS[2]} and on", *texts_said[3:]] if len(texts) == 5 else texts_said
 
     monkeypatch.setattr("agents.editing.corrections.metrics.generate", goes_on)
     report = edit()
-    found = lines(tmp_path / "out/results.jsonl")
-    assert [(row["prompt"], row["target"]) for row in found] == [(row["prompt"], row["target"]) for row in rows(5)]
-    assert all(row["applied"] for row in found)
-    assert all(row["right"] == (row["said"] == row["target"]) for row in found)
-    right = 100 * sum(row["right"] for row in found) / 5
+    outcomes = lines(tmp_path / "out/results.jsonl")
+    assert [(row["prompt"], row["target"]) for row in outcomes] == [(row["prompt"], row["target"]) for row in rows(5)]
+    assert all(row["applied"] for row in outcomes)
+    assert all(row["right"] == (row["said"] == row["target"]) for row in outcomes)
+    right = 100 * sum(row["right"] for row in outcomes) / 5
     assert right == pytest.approx(report["generation"]["efficacy"], abs=1e-3)
     assert (report["asked"], report["edits"], report["left_out"]) == (5, 5, {})
-    going_on = [row for row in found if row["said"].startswith(row["target"]) and not row["right"]]
-    assert found[2] in going_on
+    going_on = [row for row in outcomes if row["said"].startswith(row["target"]) and not row["right"]]
+    assert outcomes[2] in going_on
     shown = capsys.readouterr().out
     assert report["goes_on"] == len(going_on)
     assert (f"{len(going_on)} of the answers are right and go on" in shown) == bool(going_on)
@@ -89,15 +89,15 @@ def test_each_correction_has_an_outcome(edit, tmp_path, capsys, monkeypatch):
     assert "results.jsonl" in shown
 
 
-@pytest.mark.parametrize("place", ["beside", "around", "inside"])
-def test_the_model_that_is_edited_is_never_touched(edit, my_model, tmp_path, place):
+@pytest.mark.parametrize("where", ["beside", "around", "inside"])
+def test_the_model_that_is_edited_is_never_touched(edit, my_model, tmp_path, where):
     """Not even where the results would go to its own folder."""
-    if place == "beside":
+    if where == "beside":
         my_model = my_model.rename(tmp_path / "model")
-    elif place == "around":
+    elif where == "around":
         (tmp_path / "model").mkdir()
         my_model = my_model.rename(tmp_path / "model/mine")
-    output = my_model / "out" if place == "inside" else tmp_path
+    output = my_model / "out" if where == "inside" else tmp_path
     before = content(my_model)
     with pytest.raises(ValueError, match="never changed"):
         edit(model=str(my_model), output=output)
@@ -121,8 +121,8 @@ def test_what_is_in_the_way_is_said_before_anything_is_done(edit, my_model, tmp_
     with pytest.raises(ValueError, match=r"report\.json of something else"):
         edit()
     (out / "report.json").unlink()
-    for place, words in ((my_model, "never changed"), (tmp_path / "elsewhere", "is a link")):
-        (out / "model").symlink_to(place)
+    for target, words in ((my_model, "never changed"), (tmp_path / "elsewhere", "is a link")):
+        (out / "model").symlink_to(target)
         with pytest.raises(ValueError, match=words):
             edit()
         (out / "model").unlink()
@@ -190,9 +190,9 @@ def test_what_is_left_out_is_said(edit, tmp_path, capsys):
     report = edit(edits=path, bad_records="skip")
     assert report["asked"] == 2
     assert sum(report["left_out"].values()) == 2
-    told = capsys.readouterr().err
-    assert "left out: edits.jsonl, record 3" in told
-    assert "left out: edits.jsonl, record 4" in told
+    messages = capsys.readouterr().err
+    assert "left out: edits.jsonl, record 3" in messages
+    assert "left out: edits.jsonl, record 4" in messages
 
 
 def test_what_the_method_cannot_make_is_refused_before_the_first_edit(edit, tmp_path):
@@ -314,10 +314,10 @@ def test_hints_are_given_where_they_hold(tmp_path, capsys, monkeypatch):
     def fails(_):
         raise OSError("no room")
 
-    for kept, told in ((None, False), (tmp_path / "journal.jsonl", False), (tmp_path, True)):
+    for kept, hinted in ((None, False), (tmp_path / "journal.jsonl", False), (tmp_path, True)):
         with pytest.raises(SystemExit):
             cli._run(fails, SimpleNamespace(), kept)
-        assert ("the same command goes on" in capsys.readouterr().err) == told
+        assert ("the same command goes on" in capsys.readouterr().err) == hinted
 
 
 def test_a_saved_model_may_be_read_by_others(edit, tmp_path):

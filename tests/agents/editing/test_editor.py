@@ -660,9 +660,9 @@ def test_a_run_killed_again_and_again_ends_in_the_same_bits(model_folder, policy
         out.mkdir()
         progress = killed_and_resumed(context, (model_folder, str(out), method, policy, training), out, 5, rng)
         seen.update(progress)
-        found = torch.load(out / "weights.pt", weights_only=True)
-        assert found.keys() == expected.keys()
-        assert all(torch.equal(found[name], expected[name]) for name in expected)
+        weights = torch.load(out / "weights.pt", weights_only=True)
+        assert weights.keys() == expected.keys()
+        assert all(torch.equal(weights[name], expected[name]) for name in expected)
     assert len(seen - {-1, 0, len(BATCHES)}) >= 3  # they were killed in the middle
 
 

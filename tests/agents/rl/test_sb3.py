@@ -191,7 +191,7 @@ def test_the_command_trains_goes_on_and_refuses_other_options(model_folder, tmp_
         "model": model_folder, "modules": ("layers.2.mlp.down_proj",), "checkpoint_every": 4, "evaluate_every": 5,
     }  # fmt: skip
     main(Args(**arguments, steps=6))
-    made = {path.name for path in (tmp_path / "run").iterdir()}
+    names = {path.name for path in (tmp_path / "run").iterdir()}
     assert {
         "policy.zip",
         "result.json",
@@ -199,19 +199,19 @@ def test_the_command_trains_goes_on_and_refuses_other_options(model_folder, tmp_
         "best_model.zip",
         "checkpoint_4_steps.zip",
         "tensorboard",
-    } <= made
+    } <= names
     first = json.loads((tmp_path / "run" / "result.json").read_text())
     assert first["steps"] == 6
     assert first["validation_return"] < 0
     capsys.readouterr()
-    with np.load(tmp_path / "run" / "evaluations.npz") as found:
-        assert found["timesteps"].tolist() == [5]
+    with np.load(tmp_path / "run" / "evaluations.npz") as evaluations:
+        assert evaluations["timesteps"].tolist() == [5]
     (tmp_path / "run" / "best_model.zip").write_bytes(b"the best so far")
     # The evaluation at step 5 came after the checkpoint at 4; one at 3 is made up, and cannot be beaten.
     np.savez(tmp_path / "run" / "evaluations.npz", timesteps=[3, 5], results=[[1e9], [2e9]], ep_lengths=[[2], [2]])
     main(Args(**arguments, steps=10))
-    with np.load(tmp_path / "run" / "evaluations.npz") as found:
-        assert found["timesteps"].tolist() == [3, 9]
+    with np.load(tmp_path / "run" / "evaluations.npz") as evaluations:
+        assert evaluations["timesteps"].tolist() == [3, 9]
     assert (tmp_path / "run" / "best_model.zip").read_bytes() == b"the best so far"
     assert "going on from step 4" in capsys.readouterr().out
     assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 10

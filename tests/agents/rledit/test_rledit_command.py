@@ -10,8 +10,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from agents.hypernetwork.config import PolicyConfig, TrainConfig
 from agents.hypernetwork.arguments import Args
+from agents.hypernetwork.config import PolicyConfig, TrainConfig
 from agents.hypernetwork.train_command import main
 from agents.rledit.trainer import RLEditTrainer
 

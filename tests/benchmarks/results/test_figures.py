@@ -9,7 +9,7 @@ import pytest
 from matplotlib.colors import to_hex
 from test_records import RECORD
 
-from agents.registry import AGENTS
+from agents.rows import ROWS
 from benchmarks import figures as command
 from benchmarks.figures import FIGURES, RESULTS, Args, chart_of, is_current, main
 from benchmarks.results import figures
@@ -141,7 +141,7 @@ def contrast_on_white(colour):
 
 
 def test_all_rows_of_the_registry_look_different():
-    rows = [name for name in AGENTS if not name.startswith("demo-")]
+    rows = [name for name in ROWS if not name.startswith("demo-")]
     looks = {name: style_of(name) for name in rows}
     assert len(set(looks.values())) == len(rows)
     assert looks["no-edit"].colour == looks["joint-fine-tune"].colour
