@@ -51,7 +51,8 @@ class RelativeReward(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         """One step of the environment, its reward rescaled.
 
         Raises:
-            RuntimeError: Before the first reset, and what else the environment raises; the reference has then not moved.
+            RuntimeError: Before the first reset.
+            Exception: What else the environment raises; the reference has then not moved.
         """
         if self._reference_weights is None:
             raise RuntimeError("step: the episode never began; call reset() first")
