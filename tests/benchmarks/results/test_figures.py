@@ -1,5 +1,6 @@
 import itertools
 import json
+import re
 import shutil
 from dataclasses import replace
 from functools import cache
@@ -10,11 +11,11 @@ from matplotlib.colors import to_hex
 from test_records import RECORD
 
 from agents.rows import ROWS
-from benchmarks import figures as command
-from benchmarks.figures import FIGURES, RESULTS, Args, chart_of, is_current, main
+from benchmarks.figures import DOCS, FIGURES, RESULTS, Args, chart_of, is_current, main, page_is_current
 from benchmarks.results import figures
 from benchmarks.results.charts import MOST_LINES, Chart, Panel, Series, digest, draw, foremost, save, saved_digest
 from benchmarks.results.leaderboard import entries
+from benchmarks.results.page import DOCUMENTS, METHOD, OTHER, OWN, SUFFIX
 from benchmarks.results.styles import FAMILIES, REST, Style, style_of
 
 LINES = Chart(
@@ -46,25 +47,39 @@ def test_all_figures_of_the_folder_are_drawn_from_records_and_shown():
     assert [figure.name for figure in FIGURES if f"]({figure.name})" not in documents] == []
 
 
-def test_a_figure_older_than_its_records_is_named(tmp_path, monkeypatch, capsys):
+def test_the_leaderboard_page_is_what_the_records_say():
+    assert page_is_current(), "python -m benchmarks.figures leaderboard/index.html"
+
+
+def test_what_the_leaderboard_page_links_to_is_there():
+    folder = (RESULTS / "leaderboard" / DOCS).resolve()
+    for path in (*DOCUMENTS.values(), METHOD, SUFFIX, OWN, OTHER):
+        name, _, anchor = path.partition("#")
+        text = (folder / name).read_text(encoding="utf-8")
+        headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+        anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+        assert not anchor or anchor in anchors, path
+
+
+def test_a_figure_older_than_its_records_is_named(tmp_path, capsys):
     (figure,) = [figure for figure in FIGURES if figure.name == "capacity.png"]
-    monkeypatch.setattr(command, "FIGURES", (figure,))
     for name in (figure.source, figure.name):
         shutil.copy(RESULTS / name, tmp_path)
-    assert main(Args(folder=tmp_path, check=True)) == 0
+    names = (figure.name,)
+    assert main(Args(names, tmp_path, check=True)) == 0
     lines = (tmp_path / figure.source).read_text().splitlines()
     record = json.loads(lines[0])
     record["teacher_forced"]["efficacy"] -= 0.05
     (tmp_path / figure.source).write_text("\n".join([json.dumps(record), *lines[1:]]) + "\n")
     before = (tmp_path / figure.name).read_bytes()
-    assert main(Args(folder=tmp_path, check=True)) == 1
+    assert main(Args(names, tmp_path, check=True)) == 1
     assert "capacity.png: is not what its records say" in capsys.readouterr().out
     assert (tmp_path / figure.name).read_bytes() == before, "--check draws nothing"
-    assert main(Args(("capacity.png",), tmp_path)) == 0
+    assert main(Args(names, tmp_path)) == 0
     assert is_current(figure, tmp_path)
     (tmp_path / figure.name).unlink()
     assert not is_current(figure, tmp_path)
-    with pytest.raises(SystemExit, match=r"no figure else\.png; there are capacity\.png"):
+    with pytest.raises(SystemExit, match=r"no figure else\.png; there are atlas-50x20\.png"):
         main(Args(("else.png",), tmp_path))
 
 
