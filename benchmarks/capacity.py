@@ -260,7 +260,7 @@ def chart(curves: Sequence[Curve]) -> Chart:
     """A panel for each set of modules; a cross where a method falls below 90% of its start."""
     groups: dict[tuple[str, str], list[Curve]] = {}
     for curve in curves:
-        # The ceiling has one look, whatever its settings.
+        # Joint fine-tuning has one look, whatever its settings.
         curve = replace(curve, agent=UPPER_REFERENCE) if is_upper_reference(curve.agent) else curve
         groups.setdefault((curve.suite, curve.model), []).append(curve)
     columns = min(3, len(groups))
