@@ -185,7 +185,7 @@ def _run(record: Record) -> dict[str, Any]:
 
 def _board(board: Leaderboard) -> dict[str, Any]:
     """The comparisons of agents; of each pair one direction, as the other is its complement."""
-    order = {agent: place for place, agent in enumerate(board.agents)}
+    order = {agent: i for i, agent in enumerate(board.agents)}
     return {
         "compared": [str(task) for task in board.compared()],
         "overall": {agent: _estimate(score) for agent, score in board.overall().items()},

@@ -13,7 +13,7 @@ from test_records import RECORD
 
 from benchmarks.report import Args, differing, file_names, main
 from benchmarks.results import figures
-from benchmarks.results.charts import draw, save, shown
+from benchmarks.results.charts import draw, save, short_name
 from benchmarks.results.leaderboard import RANKED, Leaderboard, Task, entries
 from benchmarks.results.page import PAPER, embedded, page, page_data
 from benchmarks.results.records import append
@@ -259,9 +259,9 @@ def test_suites_are_compared_if_they_differ_in_one_thing():
 
 
 def test_a_long_name_keeps_its_end():
-    assert shown("short") == "short"
-    assert shown("x" * 40 + "file.py:Mine") == "…" + "x" * 17 + "file.py:Mine"
-    assert shown("two\nlines") == "two lines"
+    assert short_name("short") == "short"
+    assert short_name("x" * 40 + "file.py:Mine") == "…" + "x" * 17 + "file.py:Mine"
+    assert short_name("two\nlines") == "two lines"
 
 
 def test_the_retention_picture_shows_the_curve():

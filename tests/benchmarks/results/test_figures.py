@@ -13,7 +13,17 @@ from test_records import RECORD
 from agents.rows import ROWS
 from benchmarks.figures import DOCS, FIGURES, RESULTS, Args, chart_of, is_current, main, page_is_current
 from benchmarks.results import figures
-from benchmarks.results.charts import MOST_LINES, Chart, Panel, Series, digest, draw, foremost, save, saved_digest
+from benchmarks.results.charts import (
+    MOST_LINES,
+    Chart,
+    Panel,
+    Series,
+    choose_highlighted,
+    digest,
+    draw,
+    save,
+    saved_digest,
+)
 from benchmarks.results.leaderboard import entries
 from benchmarks.results.page import DOCUMENTS, METHOD, OTHER, OWN, SUFFIX
 from benchmarks.results.styles import FAMILIES, REST, Style, style_of
@@ -23,7 +33,7 @@ LINES = Chart(
     "a note",
     (Panel("Efficacy", "edits", (Series("a", (10.0, 100.0), (90.0, 80.0), ((85.0, 95.0), None)),), "%"),),
     1,
-    forward=("a",),
+    highlighted=("a",),
 )
 
 
@@ -115,12 +125,12 @@ def test_figures_have_titles_and_labels_and_nothing_is_cut_off_or_covered(name):
         assert chart.panels[row].y_label, "the first of each row"
     (title,) = figure.texts[-1:]
     assert title.get_text() == chart.title
-    assert len(figure.legends[0].get_texts()) == len(chart.forward) <= MOST_LINES
+    assert len(figure.legends[0].get_texts()) == len(chart.highlighted) <= MOST_LINES
 
 
 @pytest.mark.parametrize("name", [figure.name for figure in FIGURES])
 def test_lines_in_colour_are_told_apart(name):
-    looks = [style_of(agent) for agent in chart_named(name).forward]
+    looks = [style_of(agent) for agent in chart_named(name).highlighted]
     for a, b in itertools.combinations(looks, 2):
         assert a.dashes != b.dashes or np.linalg.norm(oklab(a.colour) - oklab(b.colour)) > 0.08
 
@@ -199,7 +209,7 @@ def test_the_digest_is_of_all_that_is_shown_and_of_no_more():
         shows(agent="b"),
         replace(LINES, title="Else"),
         replace(LINES, note="else"),
-        replace(LINES, forward=()),
+        replace(LINES, highlighted=()),
         replace(LINES, kind="steps"),
     ]
     assert len({digest(chart) for chart in same}) == 1
@@ -235,18 +245,18 @@ def test_at_most_eight_lines_are_in_colour_and_in_the_legend():
         assert colours[5:] == [style_of(f"agent-{i:02}").colour if i >= 0 else style_of("no-edit").colour
                                for i in (-1, *range(5, 12))]  # fmt: skip
     chosen = figures.retention(entries(rows), ["agent-00", "no-edit"])
-    assert chosen.forward == ("agent-00", "no-edit")
+    assert chosen.highlighted == ("agent-00", "no-edit")
     assert "grey: the other 11 rows" in draw(chosen).get_suptitle()
 
 
 def test_more_rows_than_can_be_told_apart_are_refused():
     agents = [f"agent-{i}" for i in range(10)]
-    assert foremost(agents) == tuple(agents[:8])
-    assert foremost(agents, ["agent-9"]) == ("agent-9",)
+    assert choose_highlighted(agents) == tuple(agents[:8])
+    assert choose_highlighted(agents, ["agent-9"]) == ("agent-9",)
     with pytest.raises(ValueError, match="at most 8 rows in colour, not 9"):
-        foremost(agents, agents[:9])
+        choose_highlighted(agents, agents[:9])
     with pytest.raises(ValueError, match="no row else; there are agent-0"):
-        foremost(agents, ["else"])
+        choose_highlighted(agents, ["else"])
 
 
 def test_ticks_are_at_the_points_or_at_round_numbers():
