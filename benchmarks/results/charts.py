@@ -274,8 +274,8 @@ def _draw_line(axis: Any, series: Series, chart: Chart, style: Style, highlighte
         )  # fmt: skip
         return
     axis.plot(
-        series.x, series.y, label=short_name(series.agent), color=style.colour, drawstyle=where, linewidth=1.6, zorder=2.5,
-        linestyle=(0, style.dashes) if style.dashes else "-",
+        series.x, series.y, label=short_name(series.agent), color=style.colour, drawstyle=where, linewidth=1.6,
+        zorder=2.5, linestyle=(0, style.dashes) if style.dashes else "-",
         marker=None if chart.kind == "steps" else style.marker, markersize=4.5, markeredgewidth=0.9,
         markerfacecolor="white" if style.hollow else style.colour,
     )  # fmt: skip
