@@ -248,7 +248,8 @@ def _improvements(board: Leaderboard) -> list[str]:
     return [
         "## Probability of improvement\n",
         "How often the row is better than the column on the same stream, by the harmonic mean of the "
-        f"{board.protocol} figures; a tie counts half. In brackets the interval, behind it the number of streams; pairs with few say little.\n",
+        f"{board.protocol} figures; a tie counts half. In brackets the interval, behind it the number of streams; pairs "
+        "with few say little.\n",
         table.markdown(
             ["row better than", *board.agents], [[a, *(cell(a, b) for b in board.agents)] for a in board.agents]
         ),
