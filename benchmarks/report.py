@@ -192,7 +192,8 @@ def as_markdown(
     parts = [
         "# Leaderboard\n",
         "Interquartile means over seeds with 95% stratified bootstrap intervals, where there are two seeds or more; "
-        "`mean` is the harmonic mean of the three. docs/reference/statistics.md of LifelongEdit says how each number is made.\n",
+        "`mean` is the harmonic mean of the three. docs/reference/statistics.md of LifelongEdit says "
+        "how each number is made.\n",
     ]
     for task, rows in by_task(entries).items():
         parts += _suite(task, rows, failed)
@@ -228,8 +229,8 @@ def _normalized(board: Leaderboard) -> list[str]:
         body = [[*line, table.with_interval(overall[line[0]], 2)] for line in body]
     return [
         "## Normalised score\n",
-        f"Harmonic mean of the {board.protocol} figures, 0 for `no-edit` and 1 for `joint-fine-tune` on the same suite; "
-        "only suites with both have it. `overall` is the interquartile mean over the runs on all of these, those that "
+        f"Harmonic mean of the {board.protocol} figures, 0 for `no-edit` and 1 for `joint-fine-tune` on the same "
+        "suite; only suites with both have it. `overall` is the interquartile mean over the runs on all of these, those that "
         "are the same stream counted once; a dash: not run on all.\n",
         table.markdown(["agent", *map(str, tasks), *(["overall"] if overall else [])], body),
     ]
@@ -248,8 +249,8 @@ def _improvements(board: Leaderboard) -> list[str]:
     return [
         "## Probability of improvement\n",
         "How often the row is better than the column on the same stream, by the harmonic mean of the "
-        f"{board.protocol} figures; a tie counts half. In brackets the interval, behind it the number of streams; pairs "
-        "with few say little.\n",
+        f"{board.protocol} figures; a tie counts half. In brackets the interval, behind it the number of streams; "
+        "pairs with few say little.\n",
         table.markdown(
             ["row better than", *board.agents], [[a, *(cell(a, b) for b in board.agents)] for a in board.agents]
         ),
@@ -274,8 +275,8 @@ def _failures(failed: Sequence[FailedCell]) -> list[str]:
 def _paper(entries: Sequence[Entry]) -> list[str]:
     parts = [
         "## The paper's numbers\n",
-        f"Theirs are from {published.SOURCE}: their models, data and hardware. They stand beside ours to be read, not to "
-        "be raced. Efficacy / generalization / specificity in percent, teacher-forced, and on CounterFact by the "
+        f"Theirs are from {published.SOURCE}: their models, data and hardware. They stand beside ours to be read, not "
+        "to be raced. Efficacy / generalization / specificity in percent, teacher-forced, and on CounterFact by the "
         "probability comparison. "
         "Their FT is FT-L (`ft-l`); `fine-tune` is ours without its constraint.\n",
     ]
