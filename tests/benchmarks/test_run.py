@@ -233,6 +233,7 @@ class Teller(NoEdit):
 """
 
 
+@pytest.mark.slow
 def test_cells_of_a_stream_share_what_its_prompts_become(tmp_path, capfd):
     """The second cell begins with what the first has kept, another seed's with nothing; no file is left, and a file
     that cannot be written costs time only.
@@ -296,6 +297,7 @@ def until(reached, seconds=120):
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").exists(), reason="looks at processes through /proc")
 def test_kill_9_costs_the_running_cell_and_nothing_else(tmp_path):
     slow, out = tmp_path / "slow.py", tmp_path / "out"

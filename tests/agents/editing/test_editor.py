@@ -637,14 +637,17 @@ def killed_and_resumed(context, arguments, out, kills, rng):
 
 
 @pytest.mark.parametrize("kind", ["noise", "policy with memory"])
-def test_a_run_killed_again_and_again_ends_in_the_same_bits(model_folder, policy_folder, training_file, tmp_path, kind):
-    """25 kills each at random moments of a real process, over several runs; then the plain end."""
+@pytest.mark.parametrize("runs", [2, pytest.param(5, marks=pytest.mark.slow)])
+def test_a_run_killed_again_and_again_ends_in_the_same_bits(
+    model_folder, policy_folder, training_file, tmp_path, runs, kind
+):
+    """Five kills each at random moments of a real process; then the plain end."""
     training = None
     method, policy = f"{__file__}:Jump", None
     if kind != "noise":
         method, policy, training = "rledit", policy_folder, training_file
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(IMPORTED_ONCE)  # 60 processes would import them 60 times
+    context.set_forkserver_preload(IMPORTED_ONCE)  # instead of once for each process
     rng = random.Random(kind)
     seen = set()
     plain = tmp_path / "plain"
@@ -655,7 +658,7 @@ def test_a_run_killed_again_and_again_ends_in_the_same_bits(model_folder, policy
     expected = torch.load(plain / "weights.pt", weights_only=True)
     kept = [json.loads(line)["applied"] for line in (plain / "journal.jsonl").read_text().splitlines()[1:]]
     assert sum(kept) >= len(BATCHES) / 2
-    for run in range(5):
+    for run in range(runs):
         out = tmp_path / f"killed{run}"
         out.mkdir()
         progress = killed_and_resumed(context, (model_folder, str(out), method, policy, training), out, 5, rng)
