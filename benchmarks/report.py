@@ -230,8 +230,8 @@ def _normalized(board: Leaderboard) -> list[str]:
     return [
         "## Normalised score\n",
         f"Harmonic mean of the {board.protocol} figures, 0 for `no-edit` and 1 for `joint-fine-tune` on the same "
-        "suite; only suites with both have it. `overall` is the interquartile mean over the runs on all of these, those "
-        "that are the same stream counted once; a dash: not run on all.\n",
+        "suite; only suites with both have it. `overall` is the interquartile mean over the runs on all of these, "
+        "those that are the same stream counted once; a dash: not run on all.\n",
         table.markdown(["agent", *map(str, tasks), *(["overall"] if overall else [])], body),
     ]
 
