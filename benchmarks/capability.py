@@ -252,6 +252,37 @@ def provenance(args: Args, setting: Setting) -> dict[str, Any]:
     }
 
 
+def editing_environment(args: Args, setting: Setting, actions_per_batch: int, edits: int) -> LifelongEditEnv:
+    """The environment with the stream, as long as so many edits, one batch at least."""
+    return LifelongEditEnv(
+        model=args.model,
+        modules=args.modules,
+        device=args.device,
+        dtype=args.dtype,
+        dataset=args.dataset,
+        split=args.split,
+        dataset_options=setting.dataset_options,
+        edits_per_step=args.edits_per_step,
+        actions_per_batch=actions_per_batch,
+        horizon=max(1, edits // args.edits_per_step),
+        memory_batches=0,  # nothing here reads the reward's memory term
+    )
+
+
+def training_environment(args: Args, setting: Setting) -> LifelongEditEnv:
+    """The environment that the agent is prepared on."""
+    return LifelongEditEnv(
+        model=args.model,
+        modules=args.modules,
+        device=args.device,
+        dtype=args.dtype,
+        dataset=setting.training,
+        split="train",
+        dataset_options=None if setting.training == "atlas" else asdict(args.dataset_options),
+        edits_per_step=args.edits_per_step,
+    )
+
+
 def run(args: Args, setting: Setting, made_with: dict[str, Any], missing: Sequence[int], results: Path) -> None:
     """Prepares the agent, lets it edit, and adds a record for each missing number of edits.
 
@@ -274,17 +305,7 @@ def run(args: Args, setting: Setting, made_with: dict[str, Any], missing: Sequen
             "number of edits besides 0 with --at, and give the command again for each other one"
         )
     agent.workspace = args.out / "policies" / f"{file_name(args.agent)}-seed{args.seed}"
-    model: dict[str, Any] = {"model": args.model, "modules": args.modules, "device": args.device, "dtype": args.dtype}
-    env = LifelongEditEnv(
-        **model,
-        dataset=args.dataset,
-        split=args.split,
-        dataset_options=setting.dataset_options,
-        edits_per_step=args.edits_per_step,
-        actions_per_batch=agent.actions_per_batch,
-        horizon=max(1, missing[-1] // args.edits_per_step),
-        memory_batches=0,  # nothing here reads the reward's memory term
-    )
+    env = editing_environment(args, setting, agent.actions_per_batch, edits=missing[-1])
     env.reset(seed=args.seed)
     if len(env.stream) < missing[-1]:
         raise SystemExit(f"--at {missing[-1]}: {args.dataset}/{args.split} ends after {len(env.stream)} edits")
@@ -293,15 +314,8 @@ def run(args: Args, setting: Setting, made_with: dict[str, Any], missing: Sequen
         tasks = score(env.language_model, setting.tasks, manager, args.data, args.limit, args.batch_size)
         append(results, Capability(args.agent, args.seed, edits, failures, setting, tasks, made_with))
 
-    training = LifelongEditEnv(
-        **model,
-        dataset=setting.training,
-        split="train",
-        dataset_options=None if setting.training == "atlas" else asdict(args.dataset_options),
-        edits_per_step=args.edits_per_step,
-    )
     with console_progress(f"{args.agent}, seed {args.seed}") as progress:
-        agent.prepare(training, args.seed, progress)
+        agent.prepare(training_environment(args, setting), args.seed, progress)
         roll(env, agent, args.seed, missing, visit, progress)
 
 

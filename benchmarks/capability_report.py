@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.results import tables as table
-from benchmarks.results.charts import PERCENT, Chart, Panel, Series, foremost, save
+from benchmarks.results.charts import PERCENT, Chart, Panel, Series, choose_highlighted, save
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +98,13 @@ def points(records: Sequence[Capability], agent: str, task: str, metric: str) ->
     """By number of edits: mean over seeds in %, standard error over a task's records in % (NaN if there is none),
     seeds.
     """
-    found: dict[int, tuple[float, float, int]] = {}
+    by_edits: dict[int, tuple[float, float, int]] = {}
     for edits in sorted({record.edits for record in records if record.agent == agent}):
         group = [r.tasks[task] for r in records if r.agent == agent and r.edits == edits]
         values = [math.nan if (value := scores.get(metric)) is None else value for scores in group]
         errors = [math.nan if (value := scores.get(stderr_key(metric))) is None else value for scores in group]
-        found[edits] = 100 * float(np.mean(values)), 100 * float(np.mean(errors)), len(group)
-    return found
+        by_edits[edits] = 100 * float(np.mean(values)), 100 * float(np.mean(errors)), len(group)
+    return by_edits
 
 
 def as_markdown(records: Sequence[Capability]) -> str:
@@ -128,23 +128,25 @@ def chart(records: Sequence[Capability]) -> Chart:
     agents = list(dict.fromkeys(record.agent for record in records))
     across = min(3, len(columns))
     panels = []
-    for place, (task, metric) in enumerate(columns):
+    for i, (task, metric) in enumerate(columns):
         series = tuple(_series(records, agent, task, metric) for agent in agents)
         values = [y for one in series for y in one.y]
         limits = min(PERCENT[0], *(y - 3 for y in values)), max(PERCENT[1], *(y + 3 for y in values))
-        label = "score (%)" if place % across == 0 or limits != PERCENT else None
+        label = "score (%)" if i % across == 0 or limits != PERCENT else None
         panels.append(Panel(f"{task}: {metric}", "edits so far", series, label, log=False, y_limits=limits))
     setting = records[0].setting
     note = f"{setting.model}, edits of {setting.dataset}; bands are one standard error over a task's records"
-    return Chart("General capability along the stream", note, tuple(panels), across, forward=foremost(agents))
+    return Chart(
+        "General capability along the stream", note, tuple(panels), across, highlighted=choose_highlighted(agents)
+    )
 
 
 def _series(records: Sequence[Capability], agent: str, task: str, metric: str) -> Series:
     """Without the points that have no figure, and without a band where there is no standard error."""
-    found = [(float(edits), mean, error) for edits, (mean, error, _) in points(records, agent, task, metric).items()]
-    found = [point for point in found if not math.isnan(point[1])]
-    spread = tuple(None if math.isnan(error) else (mean - error, mean + error) for _, mean, error in found)
-    return Series(agent, tuple(edits for edits, _, _ in found), tuple(mean for _, mean, _ in found), spread)
+    by_edits = points(records, agent, task, metric)
+    scored = {edits: (mean, error) for edits, (mean, error, _) in by_edits.items() if not math.isnan(mean)}
+    spread = tuple(None if math.isnan(error) else (mean - error, mean + error) for mean, error in scored.values())
+    return Series(agent, tuple(map(float, scored)), tuple(mean for mean, _ in scored.values()), spread)
 
 
 def draw(records: Sequence[Capability], path: Path) -> None:

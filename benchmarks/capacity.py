@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from agents.registry import make_agent
-from benchmarks.results.charts import Chart, Panel, Series, foremost, save
+from benchmarks.results.charts import Chart, Panel, Series, choose_highlighted, save
 from benchmarks.results.leaderboard import UPPER_REFERENCE, is_reference, is_upper_reference
 from benchmarks.results.records import Record
 from benchmarks.results.statistics import harmonic_mean, interquartile_mean
@@ -260,7 +260,7 @@ def chart(curves: Sequence[Curve]) -> Chart:
     """A panel for each set of modules; a cross where a method falls below 90% of its start."""
     groups: dict[tuple[str, str], list[Curve]] = {}
     for curve in curves:
-        # The ceiling has one look, whatever its settings.
+        # Joint fine-tuning has one look, whatever its settings.
         curve = replace(curve, agent=UPPER_REFERENCE) if is_upper_reference(curve.agent) else curve
         groups.setdefault((curve.suite, curve.model), []).append(curve)
     columns = min(3, len(groups))
@@ -271,9 +271,9 @@ def chart(curves: Sequence[Curve]) -> Chart:
         label = "harmonic mean (%)" if len(panels) % columns == 0 else None
         panels.append(Panel(title, "edits so far", tuple(_series(curve) for curve in group), label))
     agents = dict.fromkeys(series.agent for panel in panels for series in panel.series)
-    forward = foremost(sorted(agents, key=lambda agent: not is_reference(agent)))
+    highlighted = choose_highlighted(sorted(agents, key=lambda agent: not is_reference(agent)))
     note = f"over all edits so far, teacher-forced; a cross where a method falls below {BROKEN_SHARE:.0%} of its start"
-    return Chart("How many edits a model holds", note, tuple(panels), columns, forward=forward)
+    return Chart("How many edits a model holds", note, tuple(panels), columns, highlighted=highlighted)
 
 
 def _series(curve: Curve) -> Series:

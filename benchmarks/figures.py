@@ -1,11 +1,11 @@
 """Draws the figures of docs/results from the records there.
 
-    python -m benchmarks.figures                    # all of them
+    python -m benchmarks.figures                    # all of them, and the leaderboard page
     python -m benchmarks.figures atlas-50x20.png    # one
     python -m benchmarks.figures --check            # only says which are older than their records
 
 :data:`FIGURES` says what each is made of. A figure's file carries a digest of what it shows; --check makes the digest
-anew from the records and compares. The leaderboard page is benchmarks.report's.
+anew from the records and compares. The page is compared as it is.
 """
 
 from collections.abc import Callable
@@ -16,9 +16,11 @@ import tyro
 
 from benchmarks import capacity, rl, rl_report
 from benchmarks.report import by_task
-from benchmarks.results import figures, records
+from benchmarks.results import figures, leaderboard, records
 from benchmarks.results.charts import Chart, digest, save, saved_digest
-from benchmarks.results.leaderboard import Entry, entries
+from benchmarks.results.leaderboard import RANKED, Entry, Leaderboard, entries
+from benchmarks.results.page import page
+from editenv.atomic_files import atomic_write_text
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 
@@ -85,6 +87,22 @@ FIGURES = (
 )
 
 
+PAGE = "leaderboard/index.html"
+PAGE_SOURCES = (
+    "atlas-50x20.jsonl",
+    "methods-50x20.jsonl",
+    "atlas-400x20.jsonl",
+    "base-400x20.jsonl",
+    "atlas-50x20-ends.jsonl",
+    "ablations-20x100.jsonl",
+    "paper.jsonl",
+    "real.jsonl",
+)
+"""Records of the leaderboard page."""
+DOCS = "../../"
+"""The folder of the documentation, from the page."""
+
+
 def _rows(figure: Figure, folder: Path) -> list[Entry]:
     """The rows of the figure's suites.
 
@@ -138,16 +156,28 @@ def chart_of(figure: Figure, folder: Path = RESULTS) -> Chart:
     return KINDS[figure.kind](figure, folder)
 
 
+def leaderboard_page(folder: Path = RESULTS) -> str:
+    """The page's HTML, by the records in the folder."""
+    rows = entries(leaderboard.read([folder / name for name in PAGE_SOURCES]))
+    return page(rows, {protocol: Leaderboard(rows, protocol) for protocol in RANKED}, [], DOCS)
+
+
 def is_current(figure: Figure, folder: Path = RESULTS) -> bool:
     """Whether the figure in the folder shows what the records there say."""
     path = folder / figure.name
     return path.is_file() and saved_digest(path) == digest(chart_of(figure, folder))
 
 
+def page_is_current(folder: Path = RESULTS) -> bool:
+    """Whether the page in the folder is what the records there say."""
+    path = folder / PAGE
+    return path.is_file() and path.read_text(encoding="utf-8") == leaderboard_page(folder)
+
+
 @dataclass
 class Args:
     names: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Files of figures; all by default."""
+    """Files of figures, or leaderboard/index.html; all by default."""
     folder: Path = RESULTS
     """With the records; figures go there."""
     check: bool = False
@@ -156,19 +186,22 @@ class Args:
 
 def main(args: Args) -> int:
     """Exit status: 1 if --check found a figure to be drawn anew."""
-    if unknown := set(args.names) - {figure.name for figure in FIGURES}:
-        raise SystemExit(f"no figure {', '.join(sorted(unknown))}; there are {', '.join(f.name for f in FIGURES)}")
+    by_name = {figure.name: figure for figure in FIGURES}
+    if unknown := set(args.names) - {*by_name, PAGE}:
+        raise SystemExit(f"no figure {', '.join(sorted(unknown))}; there are {', '.join([*by_name, PAGE])}")
     stale = 0
-    for figure in FIGURES:
-        if args.names and figure.name not in args.names:
+    for name in args.names or [*by_name, PAGE]:
+        figure, path = by_name.get(name), args.folder / name
+        if args.check:
+            current = is_current(figure, args.folder) if figure else page_is_current(args.folder)
+            stale += not current
+            print(f"{path}: {'is what its records say' if current else 'is not what its records say'}")
             continue
-        path = args.folder / figure.name
-        if not args.check:
+        if figure:
             save(chart_of(figure, args.folder), path)
-            print(f"{path}: drawn")
-        elif not is_current(figure, args.folder):
-            stale += 1
-            print(f"{path}: is not what its records say")
+        else:
+            atomic_write_text(path, leaderboard_page(args.folder))
+        print(f"{path}: drawn")
     return int(stale > 0)
 
 

@@ -24,7 +24,14 @@ from pathlib import Path
 
 import tyro
 
+Row = dict[str, str]
+"""A fact: the input's columns, and later its role."""
+
 PRIORITY = ("test", "validation", "train", "test-locality", "validation-locality", "train-locality")
+"""Roles, those that are reported first."""
+
+LEAST_TRAINING_EDITS = 8000
+
 COLUMNS = ("subject", "relation", "object", "counterfactual", "role")
 
 
@@ -43,37 +50,56 @@ class Args:
     locality: tuple[int, int, int] = (2000, 600, 1600)
     """Locality facts kept aside for the test, validation and training split; the rest are training edits."""
     seed: int = 0
+    """Of everything that is drawn."""
 
 
-def one_fact_per_subject(rows: list[dict[str, str]], rng: random.Random) -> list[dict[str, str]]:
-    by_subject: dict[str, list[dict[str, str]]] = defaultdict(list)
+def one_fact_per_subject(rows: list[Row], rng: random.Random) -> list[Row]:
+    """One fact of each subject, drawn from all it has."""
+    by_subject: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         by_subject[row["subject"]].append(row)
     return [rng.choice(group) for group in by_subject.values()]
 
 
-def balance(rows: list[dict[str, str]], max_share: float, rng: random.Random) -> list[dict[str, str]]:
-    by_relation: dict[str, list[dict[str, str]]] = defaultdict(list)
+def balance(rows: list[Row], max_share: float, rng: random.Random) -> list[Row]:
+    """The rows without the surplus of objects that take more than their share of a relation.
+
+    Args:
+        rows: All facts.
+        max_share: Largest share of an object; larger where a relation has too few objects for that.
+        rng: Draws which rows are dropped.
+    """
+    by_relation: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         by_relation[row["relation"]].append(row)
-    kept = []
+    balanced = []
     for group in by_relation.values():
         counts = Counter(row["object"] for row in group)
         share = max(max_share, 1.6 / len(counts))
+        # Cutting an object makes the relation smaller, and with it what a share of it is.
         cap = max(counts.values())
         while cap > 1 and cap > share * sum(min(n, cap) for n in counts.values()):
             cap -= 1
         rng.shuffle(group)
-        taken: Counter[str] = Counter()
+        of_object: Counter[str] = Counter()
         for row in group:
-            if taken[row["object"]] < cap:
-                taken[row["object"]] += 1
-                kept.append(row)
-    return kept
+            if of_object[row["object"]] < cap:
+                of_object[row["object"]] += 1
+                balanced.append(row)
+    return balanced
 
 
-def deal_roles(rows: list[dict[str, str]], args: Args, rng: random.Random) -> None:
-    """Shuffles within (relation, object), then deals roles at a constant rate along the whole list."""
+def deal_roles(rows: list[Row], args: Args, rng: random.Random) -> None:
+    """Shuffles within (relation, object), then deals roles at a constant rate along the whole list.
+
+    Args:
+        rows: All facts; they are put in another order, and each gets its ``role``.
+        args: How many there are of each role.
+        rng: Of the order.
+
+    Raises:
+        SystemExit: If too few facts are left for training.
+    """
     sizes = {
         "test": args.test,
         "validation": args.validation,
@@ -82,19 +108,19 @@ def deal_roles(rows: list[dict[str, str]], args: Args, rng: random.Random) -> No
         "train-locality": args.locality[2],
     }
     sizes["train"] = len(rows) - sum(sizes.values())
-    if sizes["train"] < 8000:
+    if sizes["train"] < LEAST_TRAINING_EDITS:
         raise SystemExit(f"{len(rows)} facts are left after balancing, which leaves {sizes['train']} training edits")
     rng.shuffle(rows)
     rows.sort(key=lambda row: (row["relation"], row["object"]))
-    left = dict(sizes)
+    dealt: Counter[str] = Counter()
     for i, row in enumerate(rows):
         # The role that lags furthest behind its even pace takes the fact (random ties would clump small groups).
         pace = (i + 1) / len(rows)
-        open_roles = [role for role in sizes if left[role] > 0]
-        row["role"] = max(open_roles, key=lambda role: sizes[role] * pace - (sizes[role] - left[role]))
-        left[row["role"]] -= 1
+        open_roles = [role for role in sizes if dealt[role] < sizes[role]]
+        row["role"] = max(open_roles, key=lambda role: sizes[role] * pace - dealt[role])
+        dealt[row["role"]] += 1
     # Within a group, the source's own counterfactuals go to the splits that are reported.
-    groups: dict[tuple[str, str], list[dict[str, str]]] = defaultdict(list)
+    groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in rows:
         groups[row["relation"], row["object"]].append(row)
     for group in groups.values():
@@ -104,15 +130,20 @@ def deal_roles(rows: list[dict[str, str]], args: Args, rng: random.Random) -> No
             row["role"] = role
 
 
-def drop_other_spellings(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+def drop_other_spellings(rows: list[Row]) -> list[Row]:
     """Of subjects that differ only in case, the one whose role is reported stays."""
-    kept: dict[str, dict[str, str]] = {}
+    first_spelling: dict[str, Row] = {}
     for row in sorted(rows, key=lambda row: PRIORITY.index(row["role"])):
-        kept.setdefault(row["subject"].casefold(), row)
-    return [row for row in rows if kept[row["subject"].casefold()] is row]
+        first_spelling.setdefault(row["subject"].casefold(), row)
+    return [row for row in rows if first_spelling[row["subject"].casefold()] is row]
 
 
 def main(args: Args) -> None:
+    """Builds the table and says how many facts have each role.
+
+    Raises:
+        SystemExit: If too few facts are left for training.
+    """
     rng = random.Random(args.seed)
     with args.facts.open(encoding="utf-8", newline="") as file:
         source = list(csv.DictReader(file))

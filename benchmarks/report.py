@@ -23,7 +23,6 @@ from benchmarks.results import tables as table
 from benchmarks.results.charts import Chart, save
 from benchmarks.results.leaderboard import RANKED, Entry, FailedCell, Leaderboard, Task
 from benchmarks.results.page import page
-from benchmarks.results.statistics import Estimate
 from benchmarks.suites import id_of
 from editenv.atomic_files import atomic_write_text
 
@@ -36,6 +35,8 @@ class Args:
     """
     out: Path | None = None
     """Where the report goes; the first folder by default."""
+    docs: str | None = None
+    """The folder of the documentation from there, like ../../: the page's rows link to it, else to their papers."""
 
 
 def main(args: Args) -> None:
@@ -43,29 +44,38 @@ def main(args: Args) -> None:
 
     if not args.results:
         raise SystemExit("name at least one folder with a results.jsonl (or such a file)")
-    failed: list[FailedCell] = []
-    try:
-        failed = leaderboard.read_failures(args.results)
-        records = leaderboard.read(args.results)
-    except ValueError as error:
-        every = [f"failed: {cell.suite}, {cell.agent}, seed {cell.seed}: {cell.error}" for cell in failed]
-        raise SystemExit("\n".join([str(error), *every])) from None
-    failed = leaderboard.read_failures(args.results, {(id_of(r.suite), r.agent, r.seed) for r in records})
-    found = leaderboard.entries(records)
+    entries, failed = read(args.results)
     out = args.out or (args.results[0].parent if args.results[0].suffix == ".jsonl" else args.results[0])
     out.mkdir(parents=True, exist_ok=True)
-    console = Console()
-    with console.status("comparing runs ...") as status:
-        boards = {protocol: Leaderboard(found, protocol) for protocol in RANKED}
-        atomic_write_text(out / "index.html", page(found, boards, failed))
-        drawn = draw(found, boards["generation"], out, lambda name: status.update(f"drawing {name} ..."))
-        atomic_write_text(out / "LEADERBOARD.md", as_markdown(found, boards["generation"], failed, drawn))
-    rows, runs = len(found), sum(len(entry.records) for entry in found)
-    print(
-        f"{rows} rows from {runs} runs: {out / 'index.html'}, {out / 'LEADERBOARD.md'} and {len(drawn)} figures (PNG, SVG)"
-    )
+    with Console().status("comparing runs ...") as status:
+        boards = {protocol: Leaderboard(entries, protocol) for protocol in RANKED}
+        board = boards[figures.PROTOCOL]
+        atomic_write_text(out / "index.html", page(entries, boards, failed, args.docs))
+        drawn = draw(entries, board, out, lambda name: status.update(f"drawing {name} ..."))
+        atomic_write_text(out / "LEADERBOARD.md", as_markdown(entries, board, failed, drawn))
+    runs = sum(len(entry.records) for entry in entries)
+    written = f"{out / 'index.html'}, {out / 'LEADERBOARD.md'} and {len(drawn)} figures (PNG, SVG)"
+    print(f"{len(entries)} rows from {runs} runs: {written}")
     for cell in failed:
-        print(f"failed: {cell.suite}, {cell.agent}, seed {cell.seed}: {cell.error}")
+        print(_in_words(cell))
+
+
+def read(results: Sequence[Path]) -> tuple[list[Entry], list[FailedCell]]:
+    """The rows of all folders, and the cells that have come to nothing and have not been made since.
+
+    Raises:
+        SystemExit: If there are no records that make one leaderboard; says what failed, too.
+    """
+    try:
+        records = leaderboard.read(results)
+    except ValueError as error:
+        raise SystemExit("\n".join([str(error), *map(_in_words, leaderboard.read_failures(results))])) from None
+    made = {(id_of(record.suite), record.agent, record.seed) for record in records}
+    return leaderboard.entries(records), leaderboard.read_failures(results, made)
+
+
+def _in_words(cell: FailedCell) -> str:
+    return f"failed: {cell.suite}, {cell.agent}, seed {cell.seed}: {cell.error}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +130,12 @@ def all_charts(entries: Sequence[Entry], board: Leaderboard) -> Iterator[tuple[D
             yield drawing, figures.by_size(group, board.protocol, along)
 
 
-def by_task(found: Sequence[Entry]) -> dict[Task, list[Entry]]:
-    """Rows of each task."""
-    return {task: [row for row in found if row.task == task] for task in dict.fromkeys(row.task for row in found)}
+def by_task(entries: Sequence[Entry]) -> dict[Task, list[Entry]]:
+    """Rows of each task, in the order in which they come."""
+    tasks: dict[Task, list[Entry]] = {}
+    for entry in entries:
+        tasks.setdefault(entry.task, []).append(entry)
+    return tasks
 
 
 def file_names(tasks: Sequence[Task]) -> list[str]:
@@ -144,57 +157,66 @@ def differing(tasks: Sequence[list[Entry]], along: str) -> list[list[list[Entry]
 
     Only groups in which some row is in more than one suite.
     """
-    (other,) = set(figures.ALONG) - {along}
     groups: dict[str, list[list[Entry]]] = {}
-    streams: dict[str, set[str]] = {}
-    for every in tasks:
+    agents_of_stream: dict[str, set[str]] = {}
+    for entries in tasks:
         # Of suites that are the same stream an agent's first one is shown.
-        shown = streams.setdefault(leaderboard.stream_of(every), set())
-        rows = [row for row in every if row.agent not in shown]
-        shown |= {row.agent for row in rows}
-        if not rows:
-            continue
-        record = rows[0].records[0]
-        setting = (record.configuration or {}).get("suite") or {}
-        alike = ("modules", "order", "options", "end_of_answer", "max_actions_per_batch", "dtype")
-        told = [setting.get(name, ORDINARY.get(name)) for name in alike]
-        key = repr((record.dataset, record.model, told, figures.size(rows[0], other)))
-        groups.setdefault(key, []).append(rows)
-    return [
-        group
-        for group in groups.values()
-        if len({figures.size(rows[0], along) for rows in group}) > 1
-        and len(agents := [row.agent for rows in group for row in rows]) > len(set(agents))
-    ]
+        agents = agents_of_stream.setdefault(leaderboard.stream_of(entries), set())
+        rows = [row for row in entries if row.agent not in agents]
+        agents |= {row.agent for row in rows}
+        if rows:
+            groups.setdefault(_apart_from(rows[0], along), []).append(rows)
+    return [group for group in groups.values() if _is_line(group, along)]
+
+
+def _apart_from(row: Entry, along: str) -> str:
+    """All that suites of one group have in common."""
+    (other,) = set(figures.ALONG) - {along}
+    record = row.records[0]
+    suite = (record.configuration or {}).get("suite") or {}
+    names = ("modules", "order", "options", "end_of_answer", "max_actions_per_batch", "dtype")
+    settings = [suite.get(name, ORDINARY.get(name)) for name in names]
+    return repr((record.dataset, record.model, settings, figures.size(row, other)))
+
+
+def _is_line(group: Sequence[Sequence[Entry]], along: str) -> bool:
+    """Whether the suites differ, and have a row in common."""
+    agents = [row.agent for rows in group for row in rows]
+    return len({figures.size(rows[0], along) for rows in group}) > 1 and len(agents) > len(set(agents))
 
 
 def as_markdown(
-    found: Sequence[Entry], board: Leaderboard, failed: Sequence[FailedCell], drawn: Sequence[Drawn]
+    entries: Sequence[Entry], board: Leaderboard, failed: Sequence[FailedCell], drawn: Sequence[Drawn]
 ) -> str:
     """LEADERBOARD.md."""
     parts = [
         "# Leaderboard\n",
-        "Interquartile means over seeds with 95% stratified bootstrap intervals, where there are two seeds or more; `mean` is the "
-        "harmonic mean of the three. docs/reference/statistics.md of LifelongEdit says how each number is made.\n",
+        "Interquartile means over seeds with 95% stratified bootstrap intervals, where there are two seeds or more; "
+        "`mean` is the harmonic mean of the three. docs/reference/statistics.md of LifelongEdit says "
+        "how each number is made.\n",
     ]
-    for task, rows in by_task(found).items():
-        records = [record for row in rows for record in row.records]
-        parts.append(f"## {table.escaped(task.suite)}\n")
-        parts.append(
-            f"{records[0].edits:,} edits of {table.escaped(records[0].dataset)} in {table.escaped(task.model)}.\n"
-        )
-        parts.append(table.as_markdown(records))
-        if any(len(row.records) > 1 for row in rows):
-            parts += ["Each figure with its interval:\n", table.as_intervals(records)]
-        parts += _not_there(task, rows, failed)
-        if any(record.drift for record in records):
-            parts.append(table.as_details(records))
+    for task, rows in by_task(entries).items():
+        parts += _suite(task, rows, failed)
         parts += [f"![{drawing.title}]({drawing.name}.png)\n" for drawing in drawn if drawing.task == task]
-    parts += [
-        f"## {table.escaped(d.title)}\n\n![{table.escaped(d.title)}]({d.name}.png)\n" for d in drawn if d.task is None
-    ]
-    parts += _normalized(board) + _improvements(board) + _failures(failed) + _paper(found)
+    for drawing in drawn:
+        if drawing.task is None:
+            title = table.escaped(drawing.title)
+            parts.append(f"## {title}\n\n![{title}]({drawing.name}.png)\n")
+    parts += _normalized(board) + _improvements(board) + _failures(failed) + _paper(entries)
     return "\n".join(parts)
+
+
+def _suite(task: Task, rows: Sequence[Entry], failed: Sequence[FailedCell]) -> list[str]:
+    """The tables of one task."""
+    records = [record for row in rows for record in row.records]
+    of = f"{table.escaped(records[0].dataset)} in {table.escaped(task.model)}"
+    parts = [f"## {table.escaped(task.suite)}\n", f"{records[0].edits:,} edits of {of}.\n", table.as_markdown(records)]
+    if any(len(row.records) > 1 for row in rows):
+        parts += ["Each figure with its interval:\n", table.as_intervals(records)]
+    parts += _without_row(task, rows, failed)
+    if any(record.drift for record in records):
+        parts.append(table.as_details(records))
+    return parts
 
 
 def _normalized(board: Leaderboard) -> list[str]:
@@ -207,40 +229,39 @@ def _normalized(board: Leaderboard) -> list[str]:
         body = [[*line, table.with_interval(overall[line[0]], 2)] for line in body]
     return [
         "## Normalised score\n",
-        f"Harmonic mean of the {board.protocol} figures, 0 for `no-edit` and 1 for `joint-fine-tune` on the same suite; only "
-        "suites with both have it. `overall` is the interquartile mean over the runs on all of these, those that are the "
-        "same stream counted once; a dash: not run on all.\n",
+        f"Harmonic mean of the {board.protocol} figures, 0 for `no-edit` and 1 for `joint-fine-tune` on the same "
+        "suite; only suites with both have it. `overall` is the interquartile mean over the runs on all of these, "
+        "those that are the same stream counted once; a dash: not run on all.\n",
         table.markdown(["agent", *map(str, tasks), *(["overall"] if overall else [])], body),
     ]
 
 
 def _improvements(board: Leaderboard) -> list[str]:
-    found = board.improvements()
-    if not found:
+    improvements = board.improvements()
+    if not improvements:
         return []
-    body = [
-        [a, *("" if a == b else _improvement(board, found.get((a, b)), a, b) for b in board.agents)]
-        for a in board.agents
-    ]
+
+    def cell(a: str, b: str) -> str:
+        if a == b or (a, b) not in improvements:
+            return "" if a == b else "-"
+        return f"{table.with_interval(improvements[a, b], 2)} n {board.streams_in_common(a, b)}"
+
     return [
         "## Probability of improvement\n",
-        f"How often the row is better than the column on the same stream, by the harmonic mean of the {board.protocol} figures; "
-        "a tie counts half. In brackets the interval, behind it the number of streams; pairs with few say little.\n",
-        table.markdown(["row better than", *board.agents], body),
+        "How often the row is better than the column on the same stream, by the harmonic mean of the "
+        f"{board.protocol} figures; a tie counts half. In brackets the interval, behind it the number of streams; "
+        "pairs with few say little.\n",
+        table.markdown(
+            ["row better than", *board.agents], [[a, *(cell(a, b) for b in board.agents)] for a in board.agents]
+        ),
     ]
 
 
-def _improvement(board: Leaderboard, found: Estimate | None, a: str, b: str) -> str:
-    return "-" if found is None else f"{table.with_interval(found, 2)} n {board.streams_in_common(a, b)}"
-
-
-def _not_there(task: Task, rows: Sequence[Entry], failed: Sequence[FailedCell]) -> list[str]:
+def _without_row(task: Task, rows: Sequence[Entry], failed: Sequence[FailedCell]) -> list[str]:
     """The agents that have no row because they failed on this suite, each with the reason."""
-    there = {row.agent for row in rows}
+    agents = {row.agent for row in rows}
     reasons = {cell.agent: cell.error for cell in failed if id_of(cell.suite) == id_of(task.suite)}
-    lines = [
-        f"* {table.escaped(agent)}: - ({table.escaped(why)})" for agent, why in reasons.items() if agent not in there
-    ]
+    lines = [f"* {table.escaped(a)}: - ({table.escaped(why)})" for a, why in reasons.items() if a not in agents]
     return ["\n".join(["No row, and why:\n", *lines, ""])] if lines else []
 
 
@@ -251,14 +272,15 @@ def _failures(failed: Sequence[FailedCell]) -> list[str]:
     return ["## Failed\n", "Runs that ended in an error.\n", table.markdown(["suite", "agent", "seed", "error"], body)]
 
 
-def _paper(found: Sequence[Entry]) -> list[str]:
+def _paper(entries: Sequence[Entry]) -> list[str]:
     parts = [
         "## The paper's numbers\n",
-        f"Theirs are from {published.SOURCE}: their models, data and hardware. They stand beside ours to be read, not to be raced. "
-        "Efficacy / generalization / specificity in percent, teacher-forced, and on CounterFact by the probability comparison. "
+        f"Theirs are from {published.SOURCE}: their models, data and hardware. They stand beside ours to be read, not "
+        "to be raced. Efficacy / generalization / specificity in percent, teacher-forced, and on CounterFact by the "
+        "probability comparison. "
         "Their FT is FT-L (`ft-l`); `fine-tune` is ours without its constraint.\n",
     ]
-    for comparison in published.comparisons(found):
+    for comparison in published.comparisons(entries):
         headings = [f"{c.owner}: {c.task}, {c.model}" for c in comparison.columns]
         body = [[ours, theirs, *texts] for ours, theirs, texts in comparison.rows]
         parts += [f"### {comparison.title}\n", table.markdown(["ours", "theirs", *headings], body)]

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 import tyro
 
-from benchmarks.results.charts import PERCENT, Chart, Panel, Series, foremost, save
+from benchmarks.results.charts import PERCENT, Chart, Panel, Series, choose_highlighted, save
 from benchmarks.results.statistics import Estimate, estimate
 from benchmarks.results.tables import markdown, readable
 from benchmarks.rl import FIGURES, Run, read
@@ -26,22 +26,26 @@ AXES: dict[Unit, str] = {"steps": "environment steps", "seconds": "CPU seconds"}
 LABELS = {"episode_return": "sum of rewards", "efficacy": "over all edits (%)"}
 """Of the vertical axes; generalization and specificity share efficacy's."""
 GRID = 41
-"""Places at which the curves are drawn."""
+"""Points of a curve."""
 
 
-def figure_at(run: Run, unit: Unit, place: float, figure: str) -> float:
-    """Of the last policy by then; of the first one if there was none yet."""
-    before = [point for point in run.points if point[unit] <= place]
+def figure_at(run: Run, unit: Unit, budget: float, figure: str) -> float:
+    """Of the last policy within a budget of steps or seconds; of the first one if there was none yet."""
+    before = [point for point in run.points if point[unit] <= budget]
     return (before or run.points[:1])[-1][figure]
 
 
-def over_seeds(runs: Sequence[Run], unit: Unit, place: float, figure: str) -> Estimate:
-    return estimate([[figure_at(run, unit, place, figure) for run in runs]])
+def over_seeds(runs: Sequence[Run], unit: Unit, budget: float, figure: str) -> Estimate:
+    """The interquartile mean of the runs' figures within a budget, with its interval."""
+    return estimate([[figure_at(run, unit, budget, figure) for run in runs]])
 
 
 def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """By algorithm, in the order they come."""
-    return {name: [run for run in runs if run.algorithm == name] for name in dict.fromkeys(r.algorithm for r in runs)}
+    """By algorithm, in the order in which they come."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(run.algorithm, []).append(run)
+    return groups
 
 
 def as_markdown(runs: Sequence[Run], unit: Unit) -> str:
@@ -52,14 +56,15 @@ def as_markdown(runs: Sequence[Run], unit: Unit) -> str:
     body = []
     for name, group in grouped(runs).items():
         cells = [name, str(len(group))]
-        cells += [shown(over_seeds(group, unit, budget, figure)) for figure in FIGURES]
+        cells += [_with_interval(over_seeds(group, unit, budget, figure)) for figure in FIGURES]
         cells.append(f"{np.mean([figure_at(run, unit, budget, other) for run in group]):.0f}")
         body.append(cells)
     return markdown(headings, body)
 
 
-def shown(found: Estimate) -> str:
-    value, *ends = (readable(number, 1) for number in (found.value, *(found.interval or ())))
+def _with_interval(score: Estimate) -> str:
+    """A return may be so low that only its exponent can be read."""
+    value, *ends = (readable(number, 1) for number in (score.value, *(score.interval or ())))
     return f"{value} [{', '.join(ends)}]" if ends else value
 
 
@@ -89,9 +94,14 @@ def chart(runs: Sequence[Run], chosen: Iterable[str] = ()) -> Chart:
                 )
             )
     note = "one validation stream, percentages teacher-forced; bands are 95% intervals over seeds"
-    forward = foremost(list(groups), chosen)
+    highlighted = choose_highlighted(list(groups), chosen)
     return Chart(
-        "Learning by equal steps and by equal seconds", note, tuple(panels), len(FIGURES), "steps", forward=forward
+        "Learning by equal steps and by equal seconds",
+        note,
+        tuple(panels),
+        len(FIGURES),
+        "steps",
+        highlighted=highlighted,
     )
 
 

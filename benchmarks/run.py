@@ -94,9 +94,9 @@ def parse_seeds(text: str) -> list[int]:
     return list(dict.fromkeys(seeds))
 
 
-def parse_agents(given: Iterable[str]) -> list[str]:
+def parse_agents(words: Iterable[str]) -> list[str]:
     """``a,b c`` are a, b and c, each once."""
-    return list(dict.fromkeys(name for part in given for name in part.split(",") if name))
+    return list(dict.fromkeys(name for word in words for name in word.split(",") if name))
 
 
 def run_here(todo: list[Cell], progress: ProgressCallback) -> Iterator[tuple[Cell, Record | Failure]]:

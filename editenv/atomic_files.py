@@ -9,10 +9,10 @@ from pathlib import Path
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A place to write to, whose file takes ``path``'s when the block ends; after an error, ``path`` is as it was.
+    """A temporary file to write to, which replaces ``path`` when the block ends; after an error, ``path`` is as it was.
 
-    Several processes, of several machines, may write the same path: each has a place of its own, and the last to
-        end stands.
+    Several processes, of several machines, may write the same path: each has a file of its own, and the last to end
+    stands.
 
     Args:
         path: Its folder is made if need be.
@@ -24,9 +24,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.partial")
     try:
         partial.touch()
-        usual = partial.stat().st_mode
+        mode = partial.stat().st_mode
         yield partial
-        partial.chmod(usual)  # safetensors makes files that nobody else may read
+        partial.chmod(mode)  # safetensors makes files that nobody else may read
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)

@@ -14,6 +14,7 @@ from editenv.deltas import Delta, LowRank
 from editenv.language_model.editable_lm import EditableLM
 
 FORMAT = "lifelongedit-deltas-1"
+"""In the file's metadata."""
 
 
 def fingerprint(lm: EditableLM) -> str:
@@ -41,31 +42,36 @@ def frozen_fingerprint(lm: EditableLM) -> str:
 
 
 def tensors_of(actions: Sequence[Mapping[str, Delta]]) -> dict[str, torch.Tensor]:
-    """The factors of each action's deltas, by ``action/module/left|right|dense``."""
-    found: dict[str, torch.Tensor] = {}
+    """The factors of each action's deltas, by ``action/module/left|right|dense``; actions count from 0."""
+    tensors: dict[str, torch.Tensor] = {}
     for i, deltas in enumerate(actions):
         for name, delta in deltas.items():
             if isinstance(delta, LowRank):
-                found[f"{i}/{name}/left"], found[f"{i}/{name}/right"] = delta.left, delta.right
+                tensors[f"{i}/{name}/left"], tensors[f"{i}/{name}/right"] = delta.left, delta.right
             else:
-                found[f"{i}/{name}/dense"] = delta
-    return found
+                tensors[f"{i}/{name}/dense"] = delta
+    return tensors
 
 
 def read_delta(tensors: Mapping[str, torch.Tensor]) -> list[dict[str, Delta]]:
-    """The actions that :func:`tensors_of` took apart."""
+    """The actions that :func:`tensors_of` took apart; tensors of other names are passed over.
+
+    Raises:
+        ValueError: If one of two factors is missing.
+    """
     actions: dict[int, dict[str, Delta]] = {}
     for key, tensor in tensors.items():
-        place, _, rest = key.partition("/")
-        if not place.isdecimal():
+        number, _, rest = key.partition("/")
+        if not number.isdecimal():
             continue
         name, _, part = rest.rpartition("/")
         if part == "dense":
-            actions.setdefault(int(place), {})[name] = tensor
+            actions.setdefault(int(number), {})[name] = tensor
         elif part == "left":
-            if (other := f"{place}/{name}/right") not in tensors:
-                raise ValueError(f"not a file of deltas: it holds {key} without {other}")
-            actions.setdefault(int(place), {})[name] = LowRank(tensor, tensors[other])
+            right = f"{number}/{name}/right"
+            if right not in tensors:
+                raise ValueError(f"not a file of deltas: it holds {key} without {right}")
+            actions.setdefault(int(number), {})[name] = LowRank(tensor, tensors[right])
     return [actions[i] for i in sorted(actions)]
 
 
@@ -79,11 +85,16 @@ def write_delta_file(
         actions: Deltas by module.
         before, after: :func:`fingerprint` of the model without and with them.
         frozen: :func:`frozen_fingerprint` of it; None leaves open what else is in the model.
+
+    Raises:
+        OSError: If the disk is full or read-only.
     """
     metadata = {"format": FORMAT, "before": before, "after": after, "actions": str(len(actions))}
-    metadata |= {} if frozen is None else {"frozen": frozen}
+    if frozen is not None:
+        metadata["frozen"] = frozen
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors_of(actions).items()}
     with atomic_write(path) as partial:
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors_of(actions).items()}, partial, metadata)
+        save_file(tensors, partial, metadata)
 
 
 def read_delta_file(path: Path) -> tuple[list[dict[str, Delta]], dict[str, str]]:
@@ -152,7 +163,12 @@ def apply_file(lm: EditableLM, path: Path, allow_rounding: bool = False) -> bool
 
 
 def _check_frozen(lm: EditableLM, path: Path, metadata: Mapping[str, str]) -> None:
-    if metadata.get("frozen", frozen := frozen_fingerprint(lm)) != frozen:
+    """Whether the rest of the model is what it was when the file was written, if the file says so.
+
+    Raises:
+        ValueError: If not.
+    """
+    if "frozen" in metadata and metadata["frozen"] != frozen_fingerprint(lm):
         raise ValueError(
             f"{path} was made for another model: the edited modules are the same, other weights or the tokenizer are not"
         )
@@ -174,5 +190,9 @@ def revert_file(lm: EditableLM, path: Path) -> bool:
         )
     _check_frozen(lm, path, metadata)
     for deltas in reversed(actions):
-        lm.apply({n: LowRank(-d.left, d.right) if isinstance(d, LowRank) else -d for n, d in deltas.items()})
+        lm.apply({name: _negative(delta) for name, delta in deltas.items()})
     return fingerprint(lm) == metadata["before"]
+
+
+def _negative(delta: Delta) -> Delta:
+    return LowRank(-delta.left, delta.right) if isinstance(delta, LowRank) else -delta

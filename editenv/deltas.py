@@ -39,22 +39,28 @@ def dense(delta: Delta) -> torch.Tensor:
 
 
 def squared_norm(delta: Delta) -> torch.Tensor:
-    """Squared Frobenius norm, ``O((d_in + d_out) r^2)`` for a low-rank delta; carries gradient."""
+    """Squared Frobenius norm, a scalar; ``O((d_in + d_out) r^2)`` for a low-rank delta; carries gradient."""
     if isinstance(delta, LowRank):
         return ((delta.left.T @ delta.left) * (delta.right @ delta.right.T)).sum()
     return delta.square().sum()
 
 
 def inner(matrix: torch.Tensor, delta: Delta) -> torch.Tensor:
-    """Frobenius inner product of a dense ``(d_in, d_out)`` matrix with a delta; carries gradient."""
+    """Frobenius inner product, a scalar, of a dense ``(d_in, d_out)`` matrix with a delta; carries gradient."""
     if isinstance(delta, LowRank):
         return ((matrix.T @ delta.left).T * delta.right).sum()
     return (matrix * delta).sum()
 
 
 def inner_gradient(matrix: Delta, delta: LowRank) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradient of ``inner(matrix, delta)`` with respect to the delta's factors: ``matrix right^T`` and ``left^T
-    matrix``.
+    """Gradient of ``inner(matrix, delta)`` with respect to the delta's factors.
+
+    Args:
+        matrix: ``(d_in, d_out)``.
+        delta: Of rank r.
+
+    Returns:
+        ``matrix right^T``, ``(d_in, r)``, and ``left^T matrix``, ``(r, d_out)``.
     """
     if isinstance(matrix, LowRank):
         return matrix.left @ (matrix.right @ delta.right.T), (delta.left.T @ matrix.left) @ matrix.right
@@ -67,13 +73,17 @@ def ridge_regression(
     """The delta that moves a module's output at ``keys`` by ``values``, as far as the ridge lets it; carries gradient.
 
     ``P U^T (U P U^T + ridge I)^-1 V`` is the minimiser of ``||U D - V||^2 + ridge tr(D^T P^-1 D)``; it is solved in
-    token space (r x r) and stays in factors.
+    token space (r x r) and stays in factors. With P the identity it is the update of MALMEN (Tan et al. 2024),
+    which RLEdit takes over.
 
     Args:
         keys: U, ``(r, d_in)``.
         values: V, ``(r, d_out)``.
         ridge: Positive.
         projected: ``P U^T``, ``(d_in, r)``; without it P is the identity.
+
+    Returns:
+        The delta, ``(d_in, d_out)`` of rank r.
     """
     left = keys.T if projected is None else projected
     gram = keys @ left + ridge * torch.eye(len(keys), dtype=keys.dtype, device=keys.device)

@@ -22,7 +22,7 @@ from safetensors.torch import save as save_tensors
 
 FORMAT = 1
 BEGINNING = b'{"chain": "'
-"""Of every line."""
+"""How every line begins: tells an unfinished first line from a file of something else."""
 
 
 class JournalError(ValueError):
@@ -39,7 +39,7 @@ class Journal:
             says more or less.
 
     Attributes:
-        entries: What was said about each batch so far.
+        entries: By batch what :meth:`append` was given, with the batch's number and the SHA-256 of its tensors.
 
     Raises:
         JournalError: If another process has it open, if it belongs to another run, or if it is corrupt; names the
@@ -73,15 +73,19 @@ class Journal:
     def append(self, entry: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
         """Makes a batch durable.
 
+        Args:
+            entry: What its line says, as JSON takes it.
+            tensors: What its file holds.
+
         Raises:
             OSError: If the disk is full or read-only; the journal then ends with the batch before.
         """
         number = len(self.entries) + 1
-        # Copies: a column of one token is a view of its row, and the format holds no tensor twice.
-        whole = torch.contiguous_format
-        content = save_tensors(
-            {name: tensor.detach().cpu().clone(memory_format=whole) for name, tensor in tensors.items()}
-        )
+        # Copies: the keys of one token and their transpose share memory, and the format holds none twice.
+        copies = {
+            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
+        }
+        content = save_tensors(copies)
         path = self._tensor_path(number)
         partial = path.with_suffix(".partial")
         try:
@@ -93,9 +97,9 @@ class Journal:
         finally:
             partial.unlink(missing_ok=True)
         _sync_folder(path.parent)
-        body = {"batch": number, **entry, "sha256": hashlib.sha256(content).hexdigest()}
-        self._write_line(body)
-        self.entries.append(json.loads(json.dumps(body)))
+        line = {"batch": number, **entry, "sha256": hashlib.sha256(content).hexdigest()}
+        self._write_line(line)
+        self.entries.append(json.loads(json.dumps(line)))
 
     def tensors(self, number: int) -> dict[str, torch.Tensor]:
         """The tensors of a batch, counted from 1.
@@ -123,59 +127,67 @@ class Journal:
     def _tensor_path(self, number: int) -> Path:
         return self.folder / "batches" / f"{number:06d}.safetensors"
 
-    def _write_line(self, body: Mapping[str, Any]) -> None:
-        text = json.dumps(body, sort_keys=True, ensure_ascii=False)
-        chain = hashlib.sha256(f"{self._chain}{text}".encode()).hexdigest()
+    def _write_line(self, fields: Mapping[str, Any]) -> None:
+        """Appends a line, with the hash over it and all lines before it; whole or not at all."""
+        text = json.dumps(fields, sort_keys=True, ensure_ascii=False)
+        chain = _chained(self._chain, text)
         line = f"{json.dumps({'chain': chain})[:-1]}, {text[1:]}\n".encode()
         with self.path.open("ab", buffering=0) as file:  # what a buffer holds would be written again after a failure
-            before = file.tell()
+            size_before = file.tell()
             try:
                 written = 0
-                while written < len(line):
+                while written < len(line):  # unbuffered, a write may take a part only
                     written += file.write(line[written:])
                 os.fsync(file.fileno())
             except OSError:
-                file.truncate(before)
+                file.truncate(size_before)
                 raise
-        if before == 0:
+        if size_before == 0:
             _sync_folder(self.folder)
         self._chain = chain
 
     def _read(self) -> None:
+        """Takes in the lines that are there, and clears away an unfinished one.
+
+        Raises:
+            JournalError: If they are not a journal's, not as they were written, or of another run.
+        """
         content = self.path.read_bytes()
         whole, newline, unfinished = content.rpartition(b"\n")
         if not newline and unfinished[: len(BEGINNING)] != BEGINNING[: len(unfinished)]:
             raise JournalError(f"{self.path}: not a journal")
-        differing: list[str] = []
+        differences: list[str] = []
         for number, line in enumerate(whole.split(b"\n") if newline else [], start=1):
-            try:
-                body = json.loads(line)
-                chain = body.pop("chain")
-                text = json.dumps(body, sort_keys=True, ensure_ascii=False)
-                right = hashlib.sha256(f"{self._chain}{text}".encode()).hexdigest()
-            except (ValueError, KeyError, AttributeError):
-                raise JournalError(f"{self.path}, line {number}: not a line of a journal") from None
-            if chain != right:
-                raise JournalError(
-                    f"{self.path}, line {number}: was changed after it was written, or a line before it was"
-                )
-            self._chain = chain
+            fields = self._read_line(line, number)
             if number == 1:
-                differing = self._differing(body)
+                differences = self._differences(fields)
             else:
-                self.entries.append(body)
+                self.entries.append(fields)
         if unfinished:
             # The writer was killed in the middle of this line; nothing was done on the strength of it.
             with self.path.open("r+b") as file:
                 file.truncate(len(whole) + len(newline))
-        if differing and self.entries:
-            raise JournalError(f"{self.path} belongs to another run ({'; '.join(differing)}); choose another folder")
-        if differing:  # a run that came to nothing
+        if differences and self.entries:
+            raise JournalError(f"{self.path} belongs to another run ({'; '.join(differences)}); choose another folder")
+        if differences:  # a run that came to nothing
             os.truncate(self.path, 0)
             self._chain = ""
 
-    def _differing(self, header: dict[str, Any]) -> list[str]:
-        """What the run of a header was that this one is not."""
+    def _read_line(self, line: bytes, number: int) -> dict[str, Any]:
+        """A line's fields, if it is as it was written, and so are all lines before it."""
+        try:
+            fields: dict[str, Any] = json.loads(line)
+            chain = fields.pop("chain")
+            expected = _chained(self._chain, json.dumps(fields, sort_keys=True, ensure_ascii=False))
+        except (ValueError, KeyError, AttributeError):
+            raise JournalError(f"{self.path}, line {number}: not a line of a journal") from None
+        if chain != expected:
+            raise JournalError(f"{self.path}, line {number}: was changed after it was written, or a line before it was")
+        self._chain = chain
+        return fields
+
+    def _differences(self, header: dict[str, Any]) -> list[str]:
+        """In what the run of a header on disk was another than this one, in words."""
         if header.pop("journal", None) != FORMAT:
             raise JournalError(f"{self.path}: not a journal of format {FORMAT}")
         differences = {}
@@ -189,6 +201,11 @@ class Journal:
         if "threads" in differences:
             differences["threads"] += f": set OMP_NUM_THREADS={header.get('threads')} to go on to the same bits"
         return list(differences.values())
+
+
+def _chained(chain: str, text: str) -> str:
+    """The hash over a line and, by the hash before it, all lines before it."""
+    return hashlib.sha256(f"{chain}{text}".encode()).hexdigest()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -88,7 +88,9 @@ def test_every_link_leads_somewhere(path):
 
 @pytest.mark.parametrize("path", **ids)
 def test_every_path_and_name_of_code_exists(path):
-    """Capitals in a path that does not exist (NAME, N) stand for anything."""
+    """Capitals in a path that does not exist (NAME, N) stand for anything; the changelog tells of what has gone, too."""
+    if name_of(path) == "CHANGELOG.md":
+        return
     for token in tokens_of(path):
         if token.type != "code_inline":
             continue

@@ -86,7 +86,7 @@ class Chart:
         kind: ``lines`` between the points, or ``steps`` (a value holds until the next); ``points`` alone, each with
             its name; ``bars``, one for each agent.
         bands: Whether spreads are drawn as bands, or as upright lines.
-        forward: Of ``lines`` and ``steps``, the agents in their colours, at most :data:`MOST_LINES`; the others are
+        highlighted: Of ``lines`` and ``steps``, the agents in their colours, at most :data:`MOST_LINES`; the others are
             thin, grey and not in the legend.
     """
 
@@ -96,7 +96,7 @@ class Chart:
     columns: int
     kind: Literal["lines", "steps", "points", "bars"] = "lines"
     bands: bool = True
-    forward: tuple[str, ...] = ()
+    highlighted: tuple[str, ...] = ()
 
     def agents(self) -> list[str]:
         """All, in the order in which they come."""
@@ -121,7 +121,7 @@ def _rounded(value: Any) -> Any:
     return [_rounded(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def foremost(agents: Sequence[str], chosen: Iterable[str] = ()) -> tuple[str, ...]:
+def choose_highlighted(agents: Sequence[str], chosen: Iterable[str] = ()) -> tuple[str, ...]:
     """The agents that are drawn in colour.
 
     Args:
@@ -139,7 +139,7 @@ def foremost(agents: Sequence[str], chosen: Iterable[str] = ()) -> tuple[str, ..
     return wanted or tuple(agents[:MOST_LINES])
 
 
-def shown(agent: str, length: int = 30) -> str:
+def short_name(agent: str, length: int = 30) -> str:
     """A row's name, its beginning cut if it is long (a file's path, say), on one line."""
     name = " ".join(agent.split())
     return name if len(name) <= length else "…" + name[1 - length :]
@@ -207,8 +207,8 @@ def saved_digest(path: Path) -> str | None:
     from PIL import Image
 
     with Image.open(path) as image:
-        found = image.info.get(DIGEST)
-    return found if isinstance(found, str) else None
+        text = image.info.get(DIGEST)
+    return text if isinstance(text, str) else None
 
 
 def _axes(chart: Chart) -> tuple[Any, Sequence[Any]]:
@@ -223,7 +223,7 @@ def _axes(chart: Chart) -> tuple[Any, Sequence[Any]]:
         width, height = 5.0, 4.2
     if chart.kind == "bars":
         height = 0.6 + 0.22 * len(chart.agents())
-    legend = 0.24 * -(-len(chart.forward) // LEGEND_COLUMNS) if chart.kind in ("lines", "steps") else 0
+    legend = 0.24 * -(-len(chart.highlighted) // LEGEND_COLUMNS) if chart.kind in ("lines", "steps") else 0
     size = (max(6.5, width * chart.columns), height * rows + legend + 0.6)
     figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=PAD_INCHES, h_pad=PAD_INCHES))
     axes = list(figure.subplots(rows, chart.columns, squeeze=False).flat)
@@ -234,7 +234,7 @@ def _axes(chart: Chart) -> tuple[Any, Sequence[Any]]:
 
 def _draw_title(figure: Any, chart: Chart) -> None:
     """The title, and below it the note, which says what is grey."""
-    rest = [shown(agent) for agent in chart.agents() if agent not in chart.forward]
+    rest = [short_name(agent) for agent in chart.agents() if agent not in chart.highlighted]
     note = chart.note
     if rest and chart.kind in ("lines", "steps"):
         note += "; grey: " + (", ".join(rest) if len(rest) <= 2 else f"the other {len(rest)} rows")
@@ -248,7 +248,7 @@ def _draw_panel(axis: Any, panel: Panel, chart: Chart) -> None:
     if chart.kind == "bars":
         _draw_bars(axis, panel)
         return
-    in_colour = panel.named if chart.kind == "points" else chart.forward
+    in_colour = panel.named if chart.kind == "points" else chart.highlighted
     for series in sorted(panel.series, key=lambda series: series.agent in in_colour):  # the others first, behind them
         if chart.kind == "points":
             _draw_point(axis, series, style_of(series.agent), series.agent in in_colour)
@@ -264,9 +264,9 @@ def _draw_panel(axis: Any, panel: Panel, chart: Chart) -> None:
         axis.set_xlim(panel.x_limits)
 
 
-def _draw_line(axis: Any, series: Series, chart: Chart, style: Style, forward: bool) -> None:
+def _draw_line(axis: Any, series: Series, chart: Chart, style: Style, highlighted: bool) -> None:
     where = "steps-post" if chart.kind == "steps" else "default"
-    if not forward:
+    if not highlighted:
         alone = len(series.x) == 1  # a line of one point is no line
         axis.plot(
             series.x, series.y, color=REST, linewidth=0.8, drawstyle=where, zorder=1.2,
@@ -274,8 +274,8 @@ def _draw_line(axis: Any, series: Series, chart: Chart, style: Style, forward: b
         )  # fmt: skip
         return
     axis.plot(
-        series.x, series.y, label=shown(series.agent), color=style.colour, drawstyle=where, linewidth=1.6, zorder=2.5,
-        linestyle=(0, style.dashes) if style.dashes else "-",
+        series.x, series.y, label=short_name(series.agent), color=style.colour, drawstyle=where, linewidth=1.6,
+        zorder=2.5, linestyle=(0, style.dashes) if style.dashes else "-",
         marker=None if chart.kind == "steps" else style.marker, markersize=4.5, markeredgewidth=0.9,
         markerfacecolor="white" if style.hollow else style.colour,
     )  # fmt: skip
@@ -294,15 +294,17 @@ def _draw_spread(axis: Any, series: Series, chart: Chart, colour: str) -> None:
         axis.fill_between(*zip(*points, strict=True), color=colour, alpha=0.12, linewidth=0, step=step, zorder=1.1)
 
 
-def _draw_point(axis: Any, series: Series, style: Style, forward: bool) -> None:
-    colour = style.colour if forward else REST
+def _draw_point(axis: Any, series: Series, style: Style, highlighted: bool) -> None:
+    colour = style.colour if highlighted else REST
     for x, spread in zip(series.x, series.spread, strict=False):
         if spread is not None:
-            axis.plot([x, x], spread, color=colour, linewidth=1.1 if forward else 0.8, zorder=2 if forward else 1.2)
+            axis.plot(
+                [x, x], spread, color=colour, linewidth=1.1 if highlighted else 0.8, zorder=2 if highlighted else 1.2
+            )
     axis.plot(
-        series.x, series.y, linestyle="", color=colour, marker=style.marker if forward else "o",
-        markersize=7 if forward else 4, markerfacecolor="white" if style.hollow and forward else colour,
-        zorder=2.5 if forward else 1.3,
+        series.x, series.y, linestyle="", color=colour, marker=style.marker if highlighted else "o",
+        markersize=7 if highlighted else 4, markerfacecolor="white" if style.hollow and highlighted else colour,
+        zorder=2.5 if highlighted else 1.3,
     )  # fmt: skip
 
 
@@ -322,7 +324,7 @@ def _draw_bars(axis: Any, panel: Panel) -> None:
     axis.set(title=panel.title, xlabel=panel.x_label, xlim=(0, 114), xticks=range(0, 101, 20))
     axis.set_ylim(-0.7, len(panel.series) - 0.3)
     axis.grid(False, axis="y")
-    axis.set_yticks(heights, [shown(series.agent) for series in panel.series])
+    axis.set_yticks(heights, [short_name(series.agent) for series in panel.series])
     axis.tick_params(axis="y", length=0, labelleft=panel.y_label is not None)
 
 
@@ -331,7 +333,7 @@ def _legend(figure: Any, chart: Chart) -> None:
     handles: dict[str, Any] = {}
     for axis in figure.axes:
         handles |= {label: handle for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    labels = [name for agent in chart.forward if (name := shown(agent)) in handles]
+    labels = [name for agent in chart.highlighted if (name := short_name(agent)) in handles]
     figure.legend(
         [handles[label] for label in labels], labels, loc="outside lower center", frameon=False, handlelength=3.2,
         ncols=min(LEGEND_COLUMNS, max(1, len(labels))), columnspacing=1.8,
@@ -379,7 +381,7 @@ def _ticks(points: Sequence[float], low: float, high: float, width: float) -> Se
 def _name_points(axis: Any, panel: Panel) -> None:
     """A name beside each point that is to have one. The figure must have its layout."""
     named = [series for series in panel.series if series.agent in panel.named]
-    names = [shown(series.agent) for series in named]
+    names = [short_name(series.agent) for series in named]
     points_per_pixel = 72 / axis.figure.dpi
     pixels = axis.transData.transform([(series.x[0], series.y[0]) for series in named]) if named else []
     points = [(x * points_per_pixel, y * points_per_pixel) for x, y in pixels]

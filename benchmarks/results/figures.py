@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from benchmarks.results.charts import Chart, Panel, Series, foremost, save, shown
+from benchmarks.results.charts import Chart, Panel, Series, choose_highlighted, save, short_name
 from benchmarks.results.leaderboard import (
     MEAN,
     Entry,
@@ -47,8 +47,8 @@ def retention(rows: Sequence[Entry], chosen: Iterable[str] = ()) -> Chart:
         panels.append(Panel(metric.capitalize(), "edits so far", series, label))
     several = any(len(row.records) > 1 for row in rows)
     note = f"{_named(rows[0].task)}, teacher-forced" + ("; bands span the seeds" if several else "")
-    forward = foremost(best(rows), chosen)
-    return Chart("What is kept along the stream", note, tuple(panels), len(METRICS), forward=forward)
+    highlighted = choose_highlighted(best(rows), chosen)
+    return Chart("What is kept along the stream", note, tuple(panels), len(METRICS), highlighted=highlighted)
 
 
 def _kept(row: Entry, metric: str) -> Series:
@@ -129,11 +129,16 @@ def by_size(tasks: Sequence[Sequence[Entry]], protocol: str, along: str, chosen:
         label = "of all edits (%)" if metric == METRICS[0] else None
         panels.append(Panel(metric.capitalize(), ALONG[along], tuple(series), label))
     record = tasks[0][0].records[0]
-    what = f"{shown(record.dataset, 40)} in {shown(record.model, 40)}, {alike(tasks[0][0], along)}"
-    forward = foremost(best([row for rows in rows_of.values() for row in rows], protocol), chosen)
+    what = f"{short_name(record.dataset, 40)} in {short_name(record.model, 40)}, {alike(tasks[0][0], along)}"
+    highlighted = choose_highlighted(best([row for rows in rows_of.values() for row in rows], protocol), chosen)
     note = f"{what}, {_name(protocol)}; upright lines are 95% intervals over seeds"
     return Chart(
-        f"After the last edit, by {ALONG[along]}", note, tuple(panels), len(METRICS), bands=False, forward=forward
+        f"After the last edit, by {ALONG[along]}",
+        note,
+        tuple(panels),
+        len(METRICS),
+        bands=False,
+        highlighted=highlighted,
     )
 
 
@@ -166,7 +171,7 @@ def draw_retention(records: Sequence[Record], path: Path, chosen: Iterable[str] 
 
 
 def _named(task: Task) -> str:
-    return f"{shown(task.suite, 40)} on {shown(task.model, 40)}"
+    return f"{short_name(task.suite, 40)} on {short_name(task.model, 40)}"
 
 
 def _name(protocol: str) -> str:

@@ -1,12 +1,14 @@
 """One self-contained page: the leaderboard's data as JSON in ``page.html``, which draws it and asks no network for
-anything.
+anything. Its links are followed only when a reader chooses them.
 """
 
 import json
+import re
 from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
+from agents.rows import ROWS, Row
 from benchmarks.results import published
 from benchmarks.results.leaderboard import (
     MEAN,
@@ -14,30 +16,58 @@ from benchmarks.results.leaderboard import (
     Entry,
     FailedCell,
     Leaderboard,
+    Task,
     curve,
     is_reference,
 )
 from benchmarks.results.records import Record
 from benchmarks.results.statistics import Estimate, harmonic_mean
+from benchmarks.results.styles import FAMILIES, style_of
 from editenv.evaluation.metrics import METRICS
 
-PLACE = "{{data}}"
-"""Where the template takes the data."""
+PLACEHOLDER = "{{data}}"
+"""What the template has in the data's place."""
+
+PAPER = "https://arxiv.org/abs/2502.05759"
+ARXIV = re.compile(r"arXiv (\d{4}\.\d{5})")
+
+DOCUMENTS = {
+    "Repository": "../README.md",
+    "Methods": "reference/methods.md",
+    "Rows and suffixes": "reference/rows.md",
+    "How the numbers are made": "reference/statistics.md",
+    "All results": "results/README.md",
+}
+"""What the page links to, from the folder of the documentation."""
+METHOD = "reference/methods.md#the-methods"
+SUFFIX = "reference/rows.md#suffixes"
+OWN = "reference/rows.md#names-of-your-own"
+OTHER = "reference/rows.md#names-that-are-not-a-method-with-suffixes"
+OTHER_NAMES = (
+    "no-edit", "joint-fine-tune", "untrained", "rledit-packaged", "demo-", "online-", "reinforce", "evolution", "sb3-",
+)  # fmt: skip
+"""What names begin with that are not a method with suffixes."""
 
 
-def page(entries: Sequence[Entry], boards: dict[str, Leaderboard], failed: Sequence[FailedCell]) -> str:
+def page(
+    entries: Sequence[Entry],
+    boards: dict[str, Leaderboard],
+    failed: Sequence[FailedCell],
+    docs: str | None = None,
+) -> str:
     """The page's HTML.
 
     Args:
         entries: All rows.
         boards: By protocol.
         failed: Cells that came to nothing.
+        docs: The folder of the documentation, from the page; without one names of rows link to their papers.
     """
     template = resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")
-    before, place, after = template.partition(PLACE)
-    if not place:
-        raise ValueError(f"benchmarks/results/page.html has no {PLACE}")
-    return before + embedded(page_data(entries, boards, failed)) + after
+    before, placeholder, after = template.partition(PLACEHOLDER)
+    if not placeholder:
+        raise ValueError(f"benchmarks/results/page.html has no {PLACEHOLDER}")
+    return before + embedded(page_data(entries, boards, failed, docs)) + after
 
 
 def embedded(data: Any) -> str:
@@ -46,20 +76,19 @@ def embedded(data: Any) -> str:
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def page_data(entries: Sequence[Entry], boards: dict[str, Leaderboard], failed: Sequence[FailedCell]) -> dict[str, Any]:
+def page_data(
+    entries: Sequence[Entry],
+    boards: dict[str, Leaderboard],
+    failed: Sequence[FailedCell],
+    docs: str | None = None,
+) -> dict[str, Any]:
     """What ``page.html`` reads."""
     tasks = list(dict.fromkeys(entry.task for entry in entries))
     agents = list(dict.fromkeys(entry.agent for entry in entries))
-    references = [agent for agent in agents if is_reference(agent)]
     return {
-        "tasks": [
-            {"suite": task.suite, "model": task.model, "edits": row.records[0].edits, "dataset": row.records[0].dataset}
-            for task in tasks
-            for row in [next(entry for entry in entries if entry.task == task)]
-        ],
-        "agents": agents,
-        "references": references,
-        "colours": [agent for agent in agents if agent not in references],
+        "links": {"paper": PAPER, "docs": docs and f"{docs.rstrip('/')}/", "documents": DOCUMENTS},
+        "tasks": [_task(task, entries) for task in tasks],
+        "agents": {agent: _agent(agent) for agent in agents},
         "protocols": [protocol for protocol in RANKED if boards[protocol].rows],
         "rows": [_row(entry, tasks.index(entry.task), boards) for entry in entries],
         "boards": {protocol: _board(board) for protocol, board in boards.items()},
@@ -72,6 +101,40 @@ def page_data(entries: Sequence[Entry], boards: dict[str, Leaderboard], failed: 
         },
         "made": _made(entries),
     }
+
+
+def _task(task: Task, entries: Sequence[Entry]) -> dict[str, Any]:
+    record = next(entry for entry in entries if entry.task == task).records[0]
+    return {"suite": task.suite, "model": task.model, "edits": record.edits, "dataset": record.dataset}
+
+
+def _agent(agent: str) -> dict[str, Any]:
+    """How it looks, and what it is: in words, with its paper and a page of the documentation where there are any."""
+    style = style_of(agent)
+    row = ROWS.get(agent) or ROWS.get(agent.partition("@")[0])
+    return {
+        "colour": style.colour,
+        "dashes": list(style.dashes),
+        "reference": is_reference(agent),
+        "about": row.about if row else None,
+        "paper": row.paper if row else None,
+        "arxiv": _arxiv(row) if row else None,
+        "document": _document(agent) if row else None,
+    }
+
+
+def _arxiv(row: Row) -> str | None:
+    number = ARXIV.search(row.paper)
+    return f"https://arxiv.org/abs/{number[1]}" if number else None
+
+
+def _document(agent: str) -> str:
+    """Where a name of the registry, or a method with the settings of another folder, is explained."""
+    if "@" in agent:
+        return OWN
+    if agent.startswith(OTHER_NAMES):
+        return OTHER
+    return METHOD if agent in FAMILIES and not agent.endswith("-p") else SUFFIX
 
 
 def _row(entry: Entry, task: int, boards: dict[str, Leaderboard]) -> dict[str, Any]:
@@ -92,19 +155,27 @@ def _row(entry: Entry, task: int, boards: dict[str, Leaderboard]) -> dict[str, A
         "floors": [round(entry.floors(setup), 4) for setup in (False, True)],
         "memory": round(entry.mean("peak_memory_bytes") / 1e9, 3),
         "failures": entry.failures,
-        "curve": curve(entry),
+        "curve": [_point(point) for point in curve(entry)],
         "runs": [_run(record) for record in entry.records],
     }
 
 
+def _point(point: dict[str, Any]) -> dict[str, Any]:
+    """A point of the curve: for each metric mean, lowest and highest of the seeds."""
+    return {
+        name: [round(number, 4) for number in value] if isinstance(value, tuple) else value
+        for name, value in point.items()
+    }
+
+
 def _run(record: Record) -> dict[str, Any]:
-    scores = {protocol: getattr(record, protocol) for protocol in RANKED}
+    by_protocol = {protocol: getattr(record, protocol) for protocol in RANKED}
     return {
         "seed": record.seed,
         "scores": {
-            protocol: [*(found[metric] for metric in METRICS), round(harmonic_mean(found), 4)]
-            for protocol, found in scores.items()
-            if found is not None
+            protocol: [*(scores[metric] for metric in METRICS), round(harmonic_mean(scores), 4)]
+            for protocol, scores in by_protocol.items()
+            if scores is not None
         },
         "setup": round(record.setup_seconds, 3),
         "milliseconds": round(1000 * record.edit_seconds, 4),
@@ -113,12 +184,15 @@ def _run(record: Record) -> dict[str, Any]:
 
 
 def _board(board: Leaderboard) -> dict[str, Any]:
-    improvements = board.improvements()
+    """The comparisons of agents; of each pair one direction, as the other is its complement."""
+    order = {agent: i for i, agent in enumerate(board.agents)}
     return {
         "compared": [str(task) for task in board.compared()],
-        "overall": {agent: _estimate(found) for agent, found in board.overall().items()},
+        "overall": {agent: _estimate(score) for agent, score in board.overall().items()},
         "improvements": [
-            [a, b, _estimate(found), board.streams_in_common(a, b)] for (a, b), found in improvements.items()
+            [a, b, _estimate(better), board.streams_in_common(a, b)]
+            for (a, b), better in board.improvements().items()
+            if order[a] < order[b]
         ],
     }
 
@@ -142,6 +216,6 @@ def _made(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     return [{"with": text, "runs": count} for text, count in counts.items()]
 
 
-def _estimate(found: Estimate | None) -> list[float] | None:
+def _estimate(estimate: Estimate | None) -> list[float] | None:
     """The value, and the interval's ends where there is one."""
-    return None if found is None else [round(number, 4) for number in (found.value, *(found.interval or ()))]
+    return None if estimate is None else [round(number, 4) for number in (estimate.value, *(estimate.interval or ()))]

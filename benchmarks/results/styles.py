@@ -92,7 +92,7 @@ VARIANTS: dict[str, int] = {
     "previous-reference": 6,
     "packaged": 7,
 }
-"""Place in :data:`DASHES` of what follows a family's name; within a family no two are the same."""
+"""Index in :data:`DASHES` of what follows a family's name; within a family no two are the same."""
 
 REFERENCES = {
     LOWER_REFERENCE: Style("#6b727b", DASHES[1], "o", hollow=True),
@@ -118,8 +118,8 @@ def style_of(agent: str) -> Style:
         return _style_of_stranger(agent)
     colour, marker = FAMILIES[family]
     variant = name[len(family) :].removeprefix("-")
-    place = VARIANTS.get(variant)
-    return Style(colour, DASHES[_hash(variant, 1, len(DASHES)) if place is None else place], marker)
+    index = VARIANTS[variant] if variant in VARIANTS else _hash(variant, 1, len(DASHES))
+    return Style(colour, DASHES[index], marker)
 
 
 def _style_of_stranger(agent: str) -> Style:

@@ -8,6 +8,7 @@ from benchmarks.suites import all_suites
 
 
 def main() -> None:
+    """Prints a table of them."""
     view = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     view.add_column("suite", no_wrap=True)
     view.add_column("paper")

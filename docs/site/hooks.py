@@ -4,6 +4,7 @@ In the repository a document links to code by a relative path, as in ``../../age
 The site has no such file, so this hook adds a page ``source/agents/base.py`` that shows it, and points the link there.
 """
 
+import json
 import re
 from pathlib import Path
 from posixpath import dirname, join, normpath, relpath
@@ -42,6 +43,12 @@ def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
     return re.sub(r":(?:attr|class|data|exc|func|meth|mod):(?=<code>)", "", html)
 
 
+def on_post_build(config: Any) -> None:
+    """Lets the leaderboard, which is a file of its own, link to the site's pages instead of the repository's files."""
+    page = Path(config["site_dir"]) / "results" / "leaderboard" / "index.html"
+    page.write_text(_read(page).replace('data-docs-ending=".md"', 'data-docs-ending=".html"'), encoding="utf-8")
+
+
 def _outside(text: str, source: str) -> set[str]:
     targets = {normpath(join(dirname(source), match[1])) for match in LINK.finditer(text)}
     return {target for target in targets if not target.startswith(("docs/", ".."))}
@@ -66,14 +73,22 @@ def _page(target: str) -> str:
 
 
 def _shown(path: Path, target: str) -> str:
-    """What the page shows: a document as it is, a folder's names, or any other file as a block of code."""
+    """What the page shows: a document as it is, a folder's names, a notebook's cells, any other file as code."""
     if path.is_dir():
         return f"# {target}\n\n" + "".join(f"* `{child.name}`\n" for child in sorted(path.iterdir()))
     text = _read(path)
     if path.suffix == ".md":
         return text
+    if path.suffix == ".ipynb":
+        return "\n\n".join(map(_cell, json.loads(text)["cells"]))
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"# {target}\n\n{fence}{LANGUAGES.get(path.suffix, 'text')}\n{text.rstrip()}\n{fence}\n"
+
+
+def _cell(cell: Any) -> str:
+    """A notebook's cell without its output."""
+    text = "".join(cell["source"])
+    return text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```"
 
 
 def _read(path: Path) -> str:

@@ -3,9 +3,9 @@
 ``zsre``
     MEND's and RLEdit's: ``src, rephrase, alt | ans | answers, loc, loc_ans``, optional ``subject``. The target is
     ``alt`` where there is one, then ``ans``, then the first of ``answers``. ``answers`` is the old answer only if
-    it differs
-    from the target: some files repeat the target there. Locality prompts carry MEND's prefix ``nq question: ``; it is
-    kept or stripped by ``nq_prefix``, and a question mark is added if it has none, as MEMIT's loader does.
+    it differs from the target: some files repeat the target there. Locality prompts carry MEND's prefix
+    ``nq question: ``; it is kept or stripped by ``nq_prefix``, and a question mark is added if it has none, as MEMIT's
+    loader does.
 ``counterfact``
     The nested original (``requested_rewrite, paraphrase_prompts, neighborhood_prompts``; Meng et al. 2022) and
     EasyEdit's flat one (``prompt, target_new, subject, ground_truth, rephrase_prompt, locality_prompt,
@@ -25,7 +25,7 @@
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -37,42 +37,68 @@ NQ_PREFIX = "nq question: "
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """A raw record that knows where it comes from, so that every complaint names file, record and field."""
+    """A raw record that knows where it comes from, so that every error names file, record and field.
+
+    Attributes:
+        file: Name of the file.
+        number: Of the record, from 1.
+        values: By field, as JSON has them.
+    """
 
     file: str
     number: int
     values: Mapping[str, Any]
 
     def bad(self, field: str | None, what: str, kind: str = "field") -> BadRecordError:
+        """An error that names file, record and field; to be raised."""
         return BadRecordError(self.file, self.number, what, field, kind)
 
     def has(self, field: str) -> bool:
+        """Whether a field is there and holds something."""
         return self.values.get(field) not in (None, "", [])
 
     def text(self, field: str) -> str:
-        """A text that is there and is not blank, without white space around it."""
+        """A text that is there and is not blank, without white space around it.
+
+        Raises:
+            BadRecordError: If it is not.
+        """
         if field not in self.values:
             raise self.bad(field, "is missing")
         return self.checked(field, self.values[field])
 
     def optional(self, field: str) -> str | None:
+        """Likewise, or None where the field is not there or holds nothing."""
         return self.text(field) if self.has(field) else None
 
     def texts(self, field: str) -> tuple[str, ...]:
-        """A list of texts, or one text."""
+        """A list of texts, or one text.
+
+        Raises:
+            BadRecordError: If the field is not there, or one of them is blank.
+        """
         if field not in self.values:
             raise self.bad(field, "is missing")
         value = self.values[field]
         return tuple(self.checked(field, item) for item in (value if isinstance(value, list) else [value]))
 
     def inside(self, field: str) -> "Fields":
-        """The object in a field."""
+        """The object in a field, whose fields go on with a dot (``target_new.str``).
+
+        Raises:
+            BadRecordError: If there is none.
+        """
         value = self.values.get(field)
         if not isinstance(value, Mapping):
             raise self.bad(field, "is missing" if value is None else f"must be an object, not {_shown(value)}")
         return Fields(self.file, self.number, {f"{field}.{key}": item for key, item in value.items()})
 
     def checked(self, field: str, value: Any) -> str:
+        """A value of a field as a text, without white space around it.
+
+        Raises:
+            BadRecordError: If it is no text, or blank.
+        """
         if not isinstance(value, str):
             raise self.bad(field, f"must be text, not {_shown(value)}")
         if not value.strip():
@@ -81,6 +107,7 @@ class Fields:
 
 
 def _shown(value: Any) -> str:
+    """A value in an error message, cut if it is long."""
     text = json.dumps(value, ensure_ascii=True, default=str)
     return text if len(text) <= 40 else f"{text[:40]} ..."
 
@@ -180,25 +207,29 @@ def _own(record: Fields, nq_prefix: str) -> dict[str, Any]:
             except (ValueError, RecursionError) as error:
                 raise record.bad(field, f"starts like a JSON list but is none ({error})") from None
     record = Fields(record.file, record.number, values)
-    locality: list[Locality] = []
-    if record.has("locality"):
-        items = values["locality"]
-        if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
-            raise record.bad("locality", 'must be a list of objects like {"prompt": "...", "answer": "..."}')
-        for item in items:
-            part = Fields(record.file, record.number, {f"locality.{key}": value for key, value in item.items()})
-            locality.append(Locality(part.text("locality.prompt"), part.text("locality.answer")))
-    if record.has("locality_prompt"):
-        locality.append(Locality(record.text("locality_prompt"), record.text("locality_answer")))
+    locality = tuple(_own_locality(record))
     return {
         "prompt": record.text("prompt"),
         "target": record.text("target"),
         "rephrases": record.texts("rephrases") if record.has("rephrases") else (),
-        "locality": tuple(locality),
+        "locality": locality,
         "subject": record.optional("subject"),
         "old_answer": record.optional("old_answer"),
         "relation": record.optional("relation"),
     }
+
+
+def _own_locality(record: Fields) -> Iterator[Locality]:
+    """From a list of objects, and from the two fields that a spreadsheet has."""
+    if record.has("locality"):
+        items = record.values["locality"]
+        if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+            raise record.bad("locality", 'must be a list of objects like {"prompt": "...", "answer": "..."}')
+        for item in items:
+            fields = Fields(record.file, record.number, {f"locality.{key}": value for key, value in item.items()})
+            yield Locality(fields.text("locality.prompt"), fields.text("locality.answer"))
+    if record.has("locality_prompt"):
+        yield Locality(record.text("locality_prompt"), record.text("locality_answer"))
 
 
 OWN_FIELDS = (
@@ -213,7 +244,8 @@ OWN_FIELDS = (
     "locality_answer",
 )
 
-# A format is told by fields that only it has; the order matters where one format's fields contain another's.
+# By format its forms: the fields that only this form has, and what parses it. The order matters where one format's
+# fields contain another's.
 FORMATS: dict[str, tuple[tuple[tuple[str, ...], Callable[[Fields, str], dict[str, Any]]], ...]] = {
     "counterfact": (
         (("requested_rewrite",), _counterfact_nested),
@@ -230,7 +262,7 @@ FORMATS: dict[str, tuple[tuple[tuple[str, ...], Callable[[Fields, str], dict[str
 def detect(
     record: Mapping[str, Any], file: str, name: str | None = None, number: int = 1
 ) -> tuple[str, Callable[[Fields, str], dict[str, Any]]]:
-    """The format of a record, and what parses it.
+    """The format of a record by its fields, and what parses it.
 
     Args:
         record: The first one of a file that can be read.
@@ -242,28 +274,32 @@ def detect(
         BadRecordError: If it has the fields of none.
     """
     candidates = FORMATS if name is None else {name: FORMATS[name]}
-    for found, forms in candidates.items():
+    for format_name, forms in candidates.items():
         for fields, parse in forms:
             if all(field in record for field in fields):
-                return found, parse
-    wanted = "; ".join(
-        f"{n}: {' or '.join(', '.join(fields) for fields, _ in forms)}" for n, forms in candidates.items()
+                return format_name, parse
+    needed = "; ".join(
+        f"{format_name}: {' or '.join(', '.join(fields) for fields, _ in forms)}"
+        for format_name, forms in candidates.items()
     )
-    shown = ", ".join(map(repr, list(record)[:12])) or "none"
-    likely = [
-        name for name in record if name not in ("prompt", "target") and name.strip().lower() in ("prompt", "target")
-    ]
-    if likely:
-        wanted += f" (are {', '.join(map(repr, likely))} meant to be prompt and target? write them so)"
-    raise BadRecordError(
-        file, number, f"its fields ({shown}) are those of no format known here; needed are {wanted}", kind="field"
-    )
+    # A spreadsheet's header is easily written as "Prompt, target ".
+    own = ("prompt", "target")
+    if misspelt := [field for field in record if field not in own and field.strip().lower() in own]:
+        needed += f" (are {', '.join(map(repr, misspelt))} meant to be prompt and target? write them so)"
+    present = ", ".join(map(repr, list(record)[:12])) or "none"
+    what = f"its fields ({present}) are those of no format known here; needed are {needed}"
+    raise BadRecordError(file, number, what, kind="field")
 
 
 def to_edit(
     record: Fields, parse: Callable[[Fields, str], dict[str, Any]], nq_prefix: Literal["keep", "strip"]
 ) -> Edit:
     """The edit of one record.
+
+    Args:
+        record: The raw record.
+        parse: What :func:`detect` returned.
+        nq_prefix: Whether ZsRE's locality questions keep their prefix.
 
     Raises:
         BadRecordError: If a field is missing, empty or of a wrong type, or if the edit would change nothing.

@@ -61,9 +61,9 @@ class CutModel:
         self._layers_below, self._first_layer = layers[:first], layers[first]
         self._first_is_last = first == len(layers) - 1
         self._attention, self._mlp = attention_and_mlp(self._first_layer, shapes, stack, first)
-        self._first_module_name = next(iter(shapes))
-        # The module itself: an adapter (peft) may later stand in its place, and call it.
-        self._first_module = model.get_submodule(self._first_module_name)
+        # Of Cut.KEYS the only one. Both name and module: an adapter (peft) may later stand in its place, and call it.
+        self._edited_name = next(iter(shapes))
+        self._edited_module = model.get_submodule(self._edited_name)
 
     @property
     def answer_positions_only(self) -> bool:
@@ -112,7 +112,7 @@ class CutModel:
             captured.append(args[0])
             raise StopForward
 
-        with hooked(self._first_module.register_forward_pre_hook(keep_input)), suppress(StopForward):
+        with hooked(self._edited_module.register_forward_pre_hook(keep_input)), suppress(StopForward):
             self._run(hidden[:, None])
         return torch.cat([hidden, captured[0][:, 0]], 1)
 
@@ -134,7 +134,7 @@ class CutModel:
             if self.cut is Cut.KEYS:
                 assert self._mlp is not None
                 hidden, keys = hidden[..., : self.width], hidden[..., self.width :]
-                module = self.model.get_submodule(self._first_module_name)  # or the adapter that stands in its place
+                module = self.model.get_submodule(self._edited_name)  # or the adapter that stands in its place
                 stack.enter_context(forward_replaced(self._mlp, lambda *_, **__: module(keys)))
             # The head is by far the widest product: it is taken at the answer positions alone.
             stack.enter_context(hooked(head.register_forward_pre_hook(select)))

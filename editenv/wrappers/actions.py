@@ -24,10 +24,13 @@ def gradient_step(lm: EditableLM, name: str, gradient: Gradient, step: "float | 
         gradient: Its factors, ``r`` tokens.
         step: Relative to each token's output; a number, or ``(r, 1)``.
         ridge: Relative to the mean squared length of a key.
+
+    Returns:
+        The delta, ``(d_in, d_out)`` of rank ``r``.
     """
-    outputs = (gradient.keys @ lm.weight(name)).norm(dim=1, keepdim=True)
-    lengths = gradient.value_grads.norm(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
-    values = -step * outputs * gradient.value_grads / lengths
+    output_lengths = (gradient.keys @ lm.weight(name)).norm(dim=1, keepdim=True)
+    grad_lengths = gradient.value_grads.norm(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    values = -step * output_lengths * gradient.value_grads / grad_lengths
     return ridge_regression(gradient.keys, values, ridge * float(gradient.keys.square().sum(1).mean()))
 
 
@@ -61,7 +64,14 @@ class StepSizeAction(gym.ActionWrapper[Any, np.ndarray, Any], RecordConstructorA
         self.action_space = spaces.Box(-1.0, 1.0, (2 * modules,), np.float32)
 
     def action(self, action: np.ndarray) -> dict[str, Any]:
-        """``(2 m,)``: step sizes of the m modules, then their ridges."""
+        """The inner environment's action.
+
+        Args:
+            action: ``(2 m,)`` in [-1, 1]: step sizes of the m modules, then their ridges.
+
+        Raises:
+            ValueError: For another shape.
+        """
         _check_shape(action, self.action_space)
         steps, ridges = np.split(10.0 ** (self.decades * np.asarray(action, np.float64)), 2)
         return {
@@ -116,18 +126,26 @@ class SketchedAction(gym.ActionWrapper[Any, np.ndarray, Any], RecordConstructorA
         self.action_space = spaces.Box(-1.0, 1.0, (len(lm.modules) * features,), np.float32)
 
     def action(self, action: np.ndarray) -> dict[str, Any]:
-        """``(m features,)``: the coefficients of the first module, then those of the next."""
+        """The inner environment's action.
+
+        Args:
+            action: ``(m features,)`` in [-1, 1]: the coefficients of the first module, then those of the next.
+
+        Raises:
+            ValueError: For another shape.
+        """
         _check_shape(action, self.action_space)
         lm, deltas = self._editing.language_model, {}
         rows = torch.as_tensor(np.reshape(action, (-1, self.features)), dtype=torch.float32, device=lm.device)
         for (name, gradient), coefficients in zip(self._editing.gradients.items(), rows, strict=True):
             centred = torch.nn.functional.normalize(gradient.keys - gradient.keys.mean(0))
             features = torch.cat([torch.ones_like(centred[:, :1]), centred @ self._projections[name]], 1)
-            step = self.largest_step * features @ coefficients[:, None]
+            step = self.largest_step * features @ coefficients[:, None]  # (r, 1)
             deltas[name] = gradient_step(lm, name, gradient, step, self.ridge)
         return deltas
 
 
 def _check_shape(action: np.ndarray, space: spaces.Space[Any]) -> None:
+    """Whether an action has the space's shape: a wrong one would be split among the modules all the same."""
     if np.shape(action) != space.shape:
         raise ValueError(f"action expects shape {space.shape}, was given {np.shape(action)}")

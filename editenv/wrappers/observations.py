@@ -14,6 +14,9 @@ from editenv.env import lifelong_edit
 LARGEST_LOG = 40.0
 """Bound on the power of ten of a length: float32 has no larger or smaller ones."""
 
+SMALLEST_LENGTH = 1e-30
+"""In place of zero under a logarithm or a division."""
+
 
 class GradientStatistics(gym.ObservationWrapper[Any, Any, Any], RecordConstructorArgs):
     """A few numbers a module instead of its factors, in a one-level Dict.
@@ -37,21 +40,23 @@ class GradientStatistics(gym.ObservationWrapper[Any, Any, Any], RecordConstructo
 
     def observation(self, observation: Any) -> dict[str, np.ndarray]:
         """From the observation's factors; all zeros where it has no tokens."""
-        rows = [self._statistics(part) for part in observation.values()]
+        rows = [self._statistics(factors) for factors in observation.values()]
         batches = max(1, len(self._editing.stream) // self._editing.edits_per_step)
         progress = [self._editing.batches_done / batches, self._editing.attempt / self._editing.actions_per_batch]
         return {"gradient": np.array(rows, np.float32), "progress": np.array(progress, np.float32)}
 
     @staticmethod
-    def _statistics(part: dict[str, np.ndarray]) -> list[float]:
-        real = part["token_mask"] > 0
-        if not real.any():
+    def _statistics(factors: dict[str, np.ndarray]) -> list[float]:
+        """The five numbers of one module."""
+        is_token = factors["token_mask"] > 0
+        if not is_token.any():
             return [0.0] * 5
-        keys, grads = part["keys"][real], part["value_grads"][real]
-        key_lengths = np.linalg.norm(keys, axis=1) + 1e-30
-        grad_lengths = np.linalg.norm(grads, axis=1) + 1e-30
+        keys, grads = factors["keys"][is_token], factors["value_grads"][is_token]
+        key_lengths = np.linalg.norm(keys, axis=1) + SMALLEST_LENGTH
+        grad_lengths = np.linalg.norm(grads, axis=1) + SMALLEST_LENGTH
         unit = keys / key_lengths[:, None]
         count = len(unit)
+        # The squared length of the sum of unit vectors is the sum of all their cosines, each with itself included.
         cosine = (np.square(unit.sum(0)).sum() - count) / (count * (count - 1)) if count > 1 else 0.0
         logs = [math.log10(value) for v in (key_lengths, grad_lengths) for value in (v.mean(), v.max())]
         return [*logs, float(cosine)]
@@ -95,7 +100,7 @@ class GradientSketch(gym.ObservationWrapper[Any, Any, Any], RecordConstructorArg
                     rows.append(torch.zeros(projection.shape[1] + 1))
                     continue
                 mean = factor.mean(0)
-                length = mean.norm().clamp(min=1e-30)
+                length = mean.norm().clamp(min=SMALLEST_LENGTH)
                 rows.append(torch.cat([(mean / length) @ projection, length.log10()[None]]).cpu())
         return {
             **observation,
@@ -128,18 +133,24 @@ class LayerStatistics(gym.ObservationWrapper[Any, Any, Any], RecordConstructorAr
         for name, gradient in self._editing.gradients.items():
             weight, initial = lm.weight(name), lm.initial_weight(name).float()
             moved = float((weight - initial).norm() / initial.norm())
-            row = [math.log10(float(weight.norm()) + 1e-30), moved, 0.0, 0.0, 0.0]
+            row = [math.log10(float(weight.norm()) + SMALLEST_LENGTH), moved, 0.0, 0.0, 0.0]
             if len(gradient.keys):
-                outputs, before = gradient.keys @ weight, gradient.keys @ initial
+                outputs, initial_outputs = gradient.keys @ weight, gradient.keys @ initial
                 lengths = outputs.norm(dim=1)
-                mean = float(lengths.mean()) + 1e-30
+                mean = float(lengths.mean()) + SMALLEST_LENGTH
                 spread = float(lengths.std(correction=0)) / mean
-                row[2:] = [math.log10(mean), spread, float((outputs - before).norm() / before.norm())]
+                output_change = float((outputs - initial_outputs).norm() / initial_outputs.norm())
+                row[2:] = [math.log10(mean), spread, output_change]
             rows.append(row)
         return {**observation, "layers": np.array(rows, np.float32)}
 
 
 def _with_entry(env: gym.Env[Any, Any], name: str, space: spaces.Space[Any]) -> spaces.Dict:
+    """An environment's Dict observation space with one entry more.
+
+    Raises:
+        TypeError: If it is no Dict.
+    """
     inner = env.observation_space
     if not isinstance(inner, spaces.Dict):
         raise TypeError(f"{name} is added to a Dict observation, not to a {type(inner).__name__}")

@@ -3,6 +3,7 @@
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
+import torch
 from gymnasium.utils import RecordConstructorArgs
 
 from editenv.deltas import LowRank
@@ -39,37 +40,43 @@ class RelativeReward(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         gym.Wrapper.__init__(self, env)
         self._editing = lifelong_edit(env)
         self.reference_step, self.reference_ridge, self.smallest = step, ridge, smallest
+        self._reference_weights: dict[str, torch.Tensor] | None = None  # of the episode's first step on
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         observation, info = self.env.reset(seed=seed, options=options)
-        self._reference = self._editing.language_model.snapshot()
+        self._reference_weights = self._editing.language_model.snapshot()
         return observation, info
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
-        """Raises what the environment raises; the reference has then not moved."""
-        if not hasattr(self, "_reference"):
+        """One step of the environment, its reward rescaled.
+
+        Raises:
+            RuntimeError: Before the first reset.
+            Exception: What else the environment raises; the reference has then not moved.
+        """
+        if self._reference_weights is None:
             raise RuntimeError("step: the episode never began; call reset() first")
-        none, reference, moved = self._references()
+        no_edit, reference, reference_weights = self._references()
         observation, reward, terminated, truncated, info = self.env.step(action)
-        self._reference = moved
-        relative = (float(reward) - none) / max(abs(reference - none), self.smallest)
-        info = info | {"reward": float(reward), "no_edit_reward": none, "reference_reward": reference}
+        self._reference_weights = reference_weights
+        relative = (float(reward) - no_edit) / max(abs(reference - no_edit), self.smallest)
+        info = info | {"reward": float(reward), "no_edit_reward": no_edit, "reference_reward": reference}
         return observation, relative, terminated, truncated, info
 
     def _references(self) -> tuple[float, float, dict[str, Any]]:
-        """The two rewards for the batch at hand, and the reference's weights after it."""
+        """The rewards of no edit and of the reference for the batch at hand, and the reference's weights after it."""
         env, lm = self._editing, self._editing.language_model
         with lm.at_initial_weights():
-            none = env.judge({}).reward
+            no_edit = env.judge({}).reward
         current = lm.snapshot()
         try:
-            lm.restore(self._reference)
+            lm.restore(self._reference_weights)
             deltas: dict[str, LowRank] = {
                 name: gradient_step(lm, name, gradient, self.reference_step, self.reference_ridge)
                 for name, gradient in env.fine_tuning_gradient().items()
             }
             lm.apply(deltas)
-            reference, moved = env.judge(deltas).reward, lm.snapshot()
+            reference, reference_weights = env.judge(deltas).reward, lm.snapshot()
         finally:
             lm.restore(current)
-        return none, reference, moved
+        return no_edit, reference, reference_weights

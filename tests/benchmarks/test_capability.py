@@ -57,24 +57,24 @@ def by_hand(task, record):
 @torch.no_grad()
 def choice(lm, text, answers):
     """The answer with the largest log-likelihood; texts that are too long lose their beginning."""
-    found = []
+    log_likelihoods = []
     for answer in answers:
         tokens = lm.tokenizer(f"{text} {answer}")["input_ids"]
         length = len(tokens) - len(lm.tokenizer(text)["input_ids"])
-        kept = torch.tensor([tokens[-257:]])
-        log_probabilities = lm.model(input_ids=kept[:, :-1], use_cache=False).logits[0].log_softmax(-1)
-        found.append(sum(log_probabilities[-length + j, kept[0, -length + j]].item() for j in range(length)))
-    return found.index(max(found))
+        ids = torch.tensor([tokens[-257:]])
+        log_probabilities = lm.model(input_ids=ids[:, :-1], use_cache=False).logits[0].log_softmax(-1)
+        log_likelihoods.append(sum(log_probabilities[-length + j, ids[0, -length + j]].item() for j in range(length)))
+    return log_likelihoods.index(max(log_likelihoods))
 
 
-def figures_by_hand(golds, chosen):
+def figures_by_hand(golds, predictions):
     """Accuracy, its standard error and macro-averaged F1, from counts."""
-    right = [g == c for g, c in zip(golds, chosen, strict=True)]
+    right = [g == c for g, c in zip(golds, predictions, strict=True)]
     accuracy = sum(right) / len(right)
     f1 = []
-    for label in sorted({*golds, *chosen}):
-        hits = sum(g == c == label for g, c in zip(golds, chosen, strict=True))
-        f1.append(2 * hits / (Counter(golds)[label] + Counter(chosen)[label]))
+    for label in sorted({*golds, *predictions}):
+        hits = sum(g == c == label for g, c in zip(golds, predictions, strict=True))
+        f1.append(2 * hits / (Counter(golds)[label] + Counter(predictions)[label]))
     return accuracy, math.sqrt(accuracy * (1 - accuracy) / (len(right) - 1)), sum(f1) / len(f1)
 
 
@@ -105,17 +105,17 @@ def test_figures_are_those_of_the_log_likelihoods(make_lm, data):
         for name in lm.modules:
             lm.apply({name: scale * torch.randn(lm.shape(name))})
         weights = lm.snapshot()
-        found = score(lm, capability.LOCAL_TASKS, manager, data, limit=None, batch_size=3)
+        scores = score(lm, capability.LOCAL_TASKS, manager, data, limit=None, batch_size=3)
         for task, records in RECORDS.items():
-            golds, chosen = [], []
+            golds, predictions = [], []
             for record in records:
                 text, answers, gold = by_hand(task, record)
                 golds.append(gold)
-                chosen.append(choice(lm, text, answers))
-            accuracy, error, f1 = figures_by_hand(golds, chosen)
-            wanted = {"acc": accuracy, "acc_stderr": error, "f1": f1, "f1_stderr": None, "records": len(records)}
-            assert found[task] == pytest.approx(wanted), task
-            seen.append(tuple(chosen))
+                predictions.append(choice(lm, text, answers))
+            accuracy, error, f1 = figures_by_hand(golds, predictions)
+            expected = {"acc": accuracy, "acc_stderr": error, "f1": f1, "f1_stderr": None, "records": len(records)}
+            assert scores[task] == pytest.approx(expected), task
+            seen.append(tuple(predictions))
         assert all(torch.equal(weight, weights[name]) for name, weight in lm.snapshot().items())
     assert len(set(seen)) > 4  # not one answer for everything
     assert lm.tokenizer.pad_token == tokenizer_before
@@ -123,14 +123,14 @@ def test_figures_are_those_of_the_log_likelihoods(make_lm, data):
 
 def test_limit_takes_the_first_records(make_lm, data):
     lm = make_lm()
-    found = score(lm, ["cola"], task_manager(["cola"], data), data, limit=3, batch_size=8)["cola"]
-    golds, chosen = [], []
+    scores = score(lm, ["cola"], task_manager(["cola"], data), data, limit=3, batch_size=8)["cola"]
+    golds, predictions = [], []
     for record in RECORDS["cola"][:3]:
         text, answers, gold = by_hand("cola", record)
         golds.append(gold)
-        chosen.append(choice(lm, text, answers))
-    assert found["records"] == 3
-    assert found["acc"] == pytest.approx(figures_by_hand(golds, chosen)[0])
+        predictions.append(choice(lm, text, answers))
+    assert scores["records"] == 3
+    assert scores["acc"] == pytest.approx(figures_by_hand(golds, predictions)[0])
 
 
 def test_scoring_leaves_the_random_generators_alone():

@@ -20,10 +20,10 @@ CHANGED = {
 
 
 def flat(settings, before=""):
-    found = {}
+    by_name = {}
     for name, value in settings.items():
-        found |= flat(value, f"{before}{name}.") if isinstance(value, dict) else {f"{before}{name}": value}
-    return found
+        by_name |= flat(value, f"{before}{name}.") if isinstance(value, dict) else {f"{before}{name}": value}
+    return by_name
 
 
 @pytest.mark.parametrize("name", CHANGED)
@@ -31,8 +31,10 @@ def test_a_form_differs_from_its_row_in_what_its_name_says(name):
     method, changes = CHANGED[name]
     form, row = make_agent(f"benchmarks.forms:{name}"), make_agent(method)
     assert type(form) is type(row)
-    theirs = flat(settings_of("form", form))
-    assert {key: theirs[key] for key, value in flat(settings_of("row", row)).items() if theirs[key] != value} == changes
+    of_form = flat(settings_of("form", form))
+    assert {
+        key: of_form[key] for key, value in flat(settings_of("row", row)).items() if of_form[key] != value
+    } == changes
 
 
 def test_every_form_is_checked():

@@ -42,16 +42,16 @@ def test_gradients_are_those_of_a_policy_that_stands_still(make_env, small_world
         config = ReinforceConfig(horizon=2, edits_per_step=3, warm_up_batches=1, policy=CONFIG.policy, rollouts=2)
     trainer = algorithm(training_environment(make_env(), config), standing_still(config), 0, None)
     before = {name: value.clone() for name, value in trainer.policy.state_dict().items()}
-    found = gradients(trainer, [4, 5, 4])
+    estimates = gradients(trainer, [4, 5, 4])
     assert all(torch.equal(value, before[name]) for name, value in trainer.policy.state_dict().items())
-    assert torch.equal(found[0], found[2])
-    assert not torch.allclose(found[0], found[1])
+    assert torch.equal(estimates[0], estimates[2])
+    assert not torch.allclose(estimates[0], estimates[1])
     if algorithm is RLEditTrainer:
         trainer.trajectory = 5
         trainer.optimizer.zero_grad()
         trainer.backward(list(trainer.credited_roll_out()))
         expected = torch.cat([parameter.grad.flatten() for parameter in trainer.policy.parameters()])
-        torch.testing.assert_close(found[1], expected)
+        torch.testing.assert_close(estimates[1], expected)
     moving = algorithm(training_environment(make_env(), config), replace(config, gradient_clip=1e9), 0, None)
     with pytest.raises(ValueError, match="clipping"):
         gradients(moving, [0])

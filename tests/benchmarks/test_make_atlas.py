@@ -44,9 +44,9 @@ def test_roles_are_dealt_evenly_and_counterfactuals_go_to_the_reported_splits():
     of_an_object = Counter((row["object"], row["role"]) for row in rows)
     for role, count in counts.items():
         assert max(abs(of_an_object[f"o{i}", role] - count / 50) for i in range(50)) < 6, role
-    given = Counter(row["role"] for row in rows if row["counterfactual"])
-    assert given["test"] > 0.9 * 8000
-    assert given["train-locality"] == 0
+    with_counterfactual = Counter(row["role"] for row in rows if row["counterfactual"])
+    assert with_counterfactual["test"] > 0.9 * 8000
+    assert with_counterfactual["train-locality"] == 0
 
 
 def test_too_few_facts_are_refused():

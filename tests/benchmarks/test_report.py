@@ -1,6 +1,7 @@
 import contextlib
 import io
 import json
+import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from xml.etree import ElementTree
@@ -12,9 +13,9 @@ from test_records import RECORD
 
 from benchmarks.report import Args, differing, file_names, main
 from benchmarks.results import figures
-from benchmarks.results.charts import draw, save, shown
+from benchmarks.results.charts import draw, save, short_name
 from benchmarks.results.leaderboard import RANKED, Leaderboard, Task, entries
-from benchmarks.results.page import embedded, page
+from benchmarks.results.page import PAPER, embedded, page, page_data
 from benchmarks.results.records import append
 from benchmarks.results.styles import REST, style_of
 
@@ -165,10 +166,27 @@ def test_embedded_json_is_the_same_data_without_markup():
     assert not set("<>&\u2028") & set(text)
 
 
-def test_the_page_names_no_address():
+def test_the_page_names_no_address_but_those_of_papers():
+    """Which are links; nothing is fetched: the page's own rules forbid it."""
     found = entries(RUNS)
     text = page(found, {protocol: Leaderboard(found, protocol) for protocol in RANKED}, [])
-    assert [word for word in text.split('"') if word.startswith(("http", "//"))] == ["http://www.w3.org/2000/svg"]
+    addresses = {word for word in text.split('"') if word.startswith(("http", "//"))}
+    papers = {address for address in addresses if address.startswith("https://arxiv.org/abs/")}
+    assert PAPER in papers
+    assert addresses - papers == {"http://www.w3.org/2000/svg"}
+    assert "default-src 'none'" in text
+    assert not re.findall(r"<(?:link|img|script|iframe)[^>]+(?:src|href)=(?!\"data:)", text)
+
+
+def test_of_a_pair_of_agents_one_direction_is_in_the_data():
+    rows = entries(RUNS[:4])
+    boards = {protocol: Leaderboard(rows, protocol) for protocol in RANKED}
+    improvements = page_data(rows, boards, [])["boards"]["generation"]["improvements"]
+    assert [pair[:3] for pair in improvements] == [
+        ["no-edit", "joint-fine-tune", [0.0]],
+        ["no-edit", "rledit", [0.0]],
+        ["joint-fine-tune", "rledit", [1.0]],
+    ]
 
 
 def test_bad_input_is_named(tmp_path):
@@ -241,9 +259,9 @@ def test_suites_are_compared_if_they_differ_in_one_thing():
 
 
 def test_a_long_name_keeps_its_end():
-    assert shown("short") == "short"
-    assert shown("x" * 40 + "file.py:Mine") == "…" + "x" * 17 + "file.py:Mine"
-    assert shown("two\nlines") == "two lines"
+    assert short_name("short") == "short"
+    assert short_name("x" * 40 + "file.py:Mine") == "…" + "x" * 17 + "file.py:Mine"
+    assert short_name("two\nlines") == "two lines"
 
 
 def test_the_retention_picture_shows_the_curve():

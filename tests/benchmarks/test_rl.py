@@ -118,24 +118,24 @@ def test_the_judge_plays_the_validation_stream_and_looks_back_over_all_of_it(mon
     monkeypatch.setattr(rl, "JUDGED_BATCHES", 3)
     config = TrainConfig(horizon=2, edits_per_step=4, warm_up_batches=2)
     trainer = RLEditTrainer(training_environment(make(), config), config, 0, None)
-    found = [Judge(5)(RLEdit.of(trainer)) for _ in range(2)]
-    assert found[0] == found[1]
+    figures = [Judge(5)(RLEdit.of(trainer)) for _ in range(2)]
+    assert figures[0] == figures[1]
     env = make(split="validation", edits_per_step=10, horizon=3)
     env.reset(seed=5)
     with torch.no_grad():
         total = sum(env.step(trainer.policy(env.gradients))[1] for _ in range(3))
-    assert found[0]["episode_return"] == pytest.approx(total, rel=1e-5)
+    assert figures[0]["episode_return"] == pytest.approx(total, rel=1e-5)
     questions = encode_evaluation(env.language_model, list(env.edits_done))
     assert len(questions.edits) == 30
     expected = metrics.teacher_forced(env.language_model, questions).percentages()
-    assert {name: found[0][name] for name in metrics.METRICS} == {name: expected[name] for name in metrics.METRICS}
+    assert {name: figures[0][name] for name in metrics.METRICS} == {name: expected[name] for name in metrics.METRICS}
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_the_rate_factor_multiplies_every_learning_rate_and_nothing_else(name):
     plain, other = (ALGORITHMS[name].settings(factor) for factor in (1.0, 0.5))
     rates = ("learning_rate", "scalar_learning_rate")
-    inner, changed = (found.get("algorithm", found) for found in (plain, other))
+    inner, changed = (settings.get("algorithm", settings) for settings in (plain, other))
     assert {key for key in inner if inner[key] != changed[key]} == set(rates) & set(inner)
     for rate in set(rates) & set(inner):
         assert changed[rate] == pytest.approx(inner[rate] / 2)

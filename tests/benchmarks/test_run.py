@@ -36,9 +36,9 @@ def test_what_is_no_seeds_is_refused(text):
         parse_seeds(text)
 
 
-@pytest.mark.parametrize("given", [("a,b", "c"), ("a", "b", "c"), ("a,b,c",), ("a,b", "b,c")])
-def test_agents_with_commas_or_spaces(given):
-    assert parse_agents(given) == ["a", "b", "c"]
+@pytest.mark.parametrize("words", [("a,b", "c"), ("a", "b", "c"), ("a,b,c",), ("a,b", "b,c")])
+def test_agents_with_commas_or_spaces(words):
+    assert parse_agents(words) == ["a", "b", "c"]
 
 
 def test_modules_are_those_that_were_named_or_a_presets(tmp_path, instead):
@@ -53,11 +53,11 @@ def test_modules_are_those_that_were_named_or_a_presets(tmp_path, instead):
 @pytest.fixture
 def instead(monkeypatch):
     """Cells are not run but become what the test says; returns those that were asked for."""
-    outcomes, asked = {}, []
+    outcomes, run = {}, []
 
     def run_here(todo, report):
         for cell in todo:
-            asked.append((cell.agent, cell.seed))
+            run.append((cell.agent, cell.seed))
             outcome = outcomes.get((cell.agent, cell.seed), RECORD)
             if not isinstance(outcome, Failure):
                 configuration = cell.configuration() | {"settings": settings_of(cell.agent, make_agent(cell.agent))}
@@ -67,15 +67,15 @@ def instead(monkeypatch):
             yield cell, outcome
 
     monkeypatch.setattr(command, "run_here", run_here)
-    return outcomes, asked
+    return outcomes, run
 
 
 def test_only_what_is_missing_is_run(tmp_path, capsys, instead):
-    _, asked = instead
+    _, run = instead
     assert main(Args(suite="smoke", agents=("no-edit",), out=tmp_path, seeds="0-1")) == 0
     before = (tmp_path / "results.jsonl").read_bytes()
     assert main(Args(suite="smoke", agents=("no-edit", "fine-tune"), out=tmp_path, seeds="0-2")) == 0
-    assert asked == [
+    assert run == [
         ("no-edit", 0),
         ("no-edit", 1),
         ("fine-tune", 0),
@@ -86,9 +86,9 @@ def test_only_what_is_missing_is_run(tmp_path, capsys, instead):
     assert capsys.readouterr().out.count("already there") == 2
     assert (tmp_path / "results.jsonl").read_bytes().startswith(before)
     cell_path(tmp_path, "smoke-v1", "no-edit", 1).unlink()
-    asked.clear()
+    run.clear()
     assert main(Args(suite="smoke", agents=("no-edit",), out=tmp_path, seeds="0-2")) == 0
-    assert asked == [("no-edit", 1)]
+    assert run == [("no-edit", 1)]
     assert len(read(tmp_path / "results.jsonl")) == 6
 
 
@@ -112,18 +112,18 @@ def test_the_suites_own_agents_are_the_default(tmp_path, instead):
 
 
 def test_a_failed_cell_is_written_down_tried_again_and_forgotten_once_it_works(tmp_path, capsys, instead):
-    outcomes, asked = instead
+    outcomes, run = instead
     outcomes["no-edit", 0] = Failure("ValueError: of its own", "Traceback ...")
     arguments = Args(suite="smoke", agents=("no-edit", "fine-tune"), out=tmp_path)
     assert main(arguments) == 1
     assert "failed: smoke, no-edit, seed 0: ValueError: of its own" in capsys.readouterr().err
     failure = cell_path(tmp_path, "smoke-v1", "no-edit", 0).with_suffix(".failed.json")
-    told = json.loads(failure.read_text())
-    assert (told["agent"], told["seed"], told["traceback"]) == ("no-edit", 0, "Traceback ...")
+    row = json.loads(failure.read_text())
+    assert (row["agent"], row["seed"], row["traceback"]) == ("no-edit", 0, "Traceback ...")
     assert [r.agent for r in read(tmp_path / "results.jsonl")] == ["fine-tune"]
     outcomes.clear()
     assert main(arguments) == 0
-    assert asked == [("no-edit", 0), ("fine-tune", 0), ("no-edit", 0)]
+    assert run == [("no-edit", 0), ("fine-tune", 0), ("no-edit", 0)]
     assert not failure.exists()
     assert [r.agent for r in read(tmp_path / "results.jsonl")] == ["no-edit", "fine-tune"]
 
@@ -238,9 +238,9 @@ def test_cells_of_a_stream_share_what_its_prompts_become(tmp_path, capfd):
     """The second cell begins with what the first has kept, another seed's with nothing; no file is left, and a file
     that cannot be written costs time only.
     """
-    told = tmp_path / "told"
+    counts = tmp_path / "counts"
     teller = tmp_path / "teller.py"
-    teller.write_text(TELLER.format(told=str(told)))
+    teller.write_text(TELLER.format(told=str(counts)))
     suite = replace(find("smoke"), batches=1, protocols=("teacher_forced", "generation"))
     rows = [("no-edit", 0), (f"{teller}:Teller", 0), (f"{teller}:Teller", 1)]
     shared = [Cell(suite, PRINTS, name, seed, tmp_path / "a") for name, seed in rows]
@@ -254,7 +254,7 @@ def test_cells_of_a_stream_share_what_its_prompts_become(tmp_path, capfd):
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "frozen").touch()
     assert figures[:2] == [outcome.teacher_forced for _, outcome in command.run_here(alone, lambda *_: None)]
-    first, *others = map(int, told.read_text().split())
+    first, *others = map(int, counts.read_text().split())
     assert (first > 100, others) == (True, [0, 0])
     assert "not kept" in capfd.readouterr().err
 

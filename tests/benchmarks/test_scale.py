@@ -39,20 +39,20 @@ def test_everything_is_measured_on_a_model_that_is_gone_afterwards(monkeypatch, 
         out=tmp_path / "scale.json",
     )
     scale.main(args)
-    found = json.loads(args.out.read_text())
-    assert found["modules"] == {f"model.layers.{i}.mlp.gate_proj": [64, 96] for i in (1, 2)}
-    assert found["parameters"] == scale.parameters(args)
-    assert found["training"]["horizon"] == 3
+    results = json.loads(args.out.read_text())
+    assert results["modules"] == {f"model.layers.{i}.mlp.gate_proj": [64, 96] for i in (1, 2)}
+    assert results["parameters"] == scale.parameters(args)
+    assert results["training"]["horizon"] == 3
     for name in ("ultraedit", "rledit"):
-        row = found[name]
+        row = results[name]
         assert 0 < row["act_seconds"] < row["step_seconds"]
         assert min(row["floor_seconds"], row["ratio"]) > 0
-    assert found["journaled"]["batch_seconds"] > 0
+    assert results["journaled"]["batch_seconds"] > 0
     assert not any((tmp_path / "temporary").iterdir())
-    told = capsys.readouterr().out
-    assert "edit step of 3" in told
-    assert "a trajectory of 3 x 3" in told
-    assert "with guard and journal" in told
+    printed = capsys.readouterr().out
+    assert "edit step of 3" in printed
+    assert "a trajectory of 3 x 3" in printed
+    assert "with guard and journal" in printed
 
 
 def test_a_model_of_a_folder_stays_and_is_used_again(monkeypatch, tmp_path):

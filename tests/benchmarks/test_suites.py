@@ -177,11 +177,11 @@ def test_other_edits_are_refused_and_so_are_too_few(model_folder, tmp_path):
     suite = Suite(
         "own", 2, 2, model=model_folder, dataset="own:{data}/edits.jsonl", split="all", protocols=suites.PROTOCOLS[:2]
     )
-    there = suite.at(None, tmp_path)
-    pinned = replace(there, edits_fingerprint=there.check_fingerprints()["edits"])
+    located = suite.at(None, tmp_path)
+    pinned = replace(located, edits_fingerprint=located.check_fingerprints()["edits"])
     pinned.check_fingerprints()
     with pytest.raises(ValueError, match="suite own-v1 makes 6 edits"):
-        replace(there, batches=3).check_fingerprints()
+        replace(located, batches=3).check_fingerprints()
     rows[2]["target"] = "Rome"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(ValueError, match="is about edits with fingerprint"):
@@ -194,7 +194,7 @@ def test_suites_on_real_data_say_what_they_need(tmp_path):
         suite.at("some/model", None)
     with pytest.raises(ValueError, match="--model"):
         suite.at(None, tmp_path)
-    told = suite.at("some/model", tmp_path)
-    assert told.environment()["dataset"] == f"counterfact:{tmp_path}/counterfact"
-    assert told.environment(training=True)["split"] == "train"
+    located = suite.at("some/model", tmp_path)
+    assert located.environment()["dataset"] == f"counterfact:{tmp_path}/counterfact"
+    assert located.environment(training=True)["split"] == "train"
     assert SUITES["zsre-50x20"].at("some/model", tmp_path).environment(training=True)["dataset"] == "atlas"

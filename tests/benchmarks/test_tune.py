@@ -19,16 +19,16 @@ from benchmarks.tune import Args, draw, read_trials, search_space
 def test_draws_stay_within_their_ranges_and_fill_them_by_orders_of_magnitude():
     start = {"weight": 5.0, "value": {"token": "last", "clamp": 4.0}, "steps": 7}
     ranges = {"weight": (1.0, 10_000.0), "value.clamp": (0.5, 8.0), "steps": (5, 40)}
-    found = draw(start, ranges, 65, seed=1)
-    assert found[0] == start
-    assert found == draw(start, ranges, 65, seed=1)
-    assert found != draw(start, ranges, 65, seed=2)
-    for settings in found[1:]:
+    drawn = draw(start, ranges, 65, seed=1)
+    assert drawn[0] == start
+    assert drawn == draw(start, ranges, 65, seed=1)
+    assert drawn != draw(start, ranges, 65, seed=2)
+    for settings in drawn[1:]:
         assert settings["value"]["token"] == "last"
         assert isinstance(settings["steps"], int)
         assert 5 <= settings["steps"] <= 40
         assert 0.5 <= settings["value"]["clamp"] <= 8
-    decades = np.floor(np.log10([settings["weight"] for settings in found[1:]]))
+    decades = np.floor(np.log10([settings["weight"] for settings in drawn[1:]]))
     assert [int((decades == decade).sum()) for decade in range(4)] == [16, 16, 16, 16]
     assert start == {"weight": 5.0, "value": {"token": "last", "clamp": 4.0}, "steps": 7}
 

@@ -42,14 +42,14 @@ class Pusher(Agent):
 def data(tmp_path_factory):
     """Thirty edits, of which twelve are the test split."""
     folder = tmp_path_factory.mktemp("data")
-    places = ("Rome", "Oslo", "Peru", "Bonn", "Lima", "Quito")
+    cities = ("Rome", "Oslo", "Peru", "Bonn", "Lima", "Quito")
     rows = [
         {
             "prompt": f"The home of number {i} is",
-            "target": places[i % 6],
+            "target": cities[i % 6],
             "subject": f"number {i}",
             "rephrases": [f"People find number {i} in"],
-            "locality": [{"prompt": f"Who saw item {i}?", "answer": places[(i + 1) % 6]}],
+            "locality": [{"prompt": f"Who saw item {i}?", "answer": cities[(i + 1) % 6]}],
         }
         for i in range(30)
     ]
@@ -60,9 +60,9 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def suite(model_folder, data):
     """Three batches of two edits, on the tiny model and on no other."""
-    told = Suite("micro", 3, 2, model=model_folder, dataset="own:{data}/edits.jsonl", data=data)
-    told = replace(told, modules=("layers.2.mlp.down_proj",), protocols=("teacher_forced", "generation", "drift"))
-    return replace(told, model_fingerprint=suites.model_fingerprint(model_folder))
+    micro = Suite("micro", 3, 2, model=model_folder, dataset="own:{data}/edits.jsonl", data=data)
+    micro = replace(micro, modules=("layers.2.mlp.down_proj",), protocols=("teacher_forced", "generation", "drift"))
+    return replace(micro, model_fingerprint=suites.model_fingerprint(model_folder))
 
 
 @pytest.fixture(scope="module")
@@ -141,10 +141,10 @@ def test_a_tampered_result_is_found(check, submission, model_folder, capsys, fie
         value = value | {"efficacy": 99.0}
     rewrite(submission, **{field: value})
     assert check(submission, model_folder) == 1
-    told = capsys.readouterr().out
-    assert f"    {field}" in told
-    assert "in the replay" in told
-    assert "2 cells, 1 wrong" in told
+    printed = capsys.readouterr().out
+    assert f"    {field}" in printed
+    assert "in the replay" in printed
+    assert "2 cells, 1 wrong" in printed
 
 
 def test_a_record_from_before_modules_were_told_holds(check, submission, model_folder, capsys):
@@ -212,9 +212,9 @@ def test_what_is_missing_is_said(check, submission, model_folder, capsys):
     (path.parent / "lost-seed4.failed.json").write_text(json.dumps(row))
     collect(submission)
     assert check(submission, model_folder) == 1, "seed 0's deltas are not those of seed 3"
-    told = capsys.readouterr().out
-    assert f"micro, {record.agent}: seeds 0, 2 are not there" in told
-    assert "micro-v1, lost, seed 4: failed (ValueError: boom)" in told
+    printed = capsys.readouterr().out
+    assert f"micro, {record.agent}: seeds 0, 2 are not there" in printed
+    assert "micro-v1, lost, seed 4: failed (ValueError: boom)" in printed
 
 
 def test_another_name_for_the_suite_is_found(check, submission, model_folder, capsys):
@@ -245,9 +245,9 @@ def test_missing_deltas_are_found(check, submission, model_folder, capsys):
     place(submission)[1].unlink()
     rewrite(submission, seed=1, deltas=None)
     assert check(submission, model_folder) == 1
-    told = capsys.readouterr().out
-    assert "its deltas are missing" in told
-    assert "without --keep-deltas" in told
+    printed = capsys.readouterr().out
+    assert "its deltas are missing" in printed
+    assert "without --keep-deltas" in printed
 
 
 @pytest.fixture
@@ -275,8 +275,8 @@ def test_another_base_model_is_found_where_the_suite_leaves_it_open(
     monkeypatch.setattr(suites, "all_suites", lambda: [replace(suite, model=None, model_fingerprint=None)])
     for seed in (0, 1):
         (record,) = read(place(submission, seed)[0])
-        told = record.configuration["suite"] | {"model_fingerprint": None, "model": Path(other_model).name}
-        rewrite(submission, seed, model=Path(other_model).name, configuration=record.configuration | {"suite": told})
+        setting = record.configuration["suite"] | {"model_fingerprint": None, "model": Path(other_model).name}
+        rewrite(submission, seed, model=Path(other_model).name, configuration=record.configuration | {"suite": setting})
     assert check(submission, other_model) == 1
     assert "fingerprints: model is" in capsys.readouterr().out
     for seed in (0, 1):
@@ -289,15 +289,15 @@ def test_another_base_model_is_found_where_the_suite_leaves_it_open(
 
 def test_another_stream_is_found(check, submission, model_folder, capsys):
     """The results of one seed cannot be passed off as those of another."""
-    (first, deltas), (second, others) = place(submission, 0), place(submission, 1)
-    shutil.copy(deltas, others)
+    (first, deltas), (second, other_deltas) = place(submission, 0), place(submission, 1)
+    shutil.copy(deltas, other_deltas)
     (record,) = read(first)
     second.write_text(json.dumps(asdict(replace(record, seed=1))) + "\n")
     collect(submission)
     assert check(submission, model_folder) == 1
-    told = capsys.readouterr().out
-    assert "2 cells, 1 wrong" in told
-    assert "in the replay" in told
+    printed = capsys.readouterr().out
+    assert "2 cells, 1 wrong" in printed
+    assert "in the replay" in printed
 
 
 def test_other_edits_and_another_length_are_found(check, submission, model_folder, suite, capsys, monkeypatch):
@@ -343,10 +343,10 @@ def test_a_cell_of_another_form_does_not_hold_and_the_others_are_checked(
         content = json.dumps(row) + "\n"
     path.write_text(content)
     assert check(submission, model_folder) == 1
-    told = capsys.readouterr().out
-    assert "does not hold" in told
-    assert ": holds" in told
-    assert "2 cells, 1 wrong" in told
+    printed = capsys.readouterr().out
+    assert "does not hold" in printed
+    assert ": holds" in printed
+    assert "2 cells, 1 wrong" in printed
 
 
 def test_deltas_without_a_factor_do_not_hold(check, submission, model_folder, capsys):
@@ -374,7 +374,7 @@ def test_a_folder_without_cells_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "claimed", "found", "differs"),
+    ("name", "in_record", "in_replay", "differs"),
     [
         ("teacher_forced", {"efficacy": 50.4}, {"efficacy": 50.0}, []),
         ("teacher_forced", {"efficacy": 50.6}, {"efficacy": 50.0}, ["teacher_forced.efficacy"]),
@@ -400,8 +400,8 @@ def test_a_folder_without_cells_is_refused(tmp_path):
         ("probes", {"negation": "many"}, {"negation": 1.0}, ["probes.negation"]),
     ],
 )
-def test_what_counts_as_a_difference(tmp_path, name, claimed, found, differs):
-    assert [at for at, _, _ in differences(name, claimed, found, Args(tmp_path))] == differs
+def test_what_counts_as_a_difference(tmp_path, name, in_record, in_replay, differs):
+    assert [at for at, _, _ in differences(name, in_record, in_replay, Args(tmp_path))] == differs
 
 
 def test_every_figure_is_recomputed_or_cannot_be():

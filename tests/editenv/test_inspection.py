@@ -43,15 +43,15 @@ def test_counts_and_traps(tmp_path):
     rows[3]["subject"] = "somebody else"
     rows += [rows[0], rows[1] | {"target": "Bonn"}, {"prompt": "word " * 400, "target": "x"}]
     train = write(tmp_path / "train.jsonl", [rows[0] | {"target": "Bern"}, rows[1]])
-    found = inspect(str(write(tmp_path / "edits.jsonl", rows)), train, sample=10)
-    assert (found.format, found.records, found.edits) == ("own", 7, 4)
-    assert found.left_out == {"duplicate": 1, "conflict": 1, "length": 1}
-    assert (found.subjects, found.rephrases, found.locality_prompts) == (4, 4, 1)
-    assert found.asked == 4
-    assert found.already_believed == 25  # the third asks for what is the case
-    assert found.old_answer_known == 25  # the first's old answer is the true one
-    assert found.overlap == {"prompts": 2, "contradicting": 1, "subjects": 2}
-    notes = "\n".join(found.notes)
+    inspection = inspect(str(write(tmp_path / "edits.jsonl", rows)), train, sample=10)
+    assert (inspection.format, inspection.records, inspection.edits) == ("own", 7, 4)
+    assert inspection.left_out == {"duplicate": 1, "conflict": 1, "length": 1}
+    assert (inspection.subjects, inspection.rephrases, inspection.locality_prompts) == (4, 4, 1)
+    assert inspection.asked == 4
+    assert inspection.already_believed == 25  # the third asks for what is the case
+    assert inspection.old_answer_known == 25  # the first's old answer is the true one
+    assert inspection.overlap == {"prompts": 2, "contradicting": 1, "subjects": 2}
+    notes = "\n".join(inspection.notes)
     assert "1 of 1 locality prompts are edited" in notes
     assert "1 rephrases are the prompt itself" in notes
     assert "1 edits name a subject that does not occur" in notes
@@ -66,8 +66,8 @@ def run(*arguments):
 
 def test_the_command(tmp_path):
     path = write(tmp_path / "edits.jsonl", [{"prompt": "The boss of Ada is", "target": "Bo"}])
-    found = json.loads(run("inspect", str(path), "--sample", "0", "--json").stdout)
-    assert (found["records"], found["edits"], found["already_believed"]) == (1, 1, None)
+    printed = json.loads(run("inspect", str(path), "--sample", "0", "--json").stdout)
+    assert (printed["records"], printed["edits"], printed["already_believed"]) == (1, 1, None)
     shown = run("inspect", str(path), "--sample", "0")
     assert shown.returncode == 0
     assert "usable edits" in shown.stdout

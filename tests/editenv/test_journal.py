@@ -30,9 +30,9 @@ def test_what_was_written_is_read(three):
     journal = Journal(folder, HEADER)
     assert [entry["edits"] for entry in journal.entries] == [0, 1, 2]
     for i, (_, tensors) in enumerate(written, start=1):
-        found = journal.tensors(i)
-        assert found.keys() == tensors.keys()
-        assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+        read = journal.tensors(i)
+        assert read.keys() == tensors.keys()
+        assert all(torch.equal(read[name], tensors[name]) for name in tensors)
 
 
 @pytest.mark.parametrize("cut", range(1, 60, 7))

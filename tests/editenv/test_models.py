@@ -95,11 +95,11 @@ def test_any_architecture_is_edited_where_its_mlps_are(kind, tokenizer, edits):
         loss = sum(nll(model, tokenizer, *pair) * len(tokens(tokenizer, *pair)[1]) for pair in pairs)
         (expected,) = torch.autograd.grad(loss, weight)
         weight.requires_grad_(False)
-        _, found = lm.gradients(
+        _, gradients = lm.gradients(
             prompts, lambda logits, prompts=prompts: cross_entropy(logits, prompts.labels, reduction="sum")
         )
         transposed = isinstance(model.get_submodule(name), torch.nn.Linear)
-        dense = found[name].dense()
+        dense = gradients[name].dense()
         torch.testing.assert_close(dense.T if transposed else dense, expected, rtol=1e-3, atol=1e-5)
         delta = 0.1 * torch.randn(lm.shape(name), generator=torch.Generator().manual_seed(1))
         lm.apply({name: delta})

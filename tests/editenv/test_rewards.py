@@ -149,9 +149,9 @@ def test_gradient_is_the_slope_of_the_reward(base, tokenizer, edits):
     for name in lm.modules:
         gradient = gradients[name].dense()
         directions = [torch.randn(gradient.shape, generator=generator, dtype=torch.float64)]
-        for place in gradient.abs().flatten().topk(3).indices:
+        for index in gradient.abs().flatten().topk(3).indices:
             entry = torch.zeros_like(gradient)
-            entry.view(-1)[place] = 1.0
+            entry.view(-1)[index] = 1.0
             directions.append(entry)
         for direction in directions:
             direction = direction / direction.norm()
@@ -173,12 +173,14 @@ def test_the_sampled_estimate_of_the_memory_term_is_unbiased(make_lm, edits, sam
     deltas = random_deltas(lm, scale=0.2)
     lm.apply(deltas)
     whole, whole_gradient = reward.step_with_gradient(current, deltas)
-    found = [reward.step_with_gradient(current, deltas, lags) for lags in itertools.combinations((1, 2, 3), samples)]
-    assert len({terms.memory for terms, _ in found}) == 3
-    assert sum(terms.memory for terms, _ in found) / 3 == pytest.approx(whole.memory, rel=1e-5)
-    assert sum(terms.reward for terms, _ in found) / 3 == pytest.approx(whole.reward, rel=1e-5)
+    estimates = [
+        reward.step_with_gradient(current, deltas, lags) for lags in itertools.combinations((1, 2, 3), samples)
+    ]
+    assert len({terms.memory for terms, _ in estimates}) == 3
+    assert sum(terms.memory for terms, _ in estimates) / 3 == pytest.approx(whole.memory, rel=1e-5)
+    assert sum(terms.reward for terms, _ in estimates) / 3 == pytest.approx(whole.reward, rel=1e-5)
     for name in lm.modules:
-        estimate = sum(gradients[name].dense() for _, gradients in found) / 3
+        estimate = sum(gradients[name].dense() for _, gradients in estimates) / 3
         torch.testing.assert_close(estimate, whole_gradient[name].dense(), rtol=1e-3, atol=1e-5)
 
 

@@ -33,27 +33,27 @@ def random_actions(envs, rng):
     return {name: rng.normal(0, 0.02, shape).astype(np.float32) for name, shape in shapes.items()}
 
 
-def assert_like(found, expected):
+def assert_like(actual, expected):
     """The same structure; numbers to float tolerance, everything else exactly."""
-    assert type(found) is type(expected), (found, expected)
-    if isinstance(found, dict):
-        assert found.keys() == expected.keys()
-        for key in found:
-            assert_like(found[key], expected[key])
-    elif isinstance(found, tuple) or (isinstance(found, np.ndarray) and found.dtype == object):
-        assert len(found) == len(expected)
-        for one, other in zip(found, expected, strict=True):
+    assert type(actual) is type(expected), (actual, expected)
+    if isinstance(actual, dict):
+        assert actual.keys() == expected.keys()
+        for key in actual:
+            assert_like(actual[key], expected[key])
+    elif isinstance(actual, tuple) or (isinstance(actual, np.ndarray) and actual.dtype == object):
+        assert len(actual) == len(expected)
+        for one, other in zip(actual, expected, strict=True):
             assert_like(one, other)
-    elif isinstance(found, np.ndarray):
-        assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
-        if found.dtype.kind == "f":
-            np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-4)
+    elif isinstance(actual, np.ndarray):
+        assert (actual.dtype, actual.shape) == (expected.dtype, expected.shape)
+        if actual.dtype.kind == "f":
+            np.testing.assert_allclose(actual, expected, rtol=2e-3, atol=2e-4)
         else:
-            np.testing.assert_array_equal(found, expected)
-    elif isinstance(found, float):
-        assert found == pytest.approx(expected, rel=2e-3, abs=2e-4)
+            np.testing.assert_array_equal(actual, expected)
+    elif isinstance(actual, float):
+        assert actual == pytest.approx(expected, rel=2e-3, abs=2e-4)
     else:
-        assert found == expected
+        assert actual == expected
 
 
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])

@@ -57,10 +57,10 @@ def phrasings() -> dict[str, Phrasings]:
 @cache
 def objects() -> dict[str, tuple[str, ...]]:
     """Every object a relation can take, true or counterfactual, sorted."""
-    found: dict[str, set[str]] = defaultdict(set)
+    names: dict[str, set[str]] = defaultdict(set)
     for fact in facts():
-        found[fact.relation] |= {fact.object, fact.counterfactual}
-    return {relation: tuple(sorted(names)) for relation, names in found.items()}
+        names[fact.relation] |= {fact.object, fact.counterfactual}
+    return {relation: tuple(sorted(group)) for relation, group in names.items()}
 
 
 def load_edits(split: str, seed: int | None = None) -> list[Edit]:
@@ -106,7 +106,7 @@ def load_edits(split: str, seed: int | None = None) -> list[Edit]:
                 prompt=rng.choice(forms.prompts).format(fact.subject),
                 target=target,
                 rephrases=tuple(form.format(fact.subject) for form in rng.sample(forms.rephrases, 2)),
-                locality=tuple(_ask(bystander, rng) for bystander in (rng.choice(near), other)),
+                locality=tuple(_locality_prompt(bystander, rng) for bystander in (rng.choice(near), other)),
                 subject=fact.subject,
                 old_answer=fact.object,
                 relation=fact.relation,
@@ -115,6 +115,7 @@ def load_edits(split: str, seed: int | None = None) -> list[Edit]:
     return edits
 
 
-def _ask(fact: Fact, rng: random.Random) -> Locality:
+def _locality_prompt(fact: Fact, rng: random.Random) -> Locality:
+    """A fact that must stay, in any of its phrasings."""
     forms = phrasings()[fact.relation]
     return Locality(rng.choice(forms.prompts + forms.rephrases).format(fact.subject), fact.object)

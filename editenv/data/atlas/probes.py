@@ -1,4 +1,4 @@
-"""EvaluationBatch beyond the edit itself: negations, distractors, and what follows from the new fact.
+"""Questions beyond the edit itself: negations, distractors, and what follows from the new fact.
 
 All are made from the fact table and the phrasings. Their sentence forms are not in the text that the embedded model was
 pre-trained on, which is why each figure stands beside the same question about what the model believed before.
@@ -44,7 +44,7 @@ class Probe:
     """One question.
 
     Attributes:
-        edit: Place of the edit it belongs to.
+        edit: Index of the edit it belongs to.
         prompt: What is asked.
         answer: What the edit (or the old fact) would have the model say.
     """
@@ -56,16 +56,16 @@ class Probe:
 
 def negations(edits: Sequence[Edit]) -> list[Probe]:
     """ "The employer of X is not": the new answer is wrong here. For relations that have a phrasing with "is"."""
-    found = []
+    probes = []
     for i, edit in enumerate(edits):
         forms = phrasings()[edit.relation or ""]
         for form in forms.prompts + forms.rephrases:
             copula = next((ending for ending in COPULAS if form.endswith(ending)), None)
             if copula:
                 negated = form.removesuffix(copula) + copula.replace(" is", " is not", 1)
-                found.append(Probe(i, negated.format(edit.subject), edit.target))
+                probes.append(Probe(i, negated.format(edit.subject), edit.target))
                 break
-    return found
+    return probes
 
 
 def distractors(edits: Sequence[Edit]) -> list[Probe]:
@@ -85,7 +85,7 @@ def consequences(edits: Sequence[Edit], hops: int, old: bool = False) -> list[Pr
         hops: 1 or 2.
         old: What followed from the old facts instead, for comparison.
     """
-    found = []
+    probes = []
     for i, edit in enumerate(edits):
         relation = edit.relation or ""
         if relation not in PLACES and relation not in MAKERS:
@@ -96,19 +96,20 @@ def consequences(edits: Sequence[Edit], hops: int, old: bool = False) -> list[Pr
             for step in path[:-1]:
                 name = PLACES[step].format(name)
             question = phrasings()[path[-1]].prompts[0].format(name)
-            found.append(Probe(i, question[0].upper() + question[1:], answer))
-    return found
+            probes.append(Probe(i, question[0].upper() + question[1:], answer))
+    return probes
 
 
 def _follow(entity: str, relation: str, hops: int) -> list[tuple[tuple[str, ...], str]]:
     """Relations to go along from an entity, and where each path of them ends."""
-    asked = ABOUT_PLACES if relation in PLACES else ABOUT_MAKERS
-    steps = [fact for fact in _unedited().get(entity, ()) if fact.relation in asked and fact.relation != relation]
+    relations = ABOUT_PLACES if relation in PLACES else ABOUT_MAKERS
+    facts_about = _unedited().get(entity, ())
+    next_facts = [fact for fact in facts_about if fact.relation in relations and fact.relation != relation]
     if hops == 1:
-        return [((fact.relation,), fact.object) for fact in steps]
+        return [((fact.relation,), fact.object) for fact in next_facts]
     return [
         ((fact.relation, *path), answer)
-        for fact in steps
+        for fact in next_facts
         if fact.relation in PLACES
         for path, answer in _follow(fact.object, fact.relation, hops - 1)
     ]
@@ -117,8 +118,8 @@ def _follow(entity: str, relation: str, hops: int) -> list[tuple[tuple[str, ...]
 @cache
 def _unedited() -> dict[str, list[Fact]]:
     """Facts by subject that stay true in every split."""
-    found: dict[str, list[Fact]] = defaultdict(list)
+    by_subject: dict[str, list[Fact]] = defaultdict(list)
     for fact in facts():
         if fact.role.endswith("-locality"):
-            found[fact.subject].append(fact)
-    return found
+            by_subject[fact.subject].append(fact)
+    return by_subject

@@ -1,5 +1,6 @@
 import itertools
 import json
+import re
 import shutil
 from dataclasses import replace
 from functools import cache
@@ -10,11 +11,21 @@ from matplotlib.colors import to_hex
 from test_records import RECORD
 
 from agents.rows import ROWS
-from benchmarks import figures as command
-from benchmarks.figures import FIGURES, RESULTS, Args, chart_of, is_current, main
+from benchmarks.figures import DOCS, FIGURES, RESULTS, Args, chart_of, is_current, main, page_is_current
 from benchmarks.results import figures
-from benchmarks.results.charts import MOST_LINES, Chart, Panel, Series, digest, draw, foremost, save, saved_digest
+from benchmarks.results.charts import (
+    MOST_LINES,
+    Chart,
+    Panel,
+    Series,
+    choose_highlighted,
+    digest,
+    draw,
+    save,
+    saved_digest,
+)
 from benchmarks.results.leaderboard import entries
+from benchmarks.results.page import DOCUMENTS, METHOD, OTHER, OWN, SUFFIX
 from benchmarks.results.styles import FAMILIES, REST, Style, style_of
 
 LINES = Chart(
@@ -22,7 +33,7 @@ LINES = Chart(
     "a note",
     (Panel("Efficacy", "edits", (Series("a", (10.0, 100.0), (90.0, 80.0), ((85.0, 95.0), None)),), "%"),),
     1,
-    forward=("a",),
+    highlighted=("a",),
 )
 
 
@@ -46,25 +57,40 @@ def test_all_figures_of_the_folder_are_drawn_from_records_and_shown():
     assert [figure.name for figure in FIGURES if f"]({figure.name})" not in documents] == []
 
 
-def test_a_figure_older_than_its_records_is_named(tmp_path, monkeypatch, capsys):
+@pytest.mark.slow
+def test_the_leaderboard_page_is_what_the_records_say():
+    assert page_is_current(), "python -m benchmarks.figures leaderboard/index.html"
+
+
+def test_what_the_leaderboard_page_links_to_is_there():
+    folder = (RESULTS / "leaderboard" / DOCS).resolve()
+    for path in (*DOCUMENTS.values(), METHOD, SUFFIX, OWN, OTHER):
+        name, _, anchor = path.partition("#")
+        text = (folder / name).read_text(encoding="utf-8")
+        headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+        anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+        assert not anchor or anchor in anchors, path
+
+
+def test_a_figure_older_than_its_records_is_named(tmp_path, capsys):
     (figure,) = [figure for figure in FIGURES if figure.name == "capacity.png"]
-    monkeypatch.setattr(command, "FIGURES", (figure,))
     for name in (figure.source, figure.name):
         shutil.copy(RESULTS / name, tmp_path)
-    assert main(Args(folder=tmp_path, check=True)) == 0
+    names = (figure.name,)
+    assert main(Args(names, tmp_path, check=True)) == 0
     lines = (tmp_path / figure.source).read_text().splitlines()
     record = json.loads(lines[0])
     record["teacher_forced"]["efficacy"] -= 0.05
     (tmp_path / figure.source).write_text("\n".join([json.dumps(record), *lines[1:]]) + "\n")
     before = (tmp_path / figure.name).read_bytes()
-    assert main(Args(folder=tmp_path, check=True)) == 1
+    assert main(Args(names, tmp_path, check=True)) == 1
     assert "capacity.png: is not what its records say" in capsys.readouterr().out
     assert (tmp_path / figure.name).read_bytes() == before, "--check draws nothing"
-    assert main(Args(("capacity.png",), tmp_path)) == 0
+    assert main(Args(names, tmp_path)) == 0
     assert is_current(figure, tmp_path)
     (tmp_path / figure.name).unlink()
     assert not is_current(figure, tmp_path)
-    with pytest.raises(SystemExit, match=r"no figure else\.png; there are capacity\.png"):
+    with pytest.raises(SystemExit, match=r"no figure else\.png; there are atlas-50x20\.png"):
         main(Args(("else.png",), tmp_path))
 
 
@@ -99,12 +125,12 @@ def test_figures_have_titles_and_labels_and_nothing_is_cut_off_or_covered(name):
         assert chart.panels[row].y_label, "the first of each row"
     (title,) = figure.texts[-1:]
     assert title.get_text() == chart.title
-    assert len(figure.legends[0].get_texts()) == len(chart.forward) <= MOST_LINES
+    assert len(figure.legends[0].get_texts()) == len(chart.highlighted) <= MOST_LINES
 
 
 @pytest.mark.parametrize("name", [figure.name for figure in FIGURES])
 def test_lines_in_colour_are_told_apart(name):
-    looks = [style_of(agent) for agent in chart_named(name).forward]
+    looks = [style_of(agent) for agent in chart_named(name).highlighted]
     for a, b in itertools.combinations(looks, 2):
         assert a.dashes != b.dashes or np.linalg.norm(oklab(a.colour) - oklab(b.colour)) > 0.08
 
@@ -183,7 +209,7 @@ def test_the_digest_is_of_all_that_is_shown_and_of_no_more():
         shows(agent="b"),
         replace(LINES, title="Else"),
         replace(LINES, note="else"),
-        replace(LINES, forward=()),
+        replace(LINES, highlighted=()),
         replace(LINES, kind="steps"),
     ]
     assert len({digest(chart) for chart in same}) == 1
@@ -219,18 +245,18 @@ def test_at_most_eight_lines_are_in_colour_and_in_the_legend():
         assert colours[5:] == [style_of(f"agent-{i:02}").colour if i >= 0 else style_of("no-edit").colour
                                for i in (-1, *range(5, 12))]  # fmt: skip
     chosen = figures.retention(entries(rows), ["agent-00", "no-edit"])
-    assert chosen.forward == ("agent-00", "no-edit")
+    assert chosen.highlighted == ("agent-00", "no-edit")
     assert "grey: the other 11 rows" in draw(chosen).get_suptitle()
 
 
 def test_more_rows_than_can_be_told_apart_are_refused():
     agents = [f"agent-{i}" for i in range(10)]
-    assert foremost(agents) == tuple(agents[:8])
-    assert foremost(agents, ["agent-9"]) == ("agent-9",)
+    assert choose_highlighted(agents) == tuple(agents[:8])
+    assert choose_highlighted(agents, ["agent-9"]) == ("agent-9",)
     with pytest.raises(ValueError, match="at most 8 rows in colour, not 9"):
-        foremost(agents, agents[:9])
+        choose_highlighted(agents, agents[:9])
     with pytest.raises(ValueError, match="no row else; there are agent-0"):
-        foremost(agents, ["else"])
+        choose_highlighted(agents, ["else"])
 
 
 def test_ticks_are_at_the_points_or_at_round_numbers():

@@ -8,8 +8,11 @@ from dataclasses import replace
 import pytest
 from test_records import RECORD
 
+from benchmarks.figures import RESULTS
 from benchmarks.results.leaderboard import RANKED, FailedCell, Leaderboard, entries
+from benchmarks.results.page import DOCUMENTS, PAPER
 from benchmarks.results.page import page as page_of
+from benchmarks.results.styles import style_of
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[dev]'")
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
@@ -99,7 +102,7 @@ def open_page(browser, address):
 def column(page, key):
     """The texts of a column of the leaderboard, without what stands small beneath."""
     keys = page.locator("#board thead th").evaluate_all("cells => cells.map(cell => cell.dataset.key)")
-    rows = page.locator("#board > tbody > tr:not(.runs)")
+    rows = page.locator("#board > tbody > tr:not(.runs)")  # without what is small
     return rows.evaluate_all(
         "(rows, i) => rows.map(row => { const cell = row.children[i].cloneNode(true);"
         "  cell.querySelectorAll('small').forEach(small => small.remove()); return cell.textContent; })",
@@ -122,10 +125,10 @@ def test_rows_are_sorted_by_the_mean_at_first(open_page):
 def test_a_heading_sorts_and_sorts_the_other_way(open_page):
     page = open_page()
     page.locator('#board th[data-key="edit"] button').click()
-    assert column(page, "edit") == ["0.50", "2.00", "4.00", "9.00", "20.00", "50.00"]
+    assert column(page, "edit") == ["0.50", "2.00", "4.00", "9.00", "20.0", "50.0"]
     assert (sorting(page, "edit"), sorting(page, "mean")) == ("ascending", None)
     page.locator('#board th[data-key="edit"] button').click()
-    assert column(page, "edit") == ["50.00", "20.00", "9.00", "4.00", "2.00", "0.50"]
+    assert column(page, "edit") == ["50.0", "20.0", "9.00", "4.00", "2.00", "0.50"]
     page.locator('#board th[data-key="agent"] button').click()
     assert column(page, "agent") == [EVIL, "fast", "joint-fine-tune", "no-edit", "slow", "trained"]
 
@@ -159,25 +162,25 @@ def test_filters_by_agent_protocol_and_suite(open_page):
     page.locator("#protocol").select_option("generation")
     page.locator("#suite").select_option("1")
     assert column(page, "mean") == ["80.0"]
-    page.locator("#suite").select_option("all")
-    assert len(column(page, "mean")) == 7
-    assert f"other-{'x' * 60} on atlas" in column(page, "suite")
+    assert f"other-{'x' * 60} on atlas" in page.locator("#suite").inner_text()
 
 
-def test_a_name_opens_its_seeds(open_page):
+def test_the_arrow_before_a_name_opens_its_seeds(open_page):
     page = open_page()
-    page.get_by_role("button", name="fast").first.click()
+    arrow = page.get_by_role("button", name="Seeds of fast")
+    arrow.click()
     seeds = page.locator("#board tr.runs tbody tr").evaluate_all("rows => rows.map(row => row.textContent)")
     assert [text[:5] for text in seeds] == ["030.0", "140.0", "95% i"]
-    page.get_by_role("button", name="fast").first.click()
+    arrow.click()
     assert page.locator("#board tr.runs").count() == 0
 
 
 def test_failures_are_shown(open_page):
     page = open_page()
     assert column(page, "failures")[2] == "3"
-    assert "<i>boom</i>" in page.locator("#failed").inner_text(), "as text"
     assert "1 failed" in page.locator("#summary").inner_text()
+    page.locator("#s-failed summary").click()
+    assert "<i>boom</i>" in page.locator("#failed").inner_text(), "as text"
 
 
 def test_names_are_text(open_page):
@@ -197,24 +200,52 @@ def test_the_pareto_front_with_and_without_setup(open_page):
     page = open_page()
     front = {agent for agent, label in points(page).items() if label.endswith("on the Pareto front")}
     assert front == {"fast", "trained"}
-    assert "at 2.00 x floor per edit" in points(page)["trained"]
+    assert "at 2.00 \u00d7 floor per edit" in points(page)["trained"]
+    assert names(page) == {"fast", "trained", "no-edit", "joint-fine-tune"}, "those in colour have names"
     page.locator("#setup").check()
     front = {agent for agent, label in points(page).items() if label.endswith("on the Pareto front")}
     assert front == {"fast", "slow", "trained"}
-    assert "at 5,002.00 x floor per edit" in points(page)["trained"], "4 ms and 400 s over 40 edits, the floor 2 ms"
+    assert "at 5,002.00 \u00d7 floor per edit" in points(page)["trained"], (
+        "4 ms and 400 s over 40 edits, the floor 2 ms"
+    )
     page.locator('#pareto g.dot[data-agent="slow"]').focus()
-    assert page.locator("#pareto .read").inner_text().startswith("slow: 61.0 at 4.50 x floor")
+    assert page.locator("#tip").inner_text().startswith("slow: 61.0 at 4.50 \u00d7 floor")
+    page.keyboard.press("Escape")
+    assert not page.locator("#tip").is_visible()
+
+
+def names(page):
+    return set(page.locator("#pareto text.name").all_text_contents())
+
+
+def test_points_behind_the_front_are_grey_until_they_are_pointed_at(open_page):
+    page = open_page()
+    colour = "dot => getComputedStyle(dot.querySelector('.mark')).fill"
+    front, behind = (page.locator(f'#pareto g.dot[data-agent="{name}"]') for name in ("fast", "slow"))
+    grey = behind.evaluate(colour)
+    assert front.evaluate(colour) != grey
+    behind.hover()
+    assert behind.evaluate(colour) != grey
+    assert page.locator("#tip").inner_text().startswith("slow: 61.0")
 
 
 def test_names_in_the_pareto_plot_do_not_overlap(open_page):
-    page = open_page(viewport={"width": 360, "height": 800})
+    page = open_page()
     boxes = page.locator("#pareto text.name").evaluate_all(
         "texts => texts.map(text => { const b = text.getBBox(); return [b.x, b.y, b.x + b.width, b.y + b.height]; })"
     )
-    assert len(boxes) >= 3
+    assert len(boxes) == 4
     for i, a in enumerate(boxes):
         for b in boxes[:i]:
             assert not (a[0] < b[2] - 1 and b[0] < a[2] - 1 and a[1] < b[3] - 1 and b[1] < a[3] - 1)
+
+
+def test_on_a_small_screen_points_have_numbers_and_the_names_are_below(open_page):
+    page = open_page(viewport={"width": 360, "height": 800})
+    assert names(page) == {"1", "2", "3", "4"}
+    listed = page.locator("#pareto .names li").all_inner_texts()
+    assert listed[:2] == ["fast", "trained"], "along the front"
+    assert set(listed[2:]) == {"no-edit", "joint-fine-tune"}
 
 
 def test_pointing_at_a_curve_says_its_figures(open_page):
@@ -223,35 +254,153 @@ def test_pointing_at_a_curve_says_its_figures(open_page):
     chart = page.locator("#curves svg").first
     box = chart.bounding_box()
     chart.hover(position={"x": box["width"] - 16, "y": box["height"] / 2})
-    assert page.locator("#curves .read").inner_text() == "fast, 40 edits: efficacy 35.0 (seeds 30.0 to 40.0)"
+    assert page.locator("#tip").inner_text() == "fast, 40 edits: efficacy 35.0 (seeds 30.0 to 40.0)"
+    page.mouse.move(0, 0)
+    assert not page.locator("#tip").is_visible()
+
+
+IN_COLOUR = "lines => [...new Set(lines.map(line => line.dataset.agent))].sort()"
 
 
 def test_choosing_a_name_brings_it_forward(open_page):
     page = open_page()
     page.locator(".legend button", has_text="slow").click()
     page.mouse.move(0, 0)
+    page.locator("#agent").focus()
     assert (
-        page.locator("#curves .line:not(.faded)").evaluate_all("lines => lines.map(line => line.dataset.agent)")
+        page.locator("#curves .line.near").evaluate_all("lines => lines.map(line => line.dataset.agent)")
         == ["slow"] * 3
     )
+    page.get_by_role("button", name="back to the best").click()
+    assert len(page.locator("#curves .line.near").evaluate_all(IN_COLOUR)) == 6, "all, as they are few"
 
 
-def test_of_a_crowd_the_best_come_forward_until_a_name_is_chosen(browser, tmp_path):
-    found = entries([run("no-edit", 0, 99.0, 1.0), *(run(f"agent-{i:02}", 0, 10.0 + i, 2.0) for i in range(12))])
-    (tmp_path / "crowd.html").write_text(
-        page_of(found, {p: Leaderboard(found, p) for p in RANKED}, []), encoding="utf-8"
-    )
+@pytest.fixture
+def crowd(browser, tmp_path):
+    """A page of many rows."""
+    rows = entries([run("no-edit", 0, 99.0, 1.0), *(run(f"agent-{i:02}", 0, 10.0 + i, 2.0) for i in range(16))])
+    boards = {protocol: Leaderboard(rows, protocol) for protocol in RANKED}
+    (tmp_path / "crowd.html").write_text(page_of(rows, boards, []), encoding="utf-8")
     context = browser.new_context()
     page = context.new_page()
     page.goto((tmp_path / "crowd.html").as_uri())
-    forward = "lines => [...new Set(lines.map(line => line.dataset.agent))].sort()"
-    lines = page.locator("#curves .line:not(.faded)")
-    assert lines.evaluate_all(forward) == [f"agent-{i:02}" for i in range(6, 12)], "references aside"
-    assert page.locator("#pareto g.dot.faded").count() == 0
-    page.locator(".legend button", has_text="agent-01").click()
-    page.mouse.move(0, 0)
-    assert lines.evaluate_all(forward) == ["agent-01"]
+    yield page
     context.close()
+
+
+def test_of_a_crowd_eight_lines_are_in_colour_until_a_name_is_chosen(crowd):
+    lines = crowd.locator("#curves .line.near")
+    best = [*(f"agent-{i:02}" for i in range(9, 16)), "no-edit"]
+    assert lines.evaluate_all(IN_COLOUR) == best
+    assert sorted(crowd.locator(".legend .chip").all_inner_texts()) == best
+    assert crowd.locator("#curves .line").count() == 3 * 17, "the others are grey"
+    crowd.locator(".legend select").select_option("agent-01")
+    assert lines.evaluate_all(IN_COLOUR) == ["agent-01"]
+    assert crowd.locator('.legend .chip[aria-pressed="true"]').all_inner_texts() == ["agent-01"]
+
+
+def test_of_a_crowd_the_first_rows_are_shown_and_the_others_on_demand(crowd):
+    assert len(column(crowd, "agent")) == 12
+    crowd.get_by_role("button", name="Show all 17 rows").click()
+    assert len(column(crowd, "agent")) == 17
+    crowd.get_by_role("button", name="Show the first 12 only").click()
+    assert column(crowd, "mean")[0] == "99.0"
+    crowd.locator("#s-matrix summary").click()
+    assert crowd.locator("#matrix tbody tr").count() == 12
+    crowd.get_by_label("all 17 agents").check()
+    assert crowd.locator("#matrix tbody tr").count() == 17
+
+
+def test_colours_are_those_of_the_figures(open_page):
+    page = open_page()
+    drawn = page.locator("#curves .panels figure:first-child .line").evaluate_all(
+        "lines => Object.fromEntries(lines.map(line => [line.dataset.agent, line.style.getPropertyValue('--own')]))"
+    )
+    assert drawn == {agent: style_of(agent).colour for agent in drawn}
+    assert len(drawn) == 6
+
+
+# ---- what words mean
+
+
+def test_columns_say_what_they_mean(open_page):
+    page = open_page()
+    page.locator('#board th[data-key="floor"] button').hover()
+    assert "plain forward and partial backward" in page.locator("#tip").inner_text()
+    page.locator("summary", has_text="What the columns mean").click()
+    headings = page.locator("#board thead th").evaluate_all("cells => cells.map(cell => cell.textContent)")
+    assert page.locator("#columns dt").evaluate_all("terms => terms.map(term => term.textContent)") == headings
+    assert all(page.locator("#columns dd").all_inner_texts())
+
+
+def test_a_tap_on_a_heading_sorts_and_says_what_it_means(open_page):
+    page = open_page(viewport={"width": 390, "height": 844}, has_touch=True)
+    page.locator('#board th[data-key="efficacy"] button').tap()
+    assert sorting(page, "efficacy") == "descending"
+    assert "Percent of all edits" in page.locator("#tip").inner_text()
+    tip, head = page.locator("#tip").bounding_box(), page.locator('#board th[data-key="efficacy"]').bounding_box()
+    assert tip["y"] + tip["height"] <= head["y"] + head["height"], "beside the heading"
+    assert tip["y"] > head["y"] - 120
+    page.locator("h1").tap()
+    assert not page.locator("#tip").is_visible()
+
+
+def test_rows_without_a_paper_or_page_are_no_links_and_others_lead_to_their_papers(open_page):
+    page = open_page()
+    assert page.locator("#board tbody a").count() == 0, "no row of the registry has a paper here"
+    assert page.locator("#links a").evaluate_all("links => links.map(link => link.href)") == [PAPER]
+
+
+@pytest.fixture(scope="module")
+def linked(tmp_path_factory):
+    """A page with rows of the registry, beside documentation."""
+    rows = entries(
+        [run(agent, 0, 50.0, 1.0) for agent in ("rledit", "rledit-p", "memit@base", "no-edit", "mine.py:Mine")]
+    )
+    boards = {protocol: Leaderboard(rows, protocol) for protocol in RANKED}
+    folder = tmp_path_factory.mktemp("linked")
+    (folder / "docs.html").write_text(page_of(rows, boards, [], "../.."), encoding="utf-8")
+    (folder / "alone.html").write_text(page_of(rows, boards, []), encoding="utf-8")
+    site = page_of(rows, boards, [], "../..").replace('data-docs-ending=".md"', 'data-docs-ending=".html"')
+    (folder / "site.html").write_text(site, encoding="utf-8")
+    return folder
+
+
+def links(browser, path):
+    """Of the table: where each name leads."""
+    page = browser.new_page()
+    page.goto(path.as_uri())
+    found = page.locator("#board tbody th[scope=row] a").evaluate_all(
+        "links => Object.fromEntries(links.map(link => [link.textContent, link.getAttribute('href')]))"
+    )
+    head = page.locator("#links a").evaluate_all("links => links.map(link => link.getAttribute('href'))")
+    page.close()
+    return found, head
+
+
+def test_names_lead_to_what_the_rows_are(browser, linked):
+    found, head = links(browser, linked / "docs.html")
+    assert found == {
+        "rledit": "../../reference/methods.md#the-methods",
+        "rledit-p": "../../reference/rows.md#suffixes",
+        "memit@base": "../../reference/rows.md#names-of-your-own",
+        "no-edit": "../../reference/rows.md#names-that-are-not-a-method-with-suffixes",
+    }
+    assert head == [*(f"../../{path}" for path in DOCUMENTS.values()), PAPER]
+    on_site, head = links(browser, linked / "site.html")
+    assert on_site == {name: href.replace(".md", ".html") for name, href in found.items()}
+    assert head[0] == "../../index.html", "the site has no page of the repository itself"
+    assert head[-2] == "../../results/index.html"
+    alone, head = links(browser, linked / "alone.html")
+    assert alone == {
+        "rledit": PAPER,
+        "rledit-p": PAPER,
+        "memit@base": "https://arxiv.org/abs/2210.07229",
+    }
+    assert head == [PAPER]
+
+
+# ---- looks
 
 
 def brightness(page, name):
@@ -297,14 +446,18 @@ CONTRAST = """() => {
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_has_the_contrast_that_wcag_asks_for(open_page, scheme):
-    found = open_page(color_scheme=scheme).evaluate(CONTRAST)
+    page = open_page(color_scheme=scheme)
+    page.evaluate("document.querySelectorAll('details').forEach(fold => { fold.open = true; })")
+    found = page.evaluate(CONTRAST)
     assert len(found) > 200
     assert [entry for entry in found if entry[0] < 4.5] == []
 
 
+@pytest.mark.parametrize("folded", [True, False])
 @pytest.mark.parametrize("width", [360, 768, 1280])
-def test_the_page_fits_its_window(open_page, width):
+def test_the_page_fits_its_window(open_page, width, folded):
     page = open_page(viewport={"width": width, "height": 800}, has_touch=width == 360)
+    page.evaluate("folded => document.querySelectorAll('details').forEach(fold => { fold.open = !folded; })", folded)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     for chart in page.locator("#curves svg, #pareto svg").all():
         box = chart.bounding_box()
@@ -312,6 +465,14 @@ def test_the_page_fits_its_window(open_page, width):
         assert box["x"] + box["width"] <= width
         assert box["width"] > 150
     assert float(page.locator("#board").evaluate("table => parseFloat(getComputedStyle(table).fontSize)")) >= 13
+
+
+def test_a_large_page_is_a_few_screens_on_a_phone(browser):
+    """The page of all results."""
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.goto((RESULTS / "leaderboard" / "index.html").as_uri())
+    assert page.evaluate("document.documentElement.scrollHeight") < 4 * 844
+    page.close()
 
 
 def test_charts_follow_the_window(open_page):
@@ -336,7 +497,8 @@ def test_tables_have_headers_and_controls_have_names(open_page):
 
 def test_the_papers_numbers_have_a_section_of_their_own(open_page):
     page = open_page()
-    shown = page.locator("#paper details").first.inner_text()
+    page.locator("#s-paper > summary").click()
+    shown = page.locator("#paper").inner_text()
     for text in ("Ours", "Theirs (Li et al. 2025, arXiv 2502.05759)", "Llama-3-8B", "95.34 / 93.58 / 70.36"):
         assert text in shown
     assert page.locator("#board", has_text="95.34").count() == 0

@@ -142,7 +142,7 @@ def test_versions_say_what_the_figures_were_made_with():
 
     import torch
 
-    found = versions()
-    assert found["python"] == platform.python_version()
-    assert found["torch"] == torch.__version__.split("+")[0] or found["torch"] == torch.__version__
-    assert all(isinstance(value, str) and value for value in found.values())
+    by_package = versions()
+    assert by_package["python"] == platform.python_version()
+    assert by_package["torch"] == torch.__version__.split("+")[0] or by_package["torch"] == torch.__version__
+    assert all(isinstance(value, str) and value for value in by_package.values())

@@ -54,10 +54,10 @@ def test_interval_of_equal_values_is_a_point():
 def test_interval_is_that_of_all_resamples_within_tasks(strata, statistic):
     """Every resample there is, instead of a random few."""
     redrawn = [list(itertools.product(values, repeat=len(values))) for values in strata]
-    found = np.sort([statistic(*map(np.array, resample)) for resample in itertools.product(*redrawn)])
+    values_of_all = np.sort([statistic(*map(np.array, resample)) for resample in itertools.product(*redrawn)])
     low, high = estimate(strata, statistic, resamples=20_000).interval
     for end, share in ((low, 0.025), (high, 0.975)):
-        assert np.quantile(found, share - 0.005) <= end <= np.quantile(found, share + 0.005)
+        assert np.quantile(values_of_all, share - 0.005) <= end <= np.quantile(values_of_all, share + 0.005)
 
 
 def test_resampling_across_tasks_would_be_wider():
@@ -81,9 +81,9 @@ def test_the_same_seed_gives_the_same_interval_and_another_one_another():
 def test_probability_of_improvement_by_hand():
     first = {("a", 0): 3.0, ("a", 1): 1.0, ("a", 2): 5.0, ("b", 0): 1.0, ("b", 1): 9.0}
     second = {("a", 0): 2.0, ("a", 1): 2.0, ("a", 2): 5.0, ("b", 0): 0.0, ("c", 0): 100.0}
-    found = probability_of_improvement(first, second)
-    assert found == Estimate((0.5 + 1.0) / 2, None), "one pair in task b: no interval"
-    assert probability_of_improvement(second, first).value == pytest.approx(1 - found.value)
+    improvement = probability_of_improvement(first, second)
+    assert improvement == Estimate((0.5 + 1.0) / 2, None), "one pair in task b: no interval"
+    assert probability_of_improvement(second, first).value == pytest.approx(1 - improvement.value)
 
 
 def test_probability_of_improvement_pairs_streams():
@@ -99,11 +99,11 @@ def test_its_interval_is_the_bootstrap_of_the_pairs():
     second = {("a", seed): 0.0 for seed in range(6)}
     first = {("a", seed): sign for seed, sign in enumerate((1.0, 1.0, -1.0, 0.0, 1.0, -1.0))}
     wins = np.array([1, 1, 0, 0.5, 1, 0])
-    drawn = np.sort(wins[np.random.default_rng(8).integers(6, size=(40_000, 6))].mean(1))
-    found = probability_of_improvement(first, second, resamples=20_000)
-    assert found.value == pytest.approx(wins.mean())
-    for end, share in zip(found.interval, (0.025, 0.975), strict=True):
-        assert np.quantile(drawn, share - 0.005) <= end <= np.quantile(drawn, share + 0.005)
+    resampled = np.sort(wins[np.random.default_rng(8).integers(6, size=(40_000, 6))].mean(1))
+    improvement = probability_of_improvement(first, second, resamples=20_000)
+    assert improvement.value == pytest.approx(wins.mean())
+    for end, share in zip(improvement.interval, (0.025, 0.975), strict=True):
+        assert np.quantile(resampled, share - 0.005) <= end <= np.quantile(resampled, share + 0.005)
 
 
 def test_nothing_in_common_is_no_probability():
@@ -111,15 +111,15 @@ def test_nothing_in_common_is_no_probability():
 
 
 def test_normalized_by_hand():
-    floor, ceiling = {("a", 0): 10.0, ("a", 1): 20.0}, {("a", 0): 90.0}
-    assert normalized(50.0, ("a", 0), floor, ceiling) == pytest.approx(0.5)
-    assert normalized(55.0, ("a", 1), floor, ceiling) == pytest.approx(0.5), "the other seed's ceiling stands in"
-    assert normalized(52.5, ("a", 2), floor, ceiling) == pytest.approx(0.5), "the mean floor, too"
-    assert normalized(98.0, ("a", 0), floor, ceiling) == pytest.approx(1.1), "not clipped"
-    assert normalized(2.0, ("a", 0), floor, ceiling) == pytest.approx(-0.1)
+    lower, upper = {("a", 0): 10.0, ("a", 1): 20.0}, {("a", 0): 90.0}
+    assert normalized(50.0, ("a", 0), lower, upper) == pytest.approx(0.5)
+    assert normalized(55.0, ("a", 1), lower, upper) == pytest.approx(0.5), "the other seed's upper reference stands in"
+    assert normalized(52.5, ("a", 2), lower, upper) == pytest.approx(0.5), "the mean of the lower, too"
+    assert normalized(98.0, ("a", 0), lower, upper) == pytest.approx(1.1), "not clipped"
+    assert normalized(2.0, ("a", 0), lower, upper) == pytest.approx(-0.1)
 
 
-def test_no_normalized_score_without_floor_or_ceiling():
+def test_no_normalized_score_without_both_references():
     assert normalized(50.0, ("b", 0), {("a", 0): 1.0}, {("b", 0): 2.0}) is None
     assert normalized(50.0, ("b", 0), {("b", 0): 1.0}, {("a", 0): 2.0}) is None
     assert normalized(50.0, ("b", 0), {("b", 0): 2.0}, {("b", 0): 2.0}) is None

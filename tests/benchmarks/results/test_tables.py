@@ -93,17 +93,17 @@ def test_means_have_a_column_for_each_suite_the_shorter_stream_first():
     def run(agent, suite, value, seed=0):
         return replace(RECORD, agent=agent, suite=suite, seed=seed, teacher_forced=scores(value, value, value))
 
-    found = [run("no-edit", "atlas-50x20", 2.0), run("no-edit", "atlas-400x20", 1.0)]
-    found += [run("rledit", "atlas-400x20", 30.0), run("rledit", "atlas-50x20", 50.0)]
-    found += [run("rledit", "atlas-50x20", 60.0, seed=1), run("rledit", "atlas-10x500", 40.0)]
-    found += [run("rome", "atlas-50x20", 70.0)]  # on one suite alone
-    assert [[cell.strip() for cell in line.strip("| ").split("|")] for line in as_means(found).splitlines()] == [
+    records = [run("no-edit", "atlas-50x20", 2.0), run("no-edit", "atlas-400x20", 1.0)]
+    records += [run("rledit", "atlas-400x20", 30.0), run("rledit", "atlas-50x20", 50.0)]
+    records += [run("rledit", "atlas-50x20", 60.0, seed=1), run("rledit", "atlas-10x500", 40.0)]
+    records += [run("rome", "atlas-50x20", 70.0)]  # on one suite alone
+    assert [[cell.strip() for cell in line.strip("| ").split("|")] for line in as_means(records).splitlines()] == [
         ["agent", "50 x 20", "10 x 500", "400 x 20"],
         ["---"] * 4,
         ["no-edit", "2.0", "-", "1.0"],
         ["rledit", "55.0 [50.0, 60.0]", "40.0", "30.0"],
     ]
-    assert "| rome | 70.0 |" in as_means(found[-1:])
+    assert "| rome | 70.0 |" in as_means(records[-1:])
 
 
 def test_times_are_with_and_without_the_setup_and_the_fastest_comes_first():
@@ -131,11 +131,11 @@ def test_markdown_has_a_line_for_each_agent():
 
 def test_details_have_columns_for_probes_where_they_were_asked():
     drift = {"perplexity_before": 17.0, "perplexity": 20.5, "kl": 0.125}
-    asked = {"negation": 90.0, "negation_before": 95.0, "distractor": 50.0}
+    probes = {"negation": 90.0, "negation_before": 95.0, "distractor": 50.0}
     for hops in ("one_hop", "two_hop"):
-        asked |= {hops: 12.5, f"{hops}_before": 25.0, f"{hops}_questions": 8}
+        probes |= {hops: 12.5, f"{hops}_before": 25.0, f"{hops}_questions": 8}
     plain = replace(RECORD, drift=drift, probes=None)
-    probed = replace(plain, agent="fine-tune", probes=asked)
+    probed = replace(plain, agent="fine-tune", probes=probes)
     lines = as_details([plain]).splitlines()
     assert lines[0].endswith("| KL |")
     assert lines[2].endswith("17.00, 20.50 | 0.125 |")

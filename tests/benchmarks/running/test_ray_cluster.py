@@ -44,9 +44,9 @@ class Slow(FineTune):
 
 
 def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    with socket.socket() as connection:
+        connection.bind(("127.0.0.1", 0))
+        return connection.getsockname()[1]
 
 
 def descendants(pid):
@@ -57,10 +57,10 @@ def descendants(pid):
             parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
         except (FileNotFoundError, ProcessLookupError):
             continue
-    found = {pid}
-    while more := {child for child, parent in parents.items() if parent in found} - found:
-        found |= more
-    return found
+    family = {pid}
+    while more := {child for child, parent in parents.items() if parent in family} - family:
+        family |= more
+    return family
 
 
 def alive(pid):
@@ -163,11 +163,11 @@ def test_a_table_made_by_a_cluster_that_loses_a_node_is_the_local_one(cluster, t
         assert len(read(out / "results.jsonl")) == 2
         second.kill()
         (tmp_path / "go-on").touch()
-        told, _ = running.communicate(timeout=400)
+        output, _ = running.communicate(timeout=400)
     finally:
         running.kill()
-    assert running.returncode == 0, told
-    assert sum(line.startswith("[") for line in told.splitlines()) == 4
+    assert running.returncode == 0, output
+    assert sum(line.startswith("[") for line in output.splitlines()) == 4
     assert len(list(tmp_path.glob("started-*"))) == 3  # the lost cell ran again, and no other did
     local = subprocess.run(
         command(*agents, "--keep-deltas", "--out", str(tmp_path / "local")),
@@ -178,8 +178,8 @@ def test_a_table_made_by_a_cluster_that_loses_a_node_is_the_local_one(cluster, t
     )
     assert local.returncode == 0, local.stderr
     assert len(table(out)) == 4
-    for ours, theirs in zip(table(out), table(tmp_path / "local"), strict=True):
-        assert {k: (ours[k], theirs[k]) for k in ours if ours[k] != theirs[k]} == {}
+    for on_ray, here in zip(table(out), table(tmp_path / "local"), strict=True):
+        assert {k: (on_ray[k], here[k]) for k in on_ray if on_ray[k] != here[k]} == {}
 
 
 def test_an_address_without_a_cluster_is_refused(tmp_path):

@@ -45,31 +45,31 @@ def cells(tmp_path):
 
 def test_each_cell_comes_back_once_in_the_order_it_finished(cells):
     machines = Machines()
-    found = list(distribute(cells, machines))
-    assert [cell.seed for cell, _ in found] == [record.seed for _, record in found] == [3, 2, 1, 0]
+    outcomes = list(distribute(cells, machines))
+    assert [cell.seed for cell, _ in outcomes] == [record.seed for _, record in outcomes] == [3, 2, 1, 0]
     assert machines.submitted == [0, 1, 2, 3]
 
 
 def test_a_lost_worker_is_made_up_for_and_no_result_comes_twice(cells):
     machines = Machines({1: 1, 3: 2})
-    found = list(distribute(cells, machines))
-    assert sorted(cell.seed for cell, _ in found) == [0, 1, 2, 3]
-    assert all(cell.seed == record.seed for cell, record in found)
+    outcomes = list(distribute(cells, machines))
+    assert sorted(cell.seed for cell, _ in outcomes) == [0, 1, 2, 3]
+    assert all(cell.seed == record.seed for cell, record in outcomes)
     assert sorted(machines.submitted) == [0, 1, 1, 2, 3, 3, 3]
 
 
 def test_a_cell_that_always_loses_its_worker_ends_as_failed(cells):
     machines = Machines({2: 10**6})
-    found = {cell.seed: outcome for cell, outcome in distribute(cells, machines)}
-    assert found[2] == Failure(f"its worker was lost {ATTEMPTS} times: gone")
+    by_seed = {cell.seed: outcome for cell, outcome in distribute(cells, machines)}
+    assert by_seed[2] == Failure(f"its worker was lost {ATTEMPTS} times: gone")
     assert machines.submitted.count(2) == ATTEMPTS
-    assert len(found) == 4
+    assert len(by_seed) == 4
 
 
 def test_a_cell_that_fails_by_itself_is_not_tried_again(cells):
     machines = Machines(failing=(0,))
-    found = {cell.seed: outcome for cell, outcome in distribute(cells, machines)}
-    assert found[0] == Failure("of its own")
+    by_seed = {cell.seed: outcome for cell, outcome in distribute(cells, machines)}
+    assert by_seed[0] == Failure("of its own")
     assert machines.submitted == [0, 1, 2, 3]
 
 
@@ -80,9 +80,9 @@ def test_deltas_that_stayed_on_another_machine_are_a_failure(cells):
 
     cells[1].deltas_path.parent.mkdir(parents=True)
     cells[1].deltas_path.touch()
-    found = {cell.seed: outcome for cell, outcome in distribute(cells[:2], Elsewhere())}
-    assert "OUT must be on a file system that all share" in found[0].error
-    assert found[1].seed == 1
+    by_seed = {cell.seed: outcome for cell, outcome in distribute(cells[:2], Elsewhere())}
+    assert "OUT must be on a file system that all share" in by_seed[0].error
+    assert by_seed[1].seed == 1
 
 
 def test_nothing_to_do_is_done(cells):
@@ -100,8 +100,8 @@ def test_what_a_cell_raises_on_a_worker_is_its_failure(cells, tmp_path, monkeypa
 
 
 def test_a_worker_with_another_model_or_other_edits_makes_no_record(cells, tmp_path):
-    told = cells[0].suite.check_fingerprints()
-    outcome = run_in_worker(replace(cells[0], fingerprints=told | {"edits": "0" * 64}), str(tmp_path))
+    fingerprints = cells[0].suite.check_fingerprints()
+    outcome = run_in_worker(replace(cells[0], fingerprints=fingerprints | {"edits": "0" * 64}), str(tmp_path))
     assert "has another edits than" in outcome.error
 
 

@@ -64,24 +64,25 @@ def test_doing_nothing_keeps_everything(suite):
 
 
 def test_runs_of_one_search_run_the_frozen_layers_once(suite, monkeypatch):
-    asked, kept = [], ActivationCache()
+    prompts_run, cache = [], ActivationCache()
 
     def counted(model, ids, run=CutModel.frozen_output):
-        asked[-1] += len(ids)
+        prompts_run[-1] += len(ids)
         return run(model, ids)
 
     monkeypatch.setattr(CutModel, "frozen_output", counted)
     records = []
     for agent in (Pusher(), Pusher(), NoEdit()):
-        asked.append(0)
-        records.append(run(suite, "any", agent, 0, probes=False, activation_cache=kept))
-    asked.append(0)
+        prompts_run.append(0)
+        records.append(run(suite, "any", agent, 0, probes=False, activation_cache=cache))
+    prompts_run.append(0)
     records.append(run(suite, "any", Pusher(), 0, probes=False))
-    assert asked[1] < 0.5 * asked[0] == 0.5 * asked[3], "the floor's timings and texts that nobody kept are run again"
-    first, again, nothing, alone = (record.teacher_forced for record in records)
-    assert again == pytest.approx(first)
-    assert alone == pytest.approx(first)
-    assert nothing["specificity"] == 100 > first["specificity"]
+    first, second, _, alone = prompts_run
+    assert second < 0.5 * first == 0.5 * alone, "the floor's timings and texts that nobody kept are run again"
+    scores, again, nothing, uncached = (record.teacher_forced for record in records)
+    assert again == pytest.approx(scores)
+    assert uncached == pytest.approx(scores)
+    assert nothing["specificity"] == 100 > scores["specificity"]
 
 
 def test_what_an_agent_asks_on_its_own_is_not_shared_with_the_next(suite):
@@ -91,14 +92,14 @@ def test_what_an_agent_asks_on_its_own_is_not_shared_with_the_next(suite):
         def act(self, observation, info):
             lm = self.env.language_model
             lm.encode(["A text of its own"], ["answer"])
-            ours.update(lm.activation_cache._outputs)
+            agents_texts.update(lm.activation_cache._outputs)
             return super().act(observation, info)
 
-    ours, kept = {}, ActivationCache()
-    run(suite, "asker", Asker(), 0, probes=False, activation_cache=kept)
-    assert len(ours) == 1
-    assert not any(text in kept for text in ours)
-    assert kept._outputs
+    agents_texts, cache = {}, ActivationCache()
+    run(suite, "asker", Asker(), 0, probes=False, activation_cache=cache)
+    assert len(agents_texts) == 1
+    assert not any(text in cache for text in agents_texts)
+    assert cache._outputs
 
 
 def test_doing_nothing_keeps_everything_in_generation_too(suite):
@@ -217,11 +218,11 @@ def test_an_agents_own_mistakes_are_not_hidden(suite):
 
 
 def test_progress_is_told(suite):
-    told = []
-    run(suite, "nothing", NoEdit(), 0, lambda *step: told.append(step))
-    assert [step for step in told if step[0] == "editing"] == [("editing", i, 3) for i in (1, 2, 3)]
-    assert told[0] == ("preparing", 0, 3)
-    assert told[-1] == ("judging", 3, 3)
+    reports = []
+    run(suite, "nothing", NoEdit(), 0, lambda *step: reports.append(step))
+    assert [step for step in reports if step[0] == "editing"] == [("editing", i, 3) for i in (1, 2, 3)]
+    assert reports[0] == ("preparing", 0, 3)
+    assert reports[-1] == ("judging", 3, 3)
 
 
 def test_timing_leaves_the_model_as_it_was(make_env):

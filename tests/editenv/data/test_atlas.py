@@ -31,12 +31,12 @@ def splits():
 @pytest.fixture(scope="module")
 def asked(table, forms):
     """Every question that can be asked about a fact that is not edited: who it is about."""
-    found = defaultdict(list)
+    rows = defaultdict(list)
     for row in table:
         if row["role"].endswith("-locality"):
             for form in forms[row["relation"]]["prompts"] + forms[row["relation"]]["rephrases"]:
-                found[form.format(row["subject"])].append(row)
-    return found
+                rows[form.format(row["subject"])].append(row)
+    return rows
 
 
 def test_sizes(splits):
@@ -98,8 +98,8 @@ def test_the_near_locality_prompt_has_the_old_answer_where_the_split_has_one(spl
 
 
 def test_canonical_targets_are_those_of_the_table(splits, table):
-    wanted = {row["subject"]: row["counterfactual"] for row in table}
-    assert all(edit.target == wanted[edit.subject] for edits in splits.values() for edit in edits)
+    counterfactuals = {row["subject"]: row["counterfactual"] for row in table}
+    assert all(edit.target == counterfactuals[edit.subject] for edits in splits.values() for edit in edits)
     assert all(row["counterfactual"] != row["object"] for row in table)
 
 

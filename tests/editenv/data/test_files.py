@@ -362,17 +362,17 @@ def test_a_hub_data_set_is_read_like_a_file(write, tmp_path, monkeypatch):
     import datasets
 
     write([RECORDS["wise"] | {"ood_rephrase": None}, RECORDS["wise"] | {"prompt": "Bo,"}], "hub/test.jsonl")
-    asked = []
+    splits = []
     split_names = datasets.get_dataset_split_names
 
     def from_folder(name, split):
-        asked.append((name, split))
+        splits.append((name, split))
         return datasets.Dataset.from_json(str(tmp_path / "hub" / "test.jsonl"), cache_dir=str(tmp_path / "c"))
 
     monkeypatch.setattr("datasets.load_dataset", from_folder)
     monkeypatch.setattr("datasets.get_dataset_split_names", lambda name: split_names(str(tmp_path / "hub")))
     assert [edit.prompt for edit in load("wise:someone/some-set", "test")] == ["Ada,", "Bo,"]
-    assert asked == [("someone/some-set", "test")]
+    assert splits == [("someone/some-set", "test")]
     with pytest.raises(ValueError, match=r"someone/some-set' of the hub has no split 'validation'; there are test"):
         load("wise:someone/some-set", "validation")
 
@@ -395,15 +395,15 @@ def test_what_a_later_split_edits_is_not_learned_as_what_has_to_stay(write, tmp_
 
     records = [own(i, rephrases=[f"Who leads number {i}?"], locality=asks((i + 1) % 60)) for i in range(60)]
     path = write(records)
-    asked = {split: {text for e in load(path, split) for text in (e.prompt, *e.rephrases)} for split in SHARES}
-    kept = {split: {it.prompt for e in load(path, split) for it in e.locality} for split in SHARES}
-    raw = {i for i in range(60) if own(i)["prompt"] in asked["train"]}
-    assert {own((i + 1) % 60)["prompt"] for i in raw} & asked["test"], "there is something to leak"
-    assert not kept["train"] & (asked["validation"] | asked["test"])
-    assert not kept["validation"] & asked["test"]
-    assert kept["train"] & asked["train"]
-    assert kept["test"] & asked["train"], "the split that is judged stays as it is"
-    assert all("Tea is" in prompts for prompts in kept.values())
+    prompts = {split: {text for e in load(path, split) for text in (e.prompt, *e.rephrases)} for split in SHARES}
+    locality = {split: {it.prompt for e in load(path, split) for it in e.locality} for split in SHARES}
+    raw = {i for i in range(60) if own(i)["prompt"] in prompts["train"]}
+    assert {own((i + 1) % 60)["prompt"] for i in raw} & prompts["test"], "there is something to leak"
+    assert not locality["train"] & (prompts["validation"] | prompts["test"])
+    assert not locality["validation"] & prompts["test"]
+    assert locality["train"] & prompts["train"]
+    assert locality["test"] & prompts["train"], "the split that is judged stays as it is"
+    assert all("Tea is" in texts for texts in locality.values())
 
     write(records[:30], "set/my-train.json")
     write(records[30:], "set/my-test.json")
@@ -502,17 +502,17 @@ def mutated(rng):
     """One of the valid records with something wrong with it, as a line of a file."""
     record = json.loads(json.dumps(RECORDS[rng.choice(list(RECORDS))]))
     for _ in range(rng.randint(0, 3)):
-        place = record
+        fields = record
         if "requested_rewrite" in record and isinstance(record["requested_rewrite"], dict) and rng.random() < 0.5:
-            place = record["requested_rewrite"]
-        field = rng.choice([*place, "extra"])
+            fields = record["requested_rewrite"]
+        field = rng.choice([*fields, "extra"])
         match rng.randrange(3):
             case 0:
-                place.pop(field, None)
+                fields.pop(field, None)
             case 1:
-                place[field] = copy.deepcopy(rng.choice(VALUES))
+                fields[field] = copy.deepcopy(rng.choice(VALUES))
             case 2:
-                place[f"{field}2"] = place.pop(field, copy.deepcopy(rng.choice(VALUES)))
+                fields[f"{field}2"] = fields.pop(field, copy.deepcopy(rng.choice(VALUES)))
     line = json.dumps(record, ensure_ascii=rng.random() < 0.5).encode("utf-8", "surrogatepass")
     if rng.random() < 0.3:
         start = rng.randrange(len(line))
@@ -594,17 +594,17 @@ def test_content_decides_whether_a_file_is_read_again(tmp_path):
 def test_a_damaged_table_is_made_again(tmp_path, monkeypatch):
     path = tmp_path / "edits.jsonl"
     path.write_text(json.dumps({"prompt": "The chief engineer is", "target": f"Ann {tmp_path.name}"}) + "\n")
-    made = []
+    written = []
     monkeypatch.setattr(
-        tables, "write_table", lambda table, *rest, real=tables.write_table: made.append(table) or real(table, *rest)
+        tables, "write_table", lambda table, *rest, real=tables.write_table: written.append(table) or real(table, *rest)
     )
     for _ in range(2):
         assert len(load_file_edits(str(path), "all", FileOptions())) == 1
-    assert len(made) == 1
-    for damaged, damage in ((made[0], b""), (made[0].with_suffix(".json"), b"{")):
+    assert len(written) == 1
+    for damaged, damage in ((written[0], b""), (written[0].with_suffix(".json"), b"{")):
         damaged.write_bytes(damage)
         assert len(load_file_edits(str(path), "all", FileOptions())) == 1
-    assert len(made) == 3
+    assert len(written) == 3
 
 
 @pytest.mark.parametrize(

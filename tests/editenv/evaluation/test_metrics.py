@@ -39,8 +39,8 @@ def test_teacher_forced_on_a_case_made_by_hand():
 
 def test_percentages_of_nothing_are_none():
     nothing = np.array([math.nan])
-    found = metrics.Scores(np.array([1.0]), nothing, nothing, nothing).percentages()
-    assert found == {"efficacy": 100, "generalization": None, "specificity": None, "locality_accuracy": None}
+    scores = metrics.Scores(np.array([1.0]), nothing, nothing, nothing).percentages()
+    assert scores == {"efficacy": 100, "generalization": None, "specificity": None, "locality_accuracy": None}
 
 
 def test_teacher_forced_is_the_share_of_first_choices_of_the_plain_model(taught_lm, taught, tokenizer, edits):
@@ -156,19 +156,19 @@ def test_every_name_in_the_atlas_survives_encoding_and_decoding(tokenizer):
 
 
 def test_probability_compares_token_means_under_their_own_prefixes(taught_lm, taught, tokenizer, edits):
-    asked = [replace(e, old_answer=old) for e, old in zip(edits, ("Oslo", "New York", "Basel") * 4, strict=False)]
-    asked.append(replace(edits[0], id="new", old_answer=None))
-    scores = metrics.probability(taught_lm, asked)
+    with_old = [replace(e, old_answer=old) for e, old in zip(edits, ("Oslo", "New York", "Basel") * 4, strict=False)]
+    with_old.append(replace(edits[0], id="new", old_answer=None))
+    scores = metrics.probability(taught_lm, with_old)
 
     def likelier(prompt, one, other):
         values = [float(nll(taught, tokenizer, prompt, answer)) for answer in (one, other)]
         return float(values[0] < values[1])
 
-    expected = [likelier(e.prompt, e.target, e.old_answer) if e.old_answer else math.nan for e in asked]
+    expected = [likelier(e.prompt, e.target, e.old_answer) if e.old_answer else math.nan for e in with_old]
     np.testing.assert_allclose(scores.efficacy, expected)
-    rephrased = [[likelier(text, e.target, e.old_answer) for text in e.rephrases] for e in asked if e.old_answer]
+    rephrased = [[likelier(text, e.target, e.old_answer) for text in e.rephrases] for e in with_old if e.old_answer]
     np.testing.assert_allclose(scores.generalization, [*map(np.mean, rephrased), math.nan])
-    kept = [np.mean([likelier(item.prompt, item.answer, e.target) for item in e.locality]) for e in asked]
+    kept = [np.mean([likelier(item.prompt, item.answer, e.target) for item in e.locality]) for e in with_old]
     np.testing.assert_allclose(scores.specificity, kept)
     for figures in (scores.efficacy, scores.generalization, scores.specificity):
         assert 0 < np.nanmean(figures) < 1
@@ -193,18 +193,18 @@ def test_the_length_of_an_answer_is_no_disadvantage(taught_lm, taught, tokenizer
         float(-nll(taught, tokenizer, long.prompt, a)) * len(tokens(tokenizer, "", a)[1]) for a in (long.target, "Peru")
     ]
     assert sums[0] > sums[1]
-    asked = [replace(long, old_answer="Peru"), replace(long, target="Peru", old_answer=long.target)]
-    assert metrics.probability(taught_lm, asked).efficacy.tolist() == [1, 0]
+    pair = [replace(long, old_answer="Peru"), replace(long, target="Peru", old_answer=long.target)]
+    assert metrics.probability(taught_lm, pair).efficacy.tolist() == [1, 0]
 
 
 def test_locality_accuracy_is_agreement_with_the_data_set(taught_lm, edits):
     right, wrong = (tuple(Locality(e.prompt, answer) for e in edits[:2]) for answer in ("", "Quito"))
     right = tuple(Locality(e.prompt, e.target) for e in edits[:2])
-    asked = [
+    protected = [
         Edit("a", "The home of Iris is", "x", locality=right),
         Edit("b", "The home of Nils is", "x", locality=wrong),
     ]
-    questions = encode_evaluation(taught_lm, asked)
+    questions = encode_evaluation(taught_lm, protected)
     for scores in (metrics.teacher_forced(taught_lm, questions), metrics.generation(taught_lm, questions)):
         assert (scores.specificity == 1).all()
         assert scores.locality_accuracy[0] == 1
@@ -240,8 +240,8 @@ def test_drift_is_perplexity_and_divergence_of_the_plain_model(make_lm, base, to
         before += [float(nll(base, tokenizer, head, tail))] * length
         after += [float(nll(base, tokenizer, head, tail, weights))] * length
         divergences += [float(kl(base, tokenizer, head, tail, weights))] * length
-    found = metrics.drift(lm, [*texts, "word"])
-    assert found["perplexity_before"] == pytest.approx(math.exp(np.mean(before)), rel=1e-4)
-    assert found["perplexity"] == pytest.approx(math.exp(np.mean(after)), rel=1e-4)
-    assert found["kl"] == pytest.approx(np.mean(divergences), rel=1e-3)
-    assert found["kl"] > 0.01
+    figures = metrics.drift(lm, [*texts, "word"])
+    assert figures["perplexity_before"] == pytest.approx(math.exp(np.mean(before)), rel=1e-4)
+    assert figures["perplexity"] == pytest.approx(math.exp(np.mean(after)), rel=1e-4)
+    assert figures["kl"] == pytest.approx(np.mean(divergences), rel=1e-3)
+    assert figures["kl"] > 0.01

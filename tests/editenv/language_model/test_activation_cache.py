@@ -18,9 +18,9 @@ def models(base, tokenizer, *kept):
 
 
 def test_what_was_saved_takes_the_place_of_the_frozen_layers(base, tokenizer, tmp_path, monkeypatch):
-    for place in range(2):
+    for which in range(2):
         kept, loaded = ActivationCache(), ActivationCache()
-        one, other = list(models(base, tokenizer, kept, loaded))[place]
+        one, other = list(models(base, tokenizer, kept, loaded))[which]
         expected = one.logits(one.encode(PROMPTS, ANSWERS))
         kept.save(tmp_path / "kept", IDENTITY)
         assert loaded.load(tmp_path / "kept", IDENTITY)

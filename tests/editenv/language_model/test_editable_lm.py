@@ -86,13 +86,13 @@ def labels_of(tokenizer):
 
 def test_an_answer_is_tokenized_as_it_follows_the_prompt_whatever_the_tokenizer_puts_first():
     """Byte-level BPE, and the two ways of SentencePiece: one puts a space before whatever it is given."""
-    made = {
+    parameters = {
         "bytes": ([], pre_tokenizers.ByteLevel(add_prefix_space=False)),
         "prepend": ([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")], None),
         "metaspace": ([], pre_tokenizers.Metaspace(prepend_scheme="first")),
     }
     words = ["Who", " saw", " Paris", "Paris", "saw", " is", " in", " A", " B"]  # no token spans a space, as usual
-    for name, (normal, before) in made.items():
+    for name, (normal, before) in parameters.items():
         backend = Tokenizer(models.BPE(unk_token="?"))
         if normal:
             backend.normalizer = normalizers.Sequence(normal)
