@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from safetensors.torch import load, save_file
 
+from agents.base import ProgressCallback
+from agents.progress import silent
 from editenv.atomic_files import atomic_write, atomic_write_text
 from editenv.data import Edit, load_edits
 from editenv.delta_files import fingerprint, frozen_fingerprint
@@ -263,7 +265,7 @@ def covariance_of(
     env: LifelongEditEnv,
     text: str | None,
     samples: int,
-    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    progress: ProgressCallback = silent,
 ) -> dict[str, torch.Tensor]:
     """C for an agent.
 

@@ -6,15 +6,17 @@ error that says nothing of it.
 """
 
 import sys
-import warnings
 from importlib import import_module
+
+from editenv.collisions import REMEDY, foreign_packages
 
 
 def main() -> None:
-    """Entry point."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # told below, as an error
-        from editenv.collisions import REMEDY, foreign_packages
+    """Entry point.
+
+    Raises:
+        SystemExit: If ``agents`` is not ours, after saying so on stderr.
+    """
     if foreign := foreign_packages().get("agents"):
         print(
             f"editenv: the package 'agents' that Python finds, {foreign}, is not LifelongEdit's: {REMEDY}",

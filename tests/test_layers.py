@@ -12,8 +12,8 @@ import editenv
 PACKAGES = (editenv, agents, benchmarks)
 ABOVE = {"editenv": {"agents", "benchmarks"}, "agents": {"benchmarks"}, "benchmarks": set()}
 
-# The rooms of a package from the bottom up; those of a line do not know each other. A file that lies in no folder is a
-# room of its own. What is not named (wrappers of a package's own, re-exports) may be imported by none that is.
+# The rooms of a package from the bottom up; those of a line do not know each other.
+# A file that lies in no folder is a room of its own.
 FLOORS = {
     "editenv": [
         {"atomic_files", "renamed", "collisions"},

@@ -24,6 +24,7 @@ from agents.editing.preparation import (
     require_subjects,
 )
 from agents.editing.saving import save_model
+from agents.progress import silent
 from agents.registry import settings_of
 from editenv.data import Edit, Locality
 from editenv.data.formats import FORMATS, Fields, to_edit
@@ -137,7 +138,7 @@ class LifelongEditor:
         dtype: str = "float32",
         seed: int = 0,
         train_eos: bool = False,
-        progress: ProgressCallback = lambda what, done, total: None,
+        progress: ProgressCallback = silent,
         **renamed: Any,
     ) -> None:
         if renamed:

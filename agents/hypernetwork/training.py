@@ -20,6 +20,7 @@ from agents.covariance import covariance_of
 from agents.hypernetwork.config import TrainConfig
 from agents.hypernetwork.networks import make_policy
 from agents.preconditioner import Preconditioner, inverse_covariance
+from agents.progress import silent
 from editenv.deltas import LowRank, inner_gradient, squared_norm
 from editenv.env import LifelongEditEnv
 from editenv.language_model.editable_lm import Gradient
@@ -70,7 +71,7 @@ def make_preconditioner(
     env: LifelongEditEnv,
     config: TrainConfig,
     text: str | None = None,
-    progress: ProgressCallback = lambda what, done, total: None,
+    progress: ProgressCallback = silent,
 ) -> Preconditioner:
     """From a text, as :func:`agents.covariance.covariance_of` takes it; of the training split by default."""
     covariance = covariance_of(env, text, config.covariance_texts, progress)

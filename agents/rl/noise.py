@@ -11,6 +11,7 @@ from gymnasium.utils import RecordConstructorArgs
 
 from agents.hypernetwork.agent import HypernetworkAgent
 from agents.hypernetwork.networks import MalmenPolicy
+from agents.progress import silent
 from editenv.deltas import LowRank
 from editenv.env import LifelongEditEnv, RefusedActionError, lifelong_edit
 
@@ -46,7 +47,7 @@ class HypernetworkNoise(gym.ActionWrapper[Any, np.ndarray, Any], RecordConstruct
         self._policy = self._agent.policy
         # The preconditioner's statistics come from text of the training split.
         training = LifelongEditEnv(**self._editing.model_arguments, split="train") if self._agent.reads_text else None
-        self._agent.prepare(training or self._editing, 0, lambda what, done, total: None)
+        self._agent.prepare(training or self._editing, 0, silent)
         widths = [d_out for _, d_out in self._agent.policy.shapes.values()]
         self.action_space = spaces.Box(-1.0, 1.0, (self._editing.max_tokens * sum(widths),), np.float32)
 

@@ -8,10 +8,16 @@ import agents.rledit
 from agents.hypernetwork.arguments import Args
 from editenv.renamed import renamed_options
 
-args = tyro.cli(Args, args=renamed_options(sys.argv[1:]), description=agents.rledit.__doc__)
 
-# A usage error is told before torch is imported.
-from agents.hypernetwork import train_command  # noqa: E402
-from agents.rledit.trainer import RLEditTrainer  # noqa: E402
+def main() -> None:
+    """Entry point; a usage error is told before torch is imported."""
+    args = tyro.cli(Args, args=renamed_options(sys.argv[1:]), description=agents.rledit.__doc__)
 
-train_command.main(args, RLEditTrainer)
+    from agents.hypernetwork import train_command
+    from agents.rledit.trainer import RLEditTrainer
+
+    train_command.main(args, RLEditTrainer)
+
+
+if __name__ == "__main__":
+    main()
