@@ -272,10 +272,10 @@ class Essence:
         return cls(lookup, _next_token_log_probs(lm, lookup.prompts))
 
     def divergence(self, lm: EditableLM, module: nn.Module, change: torch.Tensor) -> torch.Tensor:
-        """``(n,)`` KL(before || with the change) of the next token, in nats."""
+        """``(n,)`` KL(with the change || before) of the next token, in nats, in the direction of eq. 4."""
         with _output_changed(module, self.lookup, change):
             log_probs = _next_token_log_probs(lm, self.lookup.prompts)
-        return (self.log_probs.exp() * (self.log_probs - log_probs)).sum(-1)
+        return F.kl_div(self.log_probs, log_probs, reduction="none", log_target=True).sum(-1)
 
 
 def _next_token_log_probs(lm: EditableLM, prompts: Prompts) -> torch.Tensor:
