@@ -232,7 +232,7 @@ def plain_search(model, tokenizer, name, edit, prefixes, config):
         now = logits(*about, change)[0][0].log_softmax(-1)
         # kl_div(input, target) is KL(target || input): of the edited model from the original, as eq. 4 has it.
         loss = loss + config.kl * torch.nn.functional.kl_div(usual, now, reduction="sum", log_target=True)
-        loss = loss + config.weight_decay * (change.square().sum() + 1e-20).sqrt() / length.square()
+        loss = loss + config.weight_decay * change.norm() / length.square()
         losses.append(float(loss.detach()))
         if losses[-1] < config.enough:
             break
