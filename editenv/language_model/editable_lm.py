@@ -353,9 +353,6 @@ class EditableLM:
         Returns:
             The loss, and for each edited module ``keys`` and ``value_grads`` of the tokens kept, prompt after prompt.
             With ``"all"`` modules differ in the number of tokens.
-
-        Raises:
-            ValueError: For ``"answers"`` of a module that is not run on every token, as an expert is not.
         """
         if answer_positions is not None:
             observed_tokens = "answers" if answer_positions else "all"
@@ -370,7 +367,7 @@ class EditableLM:
                 keys[name] = args[0].detach()
                 # The graph starts here: below the first edited module nothing requires grad.
                 outputs[name] = output if output.requires_grad else output.detach().requires_grad_()
-                return outputs[name]
+                return outputs[name].clone()  # some models add to it in place (Falcon)
 
             return hook
 
@@ -383,17 +380,9 @@ class EditableLM:
         at_answers = _answer_mask(prompts)
         gradients = {}
         for name in self.modules:
+            # Some models give their MLPs all tokens of a batch in one dimension.
             key, grad = (tensor.to(self.device).flatten(0, -2) for tensor in (keys[name], grads[name]))
-            every_token = len(key) == len(at_answers)
-            if observed_tokens == "answers" and not every_token:
-                raise ValueError(
-                    f"{name} is not run on every token: its answer positions cannot be told from other tokens; "
-                    "take observed_tokens='all'"
-                )
-            kept = at_answers
-            if observed_tokens == "all":
-                has_gradient = grad.any(-1)
-                kept = has_gradient | at_answers if every_token else has_gradient
+            kept = at_answers if observed_tokens == "answers" else at_answers | grad.any(-1)
             gradients[name] = Gradient(key[kept].float(), grad[kept].float())
         return value.detach(), gradients
 

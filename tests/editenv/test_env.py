@@ -171,6 +171,55 @@ def test_the_observation_is_the_fine_tuning_gradient_of_the_batch(make_env, base
         np.testing.assert_array_equal(part["value_grads"][:tokens], env.gradients[name].value_grads)
 
 
+@pytest.mark.parametrize("ends", [False, True])
+def test_all_tokens_give_the_weight_gradient_in_every_layer_and_answers_in_the_last(make_env, base, tokenizer, ends):
+    """Against autograd on the whole model, at edited weights, for every batch of a stream."""
+    modules = [f"model.layers.{i}.mlp.down_proj" for i in range(3)]
+    for observed in ("answers", "all"):
+        env = make_env(modules=modules, observed_tokens=observed, train_eos=ends, actions_per_batch=2, horizon=2)
+        observation, _ = env.reset(seed=3)
+        deltas = {name: torch.zeros(env.language_model.shape(name)) for name in modules}
+        for step in range(4):
+            assert observation in env.observation_space
+            weights = {n: w.requires_grad_() for n, w in edited_weights(base, deltas).items()}
+            batch_loss = torch.zeros(())
+            for edit in env.batch:
+                logits, labels = answer_logits(base, tokenizer, edit.prompt, edit.target, weights, ends)
+                batch_loss = batch_loss + torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+            batch_loss.backward()
+            for name, part in observation.items():
+                expected = weights[f"{name}.weight"].grad.T.numpy()
+                actual = part["keys"].T @ part["value_grads"]
+                difference = np.linalg.norm(actual - expected) / np.linalg.norm(expected)
+                assert (difference < 1e-4) == (observed == "all" or name == LAST), (observed, name, difference)
+                assert difference < 1e-4 or difference > 0.1
+            added = deltas_for(env, step)
+            deltas = {name: deltas[name] + added[name] for name in modules}
+            observation, *_ = env.step(arrays(added))
+
+
+def test_the_last_layers_mlp_is_observed_alike_either_way(make_env):
+    """No later token reads it: there is nothing but the answer positions."""
+    answers, every = (make_env(modules=[LAST], observed_tokens=observed) for observed in ("answers", "all"))
+    first, second = answers.reset(seed=0)[0], every.reset(seed=0)[0]
+    tokens = len(answers.gradients[LAST].keys)
+    assert second[LAST]["token_mask"].sum() == tokens
+    for key, value in first[LAST].items():
+        np.testing.assert_array_equal(value[:tokens], second[LAST][key][:tokens])
+
+
+@pytest.mark.parametrize("redraw", [False, True])
+def test_the_space_holds_every_batch_of_all_tokens(make_env, tokenizer, redraw):
+    split = "train" if redraw else "validation"
+    env = make_env(modules=[MIDDLE], observed_tokens="all", redraw=redraw, split=split, edits_per_step=1)
+    for seed in range(3):
+        env.reset(seed=seed)
+        prompts = [tokenizer(edit.prompt)["input_ids"] for edit in env._edits]
+        targets = [tokenizer(f" {edit.target}", add_special_tokens=False)["input_ids"] for edit in env._edits]
+        assert max(len(p) + len(t) - 1 for p, t in zip(prompts, targets, strict=True)) <= env.max_tokens
+    assert env.observation_space[MIDDLE]["keys"].shape == (env.max_tokens, 64)
+
+
 def test_each_batch_again_with_new_gradients(make_env, base, tokenizer):
     env = make_env(actions_per_batch=2, horizon=2)
     observation, info = env.reset(seed=0)

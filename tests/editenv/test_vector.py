@@ -27,6 +27,19 @@ def make(model_folder):
     return make
 
 
+def test_all_tokens_are_observed_in_every_stream(make):
+    envs = make(2, observed_tokens="all")
+    observations, _ = envs.reset(seed=4)
+    single = make(1, observed_tokens="all").streams[0]
+    for i in range(2):
+        observation, _ = single.reset(seed=4 + i)
+        for name in MODULES:
+            mask = observations[name]["token_mask"][i]
+            assert mask.sum() == len(single.gradients[name].keys)
+            np.testing.assert_array_equal(mask, observation[name]["token_mask"])
+    assert observations[MODULES[0]]["token_mask"].sum() > observations[MODULES[1]]["token_mask"].sum()
+
+
 def random_actions(envs, rng):
     """A small delta of its own for each stream."""
     shapes = {name: space.shape for name, space in envs.action_space.items()}
