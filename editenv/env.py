@@ -12,9 +12,10 @@ import torch
 from gymnasium import spaces
 
 from editenv import rendering, rewards
+from editenv.arguments import PositiveInt, check, checked_arguments
 from editenv.data import Edit, load_edits
 from editenv.data.files import EditFile, FileOptions
-from editenv.deltas import Delta, LowRank
+from editenv.deltas import Delta, LowRank, real_matrix
 from editenv.evaluation import metrics
 from editenv.evaluation.batch import PROMPT, EvaluationBatch, encode_evaluation
 from editenv.language_model.editable_lm import EditableLM, Gradient, ObservedTokens
@@ -114,23 +115,24 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
 
     metadata = {"render_modes": ["ansi", "human", "rgb_array"], "render_fps": 4}  # noqa: RUF012 - Gymnasium declares it so
 
+    @checked_arguments
     def __init__(
         self,
         model: str = "atlas",
         dataset: str | None = "atlas",
         split: str = "train",
-        edits_per_step: int = 20,
-        actions_per_batch: int = 1,
-        horizon: int | None = None,
+        edits_per_step: PositiveInt = 20,
+        actions_per_batch: PositiveInt = 1,
+        horizon: PositiveInt | None = None,
         modules: Sequence[str] | None = None,
         locality: float = 0.6,
         memory_decay: float = 0.95,
         memory_batches: int = 10,
         regularization: float = 1e-4,
         redraw: bool = False,
-        device: str = "cpu",
+        device: str | torch.device = "cpu",
         dtype: str = "float32",
-        render_mode: str | None = None,
+        render_mode: Literal["ansi", "human", "rgb_array"] | None = None,
         dataset_options: Mapping[str, Any] | None = None,
         reference: Literal["initial", "previous"] = "initial",
         train_eos: bool = False,
@@ -139,13 +141,7 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
     ) -> None:
         if renamed:
             train_eos = renamed_keywords("LifelongEditEnv", renamed).get("train_eos", train_eos)
-        for name, value in (("edits_per_step", edits_per_step), ("actions_per_batch", actions_per_batch)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
-        if horizon is not None and horizon < 1:
-            raise ValueError(f"horizon must be at least 1 batch (or None), not {horizon}")
-        if render_mode is not None and render_mode not in self.metadata["render_modes"]:
-            raise ValueError(f"render_mode must be one of {self.metadata['render_modes']}, not {render_mode!r}")
+        device = str(device)
         self.render_mode = render_mode
         self.edits_per_step = edits_per_step
         self.actions_per_batch = actions_per_batch
@@ -242,11 +238,12 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
                 the frozen layers made of prompts in earlier episodes: the same stream again costs a fraction; last
                 bits may differ.
         """
-        self._draw_stream(seed, options or {})
+        self._draw_stream(seed, {} if options is None else options)
         return self._open_stream()
 
     def _draw_stream(self, seed: int | None, options: Mapping[str, Any]) -> None:
         """The first half of :meth:`reset`: the order of the edits, and theta_0."""
+        check("reset: options", Mapping[str, Any], options)
         super().reset(seed=seed)
         if "keep_encodings" in options:
             old = renamed_keywords("reset(options=...)", {"keep_encodings": options["keep_encodings"]})
@@ -254,6 +251,8 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         unknown = set(options) - {"shuffle", "keep_cache"}
         if unknown:
             raise ValueError(f"reset: unknown options {sorted(unknown)}; known are 'shuffle' and 'keep_cache'")
+        for name, value in options.items():
+            check(f"reset: {name}", bool, value)
         if self._redraw:
             self._edits = load_edits(str(self.dataset), self.split, int(self.np_random.integers(1, 2**31)))
         shuffle = options.get("shuffle", True)
@@ -341,10 +340,15 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
     def render(self) -> Any:
         """The episode so far: a table (``ansi``), a live table (``human``) or the retention heat map
         (``rgb_array``).
+
+        Raises:
+            RuntimeError: Before the first :meth:`reset`.
         """
         if self.render_mode is None:
             gym.logger.warn("render() was called, but the environment was made without a render_mode")
             return None
+        if not self._began:
+            raise RuntimeError("render: the episode never began; call reset() first")
         if self.render_mode == "ansi":
             return rendering.as_text(self.history)
         if self.render_mode == "rgb_array":
@@ -589,35 +593,39 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         for name in names:
             if name not in action:
                 raise ValueError(f"action: no delta for module {name!r}; give zeros to leave it as it is")
-            given = action[name]
-            expected = self.language_model.shape(name)
-            if not isinstance(given, np.ndarray | torch.Tensor | LowRank):
-                raise ValueError(
-                    f"action: module {name!r} expects an array, a tensor or a LowRank, was given a {type(given).__name__}"
-                )
-            if isinstance(given, LowRank) and tuple(given.left.shape[1:]) != tuple(given.right.shape[:1]):
-                shapes = f"{tuple(given.left.shape)} and {tuple(given.right.shape)}"
-                raise ValueError(f"action: module {name!r} was given factors of shapes {shapes}, which do not fit")
-            if tuple(given.shape) != expected:
-                raise ValueError(f"action: module {name!r} expects shape {expected}, was given {tuple(given.shape)}")
-            delta: Delta
-            if isinstance(given, LowRank):
-                delta = LowRank(self._tensor(given.left), self._tensor(given.right))
-                # No entry of the product is larger than the product of the norms: the matrix need not be formed.
-                finite = bool((delta.left.norm() * delta.right.norm()).isfinite())
-            else:
-                delta = self._tensor(given)
-                finite = bool(delta.norm().isfinite())  # so is the regularization then
-            if not finite:
-                raise RefusedActionError(
-                    f"action: module {name!r} expects shape {expected} of finite numbers, was given NaN or infinity (or "
-                    "numbers whose squares are)"
-                )
-            deltas[name] = delta
+            deltas[name] = self._delta(name, action[name])
         return deltas
 
-    def _tensor(self, values: "np.ndarray | torch.Tensor") -> torch.Tensor:
-        return torch.as_tensor(values, dtype=torch.float32, device=self.language_model.device).detach()
+    def _delta(self, name: str, given: Any) -> Delta:
+        """A module's share of an action, in float32 on the model's device.
+
+        Raises:
+            ValueError: If it is no delta of the module's shape.
+            RefusedActionError: If it is not finite.
+        """
+        expected, device = self.language_model.shape(name), self.language_model.device
+        delta: Delta
+        if isinstance(given, LowRank):
+            left, right = given.left, given.right
+            delta = LowRank(
+                real_matrix(left, f"action: module {name!r}, left factor").to(device),
+                real_matrix(right, f"action: module {name!r}, right factor").to(device),
+            )
+            if delta.left.shape[1] != delta.right.shape[0]:
+                shapes = f"{tuple(left.shape)} and {tuple(right.shape)}"
+                raise ValueError(f"action: module {name!r} was given factors of shapes {shapes}, which do not fit")
+        else:
+            delta = real_matrix(given, f"action: module {name!r}", expected).to(device)
+        if tuple(delta.shape) != expected:
+            raise ValueError(f"action: module {name!r} expects shape {expected}, was given {tuple(delta.shape)}")
+        # No entry of the product is larger than the product of the norms: the matrix need not be formed.
+        norm = delta.left.norm() * delta.right.norm() if isinstance(delta, LowRank) else delta.norm()
+        if not norm.isfinite():  # so that the regularization is, too
+            raise RefusedActionError(
+                f"action: module {name!r} expects shape {expected} of finite numbers, was given NaN or infinity (or "
+                "numbers whose squares are)"
+            )
+        return delta
 
 
 def lifelong_edit(env: gym.Env[Any, Any]) -> LifelongEditEnv:

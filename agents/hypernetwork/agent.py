@@ -22,6 +22,7 @@ from agents.hypernetwork.training import (
     training_environment,
 )
 from agents.preconditioner import Preconditioner
+from editenv.arguments import PositiveInt
 from editenv.data import edits_digest
 from editenv.delta_files import fingerprint, frozen_fingerprint
 from editenv.env import Action, LifelongEditEnv
@@ -49,7 +50,7 @@ class HypernetworkAgent(Agent):
         config: TrainConfig | None = None,
         policy: str | Path | None = None,
         train: bool = True,
-        actions_per_batch: int | None = None,
+        actions_per_batch: PositiveInt | None = None,
     ) -> None:
         if config is not None and policy is not None:
             raise ValueError("config: a policy that was trained before brings its own; give one or the other")

@@ -29,6 +29,7 @@ from agents.covariance import training_edits
 from agents.hypernetwork.config import TrainConfig
 from agents.hypernetwork.training import training_environment
 from agents.rl.sb3_checkpoints import restore, restore_evaluations, save, save_buffer
+from editenv.arguments import PositiveInt
 from editenv.atomic_files import atomic_write_text
 from editenv.data import edits_digest
 from editenv.data.files import FileOptions
@@ -176,12 +177,14 @@ class SB3Agent(Agent):
     def __init__(
         self,
         algo: str,
-        steps: int = 1000,
+        steps: PositiveInt = 1000,
         config: TrainConfig | None = None,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         self.algo, self.steps = algo, steps
         self.settings = dict(settings) if settings is not None else read_settings(algo)
+        if self.settings.keys() != {"reward_scale", "algorithm"}:
+            raise ValueError(f"settings must have 'reward_scale' and 'algorithm', not {sorted(self.settings)}")
         self.config = config or TrainConfig(horizon=25)
         self.actions_per_batch = self.config.actions_per_batch
 

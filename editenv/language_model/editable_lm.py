@@ -162,20 +162,38 @@ class EditableLM:
         initial = self._initial[name] if self._stored_in_by_out[name] else self._initial[name].T
         return initial.to(self.device)
 
+    def _check_shapes(self, matrices: Mapping[str, Delta]) -> None:
+        """A smaller one would be repeated over the whole weight without a word."""
+        for name, matrix in matrices.items():
+            if name not in self.modules:
+                raise ValueError(f"unknown module {name!r}; the edited modules are {', '.join(self.modules)}")
+            if tuple(matrix.shape) != self.shape(name):
+                raise ValueError(f"module {name!r} expects shape {self.shape(name)}, was given {tuple(matrix.shape)}")
+
     def _master_weight(self, name: str) -> torch.Tensor:
         """The current weight, ``(d_in, d_out)`` float32, where it lies; a view."""
         return self._master[name] if self._stored_in_by_out[name] else self._master[name].T
 
     @torch.no_grad()
     def assign(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """Sets weights, ``(d_in, d_out)``, of some modules."""
+        """Sets weights, ``(d_in, d_out)``, of some modules.
+
+        Raises:
+            ValueError: If one is not of its module's shape, naming both; nothing is changed.
+        """
+        self._check_shapes(weights)
         for name, weight in weights.items():
             self._master_weight(name).copy_(weight)
             self._round(name)
 
     @torch.no_grad()
     def apply(self, deltas: Mapping[str, Delta]) -> None:
-        """theta <- theta + D, in float32."""
+        """theta <- theta + D, in float32.
+
+        Raises:
+            ValueError: If a delta is not of its module's shape, naming both; nothing is changed.
+        """
+        self._check_shapes(deltas)
         for name, delta in deltas.items():
             weight = self._master_weight(name)
             if isinstance(delta, LowRank):
