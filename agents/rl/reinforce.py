@@ -26,6 +26,7 @@ RLEdit.
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
 

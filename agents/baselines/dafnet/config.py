@@ -2,7 +2,14 @@
 
 from dataclasses import dataclass
 
-from editenv.arguments import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, check_fields
+from editenv.arguments import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    PositiveOrInfinite,
+    check_fields,
+)
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,7 @@ class DAFNetConfig:
     """By which share of their length they do, but by 10 at least."""
     loss_decay: NonNegativeFloat = 0.03
     """Of the running loss (0.01)."""
-    gradient_clip: PositiveFloat = 100.0
+    gradient_clip: PositiveOrInfinite = 100.0
     """Largest norm of the gradient."""
     warm_up_edits: PositiveInt = 500
     """Edits that the normaliser and the units come from. The public code lets the normaliser go on while it trains."""
