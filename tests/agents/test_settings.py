@@ -100,7 +100,7 @@ def test_every_row_with_settings_has_been_looked_at():
     ],
 )  # fmt: skip
 def test_what_is_right_is_said(row, values, words):
-    with pytest.raises(ValueError, match="setting|must be") as error:
+    with pytest.raises(ValueError, match=r"setting|must be") as error:
         make_method(row, values)
     assert words in str(error.value)
 

@@ -635,6 +635,19 @@ REFUSED = {
     "None": (lambda env: None, ["NoneType"]),
     "a list": (lambda env: zeros(env) | {LAST: [[0.0] * 32] * 64}, [LAST]),
     "text": (lambda env: zeros(env) | {LAST: "none"}, [LAST]),
+    "complex": (lambda env: zeros(env) | {LAST: np.zeros((64, 32), complex)}, [LAST, "complex128"]),
+    "torch complex": (lambda env: zeros(env) | {LAST: torch.zeros(64, 32, dtype=torch.complex64)}, [LAST, "complex64"]),
+    "bools": (lambda env: zeros(env) | {LAST: np.zeros((64, 32), bool)}, [LAST, "bool"]),
+    "torch bools": (lambda env: zeros(env) | {LAST: torch.zeros(64, 32, dtype=torch.bool)}, [LAST, "torch.bool"]),
+    "objects": (lambda env: zeros(env) | {LAST: np.zeros((64, 32), object)}, [LAST, "object"]),
+    "texts": (lambda env: zeros(env) | {LAST: np.full((64, 32), "0")}, [LAST, "<U1"]),
+    "masked": (lambda env: zeros(env) | {LAST: np.ma.masked_array(np.zeros((64, 32)), True)}, [LAST, "MaskedArray"]),
+    "sparse": (lambda env: zeros(env) | {LAST: torch.zeros(64, 32).to_sparse()}, [LAST, "sparse"]),
+    "nowhere": (lambda env: zeros(env) | {LAST: torch.zeros(64, 32, device="meta")}, [LAST, "meta"]),
+    "a row, which would be repeated": (lambda env: zeros(env) | {LAST: np.zeros((1, 32))}, [LAST, "(64, 32)", "(1, 32)"]),
+    "vectors as factors": (low_rank(torch.zeros(64), torch.zeros(32)), [LAST, "left factor", "(64,)"]),
+    "lists as factors": (low_rank([[0.0]] * 64, [[0.0] * 32]), [LAST, "left factor", "list"]),
+    "complex factor": (low_rank(np.zeros((64, 1)), np.zeros((1, 32), complex)), [LAST, "right factor", "complex128"]),
 }  # fmt: skip
 
 
@@ -660,6 +673,64 @@ def test_a_wrong_action_is_refused_and_changes_nothing(make_env, case):
     _, reward, _, _, info = env.step(zeros(env))
     assert np.isfinite(reward)
     assert info["batch"] == 2
+
+
+REAL = {
+    "negative strides": lambda delta: delta[::-1, ::-1][::-1, ::-1],
+    "upside down": lambda delta: np.ascontiguousarray(delta[::-1])[::-1],
+    "by column": np.asfortranarray,
+    "float16": lambda delta: delta.astype(np.float16),
+    "float64": lambda delta: delta.astype(np.float64),
+    "long double": lambda delta: delta.astype(np.longdouble),
+    "big-endian": lambda delta: delta.astype(">f4"),
+    "not writable": lambda delta: np.broadcast_to(delta, delta.shape),
+    "every other row of twice as many": lambda delta: delta.repeat(2, 0)[::2],
+    "bfloat16 tensor": lambda delta: torch.from_numpy(delta).bfloat16(),
+    "tensor with gradient": lambda delta: torch.from_numpy(delta).requires_grad_(),
+    "numpy factors": lambda delta: LowRank(np.eye(64)[:, ::-1], delta[::-1]),
+}
+
+
+@pytest.mark.parametrize("kind", REAL)
+@pytest.mark.filterwarnings("error")
+def test_real_numbers_of_any_type_and_strides_are_taken_for_what_they_are(make_env, kind):
+    env = make_env(modules=[LAST])
+    env.reset(seed=0)
+    delta = np.random.default_rng(0).integers(-8, 8, (64, 32)).astype(np.float32) / 64  # exact in every type
+    before = env.language_model.weight(LAST).clone()
+    env.step({LAST: REAL[kind](delta)})
+    assert torch.equal(env.language_model.weight(LAST), before + torch.from_numpy(delta))
+
+
+def test_deltas_and_weights_of_a_wrong_shape_are_not_repeated_over_a_module(make_env):
+    lm = make_env().language_model
+    before = lm.snapshot()
+    for change in (lm.apply, lm.assign):
+        for wrong in (torch.ones(1, 32), torch.ones(64, 1), torch.ones(32, 64), torch.ones(())):
+            with pytest.raises(ValueError, match=r"down_proj' expects shape \(64, 32\), was given"):
+                change({MIDDLE: torch.ones(64, 32), LAST: wrong})
+        with pytest.raises(ValueError, match="unknown module 'layers.0'"):
+            change({MIDDLE: torch.ones(64, 32), "layers.0": torch.ones(64, 32)})
+    assert all(torch.equal(value, before[name]) for name, value in lm.snapshot().items())
+
+
+@pytest.mark.parametrize("mode", ["ansi", "human", "rgb_array"])
+def test_there_is_nothing_to_render_before_the_first_reset(make_env, mode):
+    env = make_env(render_mode=mode)
+    with pytest.raises(RuntimeError, match=r"render: .* call reset\(\) first"):
+        env.render()
+    env.close()
+
+
+@pytest.mark.parametrize("options", [5, ["shuffle"], {"shuffle": 0}, {"keep_cache": "no"}, {1: True}])
+def test_options_of_reset_that_are_none_are_refused_before_anything_changes(make_env, options):
+    env = make_env()
+    env.reset(seed=0)
+    env.step(arrays(deltas_for(env)))
+    before = env.language_model.snapshot()
+    with pytest.raises(ValueError, match="reset: "):
+        env.reset(options=options)
+    assert all(torch.equal(value, before[name]) for name, value in env.language_model.snapshot().items())
 
 
 @pytest.mark.parametrize(
