@@ -709,7 +709,7 @@ def test_deltas_and_weights_of_a_wrong_shape_are_not_repeated_over_a_module(make
         for wrong in (torch.ones(1, 32), torch.ones(64, 1), torch.ones(32, 64), torch.ones(())):
             with pytest.raises(ValueError, match=r"down_proj' expects shape \(64, 32\), was given"):
                 change({MIDDLE: torch.ones(64, 32), LAST: wrong})
-        with pytest.raises(ValueError, match="unknown module 'layers.0'"):
+        with pytest.raises(ValueError, match=r"unknown module .layers\.0."):
             change({MIDDLE: torch.ones(64, 32), "layers.0": torch.ones(64, 32)})
     assert all(torch.equal(value, before[name]) for name, value in lm.snapshot().items())
 
