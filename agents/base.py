@@ -16,7 +16,8 @@ from editenv.language_model.editable_lm import EditableLM, Gradient
 
 Observation = Mapping[str, Gradient]
 """By edited module the two factors of the batch's fine-tuning gradient, ``keys`` (tokens, d_in) and ``value_grads``
-(tokens, d_out): float32, unpadded, on the model's device; ``env.gradients``. To be read, not to be changed."""
+(tokens, d_out), of the tokens that the environment shows: float32, unpadded, on the model's device;
+``env.gradients``. To be read, not to be changed."""
 
 ProgressCallback = Callable[[str, int, int], None]
 """Called with what is going on, how much of it is done, and of how much."""

@@ -158,7 +158,8 @@ def _fits(hint: Any, value: Any, ranges: Sequence[Range] = ()) -> bool:
         return isinstance(value, Mapping) and all(_fits(parts[0], k) and _fits(parts[1], v) for k, v in value.items())
     if origin is not None and issubclass(origin, Sequence):
         is_list = isinstance(value, Sequence) and not isinstance(value, str | bytes)
-        return is_list and all(_fits(parts[0], entry) for entry in value)
+        # The entries of what is read from a file as it is asked for are left to be.
+        return is_list and (not isinstance(value, list | tuple) or all(_fits(parts[0], entry) for entry in value))
     if hint in (int, float):
         kind = Integral if hint is int else Real
         return isinstance(value, kind) and not isinstance(value, bool) and _in_ranges(float(value), ranges)

@@ -33,7 +33,8 @@ class MENDConfig(TrainConfig):
 class MEND(TrainedOnFixedModel):
     """Trained network, no regression: ``D = -lr sum over tokens of u~^T d~``.
 
-    Gradients are taken at answer positions; the public code takes every token of the prompt.
+    Gradients are those that the environment shows: at answer positions by default; the public code takes every token
+    of the prompt, which is ``observed_tokens="all"``.
 
     Precomputes: the network, by Adam on ``c_edit (-log p(y | x')) + c_loc KL`` (eq. 4), an optimiser step for each
     batch of theta_0; ``trajectories * horizon`` batches in all. Needs: training edits with rephrases and locality

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from agents.editing.guard import Guard
+from editenv.arguments import PositiveInt, check_fields
 from editenv.models import EMBEDDED
 
 
@@ -44,7 +45,7 @@ class EditArgs:
     """Text that the method may take statistics of (ROME, MEMIT and their kin): a .txt or .jsonl file, a hub data
     set, or a folder made by python -m agents.covariance.
     """
-    edits_per_step: int = 20
+    edits_per_step: PositiveInt = 20
     """Edits in a batch; the last may be smaller."""
     train_eos: bool = False
     """Teach the model to stop after each target, and to go on stopping after other answers: for a model that
@@ -71,3 +72,6 @@ class EditArgs:
     seed: int = 0
     json: bool = False
     """Print the report as one JSON object instead of a summary."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)

@@ -26,6 +26,7 @@ from agents.editing.preparation import (
 from agents.editing.saving import save_model
 from agents.progress import silent
 from agents.registry import settings_of
+from editenv.arguments import checked_arguments
 from editenv.data import Edit, Locality
 from editenv.data.formats import FORMATS, Fields, to_edit
 from editenv.data.records import BadRecordError
@@ -122,6 +123,7 @@ class LifelongEditor:
         editenv.journal.JournalError: If the output folder holds something else.
     """
 
+    @checked_arguments
     def __init__(
         self,
         model: str = EMBEDDED,

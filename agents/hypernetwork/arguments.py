@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from agents.hypernetwork.config import TrainConfig
+from editenv.arguments import PositiveInt, check_fields
 from editenv.data.options import FileOptions
 from editenv.models.presets import preset
 
@@ -35,8 +36,11 @@ class Args:
     """Torch device."""
     seed: int = 0
     """Seeds the network and every stream."""
-    checkpoint_every: int = 5
+    checkpoint_every: PositiveInt = 5
     """Trajectories between checkpoints."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 def with_preset(args: Args) -> Args:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
+from editenv.arguments import check
 from editenv.deltas import Delta, LowRank
 from editenv.language_model.activation_cache import ActivationCache, CacheKey
 from editenv.language_model.cut import Cut, cut_model
@@ -97,6 +98,7 @@ class EditableLM:
         cache_bytes: int = 256 * 2**20,
         activation_cache: ActivationCache | None = None,
     ) -> None:
+        check("modules", Sequence[str], modules)  # a text is a sequence of letters
         # A deep copy that takes parameters and buffers as they are: modules of its own, on the same memory.
         shared: dict[int, Any] = {id(p): p for p in model.parameters()} | {id(b): b for b in model.buffers()}
         self.model = copy.deepcopy(model, shared).eval()

@@ -121,6 +121,27 @@ def test_python_files_and_the_command_line_say_the_same(model_folder, tmp_path, 
         assert words in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("edit --edits x --output out --edits-per-step 0", "edits_per_step must be a whole number of at least 1"),
+        ("edit --edits x --output out --guard.max-perplexity nan", "max_perplexity must be a finite number above 0"),
+        ("train --output out --train.discount 2", "discount must be a finite number from 0 to 1, not 2"),
+        ("train --output out --checkpoint-every 0", "checkpoint_every must be a whole number of at least 1, not 0"),
+        ("inspect x --sample -1", "sample must be a whole number of at least 0, not -1"),
+    ],
+)  # fmt: skip
+def test_an_option_out_of_range_is_a_usage_error(command, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr("sys.argv", ["editenv", *command.split()])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 2
+    assert words in " ".join(capsys.readouterr().err.replace("│", "").split())
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("kind", [PolicyConfig, TrainConfig, DAFNetConfig, Guard, ReinforceConfig, EvolutionConfig])
 def test_every_field_of_a_config_refuses_nan_and_text(kind):
     usual = {"memory_samples": None} if kind in (ReinforceConfig, EvolutionConfig) else {}

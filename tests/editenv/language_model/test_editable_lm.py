@@ -165,6 +165,13 @@ def test_all_tokens_are_those_that_some_answer_depends_on(make_lm, tokenizer):
     assert first.value_grads.any(-1).all()
 
 
+def test_modules_are_a_list(base, tokenizer):
+    """Of a text each letter would be an ending, and some module's name ends with it."""
+    for wrong in ("layers.0.mlp.down_proj", [1], None):
+        with pytest.raises(ValueError, match="modules must be a list, each entry a text, not"):
+            EditableLM(base, tokenizer, wrong)
+
+
 def test_the_name_of_before_works_for_one_more_version(make_lm):
     lm = make_lm("layers.0.mlp.down_proj")
     prompts = encode(lm)
