@@ -154,6 +154,8 @@ def _fits(hint: Any, value: Any, ranges: Sequence[Range] = ()) -> bool:
         return any(_fits(part, value) for part in parts)
     if origin is Literal:
         return any(type(value) is type(choice) and value == choice for choice in parts)
+    if origin is Callable:
+        return callable(value)
     if origin is not None and issubclass(origin, Mapping):
         return isinstance(value, Mapping) and all(_fits(parts[0], k) and _fits(parts[1], v) for k, v in value.items())
     if origin is not None and issubclass(origin, Sequence):
@@ -182,6 +184,8 @@ def in_words(hint: Any) -> str:
         return " or ".join(in_words(part) for part in parts)
     if origin is Literal:
         return f"one of {', '.join(map(repr, parts))}" if len(parts) > 1 else repr(parts[0])
+    if origin is Callable:
+        return "something to call"
     if origin is not None and issubclass(origin, Mapping):
         return "an object (a dictionary)"
     if origin is not None and issubclass(origin, Sequence):
@@ -189,4 +193,7 @@ def in_words(hint: Any) -> str:
     words = {int: "a whole number", float: "a finite number", bool: "True or False", str: "a text", Path: "a path"}
     if hint in words:
         return words[hint]
-    return "None" if hint in (None, type(None)) else f"a {getattr(hint, '__name__', hint)}"
+    if hint in (None, type(None)):
+        return "None"
+    name = getattr(hint, "__name__", str(hint))
+    return f"an {name}" if name[0] in "AEIOU" else f"a {name}"

@@ -12,7 +12,7 @@ import torch
 from gymnasium import spaces
 
 from editenv import rendering, rewards
-from editenv.arguments import PositiveInt, check, checked_arguments
+from editenv.arguments import NonNegativeInt, PositiveInt, check, checked_arguments
 from editenv.data import Edit, load_edits
 from editenv.data.files import EditFile, FileOptions
 from editenv.deltas import Delta, LowRank, real_matrix
@@ -402,9 +402,10 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
             over until the next batch is presented.
 
         Raises:
-            ValueError: If there are no edits, or if the environment has a stream of its own.
+            ValueError: If there are no edits, or other things than edits, or if the environment has a stream of its own.
             RuntimeError: Before the first :meth:`reset`.
         """
+        check("present: edits", Sequence[Edit], edits)
         if not edits:
             raise ValueError("present: a batch has at least one edit")
         if len(self._edits):
@@ -418,7 +419,8 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         self._gradients = self.fine_tuning_gradient()
         return self.padded(self._gradients), self._position()
 
-    def continue_after(self, batches: int) -> None:
+    @checked_arguments
+    def continue_after(self, batches: NonNegativeInt) -> None:
         """Counts so many batches as done: for a run that goes on after an interruption, in an environment without a
         stream, once its weights are back.
 

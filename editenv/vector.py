@@ -117,6 +117,8 @@ class LifelongEditVectorEnv(VectorEnv[Any, Any, np.ndarray]):
 
     def _seeds(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
         """One for each stream."""
+        seed = seed.tolist() if isinstance(seed, np.ndarray) else seed
+        check("seed", int | Sequence[int | None] | None, seed)
         if seed is None:
             return [None] * self.num_envs
         if isinstance(seed, int | np.integer):

@@ -722,6 +722,17 @@ def test_there_is_nothing_to_render_before_the_first_reset(make_env, mode):
     env.close()
 
 
+@pytest.mark.parametrize("batch", [[{"prompt": "Ada is in", "target": "Rome"}], "Ada", None, ["Ada"]])
+def test_a_batch_of_something_else_than_edits_is_refused(make_env, batch):
+    env = make_env(dataset=None, horizon=None)
+    env.reset()
+    with pytest.raises(ValueError, match="present: edits must be a list, each entry an Edit"):
+        env.present(batch)
+    for wrong in (-1, 1.5):
+        with pytest.raises(ValueError, match="batches must be a whole number of at least 0"):
+            env.continue_after(wrong)
+
+
 @pytest.mark.parametrize("options", [5, ["shuffle"], {"shuffle": 0}, {"keep_cache": "no"}, {1: True}])
 def test_options_of_reset_that_are_none_are_refused_before_anything_changes(make_env, options):
     env = make_env()

@@ -27,6 +27,19 @@ def make(model_folder):
     return make
 
 
+def test_what_is_no_seed_option_or_wrapper_is_named(make):
+    envs = make(2)
+    for wrong in (1.5, "ab", [1.5, 2], True):
+        with pytest.raises(ValueError, match="seed must be a whole number or a list"):
+            envs.reset(seed=wrong)
+    with pytest.raises(ValueError, match="reset: options must be an object"):
+        envs.reset(options=[1])
+    for argument, value in (("num_envs", 0), ("num_envs", 2.0), ("stream_wrappers", [3]), ("stream_wrappers", "x")):
+        with pytest.raises(ValueError, match=f"^{argument} must be "):
+            make(**{argument: value})
+    envs.reset(seed=np.array([3, 4]))
+
+
 def test_all_tokens_are_observed_in_every_stream(make):
     envs = make(2, observed_tokens="all")
     observations, _ = envs.reset(seed=4)
