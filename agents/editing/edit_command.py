@@ -75,8 +75,6 @@ class _Display:
 
 def _check_arguments(args: EditArgs) -> None:
     """Refuses what would fail after hours, before anything is read."""
-    if args.edits_per_step < 1:
-        raise ValueError(f"--edits-per-step must be at least 1, not {args.edits_per_step}")
     if args.save_model:
         check_place(args.output / "model", args.model)
     if (args.output / "report.json").exists() and not (args.output / "journal.jsonl").exists():
