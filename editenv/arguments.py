@@ -89,7 +89,7 @@ def check_fields(instance: Any) -> None:
     Raises:
         ValueError: As :func:`check`, for the first that does not fit.
     """
-    for name, hint in hints_of(type(instance)).items():
+    for name, hint in hints_of(type(instance)).items():  # type: ignore[arg-type] # classes are hashable
         check(name, hint, getattr(instance, name))
 
 
