@@ -9,13 +9,15 @@ from typing import Any, Self
 
 import torch
 
+from editenv.arguments import check_arguments
 from editenv.deltas import LowRank
 from editenv.env import Action, LifelongEditEnv
 from editenv.language_model.editable_lm import EditableLM, Gradient
 
 Observation = Mapping[str, Gradient]
 """By edited module the two factors of the batch's fine-tuning gradient, ``keys`` (tokens, d_in) and ``value_grads``
-(tokens, d_out): float32, unpadded, on the model's device; ``env.gradients``. To be read, not to be changed."""
+(tokens, d_out), of the tokens that the environment shows: float32, unpadded, on the model's device;
+``env.gradients``. To be read, not to be changed."""
 
 ProgressCallback = Callable[[str, int, int], None]
 """Called with what is going on, how much of it is done, and of how much."""
@@ -57,12 +59,16 @@ class Agent(ABC):
     """What making the things taken from the workspace had cost; part of the reported setup."""
 
     constructor_arguments: Mapping[str, Any]
-    """What the agent was constructed with, defaults included; set by the class, for records."""
+    """What the agent was constructed with, defaults included; set by the class, for records.
+
+    Arguments are checked by their annotations (:mod:`editenv.arguments`); what does not fit is a ValueError.
+    """
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         agent = super().__new__(cls)
         # A copy or an unpickled agent is made without arguments; its attributes come afterwards.
         bound = signature(cls.__init__).bind_partial(agent, *args, **kwargs)
+        check_arguments(cls.__init__, bound.arguments)
         bound.apply_defaults()
         variadic = {"self", "args", "kwargs"} if cls.__init__ is object.__init__ else {"self"}
         agent.constructor_arguments = {n: value for n, value in bound.arguments.items() if n not in variadic}

@@ -16,6 +16,7 @@ import tyro
 from agents.editing.arguments import EditArgs
 from agents.editing.guard import BadEditError
 from agents.rows import ROWS
+from editenv.arguments import NonNegativeInt, check_fields
 from editenv.models import EMBEDDED, PACKAGED
 from editenv.models.presets import PRESETS
 from editenv.renamed import renamed_options
@@ -104,10 +105,13 @@ class InspectArgs:
     """Embedded model, Hugging Face folder or hub id: its tokens are counted, and it is asked what it believes. By
     default the
     embedded model: name your own."""
-    sample: int = 200
+    sample: NonNegativeInt = 200
     """How many edits the model is asked about; 0 for none."""
     json: bool = False
     """Print one JSON object."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass

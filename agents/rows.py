@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agents.settings import build, merged, read_settings, settings_path
+from agents.settings import build, check_settings, merged, read_settings, settings_path
 
 if TYPE_CHECKING:
     from agents.base import Agent
@@ -50,8 +50,9 @@ class Row:
         """The agent with these settings.
 
         Raises:
-            ValueError: If a setting is unknown or none of the choices there are for it, naming it.
+            ValueError: If a setting is unknown, of a wrong type or out of range, naming it.
         """
+        check_settings(self.load(), settings)  # also those that the row then sets otherwise
         return build(self.load(), merged(merged(self.arguments, settings), self.fixed))
 
     def read_settings(self, folder: str | None = None) -> dict[str, Any]:

@@ -5,7 +5,9 @@ stores its weight. It is a dense tensor or a :class:`LowRank` pair of factors.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 
 
@@ -31,6 +33,35 @@ class LowRank:
 
 
 Delta = torch.Tensor | LowRank
+
+
+def real_matrix(values: Any, what: str, shape: tuple[int, int] | None = None) -> torch.Tensor:
+    """An array or a tensor as a float32 matrix, detached; the very memory where nothing needs to change.
+
+    Args:
+        values: Of any real type, byte order and strides.
+        what: It is, for messages.
+        shape: It should have, for messages; any matrix will do without.
+
+    Raises:
+        ValueError: If it is neither, or has entries that are no real numbers (complex, bool, objects), or is not a
+            dense matrix in memory.
+    """
+    expects = f"{what} expects an array or a tensor of numbers" + (f", of shape {shape}" if shape else "")
+    if not isinstance(values, np.ndarray | torch.Tensor):
+        raise ValueError(f"{expects}{' (or a LowRank)' if shape else ''}, was given a {type(values).__name__}")
+    if values.ndim != 2:
+        raise ValueError(f"{expects}, was given shape {tuple(values.shape)}")
+    if isinstance(values, np.ndarray):
+        if values.dtype.kind not in "fiu" or isinstance(values, np.ma.MaskedArray):
+            raise ValueError(f"{expects}, was given a {type(values).__name__} of type {values.dtype}")
+        with np.errstate(over="ignore"):  # infinity is refused as such
+            array = np.ascontiguousarray(values, np.float32)
+        return torch.from_numpy(array if array.flags.writeable else array.copy())
+    kind = values.dtype
+    if kind.is_complex or kind is torch.bool or values.layout is not torch.strided or values.is_meta:
+        raise ValueError(f"{expects}, was given a tensor of {kind}, {values.layout}, on {values.device}")
+    return values.detach().to(torch.float32)
 
 
 def dense(delta: Delta) -> torch.Tensor:

@@ -12,12 +12,13 @@ import torch
 from gymnasium import spaces
 
 from editenv import rendering, rewards
+from editenv.arguments import NonNegativeInt, PositiveInt, check, checked_arguments
 from editenv.data import Edit, load_edits
 from editenv.data.files import EditFile, FileOptions
-from editenv.deltas import Delta, LowRank
+from editenv.deltas import Delta, LowRank, real_matrix
 from editenv.evaluation import metrics
 from editenv.evaluation.batch import PROMPT, EvaluationBatch, encode_evaluation
-from editenv.language_model.editable_lm import EditableLM, Gradient
+from editenv.language_model.editable_lm import EditableLM, Gradient, ObservedTokens
 from editenv.language_model.prompts import Prompts, answer_ids
 from editenv.models import load_model
 from editenv.models.modules import default_modules
@@ -95,6 +96,9 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         train_eos: Teach the end-of-sequence token after each target, and protect it after each locality answer,
             so that the model says an answer and stops. The gradient and the reward are then over one token more for
             each; metrics are not.
+        observed_tokens: Which tokens the observation has: ``"answers"``, those that predict an answer token, as the
+            public code of MALMEN and RLEdit keeps them; or ``"all"`` tokens of prompt and target that have a gradient.
+            Where the last layer alone is edited, or its MLP, these are the same.
         dataset_options: For a file: :class:`editenv.data.files.FileOptions` as a dictionary.
         renamed: ``end_of_answer``, which is what ``train_eos`` was called; it works for one more version.
 
@@ -111,37 +115,33 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
 
     metadata = {"render_modes": ["ansi", "human", "rgb_array"], "render_fps": 4}  # noqa: RUF012 - Gymnasium declares it so
 
+    @checked_arguments
     def __init__(
         self,
         model: str = "atlas",
         dataset: str | None = "atlas",
         split: str = "train",
-        edits_per_step: int = 20,
-        actions_per_batch: int = 1,
-        horizon: int | None = None,
+        edits_per_step: PositiveInt = 20,
+        actions_per_batch: PositiveInt = 1,
+        horizon: PositiveInt | None = None,
         modules: Sequence[str] | None = None,
         locality: float = 0.6,
         memory_decay: float = 0.95,
         memory_batches: int = 10,
         regularization: float = 1e-4,
         redraw: bool = False,
-        device: str = "cpu",
+        device: str | torch.device = "cpu",
         dtype: str = "float32",
-        render_mode: str | None = None,
+        render_mode: Literal["ansi", "human", "rgb_array"] | None = None,
         dataset_options: Mapping[str, Any] | None = None,
         reference: Literal["initial", "previous"] = "initial",
         train_eos: bool = False,
+        observed_tokens: ObservedTokens = "answers",
         **renamed: Any,
     ) -> None:
         if renamed:
             train_eos = renamed_keywords("LifelongEditEnv", renamed).get("train_eos", train_eos)
-        for name, value in (("edits_per_step", edits_per_step), ("actions_per_batch", actions_per_batch)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
-        if horizon is not None and horizon < 1:
-            raise ValueError(f"horizon must be at least 1 batch (or None), not {horizon}")
-        if render_mode is not None and render_mode not in self.metadata["render_modes"]:
-            raise ValueError(f"render_mode must be one of {self.metadata['render_modes']}, not {render_mode!r}")
+        device = str(device)
         self.render_mode = render_mode
         self.edits_per_step = edits_per_step
         self.actions_per_batch = actions_per_batch
@@ -158,7 +158,9 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
             self.model_arguments["dataset_options"] = dict(dataset_options)
         if train_eos:
             self.model_arguments["train_eos"] = True
-        self.train_eos = train_eos
+        if observed_tokens != "answers":
+            self.model_arguments["observed_tokens"] = observed_tokens
+        self.train_eos, self.observed_tokens = train_eos, observed_tokens
         self.dataset, self.split, self._redraw = dataset, split, redraw
         self._edits: Sequence[Edit] = ()
         if dataset is not None:
@@ -169,7 +171,7 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         self.language_model = EditableLM(base, tokenizer, default_modules(base, model) if modules is None else modules)
         if train_eos:
             _ = self.language_model.eos_token  # refused here if there is none
-        self.max_tokens = edits_per_step * (self._longest_target() + train_eos)
+        self.max_tokens = edits_per_step * self._longest_observation()
         self.observation_space: spaces.Space[Any] = self._observation_space()
         self.stream: Sequence[Edit] = Stream((), np.zeros(0, dtype=int))
         self._after_horizon = self.stream
@@ -236,11 +238,12 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
                 the frozen layers made of prompts in earlier episodes: the same stream again costs a fraction; last
                 bits may differ.
         """
-        self._draw_stream(seed, options or {})
+        self._draw_stream(seed, {} if options is None else options)
         return self._open_stream()
 
     def _draw_stream(self, seed: int | None, options: Mapping[str, Any]) -> None:
         """The first half of :meth:`reset`: the order of the edits, and theta_0."""
+        check("reset: options", Mapping[str, Any], options)
         super().reset(seed=seed)
         if "keep_encodings" in options:
             old = renamed_keywords("reset(options=...)", {"keep_encodings": options["keep_encodings"]})
@@ -248,6 +251,8 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         unknown = set(options) - {"shuffle", "keep_cache"}
         if unknown:
             raise ValueError(f"reset: unknown options {sorted(unknown)}; known are 'shuffle' and 'keep_cache'")
+        for name, value in options.items():
+            check(f"reset: {name}", bool, value)
         if self._redraw:
             self._edits = load_edits(str(self.dataset), self.split, int(self.np_random.integers(1, 2**31)))
         shuffle = options.get("shuffle", True)
@@ -335,10 +340,15 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
     def render(self) -> Any:
         """The episode so far: a table (``ansi``), a live table (``human``) or the retention heat map
         (``rgb_array``).
+
+        Raises:
+            RuntimeError: Before the first :meth:`reset`.
         """
         if self.render_mode is None:
             gym.logger.warn("render() was called, but the environment was made without a render_mode")
             return None
+        if not self._began:
+            raise RuntimeError("render: the episode never began; call reset() first")
         if self.render_mode == "ansi":
             return rendering.as_text(self.history)
         if self.render_mode == "rgb_array":
@@ -392,9 +402,10 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
             over until the next batch is presented.
 
         Raises:
-            ValueError: If there are no edits, or if the environment has a stream of its own.
+            ValueError: If there are no edits, or other things than edits, or if the environment has a stream of its own.
             RuntimeError: Before the first :meth:`reset`.
         """
+        check("present: edits", Sequence[Edit], edits)
         if not edits:
             raise ValueError("present: a batch has at least one edit")
         if len(self._edits):
@@ -408,7 +419,8 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         self._gradients = self.fine_tuning_gradient()
         return self.padded(self._gradients), self._position()
 
-    def continue_after(self, batches: int) -> None:
+    @checked_arguments
+    def continue_after(self, batches: NonNegativeInt) -> None:
         """Counts so many batches as done: for a run that goes on after an interruption, in an environment without a
         stream, once its weights are back.
 
@@ -470,7 +482,7 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         _, gradients = self.language_model.gradients(
             prompts,
             lambda logits: torch.nn.functional.cross_entropy(logits, prompts.labels, reduction="sum"),
-            answer_positions=True,
+            self.observed_tokens,
         )
         return gradients
 
@@ -517,17 +529,22 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
-    def _longest_target(self) -> int:
-        tokenizer = self.language_model.tokenizer
+    def _longest_observation(self) -> int:
+        """How many tokens at most are observed of one edit."""
         if not self._edits:
             return 0
+        tokenizer = self.language_model.tokenizer
         if self._redraw:
-            from editenv.data.atlas import objects
+            from editenv.data.atlas import possible_prompts, possible_targets
 
-            targets = {name for group in objects().values() for name in group}
+            prompts, targets = possible_prompts(self.split), possible_targets()
         else:
-            targets = {edit.target for edit in self._edits}
-        return max(map(len, answer_ids(tokenizer, sorted(targets))))
+            prompts, targets = {edit.prompt for edit in self._edits}, {edit.target for edit in self._edits}
+        longest = max(map(len, answer_ids(tokenizer, sorted(targets)))) + self.train_eos
+        if self.observed_tokens == "all":
+            # The last token of a target is predicted, never read.
+            longest += max(map(len, tokenizer(sorted(prompts))["input_ids"])) - 1
+        return longest
 
     def _open_batch(self, edits: Sequence[Edit]) -> None:
         lm, edits = self.language_model, list(edits)
@@ -580,35 +597,39 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         for name in names:
             if name not in action:
                 raise ValueError(f"action: no delta for module {name!r}; give zeros to leave it as it is")
-            given = action[name]
-            expected = self.language_model.shape(name)
-            if not isinstance(given, np.ndarray | torch.Tensor | LowRank):
-                raise ValueError(
-                    f"action: module {name!r} expects an array, a tensor or a LowRank, was given a {type(given).__name__}"
-                )
-            if isinstance(given, LowRank) and tuple(given.left.shape[1:]) != tuple(given.right.shape[:1]):
-                shapes = f"{tuple(given.left.shape)} and {tuple(given.right.shape)}"
-                raise ValueError(f"action: module {name!r} was given factors of shapes {shapes}, which do not fit")
-            if tuple(given.shape) != expected:
-                raise ValueError(f"action: module {name!r} expects shape {expected}, was given {tuple(given.shape)}")
-            delta: Delta
-            if isinstance(given, LowRank):
-                delta = LowRank(self._tensor(given.left), self._tensor(given.right))
-                # No entry of the product is larger than the product of the norms: the matrix need not be formed.
-                finite = bool((delta.left.norm() * delta.right.norm()).isfinite())
-            else:
-                delta = self._tensor(given)
-                finite = bool(delta.norm().isfinite())  # so is the regularization then
-            if not finite:
-                raise RefusedActionError(
-                    f"action: module {name!r} expects shape {expected} of finite numbers, was given NaN or infinity (or "
-                    "numbers whose squares are)"
-                )
-            deltas[name] = delta
+            deltas[name] = self._delta(name, action[name])
         return deltas
 
-    def _tensor(self, values: "np.ndarray | torch.Tensor") -> torch.Tensor:
-        return torch.as_tensor(values, dtype=torch.float32, device=self.language_model.device).detach()
+    def _delta(self, name: str, given: Any) -> Delta:
+        """A module's share of an action, in float32 on the model's device.
+
+        Raises:
+            ValueError: If it is no delta of the module's shape.
+            RefusedActionError: If it is not finite.
+        """
+        expected, device = self.language_model.shape(name), self.language_model.device
+        delta: Delta
+        if isinstance(given, LowRank):
+            left, right = given.left, given.right
+            delta = LowRank(
+                real_matrix(left, f"action: module {name!r}, left factor").to(device),
+                real_matrix(right, f"action: module {name!r}, right factor").to(device),
+            )
+            if delta.left.shape[1] != delta.right.shape[0]:
+                shapes = f"{tuple(left.shape)} and {tuple(right.shape)}"
+                raise ValueError(f"action: module {name!r} was given factors of shapes {shapes}, which do not fit")
+        else:
+            delta = real_matrix(given, f"action: module {name!r}", expected).to(device)
+        if tuple(delta.shape) != expected:
+            raise ValueError(f"action: module {name!r} expects shape {expected}, was given {tuple(delta.shape)}")
+        # No entry of the product is larger than the product of the norms: the matrix need not be formed.
+        norm = delta.left.norm() * delta.right.norm() if isinstance(delta, LowRank) else delta.norm()
+        if not norm.isfinite():  # so that the regularization is, too
+            raise RefusedActionError(
+                f"action: module {name!r} expects shape {expected} of finite numbers, was given NaN or infinity (or "
+                "numbers whose squares are)"
+            )
+        return delta
 
 
 def lifelong_edit(env: gym.Env[Any, Any]) -> LifelongEditEnv:

@@ -15,6 +15,7 @@ from typing import Literal
 
 import torch
 
+from editenv.arguments import NonNegativeFloat, NonNegativeInt, Share, check_fields
 from editenv.deltas import Delta, squared_norm
 from editenv.evaluation.batch import LOCALITY, PROMPT, REPHRASE, EvaluationBatch
 from editenv.language_model.editable_lm import EditableLM, Gradient
@@ -33,13 +34,13 @@ class RewardConfig:
         ValueError: For a coefficient out of range; names it.
     """
 
-    locality: float = 0.6
+    locality: NonNegativeFloat = 0.6
     """lambda_loc: weight of the locality loss."""
-    memory_decay: float = 0.95
+    memory_decay: Share = 0.95
     """mu: how much a past batch counts for each step it lies back."""
-    memory_batches: int = 10
+    memory_batches: NonNegativeInt = 10
     """k: how many past batches are looked back at; 0 turns memory backtracking off."""
-    regularization: float = 1e-4
+    regularization: NonNegativeFloat = 1e-4
     """eta: weight of the squared norm of the delta."""
     reference: Literal["initial", "previous"] = "initial"
     """What the locality losses compare with: theta_0 (eq. 7), or theta_{t-1}, the weights before the batch, for this
@@ -47,12 +48,7 @@ class RewardConfig:
     """
 
     def __post_init__(self) -> None:
-        if self.reference not in ("initial", "previous"):
-            raise ValueError(f"reference must be 'initial' or 'previous', not {self.reference!r}")
-        if self.memory_batches < 0 or not 0 <= self.memory_decay <= 1:
-            raise ValueError(
-                f"memory_batches must be >= 0 and memory_decay in [0, 1], not {self.memory_batches}, {self.memory_decay}"
-            )
+        check_fields(self)
 
 
 @dataclass(frozen=True, slots=True)

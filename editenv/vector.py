@@ -20,6 +20,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space, concatenate, create_empty_array, iterate
 
+from editenv.arguments import PositiveInt, check, checked_arguments
 from editenv.env import LifelongEditEnv
 from editenv.evaluation.batch import warm_cache
 from editenv.language_model.editable_lm import EditableLM
@@ -53,15 +54,14 @@ class LifelongEditVectorEnv(VectorEnv[Any, Any, np.ndarray]):
         TypeError: For a wrapper that does more than change actions or observations.
     """
 
+    @checked_arguments
     def __init__(
         self,
-        num_envs: int = 1,
+        num_envs: PositiveInt = 1,
         autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
         stream_wrappers: Sequence[Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]] = (),
         **arguments: Any,
     ) -> None:
-        if num_envs < 1:
-            raise ValueError(f"num_envs must be at least 1, not {num_envs}")
         if arguments.get("render_mode") is not None:
             raise ValueError("render_mode must be None: what a vector of streams looks like is not defined")
         self.num_envs = num_envs
@@ -93,10 +93,13 @@ class LifelongEditVectorEnv(VectorEnv[Any, Any, np.ndarray]):
             ValueError: For a wrong number of seeds, a wrong mask or an unknown option.
             RuntimeError: If the mask leaves out a stream that never began.
         """
+        check("reset: options", Mapping[str, Any] | None, options)
         options = dict(options or {})
         mask = self._checked_mask(options.pop("reset_mask", np.ones(self.num_envs, dtype=bool)))
         seeds = self._seeds(seed)
-        if not options.pop("keep_cache", True):
+        keep_cache = options.pop("keep_cache", True)
+        check("reset: keep_cache", bool, keep_cache)
+        if not keep_cache:
             self.streams[0].language_model.clear_cache()
         infos: dict[str, Any] = {}
         for i, info in self._begin(np.flatnonzero(mask).tolist(), seeds, options).items():
@@ -114,6 +117,8 @@ class LifelongEditVectorEnv(VectorEnv[Any, Any, np.ndarray]):
 
     def _seeds(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
         """One for each stream."""
+        seed = seed.tolist() if isinstance(seed, np.ndarray) else seed
+        check("seed", int | Sequence[int | None] | None, seed)
         if seed is None:
             return [None] * self.num_envs
         if isinstance(seed, int | np.integer):

@@ -11,9 +11,10 @@ def tokens(tokenizer, prompt, answer):
     return head, tokenizer(f" {answer}", add_special_tokens=False)["input_ids"]
 
 
-def answer_logits(model, tokenizer, prompt, answer, weights=None):
-    """Logits before each answer token and the answer tokens, with some weights replaced."""
+def answer_logits(model, tokenizer, prompt, answer, weights=None, end=False):
+    """Logits before each answer token and the answer tokens, with some weights replaced; perhaps with its end."""
     head, tail = tokens(tokenizer, prompt, answer)
+    tail = [*tail, tokenizer.eos_token_id] if end else tail
     ids = torch.tensor([head + tail])
     logits = functional_call(model, weights or {}, (ids,), {"use_cache": False}).logits
     return logits[0, len(head) - 1 : -1].float(), torch.tensor(tail)

@@ -16,7 +16,7 @@ ABOVE = {"editenv": {"agents", "benchmarks"}, "agents": {"benchmarks"}, "benchma
 # A file that lies in no folder is a room of its own.
 FLOORS = {
     "editenv": [
-        {"atomic_files", "renamed", "collisions"},
+        {"atomic_files", "renamed", "collisions", "arguments"},
         {"models", "data", "deltas"},
         {"language_model"},
         {"evaluation", "delta_files", "journal"},

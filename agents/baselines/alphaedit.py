@@ -5,6 +5,7 @@ import torch
 from agents.baselines.memit import MEMIT
 from agents.baselines.values import LayerValueConfig
 from agents.preconditioner import Preconditioner, null_space
+from editenv.arguments import PositiveFloat, PositiveInt
 
 
 class AlphaEdit(MEMIT):
@@ -32,9 +33,9 @@ class AlphaEdit(MEMIT):
     def __init__(
         self,
         value: LayerValueConfig | None = None,
-        threshold: float = 1e-2,
-        ridge: float = 1.0,
-        samples: int = 100_000,
+        threshold: PositiveFloat = 1e-2,
+        ridge: PositiveFloat = 1.0,
+        samples: PositiveInt = 100_000,
     ) -> None:
         super().__init__(value, samples=samples, cache_keys=True)
         self.threshold, self.ridge = threshold, ridge

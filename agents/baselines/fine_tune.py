@@ -6,6 +6,7 @@ import torch
 
 from agents.base import Agent, Observation
 from agents.baselines.target_loss import edit_prompts, negative_log_likelihood
+from editenv.arguments import PositiveFloat, PositiveInt
 from editenv.env import Action, LifelongEditEnv
 
 
@@ -27,10 +28,10 @@ class FineTune(Agent):
 
     def __init__(
         self,
-        steps: int = 20,
-        learning_rate: float = 3e-3,
-        norm_constraint: float | None = None,
-        actions_per_batch: int = 1,
+        steps: PositiveInt = 20,
+        learning_rate: PositiveFloat = 3e-3,
+        norm_constraint: PositiveFloat | None = None,
+        actions_per_batch: PositiveInt = 1,
     ) -> None:
         self.steps, self.learning_rate, self.norm_constraint = steps, learning_rate, norm_constraint
         self.actions_per_batch = actions_per_batch

@@ -17,6 +17,7 @@ from agents.hypernetwork.agent import HypernetworkAgent
 from agents.hypernetwork.config import TrainConfig
 from agents.hypernetwork.online import OnlineTrainer
 from agents.hypernetwork.training import training_environment
+from editenv.arguments import PositiveInt
 from editenv.env import Action, LifelongEditEnv
 
 
@@ -46,12 +47,10 @@ class TrainedOnFixedModel(HypernetworkAgent):
         config: TrainConfig | None,
         network: str,
         policy: str | Path | None = None,
-        retrain_every: int | None = None,
-        retrain_trajectories: int = 1,
-        actions_per_batch: int | None = None,
+        retrain_every: PositiveInt | None = None,
+        retrain_trajectories: PositiveInt = 1,
+        actions_per_batch: PositiveInt | None = None,
     ) -> None:
-        if retrain_every is not None and retrain_every < 1:
-            raise ValueError(f"retrain_every must be at least 1 batch, or None, not {retrain_every}")
         super().__init__(config, policy, actions_per_batch=actions_per_batch)
         if (self.config.environment, self.config.policy.network) != ("fixed", network):
             raise ValueError(

@@ -8,6 +8,7 @@ from agents.base import Agent, Observation, ProgressCallback
 from agents.baselines.target_loss import edit_prompts, negative_log_likelihood
 from agents.covariance import covariance_of
 from agents.preconditioner import inverse_root
+from editenv.arguments import NonNegativeFloat, PositiveInt
 from editenv.env import Action, LifelongEditEnv
 from editenv.evaluation.batch import encode_evaluation
 from editenv.language_model.prompts import Prompts
@@ -39,11 +40,11 @@ class JointFineTune(Agent):
 
     def __init__(
         self,
-        ridge: float = 5e-6,
-        steps: int = 300,
-        tolerance: float = 1e-6,
-        epsilon: float = 1e-4,
-        samples: int = 3000,
+        ridge: NonNegativeFloat = 5e-6,
+        steps: PositiveInt = 300,
+        tolerance: NonNegativeFloat = 1e-6,
+        epsilon: NonNegativeFloat = 1e-4,
+        samples: PositiveInt = 3000,
     ) -> None:
         self.ridge, self.steps, self.tolerance, self.epsilon = ridge, steps, tolerance, epsilon
         self.samples = samples

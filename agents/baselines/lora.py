@@ -9,6 +9,7 @@ import torch
 
 from agents.base import Agent, Observation, ProgressCallback
 from agents.baselines.target_loss import edit_prompts, negative_log_likelihood
+from editenv.arguments import PositiveFloat, PositiveInt
 from editenv.deltas import LowRank
 from editenv.env import Action, LifelongEditEnv
 
@@ -35,11 +36,11 @@ class LoRA(Agent):
 
     def __init__(
         self,
-        rank: int = 8,
-        alpha: int = 8,
-        steps: int = 20,
-        learning_rate: float = 1e-2,
-        actions_per_batch: int = 1,
+        rank: PositiveInt = 8,
+        alpha: PositiveInt = 8,
+        steps: PositiveInt = 20,
+        learning_rate: PositiveFloat = 1e-2,
+        actions_per_batch: PositiveInt = 1,
     ) -> None:
         self.rank, self.alpha, self.steps, self.learning_rate = rank, alpha, steps, learning_rate
         self.actions_per_batch = actions_per_batch

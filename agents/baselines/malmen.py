@@ -14,6 +14,7 @@ from typing import Literal
 
 from agents.baselines.fixed_model import TrainedOnFixedModel
 from agents.hypernetwork.config import PolicyConfig, TrainConfig
+from editenv.arguments import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 
 @dataclass(frozen=True)
@@ -22,10 +23,10 @@ class MALMENConfig(TrainConfig):
 
     environment: Literal["lifelong", "fixed"] = "fixed"
     credit: Literal["trajectory", "step"] = "step"
-    locality: float = 1.0
+    locality: NonNegativeFloat = 1.0
     """lambda_loc; MALMEN's public configuration has 1."""
-    memory_batches: int = 0
-    regularization: float = 0.0
+    memory_batches: NonNegativeInt = 0
+    regularization: NonNegativeFloat = 0.0
     policy: PolicyConfig = field(default_factory=lambda: PolicyConfig(blocks=2))
     """MALMEN has two blocks of rank 1920, for models far wider than the embedded one."""
 
@@ -52,9 +53,9 @@ class MALMEN(TrainedOnFixedModel):
         self,
         config: MALMENConfig | None = None,
         policy: str | Path | None = None,
-        retrain_every: int | None = None,
-        retrain_trajectories: int = 1,
-        actions_per_batch: int | None = None,
+        retrain_every: PositiveInt | None = None,
+        retrain_trajectories: PositiveInt = 1,
+        actions_per_batch: PositiveInt | None = None,
     ) -> None:
         if policy is None:
             config = config or MALMENConfig()

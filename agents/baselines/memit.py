@@ -18,6 +18,7 @@ from agents.baselines.values import (
 )
 from agents.covariance import covariance_of
 from agents.preconditioner import Preconditioner, inverted, regularised
+from editenv.arguments import NonNegativeFloat, PositiveFloat, PositiveInt
 from editenv.data import Edit
 from editenv.deltas import Delta, ridge_regression
 from editenv.env import Action, LifelongEditEnv
@@ -57,9 +58,9 @@ class MEMIT(Agent):
     def __init__(
         self,
         value: LayerValueConfig | None = None,
-        weight: float = 15_000.0,
-        samples: int = 100_000,
-        epsilon: float = 1e-4,
+        weight: PositiveFloat = 15_000.0,
+        samples: PositiveInt = 100_000,
+        epsilon: NonNegativeFloat = 1e-4,
         cache_keys: bool = False,
     ) -> None:
         self.value = value or LayerValueConfig()

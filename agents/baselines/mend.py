@@ -13,6 +13,7 @@ from typing import Literal
 
 from agents.baselines.fixed_model import TrainedOnFixedModel
 from agents.hypernetwork.config import PolicyConfig, TrainConfig
+from editenv.arguments import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 
 @dataclass(frozen=True)
@@ -21,10 +22,10 @@ class MENDConfig(TrainConfig):
 
     environment: Literal["lifelong", "fixed"] = "fixed"
     credit: Literal["trajectory", "step"] = "step"
-    locality: float = 10.0
+    locality: NonNegativeFloat = 10.0
     """c_loc / c_edit of eq. 4; MEND's public configuration has 1 and 0.1."""
-    memory_batches: int = 0
-    regularization: float = 0.0
+    memory_batches: NonNegativeInt = 0
+    regularization: NonNegativeFloat = 0.0
     policy: PolicyConfig = field(default_factory=lambda: PolicyConfig(network="mend", blocks=2))
     """MEND has two blocks of rank 1920, for models far wider than the embedded one."""
 
@@ -32,7 +33,8 @@ class MENDConfig(TrainConfig):
 class MEND(TrainedOnFixedModel):
     """Trained network, no regression: ``D = -lr sum over tokens of u~^T d~``.
 
-    Gradients are taken at answer positions; the public code takes every token of the prompt.
+    Gradients are those that the environment shows: at answer positions by default; the public code takes every token
+    of the prompt, which is ``observed_tokens="all"``.
 
     Precomputes: the network, by Adam on ``c_edit (-log p(y | x')) + c_loc KL`` (eq. 4), an optimiser step for each
     batch of theta_0; ``trajectories * horizon`` batches in all. Needs: training edits with rephrases and locality
@@ -52,9 +54,9 @@ class MEND(TrainedOnFixedModel):
         self,
         config: MENDConfig | None = None,
         policy: str | Path | None = None,
-        retrain_every: int | None = None,
-        retrain_trajectories: int = 1,
-        actions_per_batch: int | None = None,
+        retrain_every: PositiveInt | None = None,
+        retrain_trajectories: PositiveInt = 1,
+        actions_per_batch: PositiveInt | None = None,
     ) -> None:
         if policy is None:
             config = config or MENDConfig()

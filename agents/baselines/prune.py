@@ -4,13 +4,14 @@ down.
 
 import math
 import warnings
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 
 from agents.base import Observation
 from agents.baselines.memit import MEMIT
 from agents.baselines.values import LayerValueConfig
+from editenv.arguments import NonNegativeFloat, PositiveFloat, PositiveInt, above
 from editenv.deltas import Delta, dense
 from editenv.env import Action, LifelongEditEnv
 
@@ -46,15 +47,13 @@ class PRUNE(MEMIT):
     def __init__(
         self,
         value: LayerValueConfig | None = None,
-        weight: float = 15_000.0,
-        samples: int = 100_000,
-        epsilon: float = 1e-4,
-        base: float = 1.2,
+        weight: PositiveFloat = 15_000.0,
+        samples: PositiveInt = 100_000,
+        epsilon: NonNegativeFloat = 1e-4,
+        base: Annotated[float, above(1)] = 1.2,
         every_batch: bool = False,
         onto: Literal["initial", "edited"] = "initial",
     ) -> None:
-        if base <= 1:
-            raise ValueError(f"base must be above 1, not {base}")
         if every_batch and onto == "edited":
             raise ValueError("onto: 'edited' would add all earlier edits again at every_batch; choose one of the two")
         super().__init__(value, weight, samples, epsilon)

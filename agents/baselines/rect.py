@@ -7,6 +7,7 @@ import torch
 from agents.base import Observation
 from agents.baselines.memit import MEMIT
 from agents.baselines.values import LayerValueConfig
+from editenv.arguments import NonNegativeFloat, PositiveFloat, PositiveInt, PositiveShare
 from editenv.deltas import dense
 from editenv.env import Action
 
@@ -40,13 +41,11 @@ class RECT(MEMIT):
     def __init__(
         self,
         value: LayerValueConfig | None = None,
-        weight: float = 15_000.0,
-        samples: int = 100_000,
-        epsilon: float = 1e-4,
-        keep: float = 0.4,
+        weight: PositiveFloat = 15_000.0,
+        samples: PositiveInt = 100_000,
+        epsilon: NonNegativeFloat = 1e-4,
+        keep: PositiveShare = 0.4,
     ) -> None:
-        if not 0 < keep <= 1:
-            raise ValueError(f"keep must be in (0, 1], not {keep}")
         super().__init__(value, weight, samples, epsilon)
         self.keep = keep
 

@@ -16,6 +16,7 @@ from agents.baselines.values import (
 )
 from agents.covariance import covariance_of
 from agents.preconditioner import inverted, regularised
+from editenv.arguments import NonNegativeFloat, PositiveInt
 from editenv.data import Edit
 from editenv.deltas import LowRank
 from editenv.env import Action, LifelongEditEnv
@@ -62,8 +63,8 @@ class ROME(Agent):
         self,
         value: ValueConfig | None = None,
         keys: Literal["consistent", "public"] = "consistent",
-        samples: int = 100_000,
-        epsilon: float = 1e-4,
+        samples: PositiveInt = 100_000,
+        epsilon: NonNegativeFloat = 1e-4,
     ) -> None:
         self.value = value or ValueConfig()
         self.keys, self.samples, self.epsilon = keys, samples, epsilon

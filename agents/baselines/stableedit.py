@@ -15,6 +15,7 @@ import torch
 
 from agents.base import Agent, Observation, ProgressCallback
 from agents.hypernetwork.networks import Normalizer
+from editenv.arguments import NonNegativeFloat, PositiveFloat, PositiveInt
 from editenv.deltas import LowRank, ridge_regression
 from editenv.env import Action, LifelongEditEnv
 from editenv.language_model.editable_lm import EditableLM, Gradient
@@ -95,11 +96,11 @@ class StableEdit(Agent):
 
     def __init__(
         self,
-        step_size: float = 3.0,
-        ridge: float = 0.03,
-        warm_up_batches: int = 50,
-        floor: float = 1e-3,
-        actions_per_batch: int = 1,
+        step_size: PositiveFloat = 3.0,
+        ridge: PositiveFloat = 0.03,
+        warm_up_batches: PositiveInt = 50,
+        floor: NonNegativeFloat = 1e-3,
+        actions_per_batch: PositiveInt = 1,
     ) -> None:
         self.step_size, self.ridge = step_size, ridge
         self.warm_up_batches, self.floor = warm_up_batches, floor

@@ -13,6 +13,7 @@ import torch
 
 from agents.base import Agent, Observation
 from agents.hypernetwork.networks import Normalizer
+from editenv.arguments import PositiveFloat, PositiveInt
 from editenv.deltas import ridge_regression
 from editenv.env import Action, LifelongEditEnv
 from editenv.language_model.editable_lm import Gradient
@@ -37,7 +38,12 @@ class UltraEdit(Agent):
 
     looks_at_model = True
 
-    def __init__(self, step_size: float = 1.0, ridge: float = 0.03, actions_per_batch: int = 1) -> None:
+    def __init__(
+        self,
+        step_size: PositiveFloat = 1.0,
+        ridge: PositiveFloat = 0.03,
+        actions_per_batch: PositiveInt = 1,
+    ) -> None:
         self.step_size, self.ridge, self.actions_per_batch = step_size, ridge, actions_per_batch
 
     def begin(self, env: LifelongEditEnv) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from editenv.arguments import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, check_fields
 from editenv.data import Edit
 from editenv.env import LifelongEditEnv
 from editenv.language_model.editable_lm import EditableLM
@@ -30,37 +31,40 @@ class ValueConfig:
     """Where the fact is looked up: the subject's last token (the papers), or the prompt's last token (a strategy of
     MEMIT's public code), which needs no subject. From the last layer's MLP only the latter can change an answer.
     """
-    steps: int = 25
+    steps: PositiveInt = 25
     """Adam steps on the value."""
-    learning_rate: float = 0.5
+    learning_rate: PositiveFloat = 0.5
     """Adam's, in the value's own units: a model of longer outputs needs a larger one."""
-    clamp: float = 4.0
+    clamp: PositiveFloat = 4.0
     """Longest change of the value, relative to the value's length."""
-    weight_decay: float = 1e-3
+    weight_decay: NonNegativeFloat = 1e-3
     """Weight of |change| / |value|^2, the form of both public codes. ROME's has 1e-3 for Llama-3-8B and 0.5 for
     GPT-2 XL.
     """
-    kl: float = 0.0625
+    kl: NonNegativeFloat = 0.0625
     """Weight of KL(edited || original) of what is said after "{subject} is a" (eq. 4); only at the subject's last
     token.
     """
-    enough: float = 0.05
+    enough: NonNegativeFloat = 0.05
     """Loss at which an edit's search ends."""
-    prefixes: int = 20
+    prefixes: NonNegativeInt = 20
     """Texts that the model wrote itself, put before the prompt (x_j of eq. 4): the value must not depend on what
     came before. 20 in ROME's public code, 5 in MEMIT's.
     """
-    prefix_tokens: int = 10
+    prefix_tokens: PositiveInt = 10
     """Length of each."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)
 class LayerValueConfig(ValueConfig):
     """For a value that is a layer's output, in the residual stream, which is longer than what one MLP adds to it."""
 
-    clamp: float = 0.75
+    clamp: PositiveFloat = 0.75
     """As in :class:`ValueConfig`; this is MEMIT's, for GPT-J and for Llama-3-8B."""
-    weight_decay: float = 0.5
+    weight_decay: NonNegativeFloat = 0.5
     """As in :class:`ValueConfig`; this is MEMIT's."""
 
 

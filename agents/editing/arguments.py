@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from agents.editing.guard import Guard
+from editenv.arguments import PositiveInt, check_fields
 from editenv.models import EMBEDDED
 
 
@@ -44,11 +45,15 @@ class EditArgs:
     """Text that the method may take statistics of (ROME, MEMIT and their kin): a .txt or .jsonl file, a hub data
     set, or a folder made by python -m agents.covariance.
     """
-    edits_per_step: int = 20
+    edits_per_step: PositiveInt = 20
     """Edits in a batch; the last may be smaller."""
     train_eos: bool = False
     """Teach the model to stop after each target, and to go on stopping after other answers: for a model that
     answers questions and stops. Without it the target's own tokens are all that is taught, as in the paper.
+    """
+    observed_tokens: Literal["answers", "all"] = "answers"
+    """Which tokens of a batch the method sees the gradient of: those that predict an answer token, or all that have
+    one. They differ where several layers are edited; a policy needs those that it was trained with.
     """
     modules: tuple[str, ...] = ()
     """Edited modules, as endings of dotted names; the model's default if none are given."""
@@ -67,3 +72,6 @@ class EditArgs:
     seed: int = 0
     json: bool = False
     """Print the report as one JSON object instead of a summary."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)

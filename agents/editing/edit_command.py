@@ -75,8 +75,6 @@ class _Display:
 
 def _check_arguments(args: EditArgs) -> None:
     """Refuses what would fail after hours, before anything is read."""
-    if args.edits_per_step < 1:
-        raise ValueError(f"--edits-per-step must be at least 1, not {args.edits_per_step}")
     if args.save_model:
         check_place(args.output / "model", args.model)
     if (args.output / "report.json").exists() and not (args.output / "journal.jsonl").exists():
@@ -146,6 +144,7 @@ def _open_editor(args: EditArgs, edits: EditFile, display: _Display) -> Lifelong
         dtype=args.dtype,
         seed=args.seed,
         train_eos=args.train_eos,
+        observed_tokens=args.observed_tokens,
         progress=lambda what, done, total: display.show(what),
     )
 

@@ -26,6 +26,7 @@ from agents.editing.preparation import (
 from agents.editing.saving import save_model
 from agents.progress import silent
 from agents.registry import settings_of
+from editenv.arguments import checked_arguments
 from editenv.data import Edit, Locality
 from editenv.data.formats import FORMATS, Fields, to_edit
 from editenv.data.records import BadRecordError
@@ -35,6 +36,7 @@ from editenv.env import RefusedActionError
 from editenv.evaluation import metrics
 from editenv.evaluation.batch import encode_evaluation
 from editenv.journal import Journal
+from editenv.language_model.editable_lm import ObservedTokens
 from editenv.models import EMBEDDED
 from editenv.renamed import renamed_keywords
 
@@ -104,6 +106,7 @@ class LifelongEditor:
         dtype: In which precision.
         seed: For methods that draw anything.
         train_eos: Teach the model to stop after each target, as :class:`editenv.env.LifelongEditEnv` has it.
+        observed_tokens: Which tokens of a batch the method sees, ``"answers"`` or ``"all"``, likewise.
         progress: Called while the method is prepared.
         renamed: ``end_of_answer``, which is what ``train_eos`` was called; it works for one more version.
 
@@ -120,6 +123,7 @@ class LifelongEditor:
         editenv.journal.JournalError: If the output folder holds something else.
     """
 
+    @checked_arguments
     def __init__(
         self,
         model: str = EMBEDDED,
@@ -138,6 +142,7 @@ class LifelongEditor:
         dtype: str = "float32",
         seed: int = 0,
         train_eos: bool = False,
+        observed_tokens: ObservedTokens = "answers",
         progress: ProgressCallback = silent,
         **renamed: Any,
     ) -> None:
@@ -156,6 +161,7 @@ class LifelongEditor:
             "device": device,
             "dtype": dtype,
             "train_eos": train_eos,
+            "observed_tokens": observed_tokens,
         }
         learning = learning_environment(self.agent, method, training, training_options, model_arguments)
         self.journal: Journal | None = None

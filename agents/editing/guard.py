@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from editenv.arguments import PositiveOrInfinite, check_fields
+
 if TYPE_CHECKING:  # the command line's help is printed without torch
     import torch
 
@@ -35,17 +37,24 @@ class BadEditError(RuntimeError):
 
 @dataclass(frozen=True)
 class Guard:
-    """What one batch may do to the model before it is taken back."""
+    """What one batch may do to the model before it is taken back.
 
-    max_perplexity: float = 3.0
+    Raises:
+        ValueError: For a bound that is not a positive number (infinity is one); names it.
+    """
+
+    max_perplexity: PositiveOrInfinite = 3.0
     """Largest factor by which a batch may raise the perplexity of held-out text."""
-    max_weight_norm: float = 10.0
+    max_weight_norm: PositiveOrInfinite = 10.0
     """Largest factor by which a batch may raise the norm of an edited weight."""
-    max_drift: float | None = None
+    max_drift: PositiveOrInfinite | None = None
     """Largest factor by which the perplexity of held-out text may be above the unedited model's, after any batch;
     None sets no such bound: small steps may add up."""
     on_bad: Literal["roll-back", "stop"] = "roll-back"
     """Go on without a bad batch, or stop with an error; either way the model is as it was before the batch."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def broken_weight_bound(
         self, before: Mapping[str, "torch.Tensor"], after: Mapping[str, "torch.Tensor"]

@@ -23,6 +23,7 @@ from agents.hypernetwork.training import (
     training_environment,
 )
 from agents.preconditioner import Preconditioner
+from editenv.arguments import PositiveInt
 from editenv.data import edits_digest
 from editenv.delta_files import fingerprint, frozen_fingerprint
 from editenv.env import Action, LifelongEditEnv
@@ -50,7 +51,7 @@ class HypernetworkAgent(Agent):
         config: TrainConfig | None = None,
         policy: str | Path | None = None,
         train: bool = True,
-        actions_per_batch: int | None = None,
+        actions_per_batch: PositiveInt | None = None,
     ) -> None:
         if config is not None and policy is not None:
             raise ValueError("config: a policy that was trained before brings its own; give one or the other")
@@ -101,6 +102,12 @@ class HypernetworkAgent(Agent):
                 raise ValueError(
                     f"the policy was trained for another model: {name} is {lm.shape(name)} here, and {tuple(shape)} for it"
                 )
+        observed = self._trained_on.get("observed_tokens", "answers")  # there was no choice for older policies
+        if self.folder is not None and observed != env.observed_tokens:
+            raise ValueError(
+                f"the policy of {self.folder} was trained with observed_tokens {observed!r}, and the environment has "
+                f"{env.observed_tokens!r}: give observed_tokens={observed!r} (--observed-tokens {observed})"
+            )
         for what, here in (("weights", fingerprint(lm)), ("end_of_answer", env.train_eos)):
             there = self._trained_on.get(what, here)  # older policies do not say
             if there != here:

@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from agents.hypernetwork.config import TrainConfig
+from editenv.arguments import PositiveInt, check_fields
 from editenv.data.options import FileOptions
 from editenv.models.presets import preset
 
@@ -27,12 +29,18 @@ class Args:
     --train.locality; `editenv models` lists them."""
     train_eos: bool = False
     """Teach the end-of-sequence token after each target, and protect it after each locality answer."""
+    observed_tokens: Literal["answers", "all"] = "answers"
+    """Which tokens of a batch the policy sees: those that predict an answer token, or all that have a gradient. They
+    differ where several layers are edited; the policy is for environments with the same."""
     device: str = "cpu"
     """Torch device."""
     seed: int = 0
     """Seeds the network and every stream."""
-    checkpoint_every: int = 5
+    checkpoint_every: PositiveInt = 5
     """Trajectories between checkpoints."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 def with_preset(args: Args) -> Args:

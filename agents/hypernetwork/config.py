@@ -3,6 +3,16 @@
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from editenv.arguments import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    PositiveOrInfinite,
+    Share,
+    check_fields,
+)
+
 
 @dataclass(frozen=True, slots=True)
 class PolicyConfig:
@@ -10,16 +20,19 @@ class PolicyConfig:
 
     network: Literal["malmen", "mend"] = "malmen"
     """The hypernetwork's form: malmen's, which RLEdit has, or mend's, which has no ridge regression."""
-    blocks: int = 4
+    blocks: PositiveInt = 4
     """Residual blocks."""
-    rank: int = 64
+    rank: PositiveInt = 64
     """Rank of each block's linear map."""
-    step_size: float = 1.0
+    step_size: PositiveFloat = 1.0
     """Start of lr_m: the change asked of a module's output for a typical gradient, relative to a typical output; of
     each of M modules that are edited together, an M-th.
     """
-    ridge: float = 0.1
+    ridge: PositiveFloat = 0.1
     """Start of lambda_m, relative to the mean squared norm of a key."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -35,62 +48,55 @@ class TrainConfig:
         ValueError: If a value is out of range or two do not fit together; names them.
     """
 
-    trajectories: int = 60
+    trajectories: NonNegativeInt = 60
     """Trajectories, each over a freshly drawn and shuffled training stream; one optimiser step each (eq. 12)."""
-    horizon: int = 50
+    horizon: PositiveInt = 50
     """T: batches per trajectory."""
-    edits_per_step: int = 20
+    edits_per_step: PositiveInt = 20
     """n: edits per batch."""
-    actions_per_batch: int = 1
+    actions_per_batch: PositiveInt = 1
     """K: how often each batch is shown, each time with the gradient at the current weights. The paper has 1."""
-    learning_rate: float = 1e-3
+    learning_rate: NonNegativeFloat = 1e-3
     """Adam's rate for the network."""
-    scalar_learning_rate: float = 0.03
+    scalar_learning_rate: NonNegativeFloat = 0.03
     """Adam's rate for the logarithms of step size and ridge."""
-    gradient_clip: float = 1.0
+    gradient_clip: PositiveOrInfinite = 1.0
     """Largest norm of the policy gradient."""
-    discount: float = 1.0
+    discount: Share = 1.0
     """gamma of eq. 11."""
     credit: Literal["trajectory", "step"] = "trajectory"
     """Whether a delta answers for all later rewards, or (as the public code has it) only for its own."""
     environment: Literal["lifelong", "fixed"] = "lifelong"
     """fixed undoes every batch, so that the policy only ever sees theta_0: how MEND and MALMEN are trained."""
-    locality: float = 0.6
+    locality: NonNegativeFloat = 0.6
     """lambda_loc of eq. 8."""
     reference: Literal["initial", "previous"] = "initial"
     """What all locality losses compare with: theta_0 (eq. 7), or, as the public code has it, theta_{t-1}."""
-    memory_decay: float = 0.95
+    memory_decay: Share = 0.95
     """mu of eq. 9."""
-    memory_batches: int = 10
+    memory_batches: NonNegativeInt = 10
     """k of eq. 9: how many past batches are looked back at."""
-    memory_samples: int | None = None
+    memory_samples: PositiveInt | None = None
     """Estimate the sum over the k past batches from so many of them, drawn anew at each step; None takes all."""
-    regularization: float = 1e-4
+    regularization: NonNegativeFloat = 1e-4
     """eta of eq. 10; the squared norm carries gradient."""
     preconditioner: bool = False
     """Solve the ridge regression under the text's key covariance (not in the paper)."""
-    covariance_texts: int = 3000
+    covariance_texts: PositiveInt = 3000
     """Sentences of the training split that the covariance is estimated from."""
-    epsilon: float = 0.01
+    epsilon: NonNegativeFloat = 0.01
     """Ridge on that covariance, relative to its mean eigenvalue."""
     recursive: bool = True
     """Add the keys of finished batches to the covariance; needs the preconditioner."""
-    absorb_noise: float = 1.0
+    absorb_noise: PositiveFloat = 1.0
     """How firmly they are added (smaller is firmer), relative to a typical key."""
-    warm_up_batches: int = 50
+    warm_up_batches: PositiveInt = 50
     """Batches on theta_0 that the normalizer sees before training, of one stream: ``horizon`` at most."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     """The network; the training is a plug-in to any of them (section 3.3)."""
 
     def __post_init__(self) -> None:
-        least = {"trajectories": 0, "horizon": 1, "edits_per_step": 1, "actions_per_batch": 1, "memory_batches": 0}
-        least |= {"memory_samples": 1, "warm_up_batches": 1, "covariance_texts": 1}
-        for name, low in least.items():
-            value = getattr(self, name)
-            if value is not None and value < low:
-                raise ValueError(f"{name} must be {low} or more, not {value}")
-        if not 0 <= self.discount <= 1:
-            raise ValueError(f"discount must be from 0 to 1, not {self.discount}")
+        check_fields(self)
         if self.reference == "previous" and self.environment == "fixed":
             raise ValueError("reference: in the environment 'fixed' every batch comes to theta_0; there is no other")
         if self.preconditioner and self.policy.network != "malmen":

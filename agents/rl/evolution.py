@@ -24,17 +24,18 @@ from agents.hypernetwork.agent import HypernetworkAgent
 from agents.hypernetwork.config import TrainConfig
 from agents.hypernetwork.training import Step, Trainer
 from agents.rl.episodes import check_config, play, rewards_to_go
+from editenv.arguments import PositiveFloat, PositiveInt
 
 
 @dataclass(frozen=True)
 class EvolutionConfig(TrainConfig):
     """RLEdit's options, and the strategy's; one trajectory is one generation on one stream."""
 
-    pairs: int = 8
+    pairs: PositiveInt = 8
     """Antithetic pairs of policies in a generation."""
-    noise: float = 0.01
+    noise: PositiveFloat = 0.01
     """Standard deviation of what is added to the network's parameters."""
-    scalar_noise: float = 0.1
+    scalar_noise: PositiveFloat = 0.1
     """The same for the logarithms of step size and ridge."""
 
     def __post_init__(self) -> None:
@@ -42,10 +43,6 @@ class EvolutionConfig(TrainConfig):
         check_config(self)
         if self.credit != "trajectory":
             raise ValueError("credit must be 'trajectory': an evolution strategy sees whole returns only")
-        if self.pairs < 1 or self.noise <= 0 or self.scalar_noise <= 0:
-            raise ValueError(
-                f"pairs must be at least 1, noise and scalar_noise positive, not {self.pairs}, {self.noise}, {self.scalar_noise}"
-            )
 
 
 class EvolutionTrainer(Trainer):

@@ -12,8 +12,10 @@ from gymnasium.utils import RecordConstructorArgs
 from agents.hypernetwork.agent import HypernetworkAgent
 from agents.hypernetwork.networks import MalmenPolicy
 from agents.progress import silent
+from editenv.arguments import PositiveFloat, checked_arguments
 from editenv.deltas import LowRank
-from editenv.env import LifelongEditEnv, RefusedActionError, lifelong_edit
+from editenv.env import LifelongEditEnv, lifelong_edit
+from editenv.wrappers.actions import numbers_of
 
 
 class HypernetworkNoise(gym.ActionWrapper[Any, np.ndarray, Any], RecordConstructorArgs):
@@ -34,7 +36,8 @@ class HypernetworkNoise(gym.ActionWrapper[Any, np.ndarray, Any], RecordConstruct
         ValueError: If the policy edits other modules, or is of a form without the paper's ridge regression.
     """
 
-    def __init__(self, env: gym.Env[Any, Any], policy: str, noise: float = 0.1) -> None:
+    @checked_arguments
+    def __init__(self, env: gym.Env[Any, Any], policy: str | Path, noise: PositiveFloat = 0.1) -> None:
         RecordConstructorArgs.__init__(self, policy=policy, noise=noise)
         gym.ActionWrapper.__init__(self, env)
         self._editing = lifelong_edit(env)
@@ -64,13 +67,10 @@ class HypernetworkNoise(gym.ActionWrapper[Any, np.ndarray, Any], RecordConstruct
             action: ``(sum over modules of max_tokens d_out,)``, module after module, token after token.
 
         Raises:
-            ValueError: If it has another shape.
+            ValueError: If it has another shape, or entries that are no real numbers.
             RefusedActionError: If it is not finite.
         """
-        if np.shape(action) != self.action_space.shape:
-            raise ValueError(f"action expects shape {self.action_space.shape}, was given {np.shape(action)}")
-        if not np.isfinite(action).all():
-            raise RefusedActionError("action: expects finite numbers, was given NaN or infinity")
+        action = numbers_of(action, self.action_space)
         policy, gradients = self._policy, self._editing.gradients
         deltas, start = {}, 0
         for name, delta in self._agent.act(gradients, {"attempt": self._editing.attempt}).items():

@@ -26,6 +26,7 @@ RLEdit.
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
 
@@ -35,6 +36,7 @@ from agents.hypernetwork.config import TrainConfig
 from agents.hypernetwork.networks import MalmenPolicy
 from agents.hypernetwork.training import Step, Trainer
 from agents.rl.episodes import check_config, play, rewards_to_go
+from editenv.arguments import PositiveFloat, at_least
 from editenv.deltas import LowRank
 from editenv.language_model.editable_lm import Gradient
 
@@ -43,9 +45,9 @@ from editenv.language_model.editable_lm import Gradient
 class ReinforceConfig(TrainConfig):
     """RLEdit's options, and REINFORCE's; one trajectory is one optimiser step on several rollouts of one stream."""
 
-    rollouts: int = 8
-    """Rollouts of each stream; two or more."""
-    noise: float = 0.1
+    rollouts: Annotated[int, at_least(2)] = 8
+    """Rollouts of each stream; two or more, for each is the others' baseline."""
+    noise: PositiveFloat = 0.1
     """Standard deviation of the noise on V, in units of a typical entry of the module's output."""
 
     def __post_init__(self) -> None:
@@ -54,10 +56,6 @@ class ReinforceConfig(TrainConfig):
         if self.policy.network != "malmen":
             raise ValueError(
                 f"policy.network must be 'malmen', whose V the noise is added to, not {self.policy.network!r}"
-            )
-        if self.rollouts < 2 or self.noise <= 0:
-            raise ValueError(
-                f"rollouts must be at least 2 (each is the others' baseline) and noise positive, not {self.rollouts}, {self.noise}"
             )
 
 

@@ -29,6 +29,7 @@ from agents.covariance import training_edits
 from agents.hypernetwork.config import TrainConfig
 from agents.hypernetwork.training import training_environment
 from agents.rl.sb3_checkpoints import restore, restore_evaluations, save, save_buffer
+from editenv.arguments import PositiveInt, check_fields
 from editenv.atomic_files import atomic_write_text
 from editenv.data import edits_digest
 from editenv.data.files import FileOptions
@@ -176,12 +177,14 @@ class SB3Agent(Agent):
     def __init__(
         self,
         algo: str,
-        steps: int = 1000,
+        steps: PositiveInt = 1000,
         config: TrainConfig | None = None,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         self.algo, self.steps = algo, steps
         self.settings = dict(settings) if settings is not None else read_settings(algo)
+        if self.settings.keys() != {"reward_scale", "algorithm"}:
+            raise ValueError(f"settings must have 'reward_scale' and 'algorithm', not {sorted(self.settings)}")
         self.config = config or TrainConfig(horizon=25)
         self.actions_per_batch = self.config.actions_per_batch
 
@@ -245,17 +248,17 @@ class Args:
     """Folder for everything that is written."""
     algo: Algorithm = "ppo"
     """Algorithm; tqc is of sb3-contrib."""
-    steps: int = 2000
+    steps: PositiveInt = 2000
     """Environment steps in all."""
     seconds: float | None = None
     """Seconds after which this call ends all the same."""
     settings: Path | None = None
     """JSON file of hyperparameters, of the form of agents/settings/sb3/ppo.json; the one that ships by default."""
-    horizon: int = 25
+    horizon: PositiveInt = 25
     """T: batches per episode."""
-    edits_per_step: int = 20
+    edits_per_step: PositiveInt = 20
     """n: edits per batch."""
-    actions_per_batch: int = 1
+    actions_per_batch: PositiveInt = 1
     """K: how often each batch is shown."""
     model: str = "atlas"
     """Embedded model, Hugging Face folder or hub id."""
@@ -267,18 +270,23 @@ class Args:
     """How a file is read."""
     modules: tuple[str, ...] = ()
     """Edited modules, as endings of dotted names; the model's default if none are given."""
+    observed_tokens: Literal["answers", "all"] = "answers"
+    """Which tokens of a batch are observed: those that predict an answer token, or all that have a gradient."""
     device: str = "cpu"
     """Torch device of the language model."""
-    streams: int = 1
+    streams: PositiveInt = 1
     """Streams that are played at once on one model; prompts that any of them has met cost less, so that training
     targets are not redrawn where there are several.
     """
     seed: int = 0
     """Seeds the networks, the exploration and the streams."""
-    checkpoint_every: int = 250
+    checkpoint_every: PositiveInt = 250
     """Steps between checkpoints."""
-    evaluate_every: int = 500
+    evaluate_every: PositiveInt = 500
     """Steps between evaluations on one episode of the validation split."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 def main(args: Args) -> None:
@@ -320,6 +328,8 @@ def _environment_arguments(args: Args) -> dict[str, Any]:
         "actions_per_batch": args.actions_per_batch,
         "horizon": args.horizon,
     }
+    if args.observed_tokens != "answers":
+        arguments["observed_tokens"] = args.observed_tokens
     if args.dataset != "atlas":
         arguments["dataset_options"] = asdict(args.dataset_options)
     return arguments

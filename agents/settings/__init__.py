@@ -10,9 +10,10 @@ import types
 from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
 from importlib import resources
-from inspect import signature
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, TypeVar, Union, get_args, get_origin
+
+from editenv.arguments import check, hints_of
 
 T = TypeVar("T")
 
@@ -47,10 +48,16 @@ def read_settings(method: str, folder: str = "atlas") -> dict[str, Any]:
 
 
 def merged(settings: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """``settings`` with the values of ``over`` in their place, object by object."""
+    """``settings`` with the values of ``over`` in their place, object by object.
+
+    Raises:
+        ValueError: If a value is to take the place of an object; names the setting.
+    """
     result = dict(settings)
     for name, value in over.items():
         known = result.get(name)
+        if isinstance(known, Mapping) and not isinstance(value, Mapping):
+            raise ValueError(f"{name} must be an object of settings, not {value!r}")
         result[name] = merged(known, value) if isinstance(known, Mapping) and isinstance(value, Mapping) else value
     return result
 
@@ -59,20 +66,46 @@ def build(kind: Callable[..., T], settings: Mapping[str, Any]) -> T:
     """``kind(**settings)``, with an object made of each dictionary that stands for a dataclass.
 
     Raises:
-        ValueError: If an argument is unknown, naming it and the known ones, or is none of the choices there are for it.
+        ValueError: As :func:`check_settings`, or if two settings do not fit together.
     """
-    hints = {name: parameter.annotation for name, parameter in signature(kind, eval_str=True).parameters.items()}
-    for name in settings:
+    check_settings(kind, settings)
+    hints = hints_of(kind)
+    return kind(**{name: _built(hints[name], value) for name, value in settings.items()})
+
+
+def check_settings(kind: Callable[..., Any], settings: Mapping[str, Any], within: str = "") -> None:
+    """Checks settings by the annotations of what they are for, also some of them alone.
+
+    Args:
+        kind: A class, of an agent or a dataclass.
+        settings: Its arguments; a dictionary may stand for a dataclass, and have some of its fields.
+        within: What stands before their names in messages, as in ``config.policy.``
+
+    Raises:
+        ValueError: If one is unknown, of a wrong type or out of range; names it by its dotted name.
+    """
+    hints = hints_of(kind)
+    for name, value in settings.items():
         if name not in hints:
-            raise ValueError(f"{getattr(kind, '__name__', kind)} has no setting {name!r}; known are {', '.join(hints)}")
-    return kind(**{name: _as_hinted(name, hints[name], value) for name, value in settings.items()})
+            setting = f"{within}{name}"
+            raise ValueError(f"{_name_of(kind)} has no setting {setting!r}; known are {', '.join(hints)}")
+        part = _dataclass_of(hints[name])
+        if part is not None and isinstance(value, Mapping):
+            check_settings(part, value, f"{within}{name}.")
+        else:
+            check(f"{within}{name}", hints[name], value)
 
 
-def _as_hinted(name: str, hint: Any, value: Any) -> Any:
+def _built(hint: Any, value: Any) -> Any:
+    part = _dataclass_of(hint)
+    return build(part, value) if part is not None and isinstance(value, Mapping) else value
+
+
+def _dataclass_of(hint: Any) -> Callable[..., Any] | None:
+    """The dataclass that is one of the types of an argument, if there is one."""
     options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    for option in options:
-        if get_origin(option) is Literal and value not in get_args(option):
-            raise ValueError(f"setting {name!r} is one of {', '.join(map(repr, get_args(option)))}, not {value!r}")
-        if isinstance(option, type) and is_dataclass(option) and isinstance(value, Mapping):
-            return build(option, value)
-    return value
+    return next((option for option in options if isinstance(option, type) and is_dataclass(option)), None)
+
+
+def _name_of(kind: Callable[..., Any]) -> str:
+    return getattr(kind, "__name__", str(kind))

@@ -188,7 +188,7 @@ def _made_of(record: Record) -> dict[str, Any]:
     return {
         "edits": record.edits,
         "dataset": record.dataset,
-        "suite": configuration.get("suite") or {},
+        "suite": {"observed_tokens": "answers"} | suite if (suite := configuration.get("suite")) else {},
         # A model of the hub has no fingerprint.
         "fingerprints": {name: value for name, value in fingerprints.items() if value is not None},
     }
@@ -209,6 +209,7 @@ STREAM_FIELDS = (
     "modules",
     "dtype",
     "end_of_answer",
+    "observed_tokens",
 )
 """What of a suite makes its stream; the rest says how it is judged, and what it is for."""
 

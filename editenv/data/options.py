@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal
+
+from editenv.arguments import PositiveInt, check_fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,17 +28,11 @@ class FileOptions:
     """checked leaves out locality prompts that some record of the split edits (in FEVER, all of them are edited)."""
     nq_prefix: Literal["keep", "strip"] = "keep"
     """Whether ZsRE's locality questions keep their prefix "nq question: "."""
-    limit: int | None = None
+    limit: PositiveInt | None = None
     """Only the first so many edits."""
 
     def __post_init__(self) -> None:
-        types = get_type_hints(type(self))
-        for name in ("bad_records", "rephrases", "locality", "nq_prefix"):
-            values = get_args(types[name])
-            if getattr(self, name) not in values:
-                raise ValueError(f"{name} must be one of {', '.join(values)}, not {getattr(self, name)!r}")
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"limit must be at least 1 (or None), not {self.limit}")
+        check_fields(self)
 
     @classmethod
     def of(cls, options: Mapping[str, Any] | None) -> "FileOptions":

@@ -13,14 +13,16 @@ assumed but checked, at construction, against the whole model (:mod:`editenv.lan
 """
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
+from editenv.arguments import check
 from editenv.deltas import Delta, LowRank
 from editenv.language_model.activation_cache import ActivationCache, CacheKey
 from editenv.language_model.cut import Cut, cut_model
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
 
 TEXTS_KEPT = 2**16
 """Texts whose tokens are kept, about 40 MB of them."""
+
+ObservedTokens = Literal["answers", "all"]
+"""Which tokens of a batch a gradient's factors are kept of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +98,7 @@ class EditableLM:
         cache_bytes: int = 256 * 2**20,
         activation_cache: ActivationCache | None = None,
     ) -> None:
+        check("modules", Sequence[str], modules)  # a text is a sequence of letters
         # A deep copy that takes parameters and buffers as they are: modules of its own, on the same memory.
         shared: dict[int, Any] = {id(p): p for p in model.parameters()} | {id(b): b for b in model.buffers()}
         self.model = copy.deepcopy(model, shared).eval()
@@ -158,20 +164,38 @@ class EditableLM:
         initial = self._initial[name] if self._stored_in_by_out[name] else self._initial[name].T
         return initial.to(self.device)
 
+    def _check_shapes(self, matrices: Mapping[str, Delta]) -> None:
+        """A smaller one would be repeated over the whole weight without a word."""
+        for name, matrix in matrices.items():
+            if name not in self.modules:
+                raise ValueError(f"unknown module {name!r}; the edited modules are {', '.join(self.modules)}")
+            if tuple(matrix.shape) != self.shape(name):
+                raise ValueError(f"module {name!r} expects shape {self.shape(name)}, was given {tuple(matrix.shape)}")
+
     def _master_weight(self, name: str) -> torch.Tensor:
         """The current weight, ``(d_in, d_out)`` float32, where it lies; a view."""
         return self._master[name] if self._stored_in_by_out[name] else self._master[name].T
 
     @torch.no_grad()
     def assign(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """Sets weights, ``(d_in, d_out)``, of some modules."""
+        """Sets weights, ``(d_in, d_out)``, of some modules.
+
+        Raises:
+            ValueError: If one is not of its module's shape, naming both; nothing is changed.
+        """
+        self._check_shapes(weights)
         for name, weight in weights.items():
             self._master_weight(name).copy_(weight)
             self._round(name)
 
     @torch.no_grad()
     def apply(self, deltas: Mapping[str, Delta]) -> None:
-        """theta <- theta + D, in float32."""
+        """theta <- theta + D, in float32.
+
+        Raises:
+            ValueError: If a delta is not of its module's shape, naming both; nothing is changed.
+        """
+        self._check_shapes(deltas)
         for name, delta in deltas.items():
             weight = self._master_weight(name)
             if isinstance(delta, LowRank):
@@ -332,18 +356,29 @@ class EditableLM:
         self,
         prompts: Prompts,
         loss: Callable[[torch.Tensor], torch.Tensor],
-        answer_positions: bool = False,
+        observed_tokens: ObservedTokens = "all",
+        answer_positions: bool | None = None,
     ) -> tuple[torch.Tensor, dict[str, Gradient]]:
         """A loss of the answer logits, and its weight gradient in factors.
 
         Args:
             prompts: ``A`` answer tokens.
             loss: From ``(A, vocabulary)`` logits to a scalar.
-            answer_positions: Keep only the tokens at answer positions (the observation does), not all of them.
+            observed_tokens: Which tokens are kept. ``"answers"``: the ``A`` that predict an answer token.
+                ``"all"``: those, and every other one that has a gradient. That are the earlier tokens of prompt and
+                answer wherever a later layer's attention reads them: ``keys^T value_grads`` is the whole weight
+                gradient then. Padding is never among them.
+            answer_positions: What ``observed_tokens="answers"`` was called; it works for one more version.
 
         Returns:
-            The loss, and for each edited module ``keys`` and ``value_grads`` of ``A`` or all tokens.
+            The loss, and for each edited module ``keys`` and ``value_grads`` of the tokens kept, prompt after prompt.
+            With ``"all"`` modules differ in the number of tokens.
         """
+        if answer_positions is not None:
+            observed_tokens = "answers" if answer_positions else "all"
+            warnings.warn(
+                f"gradients: answer_positions is now observed_tokens={observed_tokens!r}", FutureWarning, stacklevel=2
+            )
         keys: dict[str, torch.Tensor] = {}
         outputs: dict[str, torch.Tensor] = {}
 
@@ -352,7 +387,7 @@ class EditableLM:
                 keys[name] = args[0].detach()
                 # The graph starts here: below the first edited module nothing requires grad.
                 outputs[name] = output if output.requires_grad else output.detach().requires_grad_()
-                return outputs[name]
+                return outputs[name].clone()  # some models add to it in place (Falcon)
 
             return hook
 
@@ -362,11 +397,22 @@ class EditableLM:
             with torch.enable_grad():
                 value = loss(self.logits(prompts))
         grads = dict(zip(outputs, torch.autograd.grad(value, list(outputs.values())), strict=True))
-        rows, columns = prompts.rows, prompts.columns
+        at_answers = _answer_mask(prompts)
         gradients = {}
         for name in self.modules:
-            key, grad = keys[name].to(self.device), grads[name].to(self.device)
-            if answer_positions:
-                key, grad = key[rows, columns], grad[rows, columns]
-            gradients[name] = Gradient(key.flatten(0, -2).float(), grad.flatten(0, -2).float())
+            # Some models give their MLPs all tokens of a batch in one dimension.
+            key, grad = (tensor.to(self.device).flatten(0, -2) for tensor in (keys[name], grads[name]))
+            kept = at_answers if observed_tokens == "answers" else at_answers | grad.any(-1)
+            gradients[name] = Gradient(key[kept].float(), grad[kept].float())
         return value.detach(), gradients
+
+
+def _answer_mask(prompts: Prompts) -> torch.Tensor:
+    """Which of the ``B T`` rows of a forward, prompt after prompt, predict an answer token."""
+    rows, columns = prompts.rows, prompts.columns
+    if prompts.starts is None:  # there are no other rows
+        return torch.ones_like(rows, dtype=torch.bool)
+    width = max(map(len, prompts.pieces), default=0)
+    mask = torch.zeros(len(prompts) * width, dtype=torch.bool, device=rows.device)
+    mask[rows * width + columns] = True
+    return mask

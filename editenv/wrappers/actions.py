@@ -8,8 +8,9 @@ import torch
 from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
 
+from editenv.arguments import NonNegativeFloat, PositiveFloat, PositiveInt, checked_arguments
 from editenv.deltas import LowRank, ridge_regression
-from editenv.env import lifelong_edit
+from editenv.env import RefusedActionError, lifelong_edit
 from editenv.language_model.editable_lm import EditableLM, Gradient
 
 
@@ -49,12 +50,13 @@ class StepSizeAction(gym.ActionWrapper[Any, np.ndarray, Any], RecordConstructorA
         decades: Reach of the action.
     """
 
+    @checked_arguments
     def __init__(
         self,
         env: gym.Env[Any, Any],
-        typical_step: float = 1.0,
-        typical_ridge: float = 0.1,
-        decades: float = 2.0,
+        typical_step: PositiveFloat = 1.0,
+        typical_ridge: PositiveFloat = 0.1,
+        decades: NonNegativeFloat = 2.0,
     ) -> None:
         RecordConstructorArgs.__init__(self, typical_step=typical_step, typical_ridge=typical_ridge, decades=decades)
         gym.ActionWrapper.__init__(self, env)
@@ -70,10 +72,14 @@ class StepSizeAction(gym.ActionWrapper[Any, np.ndarray, Any], RecordConstructorA
             action: ``(2 m,)`` in [-1, 1]: step sizes of the m modules, then their ridges.
 
         Raises:
-            ValueError: For another shape.
+            ValueError: For another shape, or what are no real numbers.
+            RefusedActionError: For numbers that are not finite, or whose powers of ten are not.
         """
-        _check_shape(action, self.action_space)
-        steps, ridges = np.split(10.0 ** (self.decades * np.asarray(action, np.float64)), 2)
+        with np.errstate(over="ignore"):
+            factors = 10.0 ** (self.decades * numbers_of(action, self.action_space))
+        if not np.isfinite(factors).all():
+            raise RefusedActionError("action: its powers of ten are not finite; give numbers from -1 to 1")
+        steps, ridges = np.split(factors, 2)
         return {
             name: gradient_step(
                 self._editing.language_model,
@@ -104,16 +110,15 @@ class SketchedAction(gym.ActionWrapper[Any, np.ndarray, Any], RecordConstructorA
         seed: Of the projections.
     """
 
+    @checked_arguments
     def __init__(
         self,
         env: gym.Env[Any, Any],
-        features: int = 4,
-        largest_step: float = 4.0,
-        ridge: float = 0.1,
+        features: PositiveInt = 4,
+        largest_step: PositiveFloat = 4.0,
+        ridge: PositiveFloat = 0.1,
         seed: int = 0,
     ) -> None:
-        if features < 1:
-            raise ValueError(f"features must be at least 1, not {features}")
         RecordConstructorArgs.__init__(self, features=features, largest_step=largest_step, ridge=ridge, seed=seed)
         gym.ActionWrapper.__init__(self, env)
         self._editing = lifelong_edit(env)
@@ -134,9 +139,9 @@ class SketchedAction(gym.ActionWrapper[Any, np.ndarray, Any], RecordConstructorA
         Raises:
             ValueError: For another shape.
         """
-        _check_shape(action, self.action_space)
         lm, deltas = self._editing.language_model, {}
-        rows = torch.as_tensor(np.reshape(action, (-1, self.features)), dtype=torch.float32, device=lm.device)
+        numbers = numbers_of(action, self.action_space).reshape(-1, self.features)
+        rows = torch.as_tensor(numbers, dtype=torch.float32, device=lm.device)
         for (name, gradient), coefficients in zip(self._editing.gradients.items(), rows, strict=True):
             centred = torch.nn.functional.normalize(gradient.keys - gradient.keys.mean(0))
             features = torch.cat([torch.ones_like(centred[:, :1]), centred @ self._projections[name]], 1)
@@ -145,7 +150,20 @@ class SketchedAction(gym.ActionWrapper[Any, np.ndarray, Any], RecordConstructorA
         return deltas
 
 
-def _check_shape(action: np.ndarray, space: spaces.Space[Any]) -> None:
-    """Whether an action has the space's shape: a wrong one would be split among the modules all the same."""
-    if np.shape(action) != space.shape:
-        raise ValueError(f"action expects shape {space.shape}, was given {np.shape(action)}")
+def numbers_of(action: Any, space: spaces.Space[Any]) -> np.ndarray:
+    """An action of a flat box as float64, of any strides and byte order.
+
+    Raises:
+        ValueError: If it has another shape (which would be split among the modules all the same), or entries that are
+            no real numbers.
+        RefusedActionError: If they are not finite.
+    """
+    values = np.asarray(action)
+    if values.dtype.kind not in "fiu":
+        raise ValueError(f"action expects numbers of shape {space.shape}, was given entries of type {values.dtype}")
+    if values.shape != space.shape:
+        raise ValueError(f"action expects shape {space.shape}, was given {values.shape}")
+    numbers = np.ascontiguousarray(values, np.float64)
+    if not np.isfinite(numbers).all():
+        raise RefusedActionError("action: expects finite numbers, was given NaN or infinity")
+    return numbers

@@ -9,6 +9,7 @@ import torch
 from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
 
+from editenv.arguments import PositiveInt, checked_arguments
 from editenv.env import lifelong_edit
 
 LARGEST_LOG = 40.0
@@ -75,9 +76,8 @@ class GradientSketch(gym.ObservationWrapper[Any, Any, Any], RecordConstructorArg
         seed: Of the projections.
     """
 
-    def __init__(self, env: gym.Env[Any, Any], size: int = 16, seed: int = 0) -> None:
-        if size < 1:
-            raise ValueError(f"size must be at least 1, not {size}")
+    @checked_arguments
+    def __init__(self, env: gym.Env[Any, Any], size: PositiveInt = 16, seed: int = 0) -> None:
         RecordConstructorArgs.__init__(self, size=size, seed=seed)
         gym.ObservationWrapper.__init__(self, env)
         self._editing = lifelong_edit(env)

@@ -6,6 +6,7 @@ import gymnasium as gym
 import torch
 from gymnasium.utils import RecordConstructorArgs
 
+from editenv.arguments import PositiveFloat, checked_arguments
 from editenv.deltas import LowRank
 from editenv.env import lifelong_edit
 from editenv.wrappers.actions import gradient_step
@@ -31,9 +32,14 @@ class RelativeReward(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         smallest: Least difference that is divided by, in units of the reward.
     """
 
-    def __init__(self, env: gym.Env[Any, Any], step: float = 1.0, ridge: float = 0.1, smallest: float = 0.1) -> None:
-        if smallest <= 0:
-            raise ValueError(f"smallest must be positive, not {smallest}")
+    @checked_arguments
+    def __init__(
+        self,
+        env: gym.Env[Any, Any],
+        step: PositiveFloat = 1.0,
+        ridge: PositiveFloat = 0.1,
+        smallest: PositiveFloat = 0.1,
+    ) -> None:
         if lifelong_edit(env).reward_config.reference != "initial":
             raise ValueError("RelativeReward needs an environment with reference='initial'")
         RecordConstructorArgs.__init__(self, step=step, ridge=ridge, smallest=smallest)

@@ -148,10 +148,14 @@ def test_settings_are_merged_object_by_object():
 
 def test_a_choice_that_there_is_none_of_is_refused():
     for method, settings, words in (
-        ("rome", {"keys": "publik"}, "'keys' is one of 'consistent', 'public', not 'publik'"),
-        ("memit", {"value": {"token": "subject-last"}}, "'token' is one of 'subject_last', 'last', not 'subject-last'"),
-        ("rledit", {"config": {"credit": "trajectorie"}}, "'credit' is one of"),
-        ("mend", {"config": {"policy": {"network": "men"}}}, "'network' is one of"),
+        ("rome", {"keys": "publik"}, "keys must be one of 'consistent', 'public', not 'publik'"),
+        (
+            "memit",
+            {"value": {"token": "subject-last"}},
+            "value.token must be one of 'subject_last', 'last', not 'subject-last'",
+        ),
+        ("rledit", {"config": {"credit": "trajectorie"}}, "config.credit must be one of"),
+        ("mend", {"config": {"policy": {"network": "men"}}}, "config.policy.network must be one of"),
     ):
         with pytest.raises(ValueError, match=words):
             make_method(method, settings)

@@ -50,6 +50,20 @@ def test_modules_are_those_that_were_named_or_a_presets(tmp_path, instead):
         main(Args(suite="smoke", out=tmp_path, preset="mistral"))
 
 
+def test_the_tokens_that_agents_see_are_recorded_where_they_are_not_the_usual_ones(tmp_path, instead):
+    for out, observed in (("usual", None), ("answers", "answers"), ("all", "all")):
+        assert main(Args("smoke", tmp_path / out, agents=("no-edit",), observed_tokens=observed)) == 0
+    usual, answers, every = (
+        json.loads((tmp_path / out / "results.jsonl").read_text())["configuration"]["suite"]
+        for out in ("usual", "answers", "all")
+    )
+    assert usual == answers  # and both are what records from before the choice have
+    assert "observed_tokens" not in usual
+    assert every == usual | {"observed_tokens": "all"}
+    with pytest.raises(SystemExit, match=r"was made with another suite\.observed_tokens"):
+        main(Args("smoke", tmp_path / "all", agents=("no-edit",)))
+
+
 @pytest.fixture
 def instead(monkeypatch):
     """Cells are not run but become what the test says; returns those that were asked for."""

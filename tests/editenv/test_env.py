@@ -171,6 +171,55 @@ def test_the_observation_is_the_fine_tuning_gradient_of_the_batch(make_env, base
         np.testing.assert_array_equal(part["value_grads"][:tokens], env.gradients[name].value_grads)
 
 
+@pytest.mark.parametrize("ends", [False, True])
+def test_all_tokens_give_the_weight_gradient_in_every_layer_and_answers_in_the_last(make_env, base, tokenizer, ends):
+    """Against autograd on the whole model, at edited weights, for every batch of a stream."""
+    modules = [f"model.layers.{i}.mlp.down_proj" for i in range(3)]
+    for observed in ("answers", "all"):
+        env = make_env(modules=modules, observed_tokens=observed, train_eos=ends, actions_per_batch=2, horizon=2)
+        observation, _ = env.reset(seed=3)
+        deltas = {name: torch.zeros(env.language_model.shape(name)) for name in modules}
+        for step in range(4):
+            assert observation in env.observation_space
+            weights = {n: w.requires_grad_() for n, w in edited_weights(base, deltas).items()}
+            batch_loss = torch.zeros(())
+            for edit in env.batch:
+                logits, labels = answer_logits(base, tokenizer, edit.prompt, edit.target, weights, ends)
+                batch_loss = batch_loss + torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+            batch_loss.backward()
+            for name, part in observation.items():
+                expected = weights[f"{name}.weight"].grad.T.numpy()
+                actual = part["keys"].T @ part["value_grads"]
+                difference = np.linalg.norm(actual - expected) / np.linalg.norm(expected)
+                assert (difference < 1e-4) == (observed == "all" or name == LAST), (observed, name, difference)
+                assert difference < 1e-4 or difference > 0.1
+            added = deltas_for(env, step)
+            deltas = {name: deltas[name] + added[name] for name in modules}
+            observation, *_ = env.step(arrays(added))
+
+
+def test_the_last_layers_mlp_is_observed_alike_either_way(make_env):
+    """No later token reads it: there is nothing but the answer positions."""
+    answers, every = (make_env(modules=[LAST], observed_tokens=observed) for observed in ("answers", "all"))
+    first, second = answers.reset(seed=0)[0], every.reset(seed=0)[0]
+    tokens = len(answers.gradients[LAST].keys)
+    assert second[LAST]["token_mask"].sum() == tokens
+    for key, value in first[LAST].items():
+        np.testing.assert_array_equal(value[:tokens], second[LAST][key][:tokens])
+
+
+@pytest.mark.parametrize("redraw", [False, True])
+def test_the_space_holds_every_batch_of_all_tokens(make_env, tokenizer, redraw):
+    split = "train" if redraw else "validation"
+    env = make_env(modules=[MIDDLE], observed_tokens="all", redraw=redraw, split=split, edits_per_step=1)
+    for seed in range(3):
+        env.reset(seed=seed)
+        prompts = [tokenizer(edit.prompt)["input_ids"] for edit in env._edits]
+        targets = [tokenizer(f" {edit.target}", add_special_tokens=False)["input_ids"] for edit in env._edits]
+        assert max(len(p) + len(t) - 1 for p, t in zip(prompts, targets, strict=True)) <= env.max_tokens
+    assert env.observation_space[MIDDLE]["keys"].shape == (env.max_tokens, 64)
+
+
 def test_each_batch_again_with_new_gradients(make_env, base, tokenizer):
     env = make_env(actions_per_batch=2, horizon=2)
     observation, info = env.reset(seed=0)
@@ -586,6 +635,19 @@ REFUSED = {
     "None": (lambda env: None, ["NoneType"]),
     "a list": (lambda env: zeros(env) | {LAST: [[0.0] * 32] * 64}, [LAST]),
     "text": (lambda env: zeros(env) | {LAST: "none"}, [LAST]),
+    "complex": (lambda env: zeros(env) | {LAST: np.zeros((64, 32), complex)}, [LAST, "complex128"]),
+    "torch complex": (lambda env: zeros(env) | {LAST: torch.zeros(64, 32, dtype=torch.complex64)}, [LAST, "complex64"]),
+    "bools": (lambda env: zeros(env) | {LAST: np.zeros((64, 32), bool)}, [LAST, "bool"]),
+    "torch bools": (lambda env: zeros(env) | {LAST: torch.zeros(64, 32, dtype=torch.bool)}, [LAST, "torch.bool"]),
+    "objects": (lambda env: zeros(env) | {LAST: np.zeros((64, 32), object)}, [LAST, "object"]),
+    "texts": (lambda env: zeros(env) | {LAST: np.full((64, 32), "0")}, [LAST, "<U1"]),
+    "masked": (lambda env: zeros(env) | {LAST: np.ma.masked_array(np.zeros((64, 32)), True)}, [LAST, "MaskedArray"]),
+    "sparse": (lambda env: zeros(env) | {LAST: torch.zeros(64, 32).to_sparse()}, [LAST, "sparse"]),
+    "nowhere": (lambda env: zeros(env) | {LAST: torch.zeros(64, 32, device="meta")}, [LAST, "meta"]),
+    "a row, which would be repeated": (lambda env: zeros(env) | {LAST: np.zeros((1, 32))}, [LAST, "(64, 32)", "(1, 32)"]),
+    "vectors as factors": (low_rank(torch.zeros(64), torch.zeros(32)), [LAST, "left factor", "(64,)"]),
+    "lists as factors": (low_rank([[0.0]] * 64, [[0.0] * 32]), [LAST, "left factor", "list"]),
+    "complex factor": (low_rank(np.zeros((64, 1)), np.zeros((1, 32), complex)), [LAST, "right factor", "complex128"]),
 }  # fmt: skip
 
 
@@ -611,6 +673,75 @@ def test_a_wrong_action_is_refused_and_changes_nothing(make_env, case):
     _, reward, _, _, info = env.step(zeros(env))
     assert np.isfinite(reward)
     assert info["batch"] == 2
+
+
+REAL = {
+    "negative strides": lambda delta: delta[::-1, ::-1][::-1, ::-1],
+    "upside down": lambda delta: np.ascontiguousarray(delta[::-1])[::-1],
+    "by column": np.asfortranarray,
+    "float16": lambda delta: delta.astype(np.float16),
+    "float64": lambda delta: delta.astype(np.float64),
+    "long double": lambda delta: delta.astype(np.longdouble),
+    "big-endian": lambda delta: delta.astype(">f4"),
+    "not writable": lambda delta: np.broadcast_to(delta, delta.shape),
+    "every other row of twice as many": lambda delta: delta.repeat(2, 0)[::2],
+    "bfloat16 tensor": lambda delta: torch.from_numpy(delta).bfloat16(),
+    "tensor with gradient": lambda delta: torch.from_numpy(delta).requires_grad_(),
+    "numpy factors": lambda delta: LowRank(np.eye(64)[:, ::-1], delta[::-1]),
+}
+
+
+@pytest.mark.parametrize("kind", REAL)
+@pytest.mark.filterwarnings("error")
+def test_real_numbers_of_any_type_and_strides_are_taken_for_what_they_are(make_env, kind):
+    env = make_env(modules=[LAST])
+    env.reset(seed=0)
+    delta = np.random.default_rng(0).integers(-8, 8, (64, 32)).astype(np.float32) / 64  # exact in every type
+    before = env.language_model.weight(LAST).clone()
+    env.step({LAST: REAL[kind](delta)})
+    assert torch.equal(env.language_model.weight(LAST), before + torch.from_numpy(delta))
+
+
+def test_deltas_and_weights_of_a_wrong_shape_are_not_repeated_over_a_module(make_env):
+    lm = make_env().language_model
+    before = lm.snapshot()
+    for change in (lm.apply, lm.assign):
+        for wrong in (torch.ones(1, 32), torch.ones(64, 1), torch.ones(32, 64), torch.ones(())):
+            with pytest.raises(ValueError, match=r"down_proj' expects shape \(64, 32\), was given"):
+                change({MIDDLE: torch.ones(64, 32), LAST: wrong})
+        with pytest.raises(ValueError, match=r"unknown module .layers\.0."):
+            change({MIDDLE: torch.ones(64, 32), "layers.0": torch.ones(64, 32)})
+    assert all(torch.equal(value, before[name]) for name, value in lm.snapshot().items())
+
+
+@pytest.mark.parametrize("mode", ["ansi", "human", "rgb_array"])
+def test_there_is_nothing_to_render_before_the_first_reset(make_env, mode):
+    env = make_env(render_mode=mode)
+    with pytest.raises(RuntimeError, match=r"render: .* call reset\(\) first"):
+        env.render()
+    env.close()
+
+
+@pytest.mark.parametrize("batch", [[{"prompt": "Ada is in", "target": "Rome"}], "Ada", None, ["Ada"]])
+def test_a_batch_of_something_else_than_edits_is_refused(make_env, batch):
+    env = make_env(dataset=None, horizon=None)
+    env.reset()
+    with pytest.raises(ValueError, match="present: edits must be a list, each entry an Edit"):
+        env.present(batch)
+    for wrong in (-1, 1.5):
+        with pytest.raises(ValueError, match="batches must be a whole number of at least 0"):
+            env.continue_after(wrong)
+
+
+@pytest.mark.parametrize("options", [5, ["shuffle"], {"shuffle": 0}, {"keep_cache": "no"}, {1: True}])
+def test_options_of_reset_that_are_none_are_refused_before_anything_changes(make_env, options):
+    env = make_env()
+    env.reset(seed=0)
+    env.step(arrays(deltas_for(env)))
+    before = env.language_model.snapshot()
+    with pytest.raises(ValueError, match="reset: "):
+        env.reset(options=options)
+    assert all(torch.equal(value, before[name]) for name, value in env.language_model.snapshot().items())
 
 
 @pytest.mark.parametrize(

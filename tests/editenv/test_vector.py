@@ -27,6 +27,32 @@ def make(model_folder):
     return make
 
 
+def test_what_is_no_seed_option_or_wrapper_is_named(make):
+    envs = make(2)
+    for wrong in (1.5, "ab", [1.5, 2], True):
+        with pytest.raises(ValueError, match="seed must be a whole number or a list"):
+            envs.reset(seed=wrong)
+    with pytest.raises(ValueError, match="reset: options must be an object"):
+        envs.reset(options=[1])
+    for argument, value in (("num_envs", 0), ("num_envs", 2.0), ("stream_wrappers", [3]), ("stream_wrappers", "x")):
+        with pytest.raises(ValueError, match=f"^{argument} must be "):
+            make(**{argument: value})
+    envs.reset(seed=np.array([3, 4]))
+
+
+def test_all_tokens_are_observed_in_every_stream(make):
+    envs = make(2, observed_tokens="all")
+    observations, _ = envs.reset(seed=4)
+    single = make(1, observed_tokens="all").streams[0]
+    for i in range(2):
+        observation, _ = single.reset(seed=4 + i)
+        for name in MODULES:
+            mask = observations[name]["token_mask"][i]
+            assert mask.sum() == len(single.gradients[name].keys)
+            np.testing.assert_array_equal(mask, observation[name]["token_mask"])
+    assert observations[MODULES[0]]["token_mask"].sum() > observations[MODULES[1]]["token_mask"].sum()
+
+
 def random_actions(envs, rng):
     """A small delta of its own for each stream."""
     shapes = {name: space.shape for name, space in envs.action_space.items()}

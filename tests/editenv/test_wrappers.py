@@ -4,6 +4,7 @@ import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
 
+from editenv.env import RefusedActionError
 from editenv.wrappers import (
     GradientSketch,
     GradientStatistics,
@@ -311,3 +312,45 @@ def test_a_refused_action_moves_neither_model_nor_reference(make_env):
 def test_wrong_arguments_are_named(make_env, wrapper, arguments, word):
     with pytest.raises(ValueError, match=word):
         wrapper(make_env(), **arguments)
+
+
+@pytest.mark.parametrize("wrapper", [StepSizeAction, SketchedAction])
+def test_actions_of_a_few_numbers_are_real_numbers_of_the_spaces_shape(make_env, wrapper):
+    env = wrapper(make_env())
+    env.reset(seed=0)
+    size = env.action_space.shape[0]
+    usual = env.action(np.linspace(-1, 1, size))
+    for same in (
+        np.linspace(1, -1, size)[::-1],
+        np.linspace(-1, 1, size).astype(">f8"),
+        list(np.linspace(-1, 1, size)),
+    ):
+        for name, delta in env.action(same).items():
+            assert torch.equal(delta.dense(), usual[name].dense())
+    for wrong in (np.zeros(size, complex), np.zeros(size, object), np.zeros(size, bool), ["x"] * size, None):
+        with pytest.raises(ValueError, match="action expects numbers of shape"):
+            env.action(wrong)
+    for wrong in (np.zeros(size + 1), np.zeros((size, 1)), 0.0):
+        with pytest.raises(ValueError, match="action expects shape"):
+            env.action(wrong)
+    for wrong in (np.full(size, np.nan), np.full(size, -np.inf)):
+        with pytest.raises(RefusedActionError, match="finite"):
+            env.action(wrong)
+
+
+def test_a_power_of_ten_that_is_not_finite_is_refused(make_env):
+    env = StepSizeAction(make_env())
+    env.reset(seed=0)
+    with pytest.raises(RefusedActionError, match="numbers from -1 to 1"):
+        env.step(np.full(4, 1e4))
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "argument", "value"),
+    [(StepSizeAction, "typical_step", np.nan), (StepSizeAction, "decades", -1), (SketchedAction, "features", 1.5),
+     (SketchedAction, "ridge", 0), (GradientSketch, "size", 0), (GradientSketch, "seed", "x"),
+     (RelativeReward, "smallest", 0), (RelativeReward, "step", True)],
+)  # fmt: skip
+def test_what_a_wrapper_cannot_be_made_with_is_named(make_env, wrapper, argument, value):
+    with pytest.raises(ValueError, match=f"^{argument} must be "):
+        wrapper(make_env(), **{argument: value})

@@ -26,8 +26,8 @@ class DAFNet(Agent):
 
     For a batch ``total <- keep * total + update``, so that the delta is ``(keep - 1) (theta - theta_0) + update``.
     Precomputes: the network (:func:`train`). Needs: training edits with rephrases and locality prompts; no subject,
-    no text. Gradients are taken at answer positions, which for the last layer's MLP are all there are; the public
-    code takes every token of the prompt.
+    no text. Gradients are taken at answer positions, whatever the environment shows; for the last layer's MLP these are
+    all there are. The public code takes every token of the prompt.
 
     Args:
         config: Network and training.

@@ -204,7 +204,7 @@ def test_what_the_method_cannot_make_is_refused_before_the_first_edit(edit, tmp_
     with pytest.raises(ValueError, match="has no subject"):
         edit(method="rome", text=str(text), modules=("layers.1.mlp.down_proj",))
     assert not (tmp_path / "out").exists()
-    with pytest.raises(ValueError, match="--edits-per-step must be at least 1"):
+    with pytest.raises(ValueError, match="edits_per_step must be a whole number of at least 1, not 0"):
         edit(edits_per_step=0)
 
 

@@ -345,6 +345,49 @@ def test_an_interrupted_run_with_a_policy_ends_as_if_it_never_was(make_editor, p
     torch.testing.assert_close(*ends, rtol=1e-5, atol=1e-6)
 
 
+def test_a_run_on_all_tokens_goes_on_to_the_same_bits_and_with_nothing_else(make_editor, model_folder, tmp_path):
+    """UltraEdit's statistics are replayed from the journal, with modules that differ in their numbers of tokens."""
+    modules = ["model.layers.0.mlp.down_proj", LAST]
+    settings = {"step_size": 0.2}
+
+    def editor_in(folder, observed="all"):
+        return LifelongEditor(
+            model_folder, "ultraedit", output=folder, modules=modules, settings=settings, observed_tokens=observed,
+            guard=Guard(1e9, 1e9),
+        )  # fmt: skip
+
+    ends = []
+    for resumed in (False, True):
+        editor = editor_in(tmp_path / str(resumed))
+        for fact in edits(["Rome", "Oslo", "Bonn"]):
+            assert editor.edit([fact, {"prompt": "People find tea in", "target": "New Peru"}]).applied
+            if resumed:
+                editor.close()
+                editor = editor_in(tmp_path / str(resumed))
+        seen = editor.journal.tensors(1)
+        first, last = (len(seen[f"memory/{name}/keys"]) for name in editor.lm.modules)
+        assert first > last > 0
+        ends.append(editor.lm.snapshot())
+        editor.close()
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+    with pytest.raises(JournalError, match="observed_tokens was 'all', is None"):
+        editor_in(tmp_path / "True", "answers")
+
+
+def test_a_policy_edits_with_the_tokens_it_was_trained_with(make_editor, policy_folder, tmp_path):
+    """A policy that does not say was trained when there was no choice."""
+    options = {"method": "rledit", "text": str(tmp_path / "text.txt")}
+    (tmp_path / "text.txt").write_text("Ada is in Rome.\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="trained with observed_tokens 'answers', and the environment has 'all'"):
+        make_editor(policy=policy_folder, observed_tokens="all", **options)
+    file = Path(policy_folder) / "policy.json"
+    record = json.loads(file.read_text())
+    file.write_text(json.dumps(record | {"observed_tokens": "all"}))
+    with pytest.raises(ValueError, match="give observed_tokens='all'"):
+        make_editor(policy=policy_folder, **options)
+    assert make_editor(policy=policy_folder, observed_tokens="all", **options).env.observed_tokens == "all"
+
+
 def test_settings_that_were_refused_can_be_corrected_in_the_same_folder(make_editor, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("Ada is in Rome.\nPeople find the Long River in Peru.\n", encoding="utf-8")

@@ -142,13 +142,48 @@ def test_gradients_at_answer_positions_are_the_modules_inputs_and_output_gradien
     lm, model = pair
     prompts = encode(lm)
     _, gradients = lm.gradients(
-        prompts, lambda logits: cross_entropy(logits, prompts.labels, reduction="sum"), answer_positions=True
+        prompts, lambda logits: cross_entropy(logits, prompts.labels, reduction="sum"), "answers"
     )
     expected = answer_factors(model, tokenizer, QUESTIONS)
     for name, gradient in gradients.items():
         keys, value_grads = expected[name]
         torch.testing.assert_close(gradient.keys, keys, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(gradient.value_grads, value_grads, rtol=1e-3, atol=1e-4)
+
+
+def test_all_tokens_are_those_that_some_answer_depends_on(make_lm, tokenizer):
+    """Counted from the texts: below the last layer all but the padding, in it the answer positions."""
+    lm = make_lm("layers.0.mlp.down_proj", "layers.2.mlp.down_proj")
+    prompts = encode(lm)
+    _, gradients = lm.gradients(prompts, lambda logits: cross_entropy(logits, prompts.labels, reduction="sum"))
+    lengths = [len(tokenizer(prompt)["input_ids"]) for prompt, _ in QUESTIONS]
+    answers = [len(labels) for labels in labels_of(tokenizer)]
+    first, last = gradients.values()
+    assert len(set(lengths)) > 1
+    assert len(first.keys) == len(first.value_grads) == sum(lengths) + sum(answers) - len(QUESTIONS)
+    assert len(last.keys) == sum(answers)
+    assert first.value_grads.any(-1).all()
+
+
+def test_modules_are_a_list(base, tokenizer):
+    """Of a text each letter would be an ending, and some module's name ends with it."""
+    for wrong in ("layers.0.mlp.down_proj", [1], None):
+        with pytest.raises(ValueError, match="modules must be a list, each entry a text, not"):
+            EditableLM(base, tokenizer, wrong)
+
+
+def test_the_name_of_before_works_for_one_more_version(make_lm):
+    lm = make_lm("layers.0.mlp.down_proj")
+    prompts = encode(lm)
+
+    def loss(logits):
+        return cross_entropy(logits, prompts.labels)
+
+    with pytest.warns(FutureWarning, match="answer_positions is now observed_tokens='answers'"):
+        _, old = lm.gradients(prompts, loss, answer_positions=True)
+    _, new = lm.gradients(prompts, loss, "answers")
+    for name, gradient in new.items():
+        assert torch.equal(gradient.keys, old[name].keys)
 
 
 def test_restore_is_bit_for_bit_and_the_base_model_never_changes(pair):
