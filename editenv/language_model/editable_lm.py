@@ -282,6 +282,13 @@ class EditableLM:
         pairs = self._tokens_of(list(zip(prompts, answers, strict=True))) if reuse else self.tokenize(prompts, answers)
         if append_eos:
             pairs = [(prompt, [*answer, self.eos_token]) for prompt, answer in pairs]
+        return self.encode_tokens(pairs, batch_size, reuse)
+
+    @torch.no_grad()
+    def encode_tokens(
+        self, pairs: Sequence[tuple[list[int], list[int]]], batch_size: int = 48, reuse: bool = True
+    ) -> Prompts:
+        """:meth:`encode` of ``B`` prompts with their answers, both as token ids."""
         # The last answer token is predicted, never read.
         keys: list[CacheKey] = [(len(prompt), tuple(prompt + answer[:-1])) for prompt, answer in pairs]
         missing = {key for key in keys if not (reuse and key in self.activation_cache)}
