@@ -174,7 +174,7 @@ def _apart_from(row: Entry, along: str) -> str:
     (other,) = set(figures.ALONG) - {along}
     record = row.records[0]
     suite = (record.configuration or {}).get("suite") or {}
-    names = ("modules", "order", "options", "end_of_answer", "max_actions_per_batch", "dtype")
+    names = ("modules", "order", "options", "end_of_answer", "max_actions_per_batch", "dtype", "observed_tokens")
     settings = [suite.get(name, ORDINARY.get(name)) for name in names]
     return repr((record.dataset, record.model, settings, figures.size(row, other)))
 

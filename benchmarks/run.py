@@ -57,6 +57,9 @@ class Args:
     """Folder of the data sets, for suites that read real records."""
     modules: tuple[str, ...] = ()
     """Edited modules, as endings of dotted names; by default the suite's, or the model's own."""
+    observed_tokens: Literal["answers", "all"] | None = None
+    """Which tokens of a batch agents see the gradient of: those that predict an answer token, or all that have one;
+    by default the suite's."""
     preset: str | None = None
     """Modules of the paper's Table 3, such as llama-3-8b/zsre; `editenv models` lists them."""
     device: str = "cpu"
@@ -220,7 +223,7 @@ def main(args: Args) -> int:
     """
     try:
         modules = modules_of(args.modules, args.preset)
-        suite = find(args.suite).at(args.model, args.data, modules, args.device, args.dtype)
+        suite = find(args.suite).at(args.model, args.data, modules, args.device, args.dtype, args.observed_tokens)
         agents = parse_agents(args.agents) or suite.agents
         if not agents:
             raise ValueError(f"suite {suite.id} is about no agents in particular: name some with --agents")

@@ -152,7 +152,12 @@ def _suite(record: Record, args: Args) -> Suite:
     """
     assert record.configuration is not None
     suite = find(id_of(record.suite)).at(
-        args.model, args.data, modules_of(args.modules, args.preset), args.device, args.dtype
+        args.model,
+        args.data,
+        modules_of(args.modules, args.preset),
+        args.device,
+        args.dtype,
+        record.configuration.get("suite", {}).get("observed_tokens"),
     )
     current: dict[str, dict[str, Any]] = {"suite": suite.setting(), "fingerprints": suite.check_fingerprints()}
     for part, here in current.items():

@@ -17,7 +17,7 @@ from editenv.data.files import EditFile, FileOptions
 from editenv.deltas import Delta, LowRank
 from editenv.evaluation import metrics
 from editenv.evaluation.batch import PROMPT, EvaluationBatch, encode_evaluation
-from editenv.language_model.editable_lm import EditableLM, Gradient
+from editenv.language_model.editable_lm import EditableLM, Gradient, ObservedTokens
 from editenv.language_model.prompts import Prompts, answer_ids
 from editenv.models import load_model
 from editenv.models.modules import default_modules
@@ -95,6 +95,9 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         train_eos: Teach the end-of-sequence token after each target, and protect it after each locality answer,
             so that the model says an answer and stops. The gradient and the reward are then over one token more for
             each; metrics are not.
+        observed_tokens: Which tokens the observation has: ``"answers"``, those that predict an answer token, as the
+            public code of MALMEN and RLEdit keeps them; or ``"all"`` tokens of prompt and target that have a gradient.
+            Where the last layer alone is edited, or its MLP, these are the same.
         dataset_options: For a file: :class:`editenv.data.files.FileOptions` as a dictionary.
         renamed: ``end_of_answer``, which is what ``train_eos`` was called; it works for one more version.
 
@@ -131,6 +134,7 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         dataset_options: Mapping[str, Any] | None = None,
         reference: Literal["initial", "previous"] = "initial",
         train_eos: bool = False,
+        observed_tokens: ObservedTokens = "answers",
         **renamed: Any,
     ) -> None:
         if renamed:
@@ -158,7 +162,9 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
             self.model_arguments["dataset_options"] = dict(dataset_options)
         if train_eos:
             self.model_arguments["train_eos"] = True
-        self.train_eos = train_eos
+        if observed_tokens != "answers":
+            self.model_arguments["observed_tokens"] = observed_tokens
+        self.train_eos, self.observed_tokens = train_eos, observed_tokens
         self.dataset, self.split, self._redraw = dataset, split, redraw
         self._edits: Sequence[Edit] = ()
         if dataset is not None:
@@ -169,7 +175,7 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         self.language_model = EditableLM(base, tokenizer, default_modules(base, model) if modules is None else modules)
         if train_eos:
             _ = self.language_model.eos_token  # refused here if there is none
-        self.max_tokens = edits_per_step * (self._longest_target() + train_eos)
+        self.max_tokens = edits_per_step * self._longest_observation()
         self.observation_space: spaces.Space[Any] = self._observation_space()
         self.stream: Sequence[Edit] = Stream((), np.zeros(0, dtype=int))
         self._after_horizon = self.stream
@@ -470,7 +476,7 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         _, gradients = self.language_model.gradients(
             prompts,
             lambda logits: torch.nn.functional.cross_entropy(logits, prompts.labels, reduction="sum"),
-            answer_positions=True,
+            self.observed_tokens,
         )
         return gradients
 
@@ -515,17 +521,22 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
-    def _longest_target(self) -> int:
-        tokenizer = self.language_model.tokenizer
+    def _longest_observation(self) -> int:
+        """How many tokens at most are observed of one edit."""
         if not self._edits:
             return 0
+        tokenizer = self.language_model.tokenizer
         if self._redraw:
-            from editenv.data.atlas import objects
+            from editenv.data.atlas import possible_prompts, possible_targets
 
-            targets = {name for group in objects().values() for name in group}
+            prompts, targets = possible_prompts(self.split), possible_targets()
         else:
-            targets = {edit.target for edit in self._edits}
-        return max(map(len, answer_ids(tokenizer, sorted(targets))))
+            prompts, targets = {edit.prompt for edit in self._edits}, {edit.target for edit in self._edits}
+        longest = max(map(len, answer_ids(tokenizer, sorted(targets)))) + self.train_eos
+        if self.observed_tokens == "all":
+            # The last token of a target is predicted, never read.
+            longest += max(map(len, tokenizer(sorted(prompts))["input_ids"])) - 1
+        return longest
 
     def _open_batch(self, edits: Sequence[Edit]) -> None:
         lm, edits = self.language_model, list(edits)

@@ -50,6 +50,10 @@ class EditArgs:
     """Teach the model to stop after each target, and to go on stopping after other answers: for a model that
     answers questions and stops. Without it the target's own tokens are all that is taught, as in the paper.
     """
+    observed_tokens: Literal["answers", "all"] = "answers"
+    """Which tokens of a batch the method sees the gradient of: those that predict an answer token, or all that have
+    one. They differ where several layers are edited; a policy needs those that it was trained with.
+    """
     modules: tuple[str, ...] = ()
     """Edited modules, as endings of dotted names; the model's default if none are given."""
     preset: str | None = None

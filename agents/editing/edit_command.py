@@ -146,6 +146,7 @@ def _open_editor(args: EditArgs, edits: EditFile, display: _Display) -> Lifelong
         dtype=args.dtype,
         seed=args.seed,
         train_eos=args.train_eos,
+        observed_tokens=args.observed_tokens,
         progress=lambda what, done, total: display.show(what),
     )
 

@@ -35,6 +35,7 @@ from editenv.env import RefusedActionError
 from editenv.evaluation import metrics
 from editenv.evaluation.batch import encode_evaluation
 from editenv.journal import Journal
+from editenv.language_model.editable_lm import ObservedTokens
 from editenv.models import EMBEDDED
 from editenv.renamed import renamed_keywords
 
@@ -104,6 +105,7 @@ class LifelongEditor:
         dtype: In which precision.
         seed: For methods that draw anything.
         train_eos: Teach the model to stop after each target, as :class:`editenv.env.LifelongEditEnv` has it.
+        observed_tokens: Which tokens of a batch the method sees, ``"answers"`` or ``"all"``, likewise.
         progress: Called while the method is prepared.
         renamed: ``end_of_answer``, which is what ``train_eos`` was called; it works for one more version.
 
@@ -138,6 +140,7 @@ class LifelongEditor:
         dtype: str = "float32",
         seed: int = 0,
         train_eos: bool = False,
+        observed_tokens: ObservedTokens = "answers",
         progress: ProgressCallback = silent,
         **renamed: Any,
     ) -> None:
@@ -156,6 +159,7 @@ class LifelongEditor:
             "device": device,
             "dtype": dtype,
             "train_eos": train_eos,
+            "observed_tokens": observed_tokens,
         }
         learning = learning_environment(self.agent, method, training, training_options, model_arguments)
         self.journal: Journal | None = None

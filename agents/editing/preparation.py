@@ -167,6 +167,8 @@ def journal_header(
         "seed": seed,
         "threads": torch.get_num_threads(),  # how sums are split decides about their last bits
     }
+    if learning.observed_tokens != "answers":
+        header["observed_tokens"] = learning.observed_tokens
     if learning.train_eos:
         header["end_of_answer"] = True  # what journals have called it from the beginning
     return header

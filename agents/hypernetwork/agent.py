@@ -100,6 +100,12 @@ class HypernetworkAgent(Agent):
                 raise ValueError(
                     f"the policy was trained for another model: {name} is {lm.shape(name)} here, and {tuple(shape)} for it"
                 )
+        observed = self._trained_on.get("observed_tokens", "answers")  # there was no choice for older policies
+        if self.folder is not None and observed != env.observed_tokens:
+            raise ValueError(
+                f"the policy of {self.folder} was trained with observed_tokens {observed!r}, and the environment has "
+                f"{env.observed_tokens!r}: give observed_tokens={observed!r} (--observed-tokens {observed})"
+            )
         for what, here in (("weights", fingerprint(lm)), ("end_of_answer", env.train_eos)):
             there = self._trained_on.get(what, here)  # older policies do not say
             if there != here:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from agents.hypernetwork.config import TrainConfig
 from editenv.data.options import FileOptions
@@ -27,6 +28,9 @@ class Args:
     --train.locality; `editenv models` lists them."""
     train_eos: bool = False
     """Teach the end-of-sequence token after each target, and protect it after each locality answer."""
+    observed_tokens: Literal["answers", "all"] = "answers"
+    """Which tokens of a batch the policy sees: those that predict an answer token, or all that have a gradient. They
+    differ where several layers are edited; the policy is for environments with the same."""
     device: str = "cpu"
     """Torch device."""
     seed: int = 0

@@ -45,6 +45,7 @@ def main(args: Args, algorithm: type[Trainer]) -> None:
     train(args, trainer, checkpoint)
     about = {"train": asdict(trainer.config), "model": args.model, "seed": args.seed, "weights": weights}
     about |= {"dataset": args.dataset, "end_of_answer": args.train_eos, "algorithm": algorithm.title}
+    about["observed_tokens"] = args.observed_tokens
     save_policy(trainer.policy, args.output, about)
     print(f"saved {args.output / 'policy.safetensors'}")
 
@@ -59,6 +60,7 @@ def make_trainer(args: Args, algorithm: type[Trainer]) -> Trainer:
         device=args.device,
         dataset_options=None if args.dataset == "atlas" else asdict(args.dataset_options),
         train_eos=args.train_eos,
+        observed_tokens=args.observed_tokens,
     )
     preconditioner = make_preconditioner(env, args.train) if args.train.preconditioner else None
     return algorithm(training_environment(env, args.train), args.train, args.seed, preconditioner)
@@ -69,6 +71,8 @@ def identity_of(args: Args, trainer: Trainer, weights: str) -> str:
     options = {k: v for k, v in asdict(args).items() if k not in ("output", "device", "checkpoint_every")}
     options |= {"algorithm": trainer.title, "weights": weights} | several_modules(trainer.env)
     options["end_of_answer"] = options.pop("train_eos")  # as checkpoints made before the option was renamed have it
+    if args.observed_tokens == "answers":
+        del options["observed_tokens"]  # as in checkpoints from before there was the choice
     return hashlib.sha256(json.dumps(options, sort_keys=True, default=str).encode()).hexdigest()
 
 

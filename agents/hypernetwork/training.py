@@ -149,7 +149,7 @@ class Trainer(ABC):
         """Normalizer statistics and key scales from batches on theta_0."""
         self.env.reset(seed=self.seed * 100_003 + 99_999)
         inputs, outputs = dict.fromkeys(self.lm.modules, 0.0), dict.fromkeys(self.lm.modules, 0.0)
-        tokens = 0
+        tokens = dict.fromkeys(self.lm.modules, 0)
         edits = self.env.edits_per_step
         for batch in range(min(self.config.warm_up_batches, self.config.horizon)):
             gradients = self.env.gradient_of(self.env.stream[batch * edits : (batch + 1) * edits])
@@ -157,8 +157,11 @@ class Trainer(ABC):
             for name, gradient in gradients.items():
                 inputs[name] += float(gradient.keys.square().sum())
                 outputs[name] += float((gradient.keys @ self.lm.weight(name)).square().sum())
-            tokens += len(next(iter(gradients.values())).keys)
-        self.policy.set_scales({n: s / tokens for n, s in inputs.items()}, {n: s / tokens for n, s in outputs.items()})
+                tokens[name] += len(gradient.keys)
+        self.policy.set_scales(
+            {name: total / tokens[name] for name, total in inputs.items()},
+            {name: total / tokens[name] for name, total in outputs.items()},
+        )
 
     # -- the loop -------------------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import gymnasium as gym
 import numpy as np
@@ -52,6 +52,8 @@ class Args:
     """Embedded model, Hugging Face folder or hub id."""
     modules: tuple[str, ...] = ()
     """Edited modules, as endings of dotted names; the model's default if none are given."""
+    observed_tokens: Literal["answers", "all"] = "answers"
+    """Which tokens of a batch are observed: those that predict an answer token, or all that have a gradient."""
     seed: int = 0
     """Seeds streams and actions."""
 
@@ -70,6 +72,7 @@ def main(args: Args) -> None:
             "LifelongEdit-v0",
             model=args.model,
             modules=list(args.modules) or None,
+            observed_tokens=args.observed_tokens,
             split=args.split,
             edits_per_step=args.edits_per_step,
             horizon=args.horizon,

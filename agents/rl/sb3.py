@@ -267,6 +267,8 @@ class Args:
     """How a file is read."""
     modules: tuple[str, ...] = ()
     """Edited modules, as endings of dotted names; the model's default if none are given."""
+    observed_tokens: Literal["answers", "all"] = "answers"
+    """Which tokens of a batch are observed: those that predict an answer token, or all that have a gradient."""
     device: str = "cpu"
     """Torch device of the language model."""
     streams: int = 1
@@ -320,6 +322,8 @@ def _environment_arguments(args: Args) -> dict[str, Any]:
         "actions_per_batch": args.actions_per_batch,
         "horizon": args.horizon,
     }
+    if args.observed_tokens != "answers":
+        arguments["observed_tokens"] = args.observed_tokens
     if args.dataset != "atlas":
         arguments["dataset_options"] = asdict(args.dataset_options)
     return arguments

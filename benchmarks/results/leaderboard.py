@@ -209,6 +209,7 @@ STREAM_FIELDS = (
     "modules",
     "dtype",
     "end_of_answer",
+    "observed_tokens",
 )
 """What of a suite makes its stream; the rest says how it is judged, and what it is for."""
 

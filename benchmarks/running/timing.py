@@ -38,7 +38,7 @@ def time_observation_and_update(env: LifelongEditEnv, action: Action) -> float:
     started = clock(lm.device)
     prompts = lm.encode([edit.prompt for edit in env.batch], [edit.target for edit in env.batch], reuse=False)
     lm.gradients(
-        prompts, lambda logits: F.cross_entropy(logits, prompts.labels, reduction="sum"), answer_positions=True
+        prompts, lambda logits: F.cross_entropy(logits, prompts.labels, reduction="sum"), observed_tokens="answers"
     )
     with suppress(ValueError):  # a refused action is counted when the step itself refuses it
         lm.apply(env.checked(action))

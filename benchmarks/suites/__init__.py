@@ -22,6 +22,9 @@ PROTOCOLS = ("teacher_forced", "generation", "probability", "drift", "probes")
 editenv/evaluation/probes.py.
 """
 
+OBSERVED_TOKENS = ("answers", "all")
+"""Which tokens of a batch an agent sees the gradient of (docs/reference/environment.md)."""
+
 ORDERS = ("shuffled", "as-is")
 """A stream's order: drawn from the seed, or as the data set has it."""
 
@@ -80,6 +83,8 @@ class Suite:
         edits_fingerprint: :func:`editenv.data.edits_digest` of the whole split, as it is read; None leaves it open.
         training_fingerprint: The same of the edits that agents learn from; a file may leave it out.
         paper: What it repeats of the paper.
+        observed_tokens: Which tokens of a batch agents see, of :data:`OBSERVED_TOKENS`; a file may leave it out, which
+            is ``"answers"``.
         train_eos: Whether answers are taught and protected with the end-of-sequence token after them; a file
             may leave it out, which is false.
         command: The command that makes the rest of the paper's figure, if there is more than the records.
@@ -107,6 +112,7 @@ class Suite:
     training_fingerprint: Annotated[str | None, rules.sha256 | None] = None
     paper: Paper | None = None
     command: Annotated[str | None, rules.text | None] = None
+    observed_tokens: Annotated[str, rules.one_of(OBSERVED_TOKENS)] = "answers"
     train_eos: Annotated[bool, rules.boolean] = False
     device: str = "cpu"
     dtype: str = "float32"
@@ -147,6 +153,8 @@ class Suite:
         }
         if self.train_eos:
             arguments["train_eos"] = True
+        if self.observed_tokens != "answers":
+            arguments["observed_tokens"] = self.observed_tokens
         return arguments if dataset == "atlas" else arguments | {"dataset_options": dict(self.options)}
 
     def at(
@@ -156,6 +164,7 @@ class Suite:
         modules: tuple[str, ...] | None = None,
         device: str = "cpu",
         dtype: str = "float32",
+        observed_tokens: str | None = None,
     ) -> "Suite":
         """With the model and the data folder of this machine.
 
@@ -173,8 +182,15 @@ class Suite:
                 else "'real', in the package, knows CounterFact, ZsRE and FEVER (docs/results/real.md)"
             )
             raise ValueError(f"suite {self.name} needs a model that knows its data: give one with --model; {remedy}")
-        modules = modules or self.modules
-        return replace(self, model=model or self.model, data=data, modules=modules, device=device, dtype=dtype)
+        return replace(
+            self,
+            model=model or self.model,
+            data=data,
+            modules=modules or self.modules,
+            observed_tokens=observed_tokens or self.observed_tokens,
+            device=device,
+            dtype=dtype,
+        )
 
     def check_fingerprints(self) -> dict[str, str | None]:
         """Of the model, of the edits that are made and of those that agents may learn from, as they are here.
@@ -224,6 +240,8 @@ class Suite:
         row["end_of_answer"] = row.pop("train_eos")  # the name that records have had from the beginning
         if not self.train_eos:
             del row["end_of_answer"]  # as in records from before there was the choice
+        if self.observed_tokens == "answers":
+            del row["observed_tokens"]  # likewise
         as_json: dict[str, Any] = json.loads(json.dumps(row))
         return as_json
 
@@ -271,7 +289,7 @@ def read_suite(path: Path) -> Suite:
             raise ValueError("must be an object")
         if "end_of_answer" in row:  # as suites made before the option was renamed have it
             row["train_eos"] = row.pop("end_of_answer")
-        row = {"train_eos": False, "training_fingerprint": None} | row
+        row = {"train_eos": False, "observed_tokens": "answers", "training_fingerprint": None} | row
         if row.keys() != allowed:
             missing, unknown = sorted(allowed - row.keys()), sorted(row.keys() - allowed)
             raise ValueError(f"missing fields {missing}, unknown fields {unknown}")

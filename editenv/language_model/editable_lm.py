@@ -13,10 +13,11 @@ assumed but checked, at construction, against the whole model (:mod:`editenv.lan
 """
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 
 TEXTS_KEPT = 2**16
 """Texts whose tokens are kept, about 40 MB of them."""
+
+ObservedTokens = Literal["answers", "all"]
+"""Which tokens of a batch a gradient's factors are kept of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,18 +343,32 @@ class EditableLM:
         self,
         prompts: Prompts,
         loss: Callable[[torch.Tensor], torch.Tensor],
-        answer_positions: bool = False,
+        observed_tokens: ObservedTokens = "all",
+        answer_positions: bool | None = None,
     ) -> tuple[torch.Tensor, dict[str, Gradient]]:
         """A loss of the answer logits, and its weight gradient in factors.
 
         Args:
             prompts: ``A`` answer tokens.
             loss: From ``(A, vocabulary)`` logits to a scalar.
-            answer_positions: Keep only the tokens at answer positions (the observation does), not all of them.
+            observed_tokens: Which tokens are kept. ``"answers"``: the ``A`` that predict an answer token.
+                ``"all"``: those, and every other one that has a gradient. That are the earlier tokens of prompt and
+                answer wherever a later layer's attention reads them: ``keys^T value_grads`` is the whole weight
+                gradient then. Padding is never among them.
+            answer_positions: What ``observed_tokens="answers"`` was called; it works for one more version.
 
         Returns:
-            The loss, and for each edited module ``keys`` and ``value_grads`` of ``A`` or all tokens.
+            The loss, and for each edited module ``keys`` and ``value_grads`` of the tokens kept, prompt after prompt.
+            With ``"all"`` modules differ in the number of tokens.
+
+        Raises:
+            ValueError: For ``"answers"`` of a module that is not run on every token, as an expert is not.
         """
+        if answer_positions is not None:
+            observed_tokens = "answers" if answer_positions else "all"
+            warnings.warn(
+                f"gradients: answer_positions is now observed_tokens={observed_tokens!r}", FutureWarning, stacklevel=2
+            )
         keys: dict[str, torch.Tensor] = {}
         outputs: dict[str, torch.Tensor] = {}
 
@@ -369,11 +387,30 @@ class EditableLM:
             with torch.enable_grad():
                 value = loss(self.logits(prompts))
         grads = dict(zip(outputs, torch.autograd.grad(value, list(outputs.values())), strict=True))
-        rows, columns = prompts.rows, prompts.columns
+        at_answers = _answer_mask(prompts)
         gradients = {}
         for name in self.modules:
-            key, grad = keys[name].to(self.device), grads[name].to(self.device)
-            if answer_positions:
-                key, grad = key[rows, columns], grad[rows, columns]
-            gradients[name] = Gradient(key.flatten(0, -2).float(), grad.flatten(0, -2).float())
+            key, grad = (tensor.to(self.device).flatten(0, -2) for tensor in (keys[name], grads[name]))
+            every_token = len(key) == len(at_answers)
+            if observed_tokens == "answers" and not every_token:
+                raise ValueError(
+                    f"{name} is not run on every token: its answer positions cannot be told from other tokens; "
+                    "take observed_tokens='all'"
+                )
+            kept = at_answers
+            if observed_tokens == "all":
+                has_gradient = grad.any(-1)
+                kept = has_gradient | at_answers if every_token else has_gradient
+            gradients[name] = Gradient(key[kept].float(), grad[kept].float())
         return value.detach(), gradients
+
+
+def _answer_mask(prompts: Prompts) -> torch.Tensor:
+    """Which of the ``B T`` rows of a forward, prompt after prompt, predict an answer token."""
+    rows, columns = prompts.rows, prompts.columns
+    if prompts.starts is None:  # there are no other rows
+        return torch.ones_like(rows, dtype=torch.bool)
+    width = max(map(len, prompts.pieces), default=0)
+    mask = torch.zeros(len(prompts) * width, dtype=torch.bool, device=rows.device)
+    mask[rows * width + columns] = True
+    return mask

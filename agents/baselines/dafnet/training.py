@@ -23,7 +23,7 @@ def gradients_of(lm: EditableLM, prompts: Prompts) -> dict[str, Gradient]:
     """The fine-tuning gradient of edits' prompts at theta_0, at their answer tokens."""
     with lm.at_initial_weights():
         _, gradients = lm.gradients(
-            prompts, lambda logits: F.cross_entropy(logits, prompts.labels, reduction="sum"), answer_positions=True
+            prompts, lambda logits: F.cross_entropy(logits, prompts.labels, reduction="sum"), observed_tokens="answers"
         )
     return gradients
 

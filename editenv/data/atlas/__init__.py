@@ -115,6 +115,17 @@ def load_edits(split: str, seed: int | None = None) -> list[Edit]:
     return edits
 
 
+def possible_prompts(split: str) -> set[str]:
+    """Every prompt that an edit of the split may be drawn with."""
+    edited = [fact for fact in facts() if fact.role == split]
+    return {form.format(fact.subject) for fact in edited for form in phrasings()[fact.relation].prompts}
+
+
+def possible_targets() -> set[str]:
+    """Every target that may be drawn."""
+    return {name for group in objects().values() for name in group}
+
+
 def _locality_prompt(fact: Fact, rng: random.Random) -> Locality:
     """A fact that must stay, in any of its phrasings."""
     forms = phrasings()[fact.relation]
