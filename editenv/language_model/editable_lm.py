@@ -33,6 +33,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+FORWARD_OVERHEAD = {"cpu": 32}
+"""What one more forward costs, in tokens, by type of device: rough, but little depends on it."""
+
+FORWARD_OVERHEAD_OF_OTHERS = 1024
+"""The same of any other device: a GPU waits for its kernels to be started."""
+
 TEXTS_KEPT = 2**16
 """Texts whose tokens are kept, about 40 MB of them."""
 
@@ -337,7 +343,17 @@ class EditableLM:
 
     def logits(self, prompts: Prompts) -> torch.Tensor:
         """``(A, vocabulary)`` logits at the answer positions, at the current weights, in float32."""
-        return self._cut_model.logits(prompts)
+        groups = self._groups(prompts)
+        if len(groups) == 1:
+            return self._cut_model.logits(prompts)
+        parts = [self._cut_model.logits(prompts.select(group)) for group in groups]
+        rows = [group.to(self.device)[prompts.prompt_index].nonzero().squeeze(1) for group in groups]
+        order = torch.cat(rows).argsort()  # back to the prompts' own
+        return torch.cat(parts)[order]
+
+    def _groups(self, prompts: Prompts) -> list[torch.Tensor]:
+        """Prompts that are run together: a short one beside a long one would be mostly padding."""
+        return prompts.groups_of_like_length(FORWARD_OVERHEAD.get(self.device.type, FORWARD_OVERHEAD_OF_OTHERS))
 
     def gradients(
         self,
@@ -369,15 +385,15 @@ class EditableLM:
             warnings.warn(
                 f"gradients: answer_positions is now observed_tokens={observed_tokens!r}", FutureWarning, stacklevel=2
             )
-        keys: dict[str, torch.Tensor] = {}
-        outputs: dict[str, torch.Tensor] = {}
+        keys: dict[str, list[torch.Tensor]] = {name: [] for name in self.modules}
+        outputs: dict[str, list[torch.Tensor]] = {name: [] for name in self.modules}
 
         def tap(name: str) -> Callable[..., torch.Tensor]:
             def hook(_: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-                keys[name] = args[0].detach()
+                keys[name].append(args[0].detach())
                 # The graph starts here: below the first edited module nothing requires grad.
-                outputs[name] = output if output.requires_grad else output.detach().requires_grad_()
-                return outputs[name]
+                outputs[name].append(output if output.requires_grad else output.detach().requires_grad_())
+                return outputs[name][-1]
 
             return hook
 
@@ -386,31 +402,73 @@ class EditableLM:
                 stack.enter_context(hooked(module.register_forward_hook(tap(name))))
             with torch.enable_grad():
                 value = loss(self.logits(prompts))
-        grads = dict(zip(outputs, torch.autograd.grad(value, list(outputs.values())), strict=True))
-        at_answers = _answer_mask(prompts)
-        gradients = {}
-        for name in self.modules:
-            key, grad = (tensor.to(self.device).flatten(0, -2) for tensor in (keys[name], grads[name]))
-            every_token = len(key) == len(at_answers)
-            if observed_tokens == "answers" and not every_token:
-                raise ValueError(
-                    f"{name} is not run on every token: its answer positions cannot be told from other tokens; "
-                    "take observed_tokens='all'"
-                )
-            kept = at_answers
-            if observed_tokens == "all":
-                has_gradient = grad.any(-1)
-                kept = has_gradient | at_answers if every_token else has_gradient
-            gradients[name] = Gradient(key[kept].float(), grad[kept].float())
-        return value.detach(), gradients
+        flat = torch.autograd.grad(value, [output for name in self.modules for output in outputs[name]])
+        grads = iter(flat)
+        groups = [(group, prompts.select(group)) for group in self._groups(prompts)]
+        return value.detach(), {
+            name: _in_order(
+                [
+                    _kept_tokens(name, key.to(self.device), next(grads).to(self.device), part, observed_tokens)
+                    for key, (_, part) in zip(keys[name], groups, strict=True)
+                ],
+                [group for group, _ in groups],
+            )
+            for name in self.modules
+        }
 
 
-def _answer_mask(prompts: Prompts) -> torch.Tensor:
-    """Which of the ``B T`` rows of a forward, prompt after prompt, predict an answer token."""
+def _kept_tokens(
+    name: str, keys: torch.Tensor, grads: torch.Tensor, prompts: Prompts, observed_tokens: ObservedTokens
+) -> tuple[Gradient, torch.Tensor | None]:
+    """The factors at the tokens that are kept of one forward, and which of its prompts each token is of.
+
+    Args:
+        name: Of the module.
+        keys: Its inputs, ``(B, T, d_in)``; of an expert ``(tokens, d_in)``, whose prompts are not known.
+        grads: Of the loss at its outputs.
+        prompts: The forward's.
+        observed_tokens: As :meth:`EditableLM.gradients` takes it.
+    """
+    keys, grads = keys.flatten(0, -2), grads.flatten(0, -2)
     rows, columns = prompts.rows, prompts.columns
-    if prompts.starts is None:  # there are no other rows
-        return torch.ones_like(rows, dtype=torch.bool)
-    width = max(map(len, prompts.pieces), default=0)
-    mask = torch.zeros(len(prompts) * width, dtype=torch.bool, device=rows.device)
-    mask[rows * width + columns] = True
-    return mask
+    width = max(map(len, prompts.pieces), default=0) if prompts.starts is not None else 1
+    places = rows * width + columns
+    forward_rows = len(rows) if prompts.starts is None else len(prompts) * width
+    if len(keys) != forward_rows:  # not run on every token
+        if observed_tokens == "answers":
+            raise ValueError(
+                f"{name} is not run on every token: its answer positions cannot be told from other tokens; "
+                "take observed_tokens='all'"
+            )
+        has_gradient = grads.any(-1)
+        return Gradient(keys[has_gradient].float(), grads[has_gradient].float()), None
+    kept = torch.zeros(forward_rows, dtype=torch.bool, device=rows.device)
+    kept[places] = True
+    prompt_of_row = (
+        prompts.prompt_index if prompts.starts is None else torch.arange(len(kept), device=rows.device) // width
+    )
+    if observed_tokens == "all":
+        kept |= grads.any(-1)
+    return Gradient(keys[kept].float(), grads[kept].float()), prompt_of_row[kept]
+
+
+def _in_order(parts: Sequence[tuple[Gradient, torch.Tensor | None]], groups: Sequence[torch.Tensor]) -> Gradient:
+    """The tokens of several forwards, prompt after prompt as they were given; of an expert, forward after forward.
+
+    Args:
+        parts: As :func:`_kept_tokens` gives them.
+        groups: ``(B,)`` bool for each: which of the prompts it has.
+    """
+    if len(parts) == 1:
+        return parts[0][0]
+    keys = torch.cat([gradient.keys for gradient, _ in parts])
+    value_grads = torch.cat([gradient.value_grads for gradient, _ in parts])
+    prompt_of_token = [
+        group.to(index.device).nonzero().squeeze(1)[index]
+        for (_, index), group in zip(parts, groups, strict=True)
+        if index is not None
+    ]
+    if not prompt_of_token:
+        return Gradient(keys, value_grads)
+    order = torch.cat(prompt_of_token).argsort(stable=True)
+    return Gradient(keys[order], value_grads[order])
