@@ -88,6 +88,7 @@ class EditableLM:
     Attributes:
         modules: The edited modules by their full dotted names, in the model's order.
         device: Where logits, gradients and weights come out.
+        cut_model: The model from the first edited layer on, by which everything is run.
         width: d, numbers in a hidden state.
 
     Raises:
@@ -123,8 +124,8 @@ class EditableLM:
             self._master[name] = module.weight.data.float()  # the weight itself if it is float32
         self._weights = {name: module.get_parameter("weight") for name, module in self.modules.items()}
         self._stack_name = layer_stack(self.model, self.modules)
-        self._cut_model = cut_model(self.model, {name: self.shape(name) for name in self.modules})
-        self.width = self._cut_model.width
+        self.cut_model = cut_model(self.model, {name: self.shape(name) for name in self.modules})
+        self.width = self.cut_model.width
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copy of a float32 weight and the copy of its master, which are one, are one again (``copy.deepcopy``,
@@ -140,12 +141,12 @@ class EditableLM:
     @property
     def cut(self) -> Cut:
         """What is frozen, and computed once for a prompt."""
-        return self._cut_model.cut
+        return self.cut_model.cut
 
     @property
     def answer_positions_only(self) -> bool:
         """Whether frozen outputs are kept at answer positions only (the last layer's MLP is all that is edited)."""
-        return self._cut_model.answer_positions_only
+        return self.cut_model.answer_positions_only
 
     def shape(self, name: str) -> tuple[int, int]:
         """``(d_in, d_out)`` of an edited module."""
@@ -324,14 +325,14 @@ class EditableLM:
             width = len(chunk[-1][1])
             # Attention is causal: no token of a prompt sees the padding on its right.
             ids = torch.tensor([[*tokens, *[0] * (width - len(tokens))] for _, tokens in chunk])
-            hidden = self._cut_model.frozen_output(ids.to(self.device))
+            hidden = self.cut_model.frozen_output(ids.to(self.device))
             kept = []
             for i, (prompt_length, tokens) in enumerate(chunk):
                 first = prompt_length - 1 if self.answer_positions_only else 0
                 kept.append(hidden[i, first : len(tokens)])
             rows = torch.cat(kept)  # a copy of what is kept and of nothing else
             if self.cut is Cut.KEYS:
-                rows = self._cut_model.with_keys(rows)
+                rows = self.cut_model.with_keys(rows)
             outputs.update(zip(chunk, rows.split([len(piece) for piece in kept]), strict=True))
         return outputs
 
@@ -345,8 +346,8 @@ class EditableLM:
         """``(A, vocabulary)`` logits at the answer positions, at the current weights, in float32."""
         groups = self._groups(prompts)
         if len(groups) == 1:
-            return self._cut_model.logits(prompts)
-        parts = [self._cut_model.logits(prompts.select(group)) for group in groups]
+            return self.cut_model.logits(prompts)
+        parts = [self.cut_model.logits(prompts.select(group)) for group in groups]
         rows = [group.to(self.device)[prompts.prompt_index].nonzero().squeeze(1) for group in groups]
         order = torch.cat(rows).argsort()  # back to the prompts' own
         return torch.cat(parts)[order]
