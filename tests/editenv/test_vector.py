@@ -150,7 +150,7 @@ def test_the_frozen_layers_run_once_for_all_streams_and_episodes(make, monkeypat
     envs = make(num_envs=4, horizon=2)
     rows = []
     for stream in envs.streams:
-        cut = stream.language_model._cut_model
+        cut = stream.language_model.cut_model
         whole = cut.frozen_output
         monkeypatch.setattr(cut, "frozen_output", lambda ids, whole=whole: rows.append(len(ids)) or whole(ids))
     zero = {name: np.zeros(space.shape, np.float32) for name, space in envs.action_space.items()}

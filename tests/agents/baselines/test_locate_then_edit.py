@@ -16,6 +16,7 @@ from agents.baselines.prune import PRUNE, condense
 from agents.baselines.rect import RECT, keep_largest_relative
 from agents.baselines.rome import ROME, rank_one_update
 from agents.baselines.values import (
+    ChangedRun,
     Essence,
     ValueConfig,
     look_up,
@@ -184,7 +185,7 @@ def test_the_value_makes_the_target_likely_and_edits_do_not_disturb_each_other(m
         handle = lm.modules[name].register_forward_hook(
             lambda _, args, out: out.index_put(position, values[lookup.owner], accumulate=True)
         )
-        logits = lm.logits(lookup.prompts)
+        logits = lm.cut_model.logits(lookup.prompts)  # in one forward, which the hook is made for
         handle.remove()
         return torch.nn.functional.cross_entropy(logits, lookup.prompts.labels)
 
@@ -272,8 +273,8 @@ def test_the_divergence_is_of_the_edited_model_from_the_original(sharp, tokenize
     expected = torch.nn.functional.kl_div(original, edited, reduction="sum", log_target=True)
     reverse = torch.nn.functional.kl_div(edited, original, reduction="sum", log_target=True)
     assert abs(float(expected / reverse) - 1) > 0.1
-    essence = Essence.of(lm, [edit], "subject_last")
-    (divergence,) = essence.divergence(lm, lm.modules[f"model.{MIDDLE}"], change)
+    essence = Essence.of(lm, lm.modules[f"model.{MIDDLE}"], [edit], "subject_last")
+    (divergence,) = essence.divergence(change)
     assert float(divergence) == pytest.approx(float(expected), rel=1e-3)
     (slope,), (expected_slope,) = torch.autograd.grad(divergence, change), torch.autograd.grad(expected, change)
     torch.testing.assert_close(slope, expected_slope, rtol=1e-2, atol=1e-2 * float(expected_slope.abs().max()))
@@ -294,6 +295,25 @@ def test_the_search_is_adam_on_its_loss_in_the_plain_model(sharp, tokenizer, edi
     for edit, change in zip(edits[:2], changes, strict=True):
         expected, _ = plain_search(sharp, tokenizer, name, edit, prefixes, config)
         assert (change - expected).norm() < 0.01 * expected.norm()
+
+
+@pytest.mark.parametrize("together", [1, 7])
+def test_how_many_prompts_are_searched_together_changes_nothing(make_lm, edits, monkeypatch, together):
+    lm, name = make_lm(MIDDLE), f"model.{MIDDLE}"
+    config = replace(VALUE, token="subject_last", prefixes=2, steps=5)
+    lookup = look_up(lm, edits, config.token, ["So it is.", "In a year."])
+    whole = optimise_values(lm, lm.modules[name], edits, lookup, config)
+    monkeypatch.setattr("agents.baselines.values.PROMPTS_TOGETHER", together)
+    parts = optimise_values(lm, lm.modules[name], edits, lookup, config)
+    torch.testing.assert_close(parts, whole, rtol=1e-3, atol=1e-3)
+
+
+def test_only_the_tokens_from_the_subjects_last_on_are_searched(make_lm, edits):
+    lm = make_lm(MIDDLE)
+    lookup = look_up(lm, edits, "subject_last")
+    run = ChangedRun(lm, lm.modules[f"model.{MIDDLE}"], lookup)
+    sizes = torch.tensor([len(piece) for piece in lookup.prompts.pieces])
+    assert run.suffix.hidden.shape[1] == (sizes - lookup.columns).max() < sizes.max()
 
 
 def test_prefixes_are_written_by_theta_0_and_drawn_by_the_seed(make_lm):
