@@ -147,7 +147,7 @@ def test_the_units_of_the_starred_form_stay_those_of_theta_0(make_env, small_wor
     units = agent.policy.key_scale.clone(), agent.policy.value_scale.clone()
     statistics = next(iter(agent.policy.networks.values())).normalizer.mean.clone()
     lm = env.language_model
-    for batch in range(3):
+    for _ in range(3):
         agent.act(env.gradients, info)
         *_, info = env.step({LAST: 2 * lm.initial_weight(LAST)})
         assert torch.equal(agent.policy.key_scale, units[0])
