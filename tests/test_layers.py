@@ -17,8 +17,9 @@ ABOVE = {"editenv": {"agents", "benchmarks"}, "agents": {"benchmarks"}, "benchma
 FLOORS = {
     "editenv": [
         {"atomic_files", "renamed", "collisions"},
-        {"models", "data", "deltas"},
+        {"models", "data", "deltas", "sealed_json"},
         {"language_model"},
+        {"identity", "rounding"},
         {"evaluation", "delta_files", "journal"},
         {"rewards", "inspection"},
         {"rendering"},

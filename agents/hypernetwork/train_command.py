@@ -6,13 +6,18 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
+from io import BytesIO
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from rich.progress import TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
+from agents.covariance import training_edits
 from agents.hypernetwork.arguments import Args, with_preset
 from agents.hypernetwork.networks import save_policy
 from agents.hypernetwork.training import (
@@ -24,8 +29,9 @@ from agents.hypernetwork.training import (
 )
 from agents.progress import progress_bars
 from editenv.atomic_files import atomic_write
-from editenv.delta_files import fingerprint
+from editenv.data import edits_digest
 from editenv.env import LifelongEditEnv
+from editenv.identity import cautions, differences, fingerprint, frozen_fingerprint, identity
 
 
 def main(args: Args, algorithm: type[Trainer]) -> None:
@@ -39,11 +45,13 @@ def main(args: Args, algorithm: type[Trainer]) -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     trainer = make_trainer(args, algorithm)
     weights = fingerprint(trainer.lm)
-    checkpoint = Checkpoint(args.output / "checkpoint.pt", identity_of(args, trainer, weights))
+    rest = {"frozen": frozen_fingerprint(trainer.lm), "identity": identity(trainer.lm)}
+    edits = edits_digest(training_edits(trainer.env))
+    checkpoint = Checkpoint(args.output / "checkpoint.pt", identity_of(args, trainer, weights), rest | {"edits": edits})
     if checkpoint.load(trainer):
         print(f"going on from trajectory {trainer.trajectory}")
     train(args, trainer, checkpoint)
-    about = {"train": asdict(trainer.config), "model": args.model, "seed": args.seed, "weights": weights}
+    about = {"train": asdict(trainer.config), "model": args.model, "seed": args.seed, "weights": weights, **rest}
     about |= {"dataset": args.dataset, "end_of_answer": args.train_eos, "algorithm": algorithm.title}
     save_policy(trainer.policy, args.output, about)
     print(f"saved {args.output / 'policy.safetensors'}")
@@ -77,32 +85,59 @@ class Checkpoint:
 
     Args:
         path: The file.
-        identity: Of the training.
+        identity: Of the training: of its options and the edited weights.
+        made_of: ``frozen`` and ``identity`` of the rest of the model, and ``edits``, the digest of what it learns from.
     """
 
-    def __init__(self, path: Path, identity: str) -> None:
-        self.path, self.identity = path, identity
+    def __init__(self, path: Path, identity: str, made_of: Mapping[str, Any]) -> None:
+        self.path, self.identity, self.made_of = path, identity, made_of
 
     def load(self, trainer: Trainer) -> bool:
         """Gives the trainer the state in the file; whether there was one.
 
         Raises:
-            SystemExit: If it is another training's.
+            SystemExit: If it is another training's, or damaged.
         """
         if not self.path.exists():
             return False
-        state = torch.load(self.path, map_location=trainer.lm.device, weights_only=True)
-        if state["identity"] != self.identity:
+        try:
+            state = torch.load(self.path, map_location=trainer.lm.device, weights_only=True)
+            if state["identity"] == self.identity and not (other := self._differences(state.get("made_of"))):
+                trainer.load_state(state["trainer"])
+                return True
+        except (RuntimeError, EOFError, UnpicklingError, LookupError, ValueError, TypeError, AttributeError) as error:
+            kind = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'nothing said'}"
             raise SystemExit(
-                f"{self.path} belongs to a training run with other options; remove it or choose another --output"
-            )
-        trainer.load_state(state["trainer"])
-        return True
+                f"{self.path} is damaged or not a checkpoint of this version ({kind}); remove it to begin anew"
+            ) from error
+        how = "options" if state["identity"] != self.identity else f"data ({'; '.join(other)})"
+        raise SystemExit(
+            f"{self.path} belongs to a training run with other {how}; remove it or choose another --output"
+        )
+
+    def _differences(self, there: Mapping[str, Any] | None) -> list[str]:
+        """In what the model or the edits are others than those of a checkpoint, in words."""
+        if there is None:
+            print(f"{self.path}: an earlier version wrote it: whether the training edits are the same was not checked")
+            return []
+        said = ["the training edits have changed"] if there["edits"] != self.made_of["edits"] else []
+        if there["frozen"] != self.made_of["frozen"]:
+            said.append("weights of the model that are not edited, or its vocabulary, have changed")
+        for caution in cautions(there["identity"], self.made_of["identity"]):
+            print(f"{self.path}: {caution}")
+        return said + differences(there["identity"], self.made_of["identity"])
 
     def save(self, trainer: Trainer) -> None:
-        """Writes it, whole or not at all."""
+        """Writes it, whole or not at all.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
+        state = {"identity": self.identity, "made_of": dict(self.made_of), "trainer": trainer.state()}
         with atomic_write(self.path) as partial:
-            torch.save({"identity": self.identity, "trainer": trainer.state()}, partial)
+            buffer = BytesIO()  # torch.save tells of a full disk by a RuntimeError
+            torch.save(state, buffer)
+            partial.write_bytes(buffer.getbuffer())
 
 
 def train(args: Args, trainer: Trainer, checkpoint: Checkpoint) -> None:
