@@ -299,9 +299,11 @@ def models(args: ModelsArgs) -> None:
 
 
 def _load_editable(model: str, dtype: str, modules: Sequence[str], output: Path) -> Any:
+    from agents.editing.saving import check_place
     from editenv.language_model.editable_lm import EditableLM
     from editenv.models import load_model
 
+    check_place(output, model)
     if output.exists():
         raise ValueError(f"{output} exists already; choose a folder that does not")
     return EditableLM(*load_model(model, dtype=dtype), modules)

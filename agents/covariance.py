@@ -30,6 +30,7 @@ from editenv.identity import differences, fingerprint, frozen_fingerprint, ident
 from editenv.language_model.editable_lm import EditableLM
 from editenv.models import EMBEDDED, load_model
 from editenv.models.modules import default_modules
+from editenv.output_folders import check_output
 from editenv.sealed_json import read_sealed, write_sealed
 
 RECORD = "covariance.json"
@@ -371,9 +372,10 @@ class Args:
 def main(args: Args) -> None:
     from rich.progress import Progress
 
-    base, tokenizer = load_model(args.model, args.device, args.dtype)
-    lm = EditableLM(base, tokenizer, args.modules or default_modules(base, args.model))
     try:
+        check_output(args.output, args.model)
+        base, tokenizer = load_model(args.model, args.device, args.dtype)
+        lm = EditableLM(base, tokenizer, args.modules or default_modules(base, args.model))
         with Progress(transient=True) as bars:
             bar = bars.add_task("texts", total=args.samples)
             statistics = collect(lm, args.text, args.output, args.samples, lambda n: bars.update(bar, completed=n))

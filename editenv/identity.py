@@ -9,6 +9,8 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -100,13 +102,11 @@ def tokenizer_parts(tokenizer: "PreTrainedTokenizerBase") -> dict[str, str]:
         model = serialised.pop("model")
         parts |= {"vocabulary": model.pop("vocab", None), "merges": model.pop("merges", None), "model": model}
         parts |= {name: value for name, value in serialised.items() if name not in ("version", "truncation", "padding")}
-    else:  # one in Python: its class, its own settings and the files it was made from
+    else:  # one in Python: its class, and the files that it writes
         parts |= {"class": type(tokenizer).__name__, "vocabulary": sorted(tokenizer.get_vocab().items())}
-        for name in tokenizer.vocab_files_names:
-            path = getattr(tokenizer, name, None)
-            if isinstance(path, str):
-                with open(path, "rb") as file:
-                    parts[name] = hashlib.file_digest(file, "sha256").hexdigest()
+        with TemporaryDirectory() as folder:
+            for path in map(Path, tokenizer.save_vocabulary(folder)):
+                parts[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return {
         name: hashlib.sha256(json.dumps(part, sort_keys=True, default=str).encode()).hexdigest()
         for name, part in parts.items()

@@ -18,7 +18,7 @@ FLOORS = {
     "editenv": [
         {"atomic_files", "renamed", "collisions"},
         {"models", "data", "deltas", "sealed_json"},
-        {"language_model"},
+        {"language_model", "output_folders"},
         {"identity", "rounding"},
         {"evaluation", "delta_files", "journal"},
         {"rewards", "inspection"},

@@ -38,6 +38,7 @@ from editenv.evaluation.batch import encode_evaluation
 from editenv.identity import cautions, differences, fingerprint
 from editenv.journal import Journal
 from editenv.models import EMBEDDED
+from editenv.output_folders import check_output
 from editenv.renamed import renamed_keywords
 from editenv.rounding import sampled_weights
 
@@ -146,6 +147,8 @@ class LifelongEditor:
     ) -> None:
         if renamed:
             train_eos = renamed_keywords("LifelongEditor", renamed).get("train_eos", train_eos)
+        if output is not None:
+            check_output(Path(output), model, policy=policy, training=training, text=text)
         self.model, self.method, self.guard = model, method, guard or Guard()
         self._ended: str | None = None
         self._reverted = False

@@ -32,6 +32,7 @@ from editenv.atomic_files import atomic_write
 from editenv.data import edits_digest
 from editenv.env import LifelongEditEnv
 from editenv.identity import cautions, differences, fingerprint, frozen_fingerprint, identity
+from editenv.output_folders import check_output
 
 
 def main(args: Args, algorithm: type[Trainer]) -> None:
@@ -39,9 +40,10 @@ def main(args: Args, algorithm: type[Trainer]) -> None:
 
     Raises:
         SystemExit: If the folder's checkpoint belongs to a run with other options.
-        ValueError: If an option does not fit the model or the data set.
+        ValueError: If an option does not fit the model or the data set, or the output is where one of them is read.
     """
     args = with_preset(args)
+    check_output(args.output, args.model, dataset=args.dataset)
     args.output.mkdir(parents=True, exist_ok=True)
     trainer = make_trainer(args, algorithm)
     weights = fingerprint(trainer.lm)

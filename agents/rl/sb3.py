@@ -36,6 +36,7 @@ from editenv.data.files import FileOptions
 from editenv.env import Action, LifelongEditEnv
 from editenv.identity import fingerprint, frozen_fingerprint, same
 from editenv.identity import identity as model_identity
+from editenv.output_folders import check_output
 from editenv.sealed_json import read_sealed, write_sealed
 from editenv.wrappers import GradientStatistics, LayerStatistics, StepSizeAction
 from editenv.wrappers.chain import inner_action, outer_observation
@@ -301,6 +302,7 @@ def main(args: Args) -> None:
 
     try:
         settings = read_settings(args.algo, args.settings)
+        check_output(args.output, args.model, dataset=args.dataset)
     except ValueError as error:
         raise SystemExit(str(error)) from None
     args.output.mkdir(parents=True, exist_ok=True)

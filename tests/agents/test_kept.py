@@ -1,5 +1,6 @@
 """What agents keep of their training is taken again only for the model and the edits that it was made with."""
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -44,9 +45,30 @@ def test_a_kept_training_is_of_this_model_and_these_edits(
     assert not taken(), "other weights around the edited ones"
     assert taken()
 
+    with_config = json.loads((folder / "config.json").read_text()) | {"rms_norm_eps": 1e-3}
+    (folder / "config.json").write_text(json.dumps(with_config))
+    assert not taken(), "another configuration"
+    assert taken()
+
     edits = list(small_world)
     for module in ("hypernetwork.agent", "baselines.dafnet.agent", "rl.sb3"):
         monkeypatch.setattr(
             f"agents.{module}.training_edits", lambda env: [replace(edits[0], target="Lima"), *edits[1:]]
         )
     assert not taken(), "other edits in a file of the same name"
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_a_flipped_bit_in_what_was_kept_is_noticed(make_env, small_world, tmp_path, name):
+    def prepare():
+        agent = MADE[name]()
+        agent.workspace = tmp_path / "kept"
+        agent.prepare(make_env(), 0, lambda *_: None)
+
+    prepare()
+    file = tmp_path / "kept" / ("policy.zip" if name == "sb3" else "policy.safetensors")
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{file.name} .*remove .*kept"):
+        prepare()

@@ -73,10 +73,13 @@ class DAFNet(Agent):
         if self.workspace is None or not (self.workspace / "policy.json").exists():
             return False
         identity = self._identity(env, seed)
-        record = read_sealed(self.workspace / "policy.json")
-        if not same({key: value for key, value in record.items() if key in identity}, identity):
-            return False
-        load_weights(self.network, self.workspace, record)
+        try:
+            record = read_sealed(self.workspace / "policy.json")
+            if not same({key: value for key, value in record.items() if key in identity}, identity):
+                return False
+            load_weights(self.network, self.workspace, record)
+        except ValueError as error:
+            raise ValueError(f"{error}; remove {self.workspace}, and what was in it is made anew") from error
         self.kept_seconds = float(record["seconds"])
         return True
 

@@ -2,13 +2,16 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from agents.hypernetwork.arguments import Args
 from agents.hypernetwork.config import PolicyConfig, TrainConfig
@@ -107,3 +110,86 @@ def test_how_often_it_saves_may_change(args, capsys):
     main(args, RLEditTrainer)
     main(replace(args, checkpoint_every=7), RLEditTrainer)
     assert "going on from trajectory 1" in capsys.readouterr().out
+
+
+@pytest.fixture
+def own_edits(args, tmp_path):
+    """The same training on a file of one's own, and with a model of one's own."""
+    rows = [{"prompt": f"The home of {i} is", "target": "Rome", "old_answer": "Oslo"} for i in range(20)]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    shutil.copytree(args.model, tmp_path / "model")
+    return replace(args, dataset=str(tmp_path), model=str(tmp_path / "model"))
+
+
+@pytest.mark.parametrize("change", ["edits", "config", "frozen weights"])
+def test_a_changed_training_file_or_model_is_refused(own_edits, tmp_path, change):
+    main(own_edits, RLEditTrainer)
+    before = (own_edits.output / "policy.safetensors").read_bytes()
+    if change == "edits":
+        path = tmp_path / "train.jsonl"
+        path.write_text(path.read_text().replace("Rome", "Lima", 1))
+        said = "the training edits have changed"
+    elif change == "config":
+        path = tmp_path / "model/config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"hidden_act": "gelu"}))
+        said = "hidden_act was 'silu', is 'gelu'"
+    else:
+        path = tmp_path / "model/model.safetensors"
+        weights = load_file(path)
+        weights["model.norm.weight"] = 2 * weights["model.norm.weight"]
+        save_file(weights, path, {"format": "pt"})
+        said = "that are not edited"
+    with pytest.raises(SystemExit, match=rf"checkpoint\.pt belongs to .*{said}"):
+        main(own_edits, RLEditTrainer)
+    assert (own_edits.output / "policy.safetensors").read_bytes() == before
+
+
+def test_a_checkpoint_of_an_earlier_version_is_gone_on_with_and_what_was_not_checked_is_said(args, capsys):
+    main(args, RLEditTrainer)
+    path = args.output / "checkpoint.pt"
+    state = torch.load(path, weights_only=True)
+    del state["made_of"]
+    torch.save(state, path)
+    capsys.readouterr()
+    main(args, RLEditTrainer)
+    said = capsys.readouterr().out
+    assert "going on from trajectory 1" in said
+    assert "was not checked" in said
+
+
+@pytest.mark.parametrize("part", [0, 0.3, 0.9, "junk", "other", "flipped"])
+def test_a_damaged_checkpoint_is_named_without_a_traceback(args, part):
+    main(args, RLEditTrainer)
+    path = args.output / "checkpoint.pt"
+    content = path.read_bytes()
+    if part == "junk":
+        path.write_bytes(b"junk" * 100)
+    elif part == "other":
+        torch.save({"mine": 3}, path)
+    elif part == "flipped":
+        place = content.index(trained_bytes(path))
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    else:
+        path.write_bytes(content[: int(part * len(content))])
+    with pytest.raises(SystemExit, match=r"checkpoint\.pt is damaged .*remove it") as refused:
+        main(args, RLEditTrainer)
+    assert "weights_only" not in str(refused.value)
+
+
+def trained_bytes(path):
+    """Of a parameter, as they lie in the file."""
+    policy = torch.load(path, weights_only=True)["trainer"]["policy"]
+    largest = max(policy.values(), key=torch.numel)
+    return largest.numpy().tobytes()
+
+
+def test_a_folder_that_is_read_is_not_written_to(own_edits, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "model")
+    for output in (tmp_path / "model", tmp_path / "model/policy", Path("model"), tmp_path / "link/policy"):
+        with pytest.raises(ValueError, match="never changed"):
+            main(replace(own_edits, output=output), RLEditTrainer)
+    with pytest.raises(ValueError, match="folder of the dataset"):
+        main(replace(own_edits, output=tmp_path), RLEditTrainer)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "model", "train.jsonl"]
+    assert not any(path.is_dir() or "checkpoint" in path.name for path in (tmp_path / "model").iterdir())
