@@ -52,16 +52,19 @@ def named_in_errors(path: Path) -> Iterator[None]:
     """Within the context, a failure to write is an :class:`OSError` that names this path, whichever library failed.
 
     Raises:
-        OSError: In place of safetensors' error, and of one that names no file, as of a write to a full disk.
+        OSError: In place of what safetensors and tokenizers raise, and of one that names no file, as of a write to a full
+            disk.
     """
     try:
         yield
-    except SafetensorError as error:
-        raise OSError(f"{path} could not be written: {error}") from error
     except OSError as error:
         if error.filename is not None or error.errno is None:
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
+    except Exception as error:
+        if type(error) not in (SafetensorError, Exception):  # tokenizers raises no narrower one
+            raise
+        raise OSError(f"{path} could not be written: {error}") from error
 
 
 def make_folder(folder: Path) -> None:

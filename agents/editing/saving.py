@@ -79,12 +79,7 @@ def save_model(lm: EditableLM, folder: Path, about: dict[str, Any], base: str | 
 def _write(lm: EditableLM, folder: Path, about: dict[str, Any]) -> None:
     """The model, its tokenizer and the marker, into a new folder."""
     lm.model.save_pretrained(folder)
-    try:
-        lm.tokenizer.save_pretrained(folder)
-    except OSError:
-        raise
-    except Exception as error:  # tokenizers raises no narrower one if it cannot write
-        raise OSError(f"{folder}: the tokenizer could not be written: {error}") from error
+    lm.tokenizer.save_pretrained(folder)
     mode = (folder / "config.json").stat().st_mode
     for path in folder.glob("*.safetensors"):  # safetensors makes files that nobody else may read
         path.chmod(mode)

@@ -12,6 +12,7 @@ from io import BytesIO
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import torch
 from rich.progress import TimeRemainingColumn
@@ -82,6 +83,10 @@ def identity_of(args: Args, trainer: Trainer, weights: str) -> str:
     return hashlib.sha256(json.dumps(options, sort_keys=True, default=str).encode()).hexdigest()
 
 
+DAMAGE = (BadZipFile, RuntimeError, EOFError, UnpicklingError, LookupError, ValueError, TypeError, AttributeError)
+"""What reading a damaged checkpoint may end in."""
+
+
 class Checkpoint:
     """A training's state in a file.
 
@@ -102,12 +107,16 @@ class Checkpoint:
         """
         if not self.path.exists():
             return False
+        content = BytesIO(self.path.read_bytes())
         try:
-            state = torch.load(self.path, map_location=trainer.lm.device, weights_only=True)
+            if (torn := ZipFile(content).testzip()) is not None:  # torch does not look at checksums
+                raise BadZipFile(f"{torn} was changed")
+            content.seek(0)
+            state = torch.load(content, map_location=trainer.lm.device, weights_only=True)
             if state["identity"] == self.identity and not (other := self._differences(state.get("made_of"))):
                 trainer.load_state(state["trainer"])
                 return True
-        except (RuntimeError, EOFError, UnpicklingError, LookupError, ValueError, TypeError, AttributeError) as error:
+        except DAMAGE as error:
             kind = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'nothing said'}"
             raise SystemExit(
                 f"{self.path} is damaged or not a checkpoint of this version ({kind}); remove it to begin anew"

@@ -115,65 +115,68 @@ def test_how_often_it_saves_may_change(args, capsys):
 @pytest.fixture
 def own_edits(args, tmp_path):
     """The same training on a file of one's own, and with a model of one's own."""
-    rows = [{"prompt": f"The home of {i} is", "target": "Rome", "old_answer": "Oslo"} for i in range(20)]
+    rows = [{"prompt": f"The home of {i} is", "target": "Rome", "old_answer": "Oslo"} for i in range(40)]
     (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
     shutil.copytree(args.model, tmp_path / "model")
     return replace(args, dataset=str(tmp_path), model=str(tmp_path / "model"))
 
 
-@pytest.mark.parametrize("change", ["edits", "config", "frozen weights"])
-def test_a_changed_training_file_or_model_is_refused(own_edits, tmp_path, change):
+def test_a_changed_training_file_or_model_is_refused(own_edits, tmp_path):
     main(own_edits, RLEditTrainer)
     before = (own_edits.output / "policy.safetensors").read_bytes()
-    if change == "edits":
-        path = tmp_path / "train.jsonl"
-        path.write_text(path.read_text().replace("Rome", "Lima", 1))
-        said = "the training edits have changed"
-    elif change == "config":
-        path = tmp_path / "model/config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"hidden_act": "gelu"}))
-        said = "hidden_act was 'silu', is 'gelu'"
-    else:
-        path = tmp_path / "model/model.safetensors"
-        weights = load_file(path)
-        weights["model.norm.weight"] = 2 * weights["model.norm.weight"]
-        save_file(weights, path, {"format": "pt"})
-        said = "that are not edited"
-    with pytest.raises(SystemExit, match=rf"checkpoint\.pt belongs to .*{said}"):
-        main(own_edits, RLEditTrainer)
+    edits, config, weights = (
+        tmp_path / "train.jsonl",
+        tmp_path / "model/config.json",
+        tmp_path / "model/model.safetensors",
+    )
+
+    def other_norm():
+        tensors = load_file(weights)
+        save_file(tensors | {"model.norm.weight": 2 * tensors["model.norm.weight"]}, weights, {"format": "pt"})
+
+    for path, change, said in (
+        (edits, lambda: edits.write_text(edits.read_text().replace("Rome", "Lima", 1)), "training edits have changed"),
+        (config, lambda: config.write_text(config.read_text().replace("silu", "gelu")), "hidden_act was 'silu', is 'gelu'"),
+        (weights, other_norm, "that are not edited"),
+    ):  # fmt: skip
+        as_it_was = path.read_bytes()
+        change()
+        with pytest.raises(SystemExit, match=rf"checkpoint\.pt belongs to .*{said}"):
+            main(own_edits, RLEditTrainer)
+        path.write_bytes(as_it_was)
     assert (own_edits.output / "policy.safetensors").read_bytes() == before
 
 
-def test_a_checkpoint_of_an_earlier_version_is_gone_on_with_and_what_was_not_checked_is_said(args, capsys):
-    main(args, RLEditTrainer)
-    path = args.output / "checkpoint.pt"
+def test_a_checkpoint_of_an_earlier_version_is_gone_on_with_and_what_was_not_checked_is_said(own_edits, capsys):
+    main(own_edits, RLEditTrainer)
+    path = own_edits.output / "checkpoint.pt"
     state = torch.load(path, weights_only=True)
     del state["made_of"]
     torch.save(state, path)
     capsys.readouterr()
-    main(args, RLEditTrainer)
+    main(own_edits, RLEditTrainer)
     said = capsys.readouterr().out
     assert "going on from trajectory 1" in said
     assert "was not checked" in said
 
 
-@pytest.mark.parametrize("part", [0, 0.3, 0.9, "junk", "other", "flipped"])
-def test_a_damaged_checkpoint_is_named_without_a_traceback(args, part):
-    main(args, RLEditTrainer)
-    path = args.output / "checkpoint.pt"
+def test_a_damaged_checkpoint_is_named_without_a_traceback(own_edits):
+    main(own_edits, RLEditTrainer)
+    path = own_edits.output / "checkpoint.pt"
     content = path.read_bytes()
-    if part == "junk":
-        path.write_bytes(b"junk" * 100)
-    elif part == "other":
-        torch.save({"mine": 3}, path)
-    elif part == "flipped":
-        place = content.index(trained_bytes(path))
-        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
-    else:
-        path.write_bytes(content[: int(part * len(content))])
-    with pytest.raises(SystemExit, match=r"checkpoint\.pt is damaged .*remove it") as refused:
-        main(args, RLEditTrainer)
-    assert "weights_only" not in str(refused.value)
+    place = content.index(trained_bytes(path))
+    torch.save({"mine": 3}, path)
+    damaged = {"another's": path.read_bytes(), "junk": b"junk" * 100, "empty": b""}
+    damaged |= {f"cut at {part}": content[: int(part * len(content))] for part in (0.01, 0.3, 0.9, 0.999)}
+    damaged["flipped"] = content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+    for what, changed in damaged.items():
+        path.write_bytes(changed)
+        with pytest.raises(SystemExit, match=r"checkpoint\.pt is damaged .*remove it") as refused:
+            main(own_edits, RLEditTrainer)
+        assert "weights_only" not in str(refused.value), what
+        assert path.read_bytes() == changed
+    path.write_bytes(content)
+    main(own_edits, RLEditTrainer)
 
 
 def trained_bytes(path):
