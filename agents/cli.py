@@ -64,14 +64,15 @@ class ApplyArgs:
     dtype: str = "float32"
     """The precision they were made in."""
     allow_rounding: bool = False
-    """Save a result that differs from the editing run's, as it may by rounding on another machine; without it that
-    is an error.
+    """Save a result that differs from the editing run's by no more than rounding, as it may on another machine; without
+    it that is an error.
     """
 
 
 @dataclass
 class RevertArgs:
-    """Takes a file of deltas away from an edited model; says whether the result is the base model to the bit.
+    """Takes a run's deltas away from an edited model; says whether the result is the base model to the bit. One that is
+    further from it than rounding can be is an error.
 
     editenv revert --model edited --deltas out/deltas.safetensors --output back
     """

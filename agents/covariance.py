@@ -208,6 +208,7 @@ def collect(
             read of it has changed; or if the source has no text.
     """
     statistics = KeyStatistics(lm, bos=True)
+    record: dict[str, Any] = {}
     about: dict[str, Any] = {"modules": list(lm.modules), **fingerprints(lm), "source": source, "bos": True}
     digest = hashlib.sha256()  # of the texts read so far
     texts = read_texts(source)
@@ -227,7 +228,8 @@ def collect(
         progress(statistics.texts)
     if not statistics.tokens:
         raise ValueError(f"{source}: has no text")
-    _save(statistics, folder, about | {"read_sha256": digest.hexdigest(), "finished": True})
+    if not record.get("finished") or record["texts"] != statistics.texts:  # else the files stay as they are
+        _save(statistics, folder, about | {"read_sha256": digest.hexdigest(), "finished": True})
     return statistics
 
 

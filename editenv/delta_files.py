@@ -22,6 +22,9 @@ from editenv.rounding import beyond_rounding
 FORMAT = "lifelongedit-deltas-1"
 """In the file's metadata."""
 
+DIGEST = "sha256"
+"""Entry of the metadata: over all else."""
+
 WEIGHTS = "weights/"
 """Begins the names of what is kept of the weights, beside the deltas."""
 
@@ -85,18 +88,18 @@ def write_delta_file(
     named = tensors_of(actions) | {f"{WEIGHTS}{name}": values for name, values in weights.items()}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
     metadata = {"format": FORMAT, "before": before, "after": after, "actions": str(len(actions))}
-    metadata |= {"tensors": digest_of(tensors)}
     if frozen is not None:
         metadata["frozen"] = frozen
     if model is not None:
         metadata["identity"] = json.dumps(model)
+    metadata[DIGEST] = _digest_of(tensors, metadata)
     with atomic_write(path) as partial:
         save_file(tensors, partial, metadata)
 
 
-def digest_of(tensors: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 over tensors with their names, shapes and types, in the order of the names."""
-    digest = hashlib.sha256()
+def _digest_of(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> str:
+    """SHA-256 over tensors with their names, shapes and types, and the metadata; the file's order does not matter."""
+    digest = hashlib.sha256(json.dumps(dict(metadata), sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
@@ -118,8 +121,9 @@ def _read(path: Path) -> tuple[list[dict[str, Delta]], dict[str, str], dict[str,
     """The actions, the metadata, and the weights kept to judge results by."""
     with _opened(path) as (file, metadata):
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dictionary
-    if "tensors" in metadata and metadata["tensors"] != digest_of(tensors):  # older files do not say
-        raise ValueError(f"{path} was changed after it was written: its tensors are not those that its digest is of")
+    rest = {name: value for name, value in metadata.items() if name != DIGEST}
+    if DIGEST in metadata and metadata[DIGEST] != _digest_of(tensors, rest):  # older files do not say
+        raise ValueError(f"{path} was changed after it was written: its content is not what its digest is of")
     actions = read_delta(tensors)
     if str(len(actions)) != metadata.get("actions"):
         raise ValueError(

@@ -60,6 +60,18 @@ def main(args: Args, algorithm: type[Trainer]) -> None:
     print(f"saved {args.output / 'policy.safetensors'}")
 
 
+def run(args: Args, algorithm: type[Trainer]) -> None:
+    """:func:`main` as a command of its own: what is wrong is said in one line.
+
+    Raises:
+        SystemExit: If anything is.
+    """
+    try:
+        main(args, algorithm)
+    except (ValueError, OSError, FloatingPointError) as error:
+        raise SystemExit(str(error)) from None
+
+
 def make_trainer(args: Args, algorithm: type[Trainer]) -> Trainer:
     """The algorithm with an environment on the training split, before its first trajectory."""
     env = LifelongEditEnv(

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from agents.hypernetwork.arguments import Args
 from agents.hypernetwork.config import PolicyConfig, TrainConfig
-from agents.hypernetwork.train_command import main
+from agents.hypernetwork.train_command import main, run
 from agents.rledit.trainer import RLEditTrainer
 
 OPTIONS = {
@@ -196,3 +197,17 @@ def test_a_folder_that_is_read_is_not_written_to(own_edits, tmp_path, monkeypatc
         main(replace(own_edits, output=tmp_path), RLEditTrainer)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "model", "train.jsonl"]
     assert not any(path.is_dir() or "checkpoint" in path.name for path in (tmp_path / "model").iterdir())
+
+
+def test_as_a_command_it_says_what_is_wrong_in_one_line(args, monkeypatch):
+    with pytest.raises(SystemExit, match="there is no model folder"):
+        run(replace(args, model="./none"), RLEditTrainer)
+
+    def full(*_, **__):
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr("agents.hypernetwork.networks.save_file", full)
+    with pytest.raises(SystemExit, match=r"policy\.safetensors could not be written: .*No space left"):
+        run(args, RLEditTrainer)
+    assert (args.output / "checkpoint.pt").exists()
+    assert not list(args.output.glob("policy*"))
