@@ -26,8 +26,8 @@ Identity = Mapping[str, Any]
 LIBRARIES = ("torch", "transformers", "tokenizers")
 
 WITHOUT_EFFECT = {
-    # Where and by what it was saved.
-    "_name_or_path", "_model_name_or_path", "transformers_version", "architectures",
+    # By what it was saved.
+    "transformers_version", "architectures",
     # The precision it is loaded in, which the weights' digests hold.
     "dtype", "torch_dtype",
     # What a call returns or keeps, not what it computes.
@@ -37,8 +37,8 @@ WITHOUT_EFFECT = {
     # Which modules are edited by default; those that are have a record of their own.
     "edited_modules",
 }  # fmt: skip
-"""Entries of a configuration that no logit depends on. The generation config is left out as a whole: answers are
-greedy, whatever it says."""
+"""Entries of a configuration that no logit depends on; so are those that begin with an underscore (paths and the like).
+The generation config is left out as a whole: answers are greedy, whatever it says."""
 
 
 def fingerprint(lm: EditableLM) -> str:
@@ -166,7 +166,9 @@ def _add_tensor(digest: Any, name: str, tensor: torch.Tensor) -> None:
 
 def _effective(config: Mapping[str, Any]) -> dict[str, Any]:
     """Without what has no effect, also in the configurations of a model's parts."""
-    kept = {name: value for name, value in config.items() if name not in WITHOUT_EFFECT}
+    kept = {
+        name: value for name, value in config.items() if name not in WITHOUT_EFFECT and not name.startswith("_")
+    }
     return {name: _effective(value) if isinstance(value, dict) else value for name, value in kept.items()}
 
 
