@@ -166,9 +166,7 @@ def _add_tensor(digest: Any, name: str, tensor: torch.Tensor) -> None:
 
 def _effective(config: Mapping[str, Any]) -> dict[str, Any]:
     """Without what has no effect, also in the configurations of a model's parts."""
-    kept = {
-        name: value for name, value in config.items() if name not in WITHOUT_EFFECT and not name.startswith("_")
-    }
+    kept = {name: value for name, value in config.items() if name not in WITHOUT_EFFECT and not name.startswith("_")}
     return {name: _effective(value) if isinstance(value, dict) else value for name, value in kept.items()}
 
 
@@ -182,4 +180,4 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def _versions(one: Identity) -> str:
-    return ", ".join(f"{name} {number}" for name, number in one["libraries"].items())
+    return ", ".join(f"{name} {one['libraries'].get(name)}" for name in LIBRARIES)
