@@ -65,14 +65,15 @@ class ApplyArgs:
     dtype: str = "float32"
     """The precision they were made in."""
     allow_rounding: bool = False
-    """Save a result that differs from the editing run's, as it may by rounding on another machine; without it that
-    is an error.
+    """Save a result that differs from the editing run's by no more than rounding, as it may on another machine; without
+    it that is an error.
     """
 
 
 @dataclass
 class RevertArgs:
-    """Takes a file of deltas away from an edited model; says whether the result is the base model to the bit.
+    """Takes a run's deltas away from an edited model; says whether the result is the base model to the bit. One that is
+    further from it than rounding can be is an error.
 
     editenv revert --model edited --deltas out/deltas.safetensors --output back
     """
@@ -185,25 +186,28 @@ def evaluate(args: EvaluateArgs) -> None:
         show_scores(f"{args.model}: {len(edits)} edits of {args.edits}", report)
 
 
+MATCHES = {"exact": "bit for bit", "rounding": "within rounding", "unchecked": "how closely is not known"}
+"""What `editenv apply` and `revert` say about the model they saved."""
+
+
 def apply(args: ApplyArgs) -> None:
     from agents.editing.saving import save_model
-    from editenv.delta_files import apply_file, modules_of, read_delta_file
+    from editenv.delta_files import apply_file, modules_of
 
-    lm = _load_editable(args.model, args.dtype, modules_of(read_delta_file(args.deltas)[0], args.deltas), args.output)
-    exact = apply_file(lm, args.deltas, args.allow_rounding)
+    lm = _load_editable(args.model, args.dtype, modules_of(args.deltas), args.output)
+    match = apply_file(lm, args.deltas, args.allow_rounding)
     save_model(lm, args.output, {"base": args.model, "deltas": str(args.deltas)}, args.model)
-    how = "the same to the bit as the editing run's" if exact else "not to the bit the editing run's"
-    print(f"{args.output}: the edited model, {how}")
+    print(f"{args.output}: the edited model, {MATCHES[match]}")
 
 
 def revert(args: RevertArgs) -> None:
     from agents.editing.saving import save_model
-    from editenv.delta_files import modules_of, read_delta_file, revert_file
+    from editenv.delta_files import modules_of, revert_file
 
-    lm = _load_editable(args.model, args.dtype, modules_of(read_delta_file(args.deltas)[0], args.deltas), args.output)
-    exact = revert_file(lm, args.deltas)
+    lm = _load_editable(args.model, args.dtype, modules_of(args.deltas), args.output)
+    match = revert_file(lm, args.deltas)
     save_model(lm, args.output, {"edited": args.model, "without": str(args.deltas)}, args.model)
-    print(f"{args.output}: the base model, {'bit for bit' if exact else 'within rounding'}")
+    print(f"{args.output}: the base model, {MATCHES[match]}")
 
 
 def inspect(args: InspectArgs) -> None:
@@ -325,9 +329,11 @@ def models(args: ModelsArgs) -> None:
 
 
 def _load_editable(model: str, dtype: str, modules: Sequence[str], output: Path) -> Any:
+    from agents.editing.saving import check_place
     from editenv.language_model.editable_lm import EditableLM
     from editenv.models import load_model
 
+    check_place(output, model)
     if output.exists():
         raise ValueError(f"{output} exists already; choose a folder that does not")
     return EditableLM(*load_model(model, dtype=dtype), modules)

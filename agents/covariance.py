@@ -23,13 +23,15 @@ from safetensors.torch import load, save_file
 
 from agents.base import ProgressCallback
 from agents.progress import silent
-from editenv.atomic_files import atomic_write, atomic_write_text
+from editenv.atomic_files import atomic_write
 from editenv.data import Edit, load_edits
-from editenv.delta_files import fingerprint, frozen_fingerprint
 from editenv.env import LifelongEditEnv
+from editenv.identity import differences, fingerprint, frozen_fingerprint, identity
 from editenv.language_model.editable_lm import EditableLM
 from editenv.models import EMBEDDED, load_model
 from editenv.models.modules import default_modules
+from editenv.output_folders import check_output
+from editenv.sealed_json import read_sealed, write_sealed
 
 RECORD = "covariance.json"
 PORTION = 512
@@ -206,6 +208,7 @@ def collect(
             read of it has changed; or if the source has no text.
     """
     statistics = KeyStatistics(lm, bos=True)
+    record: dict[str, Any] = {}
     about: dict[str, Any] = {"modules": list(lm.modules), **fingerprints(lm), "source": source, "bos": True}
     digest = hashlib.sha256()  # of the texts read so far
     texts = read_texts(source)
@@ -225,15 +228,17 @@ def collect(
         progress(statistics.texts)
     if not statistics.tokens:
         raise ValueError(f"{source}: has no text")
-    _save(statistics, folder, about | {"read_sha256": digest.hexdigest(), "finished": True})
+    if not record.get("finished") or record["texts"] != statistics.texts:  # else the files stay as they are
+        _save(statistics, folder, about | {"read_sha256": digest.hexdigest(), "finished": True})
     return statistics
 
 
 def _resume(statistics: KeyStatistics, folder: Path, about: Mapping[str, Any]) -> dict[str, Any]:
     """Loads what a folder has, if it is about the same model and source; its record."""
-    record: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    record = read_sealed(folder / RECORD)
+    check_model(folder, record, about)
     for name, value in about.items():
-        if record.get(name) != value:
+        if name != "identity" and record.get(name) != value:
             raise ValueError(f"{folder / RECORD}: {name} is {record.get(name)!r}, not {value!r}; choose another folder")
     _load_sums(statistics, folder, record)
     return record
@@ -248,9 +253,11 @@ def load_covariance(lm: EditableLM, folder: Path) -> dict[str, torch.Tensor]:
     """
     if not (folder / RECORD).exists():
         raise FileNotFoundError(f"{folder} holds no {RECORD}; make it with python -m agents.covariance")
-    record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    if any(record.get(name) != value for name, value in fingerprints(lm).items()):
+    record = read_sealed(folder / RECORD)
+    here = fingerprints(lm)
+    if any(record.get(name) != here[name] for name in ("model", "frozen")):
         raise ValueError(f"{folder / RECORD} was made for other weights or other edited modules than these")
+    check_model(folder, record, here)
     if not record.get("finished", True):  # older ones do not say
         raise ValueError(
             f"{folder / RECORD}: its making was interrupted after {record['texts']:,} texts of {record['source']}; give the same "
@@ -300,10 +307,20 @@ def covariance_of(
     return statistics.covariance()
 
 
-def fingerprints(lm: EditableLM) -> dict[str, str]:
-    """Fingerprints of the model before any edit: of the edited modules, and of the rest, which makes their keys."""
+def fingerprints(lm: EditableLM) -> dict[str, Any]:
+    """Of the model before any edit: of the edited modules, and of the rest, which makes their keys."""
     with lm.at_initial_weights():
-        return {"model": fingerprint(lm), "frozen": frozen_fingerprint(lm)}
+        return {"model": fingerprint(lm), "frozen": frozen_fingerprint(lm), "identity": identity(lm)}
+
+
+def check_model(folder: Path, record: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """Whether what is not a weight is the same of the model that statistics were made for, as far as they say.
+
+    Raises:
+        ValueError: If not.
+    """
+    if other := differences(record.get("identity"), here["identity"]):
+        raise ValueError(f"{folder / RECORD} was made for another model: {'; '.join(other)}")
 
 
 def _as_read(text: str) -> bytes:
@@ -312,6 +329,8 @@ def _as_read(text: str) -> bytes:
 
 def _load_sums(statistics: KeyStatistics, folder: Path, record: dict[str, Any]) -> None:
     path = folder / record["file"]
+    if not path.is_file():
+        raise ValueError(f"{path} is missing, of which {folder / RECORD} speaks; remove {folder} and start again")
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != record["sha256"]:
         raise ValueError(f"{path} is not the file that {RECORD} describes; remove {folder} and start again")
@@ -328,9 +347,7 @@ def _save(statistics: KeyStatistics, folder: Path, about: dict[str, Any]) -> Non
         save_file({name: total.cpu() for name, total in statistics.sums.items()}, partial)
     digest = hashlib.sha256(sums.read_bytes()).hexdigest()
     counts = {"texts": statistics.texts, "tokens": statistics.tokens}
-    atomic_write_text(
-        folder / RECORD, json.dumps(about | counts | {"file": sums.name, "sha256": digest}, indent=2) + "\n"
-    )
+    write_sealed(folder / RECORD, about | counts | {"file": sums.name, "sha256": digest})
     for old in set(folder.glob("covariance-*.safetensors")) - {sums}:
         old.unlink()
 
@@ -357,13 +374,14 @@ class Args:
 def main(args: Args) -> None:
     from rich.progress import Progress
 
-    base, tokenizer = load_model(args.model, args.device, args.dtype)
-    lm = EditableLM(base, tokenizer, args.modules or default_modules(base, args.model))
     try:
+        check_output(args.output, args.model)
+        base, tokenizer = load_model(args.model, args.device, args.dtype)
+        lm = EditableLM(base, tokenizer, args.modules or default_modules(base, args.model))
         with Progress(transient=True) as bars:
             bar = bars.add_task("texts", total=args.samples)
             statistics = collect(lm, args.text, args.output, args.samples, lambda n: bars.update(bar, completed=n))
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         raise SystemExit(f"covariance: {error}") from None
     for name, matrix in statistics.covariance().items():
         print(

@@ -33,7 +33,7 @@ from agents.rledit.agent import RLEdit
 from agents.rledit.trainer import RLEditTrainer
 from benchmarks.results.records import hardware, versions
 from benchmarks.running.timing import clock, medians, peak_memory_bytes, time_steps
-from editenv.atomic_files import atomic_write_text
+from editenv.atomic_files import atomic_write_text, replace_folder
 from editenv.data import load_edits
 from editenv.env import LifelongEditEnv
 from editenv.models import EMBEDDED, check_device, load_model, model_path
@@ -335,7 +335,7 @@ def made_model(folder: Path, args: Args) -> str:
         partial = model.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
         write_model(partial, args)
-        partial.rename(model)
+        replace_folder(partial, model)
     return str(model)
 
 

@@ -12,13 +12,16 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
+
+from editenv.atomic_files import atomic_write, make_folder, named_in_errors, sync
 
 FORMAT = 1
 BEGINNING = b'{"chain": "'
@@ -37,8 +40,11 @@ class Journal:
         header: What the run is; an existing journal must have been begun with the same, unless it holds no batch yet.
         in_common: Entries of the header, objects, of which only what both headers say must be the same: another version
             says more or less.
+        compare: By entry of the header, what says in words how the one on disk (None if it is not there) and this one
+            differ; entries that are not named must be equal.
 
     Attributes:
+        begun_with: The header on disk.
         entries: By batch what :meth:`append` was given, with the batch's number and the SHA-256 of its tensors.
 
     Raises:
@@ -46,9 +52,15 @@ class Journal:
             file and the line.
     """
 
-    def __init__(self, folder: Path, header: Mapping[str, Any], in_common: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        header: Mapping[str, Any],
+        in_common: Sequence[str] = (),
+        compare: Mapping[str, Callable[[Any, Any], list[str]]] = MappingProxyType({}),
+    ) -> None:
         self.folder, self.path = folder, folder / "journal.jsonl"
-        (folder / "batches").mkdir(parents=True, exist_ok=True)
+        make_folder(folder / "batches")
         self._lock = (folder / "journal.lock").open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -60,7 +72,10 @@ class Journal:
         try:
             self._chain = ""
             self.header = json.loads(json.dumps(header))
-            self._in_common = in_common
+            self.begun_with = self.header
+            self._in_common, self._compare = in_common, compare
+            for leftover in (folder / "batches").glob("*.partial"):  # of a killed writer
+                leftover.unlink()
             self.entries: list[dict[str, Any]] = []
             if self.path.exists() and self.path.stat().st_size:
                 self._read()
@@ -87,16 +102,8 @@ class Journal:
         }
         content = save_tensors(copies)
         path = self._tensor_path(number)
-        partial = path.with_suffix(".partial")
-        try:
-            with partial.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-        _sync_folder(path.parent)
+        with atomic_write(path) as partial:
+            partial.write_bytes(content)
         line = {"batch": number, **entry, "sha256": hashlib.sha256(content).hexdigest()}
         self._write_line(line)
         self.entries.append(json.loads(json.dumps(line)))
@@ -132,7 +139,10 @@ class Journal:
         text = json.dumps(fields, sort_keys=True, ensure_ascii=False)
         chain = _chained(self._chain, text)
         line = f"{json.dumps({'chain': chain})[:-1]}, {text[1:]}\n".encode()
-        with self.path.open("ab", buffering=0) as file:  # what a buffer holds would be written again after a failure
+        with (
+            named_in_errors(self.path),
+            self.path.open("ab", buffering=0) as file,  # what a buffer holds would be written again after a failure
+        ):
             size_before = file.tell()
             try:
                 written = 0
@@ -143,7 +153,7 @@ class Journal:
                 file.truncate(size_before)
                 raise
         if size_before == 0:
-            _sync_folder(self.folder)
+            sync(self.folder)
         self._chain = chain
 
     def _read(self) -> None:
@@ -156,22 +166,44 @@ class Journal:
         whole, newline, unfinished = content.rpartition(b"\n")
         if not newline and unfinished[: len(BEGINNING)] != BEGINNING[: len(unfinished)]:
             raise JournalError(f"{self.path}: not a journal")
+        lines = whole.split(b"\n") if newline else []
+        if is_finished := bool(unfinished) and self._is_finished(unfinished, len(lines) + 1):
+            lines.append(unfinished)
         differences: list[str] = []
-        for number, line in enumerate(whole.split(b"\n") if newline else [], start=1):
+        for number, line in enumerate(lines, start=1):
             fields = self._read_line(line, number)
             if number == 1:
                 differences = self._differences(fields)
             else:
                 self.entries.append(fields)
-        if unfinished:
+        if differences and self.entries:
+            raise JournalError(f"{self.path} belongs to another run ({'; '.join(differences)}); choose another folder")
+        if is_finished:
+            with self.path.open("ab") as file:
+                file.write(b"\n")
+                os.fsync(file.fileno())
+        elif unfinished:
             # The writer was killed in the middle of this line; nothing was done on the strength of it.
             with self.path.open("r+b") as file:
                 file.truncate(len(whole) + len(newline))
-        if differences and self.entries:
-            raise JournalError(f"{self.path} belongs to another run ({'; '.join(differences)}); choose another folder")
         if differences:  # a run that came to nothing
             os.truncate(self.path, 0)
-            self._chain = ""
+            self._chain, self.begun_with = "", self.header
+
+    def _is_finished(self, last: bytes, number: int) -> bool:
+        """Whether a last line that no newline follows is all there but for it; or it is the beginning of one.
+
+        Raises:
+            JournalError: If something else follows, which no writer leaves.
+        """
+        text = last.decode("utf-8", "replace")
+        try:
+            _, end = json.JSONDecoder().raw_decode(text)
+        except (ValueError, RecursionError):
+            return False
+        if end < len(text):
+            raise JournalError(f"{self.path}, line {number}: its end was changed after it was written")
+        return True
 
     def _read_line(self, line: bytes, number: int) -> dict[str, Any]:
         """A line's fields, if it is as it was written, and so are all lines before it."""
@@ -179,7 +211,7 @@ class Journal:
             fields: dict[str, Any] = json.loads(line)
             chain = fields.pop("chain")
             expected = _chained(self._chain, json.dumps(fields, sort_keys=True, ensure_ascii=False))
-        except (ValueError, KeyError, AttributeError):
+        except (ValueError, KeyError, AttributeError, RecursionError):
             raise JournalError(f"{self.path}, line {number}: not a line of a journal") from None
         if chain != expected:
             raise JournalError(f"{self.path}, line {number}: was changed after it was written, or a line before it was")
@@ -190,9 +222,14 @@ class Journal:
         """In what the run of a header on disk was another than this one, in words."""
         if header.pop("journal", None) != FORMAT:
             raise JournalError(f"{self.path}: not a journal of format {FORMAT}")
+        self.begun_with = header
         differences = {}
         for key in sorted({*header, *self.header}):
             there, here = header.get(key), self.header.get(key)
+            if key in self._compare:
+                if said := self._compare[key](there, here):
+                    differences[key] = "; ".join(said)
+                continue
             if key in self._in_common and isinstance(there, dict) and isinstance(here, dict):
                 shared = there.keys() & here.keys()
                 there, here = ({name: side[name] for name in shared} for side in (there, here))
@@ -206,12 +243,3 @@ class Journal:
 def _chained(chain: str, text: str) -> str:
     """The hash over a line and, by the hash before it, all lines before it."""
     return hashlib.sha256(f"{chain}{text}".encode()).hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    """A new name in a folder is durable once the folder is."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

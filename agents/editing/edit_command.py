@@ -22,6 +22,10 @@ from editenv.data.files import EditFile, FileOptions, load_file_edits
 from editenv.data.records import BadRecordError
 from editenv.models import load_model
 from editenv.models.modules import modules_of
+from editenv.output_folders import check_output
+
+WRITTEN = ("journal.jsonl", "deltas.safetensors", "results.jsonl", "not-applied.jsonl", "report.json")
+"""Files that the command writes, or removes, in the output folder."""
 
 
 def edit(args: EditArgs) -> None:
@@ -48,6 +52,10 @@ def edit(args: EditArgs) -> None:
         print(json.dumps(report))
     else:
         _print_summary(args, edits, report, len(corrections.not_applied(editor, edits)), saved)
+
+
+def _is_same_file(one: Path, other: Path) -> bool:
+    return one.exists() and other.exists() and one.samefile(other)
 
 
 class _Display:
@@ -78,8 +86,14 @@ class _Display:
 
 def _check_arguments(args: EditArgs) -> None:
     """Refuses what would fail after hours, before anything is read."""
+    check_output(args.output, args.model, policy=args.policy, training=args.training, text=args.text)
     if args.save_model:
         check_place(args.output / "model", args.model)
+    for read in (args.edits, args.edits.partition(":")[2], args.settings, args.training, args.text):
+        if read and any(_is_same_file(args.output / name, Path(read)) for name in WRITTEN):
+            raise ValueError(
+                f"{read} would be written over: this command writes a file of that name; choose another --output"
+            )
     if (args.output / "report.json").exists() and not (args.output / "journal.jsonl").exists():
         raise ValueError(f"{args.output} holds a report.json of something else; choose another folder")
 

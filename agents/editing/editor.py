@@ -6,6 +6,7 @@ editor.save("out/model")
 """
 
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,15 +31,18 @@ from editenv.arguments import checked_arguments
 from editenv.data import Edit, Locality
 from editenv.data.formats import FORMATS, Fields, to_edit
 from editenv.data.records import BadRecordError
-from editenv.delta_files import fingerprint, read_delta, tensors_of, write_delta_file
+from editenv.delta_files import read_delta, tensors_of, write_delta_file
 from editenv.deltas import Delta
 from editenv.env import RefusedActionError
 from editenv.evaluation import metrics
 from editenv.evaluation.batch import encode_evaluation
+from editenv.identity import cautions, differences, fingerprint
 from editenv.journal import Journal
 from editenv.language_model.editable_lm import ObservedTokens
 from editenv.models import EMBEDDED
+from editenv.output_folders import check_output
 from editenv.renamed import renamed_keywords
+from editenv.rounding import sampled_weights
 
 LARGEST_DELTA_FILE = 8 * 10**9
 """Bytes of deltas that are gathered in memory and in one file."""
@@ -148,6 +152,8 @@ class LifelongEditor:
     ) -> None:
         if renamed:
             train_eos = renamed_keywords("LifelongEditor", renamed).get("train_eos", train_eos)
+        if output is not None:
+            check_output(Path(output), model, policy=policy, training=training, text=text)
         self.model, self.method, self.guard = model, method, guard or Guard()
         self._ended: str | None = None
         self._reverted = False
@@ -167,7 +173,9 @@ class LifelongEditor:
         self.journal: Journal | None = None
         if output is not None:
             header = journal_header(self.agent, learning, method, constructed_with, settings, edits, self.guard, seed)
-            self.journal = Journal(Path(output), header, in_common=("agent",))
+            self.journal = Journal(Path(output), header, in_common=("agent",), compare={"identity": differences})
+            for caution in cautions(self.journal.begun_with.get("identity"), self.journal.header["identity"]):
+                warnings.warn(f"{self.journal.path}: {caution}", stacklevel=2)
             self.agent.workspace = Path(output) / "prepared"
         try:
             self.agent.prepare(learning, seed, progress)
@@ -358,7 +366,15 @@ class LifelongEditor:
             )
         actions = [deltas for i in range(self.batches) for deltas in read_delta(self.journal.tensors(i + 1))]
         header = self.journal.header
-        write_delta_file(Path(path), actions, header["model"], fingerprint(self.lm), header["frozen"])
+        write_delta_file(
+            Path(path),
+            actions,
+            header["model"],
+            fingerprint(self.lm),
+            header["frozen"],
+            header["identity"],
+            sampled_weights(self.lm),
+        )
 
     def revert(self) -> None:
         """The model as it was before the first edit, bit for bit. With a journal, which keeps what was done, this

@@ -16,8 +16,8 @@ from agents.rledit.agent import RLEdit
 from agents.rows import packaged_policy
 from editenv.data import Edit, edits_digest, load_edits
 from editenv.data.tables import content_digest
-from editenv.delta_files import fingerprint, frozen_fingerprint
 from editenv.env import LifelongEditEnv
+from editenv.identity import fingerprint, frozen_fingerprint, identity
 from editenv.language_model.editable_lm import EditableLM
 from editenv.language_model.prompts import Prompts
 from editenv.models import EMBEDDED
@@ -155,6 +155,7 @@ def journal_header(
     header = {
         "model": fingerprint(lm),
         "frozen": frozen_fingerprint(lm),
+        "identity": identity(lm),
         "modules": list(lm.modules),
         "method": method,
         "settings": None if settings is None else dict(settings),

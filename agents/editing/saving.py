@@ -1,13 +1,11 @@
 """An edited model as a Hugging Face folder: whole or not at all, and never in the place of anything else."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
+from editenv.atomic_files import make_folder, named_in_errors, put_back, replace_folder
 from editenv.language_model.editable_lm import EditableLM
 from editenv.models import model_path
 
@@ -65,28 +63,25 @@ def save_model(lm: EditableLM, folder: Path, about: dict[str, Any], base: str | 
         OSError: If it cannot be written; what was there is as it was.
     """
     check_place(folder, base)
-    partial, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("partial", "old"))
-    _clear_away(folder, partial, old)  # what a killed process left
+    partial = folder.with_name(f".{folder.name}.partial")
+    put_back(folder)
+    shutil.rmtree(partial, ignore_errors=True)  # what a killed process left
     try:
-        lm.model.save_pretrained(partial)
-        lm.tokenizer.save_pretrained(partial)
-        mode = (partial / "config.json").stat().st_mode
-        for path in partial.glob("*.safetensors"):  # safetensors makes files that nobody else may read
-            path.chmod(mode)
-        about = about | {"files": sorted(path.name for path in partial.iterdir())}
-        (partial / MARKER).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(partial, folder)
-    except SafetensorError as error:  # a full disk, for one
-        raise OSError(f"{folder} could not be written: {error}") from error
+        with named_in_errors(folder):
+            make_folder(folder.parent)
+            _write(lm, partial, about)
+            replace_folder(partial, folder)
     finally:
-        _clear_away(folder, partial, old)
+        put_back(folder)
+        shutil.rmtree(partial, ignore_errors=True)
 
 
-def _clear_away(folder: Path, partial: Path, old: Path) -> None:
-    """The folder as it was, or the new one; nothing else."""
-    if old.exists() and not folder.exists():
-        os.replace(old, folder)
-    for leftover in (partial, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+def _write(lm: EditableLM, folder: Path, about: dict[str, Any]) -> None:
+    """The model, its tokenizer and the marker, into a new folder."""
+    lm.model.save_pretrained(folder)
+    lm.tokenizer.save_pretrained(folder)
+    mode = (folder / "config.json").stat().st_mode
+    for path in folder.glob("*.safetensors"):  # safetensors makes files that nobody else may read
+        path.chmod(mode)
+    about = about | {"files": sorted(path.name for path in folder.iterdir())}
+    (folder / MARKER).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")

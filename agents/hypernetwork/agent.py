@@ -25,8 +25,9 @@ from agents.hypernetwork.training import (
 from agents.preconditioner import Preconditioner
 from editenv.arguments import PositiveInt
 from editenv.data import edits_digest
-from editenv.delta_files import fingerprint, frozen_fingerprint
 from editenv.env import Action, LifelongEditEnv
+from editenv.identity import differences, fingerprint, frozen_fingerprint, same
+from editenv.identity import identity as model_identity
 from editenv.language_model.editable_lm import Gradient
 
 
@@ -61,7 +62,12 @@ class HypernetworkAgent(Agent):
         self._trained_on: dict[str, Any] = {}
         if self.folder is not None:
             self.policy, record = load_policy(self.folder)
-            self.config = config_from_json(record["train"])
+            try:
+                self.config = config_from_json(record["train"])
+            except (LookupError, TypeError, ValueError, AttributeError) as error:
+                raise ValueError(
+                    f"{self.folder / 'policy.json'} does not describe a training of this version: {error!r}"
+                ) from error
             self._trained_on = record
         self.actions_per_batch = actions_per_batch or self.config.actions_per_batch
         self.learns = self.folder is None
@@ -108,19 +114,30 @@ class HypernetworkAgent(Agent):
                 f"the policy of {self.folder} was trained with observed_tokens {observed!r}, and the environment has "
                 f"{env.observed_tokens!r}: give observed_tokens={observed!r} (--observed-tokens {observed})"
             )
-        for what, here in (("weights", fingerprint(lm)), ("end_of_answer", env.train_eos)):
-            there = self._trained_on.get(what, here)  # older policies do not say
-            if there != here:
-                warnings.warn(
-                    f"the policy of {self.folder} was trained with other {what}: {there} there, {here} here",
-                    stacklevel=2,
-                )
+        self._warn_of_differences(env)
+
+    def _warn_of_differences(self, env: LifelongEditEnv) -> None:
+        """Says in what the model differs from the one that the policy was trained on, as far as the policy says."""
+        lm, record = env.language_model, self._trained_on
+        here: dict[str, Any] = {"weights": fingerprint(lm), "end_of_answer": env.train_eos}
+        if "frozen" in record:
+            here["frozen"] = frozen_fingerprint(lm)
+        said = [
+            f"with other {what}: {record[what]} there, {value} here"
+            for what, value in here.items()
+            if record.get(what, value) != value  # older policies do not say
+        ]
+        if "identity" in record:
+            said += [f"on another model: {one}" for one in differences(record["identity"], model_identity(lm))]
+        for one in said:
+            warnings.warn(f"the policy of {self.folder} was trained {one}", stacklevel=3)
 
     def _identity(self, env: LifelongEditEnv, seed: int) -> dict[str, object]:
         """What a kept policy must agree on to be taken."""
         identity = {"trained": self.train, "train": asdict(self.config), "seed": seed, "model": env.model_arguments}
         identity["algorithm"] = self.trainer.title
         identity |= {"weights": fingerprint(env.language_model), "frozen": frozen_fingerprint(env.language_model)}
+        identity["identity"] = model_identity(env.language_model)
         identity["edits"] = edits_digest(training_edits(env))
         identity |= several_modules(env) | previous_reference(self.config)
         if self.text is not None:
@@ -130,9 +147,12 @@ class HypernetworkAgent(Agent):
     def _load_kept(self, env: LifelongEditEnv, seed: int) -> bool:
         if self.workspace is None or not (self.workspace / "policy.json").exists():
             return False
-        policy, record = load_policy(self.workspace)
-        seconds = record.pop("seconds")
-        if record != self._identity(env, seed):
+        try:
+            policy, record = load_policy(self.workspace)
+        except ValueError as error:
+            raise ValueError(f"{error}; remove {self.workspace}, and what was in it is made anew") from error
+        seconds = record.pop("seconds", 0.0)
+        if not same(record, self._identity(env, seed)):
             return False
         self.policy, self.kept_seconds = policy, float(str(seconds))
         return True

@@ -6,7 +6,7 @@ token and pass it through low-rank residual blocks that all modules of a shape s
 their own.
 """
 
-import json
+import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -15,13 +15,21 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
 from torch import nn
 
 from agents.hypernetwork.config import PolicyConfig
-from editenv.atomic_files import atomic_write, atomic_write_text
+from editenv.atomic_files import atomic_write
 from editenv.deltas import LowRank, ridge_regression
 from editenv.language_model.editable_lm import Gradient
+from editenv.sealed_json import read_sealed, write_sealed
+
+RECORD, WEIGHTS = "policy.json", "policy.safetensors"
+"""Files of a saved policy."""
+
+DIGEST = "weights_sha256"
+"""Entry of the record: of the other file."""
 
 
 class Normalizer(nn.Module):
@@ -259,12 +267,17 @@ def _key(shape: tuple[int, int]) -> str:
 
 
 def save_policy(policy: Saved, folder: Path, extra: Mapping[str, object]) -> None:
-    """Writes ``policy.safetensors``, then ``policy.json``, which is there only beside the weights that it is about."""
-    (folder / "policy.json").unlink(missing_ok=True)
-    with atomic_write(folder / "policy.safetensors") as partial:
+    """Writes ``policy.safetensors``, then ``policy.json``, which is there only beside the weights that it is about.
+
+    Raises:
+        OSError: If they cannot be written.
+    """
+    (folder / RECORD).unlink(missing_ok=True)
+    with atomic_write(folder / WEIGHTS) as partial:
         save_file({key: value.contiguous() for key, value in policy.state_dict().items()}, partial)
-    record = {"policy": asdict(policy.config), "shapes": policy.shapes, **extra}
-    atomic_write_text(folder / "policy.json", json.dumps(record, indent=2) + "\n")
+        digest = hashlib.sha256(partial.read_bytes()).hexdigest()
+    record = {"policy": asdict(policy.config), "shapes": policy.shapes, **extra, DIGEST: digest}
+    write_sealed(folder / RECORD, record)
 
 
 def load_policy(folder: Path) -> tuple[GradientPolicy, dict[str, object]]:
@@ -272,14 +285,49 @@ def load_policy(folder: Path) -> tuple[GradientPolicy, dict[str, object]]:
 
     Raises:
         FileNotFoundError: If the folder holds no policy.
+        ValueError: If one of its files is damaged, was changed after it was written, or is not this version's.
     """
-    for name in ("policy.json", "policy.safetensors"):
-        if not (folder / name).exists():
+    for name in (RECORD, WEIGHTS):
+        if not (folder / name).is_file():
             raise FileNotFoundError(
                 f"{folder} holds no {name}; train one with: python -m agents.rledit --output {folder}"
             )
-    record = json.loads((folder / "policy.json").read_text(encoding="utf-8"))
-    shapes = {name: (int(shape[0]), int(shape[1])) for name, shape in record.pop("shapes").items()}
-    policy = make_policy(shapes, PolicyConfig(**record.pop("policy")))
-    policy.load_state_dict(load_file(folder / "policy.safetensors"))
+    record = read_sealed(folder / RECORD)
+    try:
+        shapes = {name: (int(shape[0]), int(shape[1])) for name, shape in record.pop("shapes").items()}
+        policy = make_policy(shapes, PolicyConfig(**record.pop("policy")))
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"{folder / RECORD} does not describe a policy of this version: {_said(error)}") from error
+    load_weights(policy, folder, record)
+    del record[DIGEST]
     return policy.eval(), record
+
+
+def load_weights(network: nn.Module, folder: Path, record: dict[str, Any]) -> None:
+    """Gives a network the weights that :func:`save_policy` wrote.
+
+    Args:
+        network: Of the shapes that they are for.
+        folder: Where they are.
+        record: Of ``policy.json``; older ones have no digest of the weights, and get that of the file.
+
+    Raises:
+        ValueError: If the file is damaged, another one, or of other shapes.
+        OSError: If it cannot be read.
+    """
+    path = folder / WEIGHTS
+    content = path.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    if record.setdefault(DIGEST, digest) != digest:
+        raise ValueError(f"{path} is not the file that {RECORD} beside it was written for: one of them was changed")
+    try:
+        network.load_state_dict(load(content))
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a safetensors file, or not all of one: {error}") from error
+    except (RuntimeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} does not fit {RECORD} beside it: {_said(error)}") from error
+
+
+def _said(error: Exception) -> str:
+    """The kind and the first two lines of what an error says: torch lists every tensor of a network."""
+    return f"{type(error).__name__}: {' '.join(line.strip() for line in str(error).splitlines()[:2])}"

@@ -119,4 +119,4 @@ class Args(train_command.Args):
 if __name__ == "__main__":
     import tyro
 
-    train_command.main(tyro.cli(Args, description=__doc__), EvolutionTrainer)
+    train_command.run(tyro.cli(Args, description=__doc__), EvolutionTrainer)

@@ -20,4 +20,4 @@ class OnlineRLEdit(HypernetworkAgent):
 if __name__ == "__main__":
     import tyro
 
-    train_command.main(tyro.cli(train_command.Args, description=__doc__), OnlineTrainer)
+    train_command.run(tyro.cli(train_command.Args, description=__doc__), OnlineTrainer)

@@ -11,6 +11,7 @@ use its `load` only on files you trust. This command and SB3Agent read nothing b
 no trust.
 """
 
+import hashlib
 import importlib
 import json
 import sys
@@ -33,8 +34,11 @@ from editenv.arguments import PositiveInt, check_fields
 from editenv.atomic_files import atomic_write_text
 from editenv.data import edits_digest
 from editenv.data.files import FileOptions
-from editenv.delta_files import fingerprint, frozen_fingerprint
 from editenv.env import Action, LifelongEditEnv
+from editenv.identity import fingerprint, frozen_fingerprint, same
+from editenv.identity import identity as model_identity
+from editenv.output_folders import check_output
+from editenv.sealed_json import read_sealed, write_sealed
 from editenv.wrappers import GradientStatistics, LayerStatistics, StepSizeAction
 from editenv.wrappers.chain import inner_action, outer_observation
 
@@ -200,9 +204,15 @@ class SB3Agent(Agent):
         kept = None if self.workspace is None else self.workspace / "policy.json"
         identity = None if kept is None else self._identity(env, seed)
         if kept is not None and kept.exists():
-            record = json.loads(kept.read_text(encoding="utf-8"))
-            if record["made_of"] == identity:
-                self.model.set_parameters(str(kept.with_suffix(".zip")), device="cpu")
+            record = read_sealed(kept)
+            if identity is not None and same(record["made_of"], identity):
+                zipped = kept.with_suffix(".zip")
+                if record.get("zip_sha256", digest := _digest(zipped)) != digest:
+                    raise ValueError(
+                        f"{zipped} is not the file that policy.json beside it was written for; remove {self.workspace}, and "
+                        "what was in it is made anew"
+                    )
+                self.model.set_parameters(str(zipped), device="cpu")
                 self.kept_seconds = float(record["seconds"])
                 return
         started = time.perf_counter()
@@ -211,7 +221,7 @@ class SB3Agent(Agent):
             kept.unlink(missing_ok=True)  # it is there only beside the weights that it is about
             save(self.model, kept.with_suffix(".zip"))
             record = {"made_of": identity, "seconds": time.perf_counter() - started}
-            atomic_write_text(kept, json.dumps(record, indent=2) + "\n")
+            write_sealed(kept, record | {"zip_sha256": _digest(kept.with_suffix(".zip"))})
 
     def _identity(self, env: LifelongEditEnv, seed: int) -> dict[str, Any]:
         """What a kept policy must agree on to be taken, as JSON has it."""
@@ -225,6 +235,7 @@ class SB3Agent(Agent):
             "model": env.model_arguments,
             "weights": fingerprint(lm),
             "frozen": frozen_fingerprint(lm),
+            "identity": model_identity(lm),
             "edits": edits_digest(training_edits(env)),
         }
         identity: dict[str, Any] = json.loads(json.dumps(made_of))
@@ -237,6 +248,10 @@ class SB3Agent(Agent):
         statistics = outer_observation(self._wrapped, self._env.padded(observation))
         action, _ = self.model.predict(statistics, deterministic=True)
         return inner_action(self._wrapped, action)
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 # -- command ------------------------------------------------------------------------------------------------------
@@ -295,6 +310,7 @@ def main(args: Args) -> None:
 
     try:
         settings = read_settings(args.algo, args.settings)
+        check_output(args.output, args.model, dataset=args.dataset)
     except ValueError as error:
         raise SystemExit(str(error)) from None
     args.output.mkdir(parents=True, exist_ok=True)
@@ -302,10 +318,11 @@ def main(args: Args) -> None:
     training = _training_streams(args, arguments, settings)
     run = {name: value for name, value in arguments.items() if name != "device"}
     run |= {"algo": args.algo, "streams": args.streams, "seed": args.seed, "settings": settings}
-    check_identity(args.output / "options.json", json.loads(json.dumps(run)))
+    editing = LifelongEditEnv(**arguments, split="validation")
+    check_identity(args.output / "options.json", json.loads(json.dumps(run | _learned_from(editing))))
     model = make_model(args.algo, training, args.seed, settings, args.output / "tensorboard")
     _resume(model, args)
-    validation = Monitor(wrapped(SameStream(LifelongEditEnv(**arguments, split="validation"), args.seed)))
+    validation = Monitor(wrapped(SameStream(editing, args.seed)))
     callbacks = _callbacks(args, validation, model.num_timesteps)
     started = time.perf_counter()
     train(model, args.steps, args.seconds, callbacks, progress_bar=sys.stderr.isatty())
@@ -315,6 +332,13 @@ def main(args: Args) -> None:
     result = run | {"steps": model.num_timesteps, "seconds": seconds, "validation_return": float(mean_return)}
     atomic_write_text(args.output / "result.json", json.dumps(result, indent=2) + "\n")
     print(f"return on the validation stream {float(mean_return):.2f}; saved {args.output / 'policy.zip'}")
+
+
+def _learned_from(env: LifelongEditEnv) -> dict[str, Any]:
+    """Digests of the model and of the training edits."""
+    lm = env.language_model
+    weights = {"weights": fingerprint(lm), "frozen": frozen_fingerprint(lm), "identity": model_identity(lm)}
+    return weights | {"edits": edits_digest(training_edits(env))}
 
 
 def _environment_arguments(args: Args) -> dict[str, Any]:
@@ -400,12 +424,23 @@ class SameStream(gym.Wrapper[Any, Any, Any, Any]):
 def check_identity(file: Path, made_of: dict[str, Any]) -> None:
     """Whether a folder's training run is this one; a new folder becomes its.
 
+    Of an older file, without digests of the model and of the edits, the options are compared.
+
     Raises:
-        SystemExit: If the folder belongs to a run with other options.
+        SystemExit: If the folder belongs to a run with other options, another model or other training edits, or if the
+            file is damaged.
     """
-    if file.exists() and json.loads(file.read_text(encoding="utf-8")) != made_of:
-        raise SystemExit(f"{file.parent} belongs to a training run with other options; choose another --output")
-    atomic_write_text(file, json.dumps(made_of, indent=2) + "\n")
+    if file.exists():
+        try:
+            there = read_sealed(file)
+        except ValueError as error:
+            raise SystemExit(str(error)) from None
+        here = made_of if "edits" in there else {name: made_of[name] for name in there.keys() & made_of.keys()}
+        if not same(there, {"identity": made_of["identity"]} | here):
+            raise SystemExit(
+                f"{file.parent} belongs to a training run with other options, model or edits; choose another --output"
+            )
+    write_sealed(file, made_of)
 
 
 if __name__ == "__main__":

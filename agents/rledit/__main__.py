@@ -16,7 +16,7 @@ def main() -> None:
     from agents.hypernetwork import train_command
     from agents.rledit.trainer import RLEditTrainer
 
-    train_command.main(args, RLEditTrainer)
+    train_command.run(args, RLEditTrainer)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from agents.base import Agent, Observation
-from editenv.delta_files import fingerprint, read_delta_file, tensors_of, write_delta_file
+from editenv.delta_files import read_delta_file, tensors_of, write_delta_file
 from editenv.deltas import Delta, LowRank
 from editenv.env import Action, LifelongEditEnv
+from editenv.identity import fingerprint
 from editenv.language_model.editable_lm import EditableLM
 
 

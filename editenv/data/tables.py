@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from editenv.atomic_files import atomic_write_text
+from editenv.atomic_files import atomic_write_text, replace, sync
 from editenv.data.edit_file import EDITS_AT_A_TIME, EditFile, ReadReport, digest, record_of
 from editenv.data.edits import Edit
 from editenv.data.formats import Fields, detect, to_edit
@@ -123,7 +123,8 @@ def write_table(table: Path, source: str, name: str, options: FileOptions, recor
             if rows:
                 writer.write_batch(pa.RecordBatch.from_pylist(rows, schema))
         atomic_write_text(table.with_suffix(".json"), json.dumps(report.as_json()))
-        os.replace(partial, table)
+        sync(partial)
+        replace(partial, table)
     finally:
         partial.unlink(missing_ok=True)
 

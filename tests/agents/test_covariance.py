@@ -1,3 +1,4 @@
+import copy
 import json
 import os
 import signal
@@ -164,6 +165,42 @@ def test_statistics_of_something_else_are_refused(make_lm, text_file, tmp_path):
     sums.write_bytes(sums.read_bytes()[:-1] + b"x")
     with pytest.raises(ValueError, match="is not the file that"):
         load_covariance(lm, tmp_path / "stats")
+
+
+@pytest.mark.parametrize("entry", ["tokens", "texts", "finished", "read_sha256", "file"])
+def test_a_changed_entry_of_the_record_is_noticed(make_lm, text_file, tmp_path, entry):
+    folder = tmp_path / "stats"
+    collect(make_lm(), text_file, folder, 5)
+    path = folder / "covariance.json"
+    record = json.loads(path.read_text())
+    as_written = path.read_text()
+    record[entry] = record[entry] + 1 if isinstance(record[entry], int) else f"x{record[entry]}"
+    path.write_text(json.dumps(record))
+    for read in (lambda: load_covariance(make_lm(), folder), lambda: collect(make_lm(), text_file, folder, 5)):
+        with pytest.raises(ValueError, match=r"covariance\.json was changed after it was written"):
+            read()
+    path.write_text(as_written[: len(as_written) // 2])
+    with pytest.raises(ValueError, match=r"covariance\.json is not JSON"):
+        load_covariance(make_lm(), folder)
+
+
+def test_statistics_of_an_earlier_version_are_taken_and_those_of_another_configuration_refused(
+    make_lm, text_file, tmp_path
+):
+    folder, lm = tmp_path / "stats", make_lm()
+    collect(lm, text_file, folder, 5)
+    path = folder / "covariance.json"
+    whole = json.loads(path.read_text())
+    older = {name: value for name, value in whole.items() if name not in ("seal", "identity")}
+    path.write_text(json.dumps(older))
+    load_covariance(lm, folder)
+    collect(lm, text_file, folder, 6)
+    other = make_lm()
+    other.model.config = copy.deepcopy(other.model.config)
+    other.model.config.rms_norm_eps = 1e-3
+    for read in (lambda: load_covariance(other, folder), lambda: collect(other, text_file, folder, 8)):
+        with pytest.raises(ValueError, match=r"covariance\.json .*rms_norm_eps was 1e-06, is 0\.001"):
+            read()
 
 
 def test_a_text_that_has_changed_where_it_was_read_is_not_gone_on_with(make_lm, text_file, tmp_path):

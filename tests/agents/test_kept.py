@@ -11,6 +11,7 @@ from agents.baselines.dafnet import DAFNet, DAFNetConfig
 from agents.hypernetwork.config import PolicyConfig, TrainConfig
 from agents.rl.sb3 import SB3Agent
 from agents.rledit.agent import RLEdit
+from editenv.sealed_json import read_sealed, write_sealed
 
 SMALL = TrainConfig(
     trajectories=1, horizon=2, edits_per_step=2, warm_up_batches=2, policy=PolicyConfig(rank=4, blocks=1)
@@ -45,6 +46,11 @@ def test_a_kept_training_is_of_this_model_and_these_edits(
     assert not taken(), "other weights around the edited ones"
     assert taken()
 
+    with_config = json.loads((folder / "config.json").read_text()) | {"rms_norm_eps": 1e-3}
+    (folder / "config.json").write_text(json.dumps(with_config))
+    assert not taken(), "another configuration"
+    assert taken()
+
     edits = list(small_world)
     for module in ("hypernetwork.agent", "baselines.dafnet.agent", "rl.sb3"):
         monkeypatch.setattr(
@@ -64,7 +70,23 @@ def test_a_policy_of_the_earlier_previous_reference_is_trained_again(make_env, s
 
     assert not prepared()
     assert prepared()
-    record = json.loads((tmp_path / "kept/policy.json").read_text())
+    record = read_sealed(tmp_path / "kept/policy.json")
     del record["one_reference"]
-    (tmp_path / "kept/policy.json").write_text(json.dumps(record))
+    write_sealed(tmp_path / "kept/policy.json", record)
     assert not prepared()
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_a_flipped_bit_in_what_was_kept_is_noticed(make_env, small_world, tmp_path, name):
+    def prepare():
+        agent = MADE[name]()
+        agent.workspace = tmp_path / "kept"
+        agent.prepare(make_env(), 0, lambda *_: None)
+
+    prepare()
+    file = tmp_path / "kept" / ("policy.zip" if name == "sb3" else "policy.safetensors")
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{file.name} .*remove .*kept"):
+        prepare()

@@ -7,7 +7,6 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from agents.base import Agent, Observation, ProgressCallback
 from agents.baselines.dafnet.config import DAFNetConfig
@@ -15,10 +14,12 @@ from agents.baselines.dafnet.network import DAFNetwork
 from agents.baselines.dafnet.training import gradients_of, train
 from agents.baselines.target_loss import edit_prompts
 from agents.covariance import training_edits
-from agents.hypernetwork.networks import save_policy
+from agents.hypernetwork.networks import load_weights, save_policy
 from editenv.data import edits_digest
-from editenv.delta_files import fingerprint, frozen_fingerprint
 from editenv.env import Action, LifelongEditEnv
+from editenv.identity import fingerprint, frozen_fingerprint, same
+from editenv.identity import identity as model_identity
+from editenv.sealed_json import read_sealed
 
 
 class DAFNet(Agent):
@@ -62,6 +63,7 @@ class DAFNet(Agent):
             "model": env.model_arguments,
             "weights": fingerprint(lm),
             "frozen": frozen_fingerprint(lm),
+            "identity": model_identity(lm),
             "edits": edits_digest(training_edits(env)),
         }
         identity: dict[str, object] = json.loads(json.dumps(made_of))
@@ -71,10 +73,13 @@ class DAFNet(Agent):
         if self.workspace is None or not (self.workspace / "policy.json").exists():
             return False
         identity = self._identity(env, seed)
-        record = json.loads((self.workspace / "policy.json").read_text(encoding="utf-8"))
-        if any(record.get(key) != value for key, value in identity.items()):
-            return False
-        self.network.load_state_dict(load_file(self.workspace / "policy.safetensors"))
+        try:
+            record = read_sealed(self.workspace / "policy.json")
+            if not same({key: value for key, value in record.items() if key in identity}, identity):
+                return False
+            load_weights(self.network, self.workspace, record)
+        except ValueError as error:
+            raise ValueError(f"{error}; remove {self.workspace}, and what was in it is made anew") from error
         self.kept_seconds = float(record["seconds"])
         return True
 

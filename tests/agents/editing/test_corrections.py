@@ -3,11 +3,12 @@
 import json
 import os
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -17,8 +18,9 @@ from agents.editing.edit_command import edit as run_edit
 from agents.editing.editor import LifelongEditor
 from agents.editing.guard import Guard
 from editenv.data.files import FileOptions, load_file_edits
+from editenv.delta_files import read_delta_file, write_delta_file
 from editenv.evaluation import metrics
-from editenv.journal import JournalError
+from editenv.journal import Journal, JournalError
 
 LAST = ("model.layers.2.mlp.down_proj",)
 TOWNS = ("Rome", "Oslo", "Bonn", "Lima", "Kiev")
@@ -250,16 +252,189 @@ def test_another_model_around_the_same_edited_weights_is_refused(edit, my_model,
     cli.apply(cli.ApplyArgs(deltas, tmp_path / "applied", model_folder))
 
 
-def test_a_result_that_differs_by_rounding_is_taken_if_it_is_allowed(edit, my_model, tmp_path, capsys):
+def swapped_merges(content):
+    merges = content["model"]["merges"]
+    merges[0], merges[-1] = merges[-1], merges[0]
+
+
+BOS_TWICE = [{"SpecialToken": {"id": "<s>", "type_id": 0}}] * 2 + [{"Sequence": {"id": "A", "type_id": 0}}]
+
+CHANGES = {
+    "hidden_act was 'silu', is 'gelu'": ("config.json", lambda c: c.update(hidden_act="gelu")),
+    "rms_norm_eps was": ("config.json", lambda c: c.update(rms_norm_eps=1e-3)),
+    "rope_theta was": ("config.json", lambda c: c["rope_parameters"].update(rope_theta=500.0)),
+    "another merges": ("tokenizer.json", swapped_merges),
+    "another normalizer": ("tokenizer.json", lambda c: c.update(normalizer={"type": "Lowercase"})),
+    "another pre_tokenizer": ("tokenizer.json", lambda c: c["pre_tokenizer"].update(add_prefix_space=True)),
+    "another post_processor": ("tokenizer.json", lambda c: c["post_processor"].update(single=BOS_TWICE)),
+}
+
+
+def test_a_model_whose_configuration_or_tokenizer_was_changed_is_another_one(edit, my_model, tmp_path):
     edit()
+    before = content(tmp_path / "out")
+    deltas = tmp_path / "out/deltas.safetensors"
+    for said, (name, change) in CHANGES.items():
+        as_it_was = (my_model / name).read_text()
+        changed = json.loads(as_it_was)
+        change(changed)
+        (my_model / name).write_text(json.dumps(changed))
+        with pytest.raises(JournalError, match=rf"journal\.jsonl belongs to another run .*{said}"):
+            edit()
+        with pytest.raises(ValueError, match=rf"deltas\.safetensors was made for another model.*{said}"):
+            cli.apply(cli.ApplyArgs(deltas, tmp_path / "applied", str(my_model)))
+        (my_model / name).write_text(as_it_was)
+    assert content(tmp_path / "out") == before
+    assert not (tmp_path / "applied").exists()
+    config = json.loads((my_model / "config.json").read_text())
+    (my_model / "config.json").write_text(json.dumps(config | {"use_cache": False, "transformers_version": "4.40"}))
+    edit()  # what no output depends on
+
+
+def test_what_an_earlier_version_wrote_is_gone_on_with_and_what_was_not_checked_is_said(edit, tmp_path, my_model):
+    edit()
+    weights = content(tmp_path / "out/model")[Path("model.safetensors")]
+    path = tmp_path / "out/journal.jsonl"
+    header, *rest = lines(path)
+    batches = [load_file(tmp_path / f"out/batches/{i:06d}.safetensors") for i in (1, 2, 3)]
+    shutil.rmtree(tmp_path / "out/batches")
+    path.unlink()
+    older = Journal(tmp_path / "out", {k: v for k, v in header.items() if k not in ("identity", "chain", "journal")})
+    for entry, tensors in zip(rest, batches, strict=True):
+        older.append({k: v for k, v in entry.items() if k not in ("batch", "chain", "sha256")}, tensors)
+    older.close()
+    with pytest.warns(UserWarning, match=r"journal\.jsonl: an earlier version wrote it.*not checked"):
+        edit()
+    assert content(tmp_path / "out/model")[Path("model.safetensors")] == weights
     deltas = tmp_path / "out/deltas.safetensors"
     with safe_open(deltas, "pt") as file:
         metadata, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    save_file(tensors, deltas, metadata | {"after": "0" * 64})  # as another machine may have it
+    older_metadata = {k: v for k, v in metadata.items() if k not in ("identity", "sha256")}
+    save_file({k: v for k, v in tensors.items() if not k.startswith("weights/")}, deltas, older_metadata)
+    with pytest.warns(UserWarning, match=r"deltas\.safetensors: an earlier version wrote it.*not checked"):
+        cli.apply(cli.ApplyArgs(deltas, tmp_path / "applied", str(my_model)))
+    assert content(tmp_path / "applied")[Path("model.safetensors")] == weights
+
+
+def test_another_version_of_a_library_is_a_warning(edit, monkeypatch):
+    edit()
+    monkeypatch.setattr("editenv.identity.version", lambda name: "99.0")
+    with pytest.warns(UserWarning, match=r"journal\.jsonl: it was made with torch .*, this is torch 99\.0"):
+        edit()
+
+
+def test_nothing_is_written_into_the_folder_of_the_model(edit, my_model, tmp_path, monkeypatch):
+    before = content(my_model)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(my_model)
+    (my_model / "inner").mkdir()
+    for output in (
+        my_model,
+        Path("my-model"),
+        tmp_path / "link",
+        tmp_path / "link/deep/er",
+        Path("x/../my-model/inner"),
+    ):
+        with pytest.raises(ValueError, match="never changed"):
+            edit(output=output, save_model=False)
+        with pytest.raises(ValueError, match="never changed"):
+            LifelongEditor(str(my_model), "fine-tune", modules=LAST, output=output)
+        with pytest.raises(ValueError, match="never changed"):
+            edit(output=output, model=str(tmp_path / "link"), save_model=False)
+    (my_model / "inner").rmdir()
+    assert content(my_model) == before
+    edit()
+    deltas = tmp_path / "out/deltas.safetensors"
+    for command in (
+        lambda out: cli.apply(cli.ApplyArgs(deltas, out, str(my_model))),
+        lambda out: cli.revert(cli.RevertArgs(deltas, out, str(my_model))),
+    ):
+        for output in (my_model / "new", tmp_path / "link/new"):
+            with pytest.raises(ValueError, match="never changed"):
+                command(output)
+    assert content(my_model) == before
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_file_that_is_read_is_not_written_over(edit, tmp_path):
+    (tmp_path / "here").mkdir()
+    for name in ("results.jsonl", "not-applied.jsonl", "journal.jsonl"):
+        path = write(tmp_path / "here" / name, rows(3))
+        before = content(tmp_path / "here")
+        for given in (path, f"own:{path}"):
+            with pytest.raises(ValueError, match=f"{name} would be written over"):
+                edit(edits=given, output=tmp_path / "here")
+        assert content(tmp_path / "here") == before
+        os.unlink(path)
+    (tmp_path / "policy").mkdir()
+    with pytest.raises(ValueError, match="folder of the policy"):
+        edit(policy=tmp_path / "policy", output=tmp_path / "policy")
+
+
+FAILURES = {
+    "model": ("transformers.PreTrainedModel.save_pretrained", SafetensorError("I/O error: No space left on device")),
+    "tokenizer": ("transformers.PreTrainedTokenizerBase.save_pretrained", Exception("No space left on device")),
+    "deltas": ("editenv.delta_files.save_file", SafetensorError("I/O error: No space left on device")),
+    "results": ("pathlib.Path.write_text", OSError(28, "No space left on device")),
+}
+"""What each library says of a full disk (tokenizers raises a bare exception)."""
+
+
+@pytest.mark.parametrize("what", FAILURES)
+def test_a_full_disk_is_told_in_a_line_and_the_same_command_goes_on(edit, tmp_path, monkeypatch, capsys, what):
+    target, error = FAILURES[what]
+    file = {"deltas": "deltas.safetensors", "results": "results.jsonl"}.get(what, "model")
+
+    def full(*_, **__):
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(target, full)
+        if what == "results":  # after the marker of the model, which is written likewise
+            patched.setattr("agents.editing.editor.save_model", lambda *_: None)
+        with pytest.raises(SystemExit):
+            cli._run(lambda _: edit(), None, tmp_path / "out/journal.jsonl")
+    said = capsys.readouterr().err
+    assert "No space left on device" in said
+    assert str(tmp_path / "out" / file) in said
+    assert "the same command goes on" in said
+    assert "Traceback" not in said
+    assert not list((tmp_path / "out").glob("*.partial")) + list((tmp_path / "out").glob(".model*"))
+    assert edit()["edits"] == 5
+    assert "going on after batch 3" in capsys.readouterr().err
+
+
+def test_a_batch_of_a_journal_is_not_a_file_of_deltas(edit, tmp_path, my_model):
+    edit()
+    for command in (cli.revert, cli.apply):
+        kind = cli.RevertArgs if command is cli.revert else cli.ApplyArgs
+        with pytest.raises(ValueError, match=r"000002\.safetensors is not a file of deltas.*one batch of a journal"):
+            command(kind(tmp_path / "out/batches/000002.safetensors", tmp_path / "back", str(my_model)))
+
+
+def test_a_revert_is_judged_weight_by_weight(edit, tmp_path, capsys):
+    edit()
+    out, deltas = tmp_path / "out", tmp_path / "out/deltas.safetensors"
+    cli.revert(cli.RevertArgs(deltas, tmp_path / "back", str(out / "model")))
+    assert "back: the base model, within rounding" in capsys.readouterr().out
+    actions, metadata = read_delta_file(deltas)
+    weights = {k.removeprefix("weights/"): v for k, v in load_file(deltas).items() if k.startswith("weights/")}
+    write_delta_file(deltas, actions[: len(actions) // 2], metadata["before"], metadata["after"], weights=weights)
+    with pytest.raises(ValueError, match=r"not the base model within rounding: .* weights of model\.layers\.2"):
+        cli.revert(cli.RevertArgs(deltas, tmp_path / "half", str(out / "model")))
+    assert not (tmp_path / "half").exists()
+
+
+def test_a_result_that_differs_by_rounding_is_taken_if_it_is_allowed(edit, my_model, tmp_path, capsys):
+    edit()
+    deltas = tmp_path / "out/deltas.safetensors"
+    actions, metadata = read_delta_file(deltas)
+    weights = {k.removeprefix("weights/"): v for k, v in load_file(deltas).items() if k.startswith("weights/")}
+    write_delta_file(deltas, actions, metadata["before"], "0" * 64, weights=weights)  # as another machine may have it
     with pytest.raises(ValueError, match="--allow-rounding"):
         cli.apply(cli.ApplyArgs(deltas, tmp_path / "applied", str(my_model)))
     cli.apply(cli.ApplyArgs(deltas, tmp_path / "applied", str(my_model), allow_rounding=True))
-    assert "not to the bit" in capsys.readouterr().out
+    assert "the edited model, within rounding" in capsys.readouterr().out
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("applied", "out/model"))
     assert all(torch.equal(one[key], two[key]) for key in one)
 
@@ -314,7 +489,7 @@ def test_a_model_that_was_moved_aside_comes_back(edit, tmp_path, monkeypatch):
             raise OSError(5, "Input/output error")
         real(source, target)
 
-    monkeypatch.setattr("agents.editing.saving.os.replace", replace)
+    monkeypatch.setattr("editenv.atomic_files.os.replace", replace)
     with pytest.raises(OSError, match="Input/output"):
         edit()
     assert content(out / "model") == before

@@ -23,7 +23,8 @@ from agents.editing.guard import BadEditError, Guard
 from agents.hypernetwork.config import PolicyConfig, TrainConfig
 from agents.hypernetwork.networks import MalmenPolicy, save_policy
 from editenv.data.records import BadRecordError
-from editenv.delta_files import apply_file, fingerprint, read_delta_file, revert_file
+from editenv.delta_files import apply_file, read_delta_file, revert_file
+from editenv.identity import fingerprint
 from editenv.journal import JournalError
 from editenv.language_model.editable_lm import EditableLM, Gradient
 from editenv.models import load_model

@@ -1,4 +1,5 @@
 import copy
+import hashlib
 import json
 
 import pytest
@@ -16,6 +17,7 @@ from agents.hypernetwork.networks import (
     make_policy,
     save_policy,
 )
+from agents.rledit.agent import RLEdit
 from editenv.language_model.editable_lm import Gradient
 
 SHAPES = {"a.down": (12, 8), "b.down": (12, 8), "c.up": (8, 12)}
@@ -272,7 +274,7 @@ def test_a_saved_mend_policy_is_one_again(tmp_path):
 def test_a_policy_saved_before_there_were_two_forms_is_malmens(policy, tmp_path):
     save_policy(policy, tmp_path, {})
     record = json.loads((tmp_path / "policy.json").read_text())
-    del record["policy"]["network"]
+    del record["policy"]["network"], record["seal"]
     (tmp_path / "policy.json").write_text(json.dumps(record))
     assert isinstance(load_policy(tmp_path)[0], MalmenPolicy)
 
@@ -298,3 +300,99 @@ def test_modules_that_are_edited_together_share_the_step(network):
     for delta in together(dict.fromkeys("abcd", gradient)).values():
         torch.testing.assert_close(delta.dense(), whole / 4)
     assert whole.norm() > 0
+
+
+# -- damaged folders --------------------------------------------------------------------------------------------------
+
+
+def record_with(**changes):
+    def damage(folder):
+        path = folder / "policy.json"
+        record = {**json.loads(path.read_text()), **changes}
+        del record["seal"]  # as by hand, or by another version
+        path.write_text(json.dumps(record))
+
+    return damage
+
+
+def other_weights(folder):
+    save_policy(make_policy({"a.down": (12, 8)}, CONFIG), folder / "other", {})
+    (folder / "other/policy.safetensors").rename(folder / "policy.safetensors")
+
+
+def other_shapes(folder):
+    other_weights(folder)
+    record_with(weights_sha256=hashlib.sha256((folder / "policy.safetensors").read_bytes()).hexdigest())(folder)
+
+
+def cut(name):
+    def damage(folder):
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[: len(content) // 2])
+
+    return damage
+
+
+def flipped(name, place):
+    def damage(folder):
+        content = bytearray((folder / name).read_bytes())
+        content[place] ^= 4
+        (folder / name).write_bytes(content)
+
+    return damage
+
+
+def folder_in_place_of(name):
+    def damage(folder):
+        (folder / name).unlink()
+        (folder / name).mkdir()
+
+    return damage
+
+
+DAMAGES = {
+    "weights missing": (lambda folder: (folder / "policy.safetensors").unlink(), r"holds no policy\.safetensors"),
+    "weights empty": (lambda folder: (folder / "policy.safetensors").write_bytes(b""), r"policy\.safetensors is not"),
+    "weights cut": (cut("policy.safetensors"), r"policy\.safetensors is not"),
+    "weights flipped": (flipped("policy.safetensors", -5), r"policy\.safetensors is not the file that policy\.json"),
+    "weights a folder": (folder_in_place_of("policy.safetensors"), r"holds no policy\.safetensors"),
+    "other weights": (other_weights, r"policy\.safetensors is not the file that policy\.json"),
+    "other shapes": (other_shapes, r"policy\.safetensors does not fit policy\.json .*"),
+    "record empty": (lambda folder: (folder / "policy.json").write_text(""), r"policy\.json is not JSON"),
+    "record cut": (cut("policy.json"), r"policy\.json is not JSON"),
+    "record flipped": (flipped("policy.json", 40), r"policy\.json"),
+    "record a list": (lambda folder: (folder / "policy.json").write_text("[1]"), r"policy\.json must hold a JSON object"),
+    "record a folder": (folder_in_place_of("policy.json"), r"holds no policy\.json"),
+    "record of nothing": (lambda folder: (folder / "policy.json").write_text("{}"), r"policy\.json does not describe"),
+    "no such network": (record_with(policy={"network": "other"}), r"policy\.json does not describe .*KeyError: 'other'"),
+    "another version": (record_with(policy={"heads": 3}), r"policy\.json does not describe .*'heads'"),
+    "wrong type": (record_with(policy={"rank": "three"}), r"policy\.json does not describe .*"),
+    "odd shapes": (record_with(shapes={"m": [3]}), r"policy\.json does not describe .*"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_folder_is_refused_with_the_file_that_is_damaged(policy, tmp_path, damage):
+    save_policy(policy, tmp_path, {"train": {}})
+    do, message = DAMAGES[damage]
+    do(tmp_path)
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as refused:
+        load_policy(tmp_path)
+    assert "weights_only" not in str(refused.value)
+
+
+@pytest.mark.parametrize("train", [None, [], {}, {"policy": {"heads": 3}}, {"policy": {}, "horizon": "many"}])
+def test_a_policy_whose_training_is_not_of_this_version_is_refused(policy, tmp_path, train):
+    save_policy(policy, tmp_path, {"train": train})
+    with pytest.raises(ValueError, match=r"policy\.json does not describe a training"):
+        RLEdit(policy=tmp_path)
+
+
+def test_a_policy_from_before_there_were_digests_is_taken(policy, tmp_path):
+    save_policy(policy, tmp_path, {"train": {"seed": 3}})
+    record = json.loads((tmp_path / "policy.json").read_text())
+    del record["seal"], record["weights_sha256"]
+    (tmp_path / "policy.json").write_text(json.dumps(record))
+    loaded, record = load_policy(tmp_path)
+    assert record == {"train": {"seed": 3}}
+    assert all(torch.equal(value, policy.state_dict()[name]) for name, value in loaded.state_dict().items())

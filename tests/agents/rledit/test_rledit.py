@@ -19,8 +19,8 @@ from agents.hypernetwork.training import sample_lags, training_environment
 from agents.preconditioner import Preconditioner, inverse_covariance
 from agents.rledit.agent import RLEdit
 from agents.rledit.trainer import RLEditTrainer
-from editenv.delta_files import fingerprint
 from editenv.deltas import LowRank
+from editenv.identity import fingerprint
 from editenv.rewards import RewardConfig
 
 LAST = "model.layers.2.mlp.down_proj"

@@ -2,17 +2,21 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from agents.hypernetwork.arguments import Args
 from agents.hypernetwork.config import PolicyConfig, TrainConfig
-from agents.hypernetwork.train_command import main
+from agents.hypernetwork.train_command import main, run
 from agents.rledit.trainer import RLEditTrainer
 
 OPTIONS = {
@@ -107,3 +111,103 @@ def test_how_often_it_saves_may_change(args, capsys):
     main(args, RLEditTrainer)
     main(replace(args, checkpoint_every=7), RLEditTrainer)
     assert "going on from trajectory 1" in capsys.readouterr().out
+
+
+@pytest.fixture
+def own_edits(args, tmp_path):
+    """The same training on a file of one's own, and with a model of one's own."""
+    rows = [{"prompt": f"The home of {i} is", "target": "Rome", "old_answer": "Oslo"} for i in range(40)]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    shutil.copytree(args.model, tmp_path / "model")
+    return replace(args, dataset=str(tmp_path), model=str(tmp_path / "model"))
+
+
+def test_a_changed_training_file_or_model_is_refused(own_edits, tmp_path):
+    main(own_edits, RLEditTrainer)
+    before = (own_edits.output / "policy.safetensors").read_bytes()
+    edits, config, weights = (
+        tmp_path / "train.jsonl",
+        tmp_path / "model/config.json",
+        tmp_path / "model/model.safetensors",
+    )
+
+    def other_norm():
+        tensors = load_file(weights)
+        save_file(tensors | {"model.norm.weight": 2 * tensors["model.norm.weight"]}, weights, {"format": "pt"})
+
+    for path, change, said in (
+        (edits, lambda: edits.write_text(edits.read_text().replace("Rome", "Lima", 1)), "training edits have changed"),
+        (config, lambda: config.write_text(config.read_text().replace("silu", "gelu")), "hidden_act was 'silu', is 'gelu'"),
+        (weights, other_norm, "that are not edited"),
+    ):  # fmt: skip
+        as_it_was = path.read_bytes()
+        change()
+        with pytest.raises(SystemExit, match=rf"checkpoint\.pt belongs to .*{said}"):
+            main(own_edits, RLEditTrainer)
+        path.write_bytes(as_it_was)
+    assert (own_edits.output / "policy.safetensors").read_bytes() == before
+
+
+def test_a_checkpoint_of_an_earlier_version_is_gone_on_with_and_what_was_not_checked_is_said(own_edits, capsys):
+    main(own_edits, RLEditTrainer)
+    path = own_edits.output / "checkpoint.pt"
+    state = torch.load(path, weights_only=True)
+    del state["made_of"]
+    torch.save(state, path)
+    capsys.readouterr()
+    main(own_edits, RLEditTrainer)
+    said = capsys.readouterr().out
+    assert "going on from trajectory 1" in said
+    assert "was not checked" in said
+
+
+def test_a_damaged_checkpoint_is_named_without_a_traceback(own_edits):
+    main(own_edits, RLEditTrainer)
+    path = own_edits.output / "checkpoint.pt"
+    content = path.read_bytes()
+    place = content.index(trained_bytes(path))
+    torch.save({"mine": 3}, path)
+    damaged = {"another's": path.read_bytes(), "junk": b"junk" * 100, "empty": b""}
+    damaged |= {f"cut at {part}": content[: int(part * len(content))] for part in (0.01, 0.3, 0.9, 0.999)}
+    damaged["flipped"] = content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+    for what, changed in damaged.items():
+        path.write_bytes(changed)
+        with pytest.raises(SystemExit, match=r"checkpoint\.pt is damaged .*remove it") as refused:
+            main(own_edits, RLEditTrainer)
+        assert "weights_only" not in str(refused.value), what
+        assert path.read_bytes() == changed
+    path.write_bytes(content)
+    main(own_edits, RLEditTrainer)
+
+
+def trained_bytes(path):
+    """Of a parameter, as they lie in the file."""
+    policy = torch.load(path, weights_only=True)["trainer"]["policy"]
+    largest = max(policy.values(), key=torch.numel)
+    return largest.numpy().tobytes()
+
+
+def test_a_folder_that_is_read_is_not_written_to(own_edits, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "model")
+    for output in (tmp_path / "model", tmp_path / "model/policy", Path("model"), tmp_path / "link/policy"):
+        with pytest.raises(ValueError, match="never changed"):
+            main(replace(own_edits, output=output), RLEditTrainer)
+    with pytest.raises(ValueError, match="folder of the dataset"):
+        main(replace(own_edits, output=tmp_path), RLEditTrainer)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "model", "train.jsonl"]
+    assert not any(path.is_dir() or "checkpoint" in path.name for path in (tmp_path / "model").iterdir())
+
+
+def test_as_a_command_it_says_what_is_wrong_in_one_line(args, monkeypatch):
+    with pytest.raises(SystemExit, match="there is no model folder"):
+        run(replace(args, model="./none"), RLEditTrainer)
+
+    def full(*_, **__):
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr("agents.hypernetwork.networks.save_file", full)
+    with pytest.raises(SystemExit, match=r"policy\.safetensors could not be written: .*No space left"):
+        run(args, RLEditTrainer)
+    assert (args.output / "checkpoint.pt").exists()
+    assert not list(args.output.glob("policy*"))
