@@ -166,7 +166,8 @@ def read_token(lm: EditableLM, module: nn.Module, lookup: Lookup) -> tuple[torch
     def hook(_: nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, Any], output: Any) -> None:
         inputs = args[0] if args else kwargs["hidden_states"]
         for hidden in (inputs, _hidden_states(output)):
-            read.append(hidden.to(lm.device)[lookup.rows, lookup.columns].float())
+            vectors = lookup.prompts.as_hidden(hidden).to(lm.device)
+            read.append(vectors[lookup.rows, lookup.columns].float())
 
     handle = module.register_forward_hook(hook, with_kwargs=True)
     try:
@@ -296,7 +297,8 @@ def _output_changed(module: nn.Module, lookup: Lookup, change: torch.Tensor) -> 
     def hook(_: nn.Module, args: tuple[torch.Tensor, ...], output: Any) -> Any:
         hidden = _hidden_states(output)
         position = lookup.rows.to(hidden.device), lookup.columns.to(hidden.device)
-        changed = hidden.index_put(position, change[lookup.owner].to(hidden), accumulate=True)
+        vectors = lookup.prompts.as_hidden(hidden)
+        changed = vectors.index_put(position, change[lookup.owner].to(hidden), accumulate=True).view_as(hidden)
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
     handle = module.register_forward_hook(hook)

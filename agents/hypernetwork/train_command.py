@@ -6,6 +6,7 @@
 
 import hashlib
 import json
+import pickle
 from dataclasses import asdict
 from pathlib import Path
 
@@ -87,12 +88,19 @@ class Checkpoint:
         """Gives the trainer the state in the file; whether there was one.
 
         Raises:
-            SystemExit: If it is another training's.
+            SystemExit: If it is another training's, or cannot be read.
         """
         if not self.path.exists():
             return False
-        state = torch.load(self.path, map_location=trainer.lm.device, weights_only=True)
-        if state["identity"] != self.identity:
+        try:
+            # Nothing but tensors and plain values is unpickled.
+            state = torch.load(self.path, map_location=trainer.lm.device, weights_only=True)
+            identity = state["identity"]
+        except (RuntimeError, EOFError, LookupError, TypeError, pickle.UnpicklingError):
+            raise SystemExit(
+                f"{self.path} is damaged, or no checkpoint: remove it to train anew, or choose another --output"
+            ) from None
+        if identity != self.identity:
             raise SystemExit(
                 f"{self.path} belongs to a training run with other options; remove it or choose another --output"
             )

@@ -2,17 +2,19 @@
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from agents.hypernetwork.arguments import Args
 from agents.hypernetwork.config import PolicyConfig, TrainConfig
-from agents.hypernetwork.train_command import main
+from agents.hypernetwork.train_command import Checkpoint, main
 from agents.rledit.trainer import RLEditTrainer
 
 OPTIONS = {
@@ -107,3 +109,31 @@ def test_how_often_it_saves_may_change(args, capsys):
     main(args, RLEditTrainer)
     main(replace(args, checkpoint_every=7), RLEditTrainer)
     assert "going on from trajectory 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", [b"", b"cut", b"trap", b"list"])
+def test_a_damaged_checkpoint_is_named_and_runs_nothing(content, tmp_path):
+    path, ran = tmp_path / "checkpoint.pt", tmp_path / "ran"
+    torch.save({"identity": "this", "trainer": {"weights": torch.zeros(1000)}}, path)
+    if content == b"cut":
+        content = path.read_bytes()[:-500]
+    if content == b"trap":
+        content = pickle.dumps(Trap(ran))
+    if content == b"list":
+        torch.save([1, 2], path)
+    else:
+        path.write_bytes(content)
+    trainer = SimpleNamespace(lm=SimpleNamespace(device=torch.device("cpu")))
+    with pytest.raises(SystemExit, match=r"checkpoint\.pt is damaged, or no checkpoint: remove it"):
+        Checkpoint(path, "this").load(trainer)
+    assert not ran.exists()
+
+
+class Trap:
+    """Runs when it is unpickled."""
+
+    def __init__(self, ran):
+        self.ran = ran
+
+    def __reduce__(self):
+        return type(self.ran).touch, (self.ran,)
