@@ -158,18 +158,18 @@ def evaluate(args: EvaluateArgs) -> None:
     from editenv.evaluation.batch import encode_evaluation
     from editenv.language_model.editable_lm import EditableLM
     from editenv.models import load_model
-    from editenv.models.modules import mlp_outputs
+    from editenv.models.modules import stream_outputs
 
     edit_file = edits_for(args.edits, args.bad_records, args.model, args.device, args.dtype)
     edits = edit_file[:]
     model, tokenizer = load_model(args.model, args.device, args.dtype)
-    modules = mlp_outputs(model)[-1:]
+    modules = stream_outputs(model)[-1:]
     lm = EditableLM(model, tokenizer, modules)
     batch = encode_evaluation(lm, edits)
     before = None
     if args.base is not None:
         other, other_tokenizer = load_model(args.base, args.device, args.dtype)
-        base = EditableLM(other, other_tokenizer, mlp_outputs(other)[-1:])
+        base = EditableLM(other, other_tokenizer, stream_outputs(other)[-1:])
         base_batch = encode_evaluation(base, edits)
         batch.initial_tokens, before = base_batch.initial_tokens, metrics.initial_generations(base, base_batch)
     report: dict[str, Any] = {

@@ -67,7 +67,8 @@ class KeyStatistics:
                 # Without an attention mask: the padding is to the right, and a causal model does not see it.
                 lm.model.get_decoder()(input_ids=ids, use_cache=False)
                 for name, hidden in inputs.items():
-                    keys = hidden.to(lm.device)[real].float()
+                    # Some models give their MLPs all tokens of a batch in one dimension.
+                    keys = hidden.reshape(*real.shape, -1).to(lm.device)[real].float()
                     self.sums[name].addmm_(keys.T, keys)
                 self.tokens += int(real.sum())
         self.texts += len(texts)

@@ -379,8 +379,8 @@ def starting_point(corpus: Corpus, args: Args) -> tuple[LlamaForCausalLM, PreTra
         tokenizer = train_tokenizer(corpus, args)
         return new_model(tokenizer, args), tokenizer
     source = model_path(args.start)
-    model = LlamaForCausalLM.from_pretrained(source, dtype=torch.float32).train().to(args.device)
-    return model, AutoTokenizer.from_pretrained(source)
+    model = LlamaForCausalLM.from_pretrained(source, dtype=torch.float32, use_safetensors=True).train().to(args.device)
+    return model, AutoTokenizer.from_pretrained(source, trust_remote_code=False)
 
 
 def encoded(sentences: list[Sentence], tokenizer: PreTrainedTokenizerFast) -> list[Sentence]:

@@ -140,7 +140,7 @@ def write_model(folder: Path, args: Args) -> None:
     """A Llama of random weights with the embedded model's tokenizer."""
     from transformers import AutoTokenizer, LlamaForCausalLM
 
-    tokenizer = AutoTokenizer.from_pretrained(model_path(EMBEDDED))
+    tokenizer = AutoTokenizer.from_pretrained(model_path(EMBEDDED), trust_remote_code=False)
     config = config_of(args)
     for name in ("bos", "eos", "pad"):
         setattr(config, f"{name}_token_id", getattr(tokenizer, f"{name}_token_id"))

@@ -183,7 +183,8 @@ def read_token(lm: EditableLM, module: nn.Module, lookup: Lookup) -> tuple[torch
     def hook(_: nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, Any], output: Any) -> None:
         inputs = args[0] if args else kwargs["hidden_states"]
         for hidden in (inputs, _hidden_states(output)):
-            read.append(hidden.to(lm.device)[lookup.rows, lookup.columns].float())
+            vectors = lookup.prompts.as_hidden(hidden).to(lm.device)
+            read.append(vectors[lookup.rows, lookup.columns].float())
 
     handle = module.register_forward_hook(hook, with_kwargs=True)
     try:
@@ -292,10 +293,12 @@ class ChangedRun:
         lookup = self.lookup
         change = change[lookup.owner]
         if self.suffix is None:
-            with _output_changed(self.module, lookup.rows, lookup.columns, change):
+            height = len(lookup.prompts if lookup.prompts.starts is not None else lookup.prompts.labels)
+            with _output_changed(self.module, height, lookup.rows, lookup.columns, change):
                 return self.lm.cut_model.logits(lookup.prompts)
         first = torch.zeros_like(lookup.columns)
-        with _output_changed(self.module, torch.arange(len(first), device=first.device), first, change):
+        rows = torch.arange(len(first), device=first.device)
+        with _output_changed(self.module, len(rows), rows, first, change):
             return self.suffix.logits()
 
 
@@ -343,14 +346,15 @@ def _next_token_log_probs(lookup: Lookup, logits: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def _output_changed(
-    module: nn.Module, rows: torch.Tensor, columns: torch.Tensor, change: torch.Tensor
+    module: nn.Module, height: int, rows: torch.Tensor, columns: torch.Tensor, change: torch.Tensor
 ) -> Iterator[None]:
-    """Within the context each row of ``change`` is added to the module's output at a token."""
+    """Within the context each row of ``change`` is added to the module's output at a token of ``height`` rows."""
 
     def hook(_: nn.Module, args: tuple[torch.Tensor, ...], output: Any) -> Any:
         hidden = _hidden_states(output)
         position = rows.to(hidden.device), columns.to(hidden.device)
-        changed = hidden.index_put(position, change.to(hidden), accumulate=True)
+        vectors = hidden.reshape(height, -1, hidden.shape[-1])  # OPT gives its MLPs all tokens in one dimension
+        changed = vectors.index_put(position, change.to(hidden), accumulate=True).view_as(hidden)
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
     handle = module.register_forward_hook(hook)

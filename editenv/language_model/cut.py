@@ -3,11 +3,14 @@
 The frozen part is never edited, so its output at a prompt is the same at any weights (:class:`Cut` says how much of a
 model that can be). Both parts are run through the model's own forward pass, with some of its modules replaced, so that
 masks, positions and norms are whatever the model makes of them. Whether a model's layers have the form that a cut
-needs is not assumed but checked, against the whole model (:func:`cut_model`).
+needs is not assumed but checked, against the whole model (:func:`cut_model`). Where they have none of these forms,
+nothing is frozen, and the whole model is run.
 """
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +19,7 @@ from torch import nn
 
 from editenv.language_model.hooks import StopForward, forward_replaced, hooked
 from editenv.language_model.prompts import Prompts
+from editenv.models.finite import first_three, not_finite
 from editenv.models.modules import attention_and_mlp, layer_number, layer_stack
 
 if TYPE_CHECKING:
@@ -25,6 +29,8 @@ if TYPE_CHECKING:
 class Cut(IntEnum):
     """What is frozen, from the least to the most."""
 
+    WHOLE = 0
+    """Nothing: what is kept of a prompt is its token ids, and the whole model is run every time."""
     LAYERS = 1
     """The layers below the first edited one."""
     ATTENTION = 2
@@ -55,7 +61,7 @@ class CutModel:
     def __init__(self, model: "PreTrainedModel", shapes: Mapping[str, tuple[int, int]], cut: Cut) -> None:
         self.model, self.cut = model, cut
         self.device = next(model.parameters()).device
-        self.width: int = model.get_output_embeddings().get_parameter("weight").shape[1]
+        self.width: int = model.config.get_text_config().hidden_size
         self._shapes = dict(shapes)
         stack = layer_stack(model, shapes)
         self.layers: list[nn.Module] = list(model.get_submodule(stack).children())
@@ -80,8 +86,11 @@ class CutModel:
     def frozen_output(self, ids: torch.Tensor) -> torch.Tensor:
         """``(B, T, d)`` hidden states at the cut, of ``(B, T)`` token ids.
 
-        That is the input of the first edited layer, or of its MLP half if its attention is frozen.
+        That is the input of the first edited layer, or of its MLP half if its attention is frozen; if nothing is
+        frozen, the ids themselves, ``(B, T, 1)``.
         """
+        if self.cut is Cut.WHOLE:
+            return ids[..., None]
         captured: list[torch.Tensor] = []
 
         def keep_input(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -116,7 +125,7 @@ class CutModel:
 
         with hooked(self._edited_module.register_forward_pre_hook(keep_input)), suppress(StopForward):
             self._run(hidden[:, None])
-        return torch.cat([hidden, captured[0][:, 0]], 1)
+        return torch.cat([hidden, captured[0].reshape(len(hidden), -1)], 1)
 
     # -- the rest -------------------------------------------------------------------------------------------------
 
@@ -163,6 +172,9 @@ class CutModel:
             hidden: ``(B, T, d)`` its inputs; of the first edited layer, hidden states at the cut.
             options: Of the model's forward.
         """
+        options = {"use_cache": False, **options}
+        if self.cut is Cut.WHOLE and layer == self.first:
+            return self.model(input_ids=hidden[..., 0], **options)
 
         def enter(
             _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -182,13 +194,13 @@ class CutModel:
             # Which tokens they are no longer matters: their embeddings are replaced at the first edited layer. How many
             # there are does, for positions and masks.
             ids = torch.zeros(hidden.shape[:2], dtype=torch.long, device=self.device)
-            return self.model(input_ids=ids, **{"use_cache": False, **options})
+            return self.model(input_ids=ids, **options)
 
     # -- whether the cut is right -----------------------------------------------------------------------------------
 
     def is_allowed(self) -> bool:
         """Whether nothing that the cut freezes is edited, by where the edited modules lie."""
-        if self.cut is Cut.LAYERS:
+        if self.cut <= Cut.LAYERS:
             return True
         if self._attention is None:  # of the first edited layer, not only the MLP is edited
             return False
@@ -198,44 +210,147 @@ class CutModel:
         return self._first_is_last and [d_out for _, d_out in self._shapes.values()] == [self.width]
 
     @torch.no_grad()
-    def is_exact(self) -> bool:
+    def is_exact(self, probe: "Probe | None" = None) -> bool:
         """Whether running from the cut gives the whole model's logits, on a few random tokens.
 
         It does not where a layer is not of the form "attention, then MLP, each added to the residual stream": Phi, say,
-        whose attention and MLP read the same input.
+        whose attention and MLP read the same input. Layers that take or return something else than other models'
+        (GPT-1's return a list, say) fail in ways of their own, which come to the same.
         """
-        generator = torch.Generator().manual_seed(0)
-        vocabulary = self.model.get_input_embeddings().weight.shape[0]
-        ids = torch.randint(0, vocabulary, (2, 6), generator=generator).to(self.device)
-        whole = self.model(input_ids=ids, use_cache=False).logits[:, -1].float()
+        probe = probe or Probe.of(self.model)
+        try:
+            logits = self.logits(self._encoded(probe.ids))
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:
+            return False
+        tolerance = probe.tolerance * probe.logits.abs().max()
+        return bool((probe.logits[:, -1] - logits).abs().max() <= tolerance)
+
+    def _encoded(self, ids: torch.Tensor) -> Prompts:
+        """Prompts of ``(B, T)`` token ids, each with one answer token, which is never read."""
         hidden = self.frozen_output(ids)
         if self.answer_positions_only:
             hidden = hidden[:, -1:]
         if self.cut is Cut.KEYS:
             hidden = self.with_keys(hidden[:, 0])[:, None]
-        ones = torch.ones(2, dtype=torch.long, device=self.device)
-        starts = None if self.answer_positions_only else 5 * ones
-        from_cut = self.logits(Prompts(list(hidden), starts, labels=0 * ones, lengths=ones))
-        tolerance = 1e-4 if self.model.dtype == torch.float32 else 5e-2
-        return bool((whole - from_cut).abs().max() <= tolerance * whole.abs().max())
+        ones = torch.ones(len(ids), dtype=torch.long, device=self.device)
+        starts = None if self.answer_positions_only else (ids.shape[1] - 1) * ones
+        return Prompts(list(hidden), starts, labels=0 * ones, lengths=ones)
+
+    @torch.no_grad()
+    def check_modules(self, probe: "Probe") -> None:
+        """Whether each edited module is given every token once, so that its gradient is what its inputs say.
+
+        Raises:
+            ValueError: If one is given none (a vision tower), some (an expert), or all of them several times (shared
+                by several layers).
+        """
+        prompts = self._encoded(probe.ids)
+        tokens = prompts.hidden.shape[:2].numel()
+        calls: dict[str, list[int]] = {name: [] for name in self._shapes}
+        with ExitStack() as stack:
+            for name, tokens_given in calls.items():
+                handle = self.model.get_submodule(name).register_forward_pre_hook(_counted(tokens_given))
+                stack.enter_context(hooked(handle))
+            self.logits(prompts)
+        for name, tokens_given in calls.items():
+            if not tokens_given:
+                raise ValueError(f"modules: {name} is not used when {type(self.model).__name__} reads text")
+            if len(tokens_given) > 1:
+                raise ValueError(
+                    f"modules: {name} is called {len(tokens_given)} times for a text, as layers share it; only modules that are "
+                    "called once can be edited"
+                )
+            if tokens_given != [tokens]:
+                raise ValueError(
+                    f"modules: {name} is given some of a text's tokens only, like an expert of a mixture, and cannot be edited"
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A few random tokens, and what the whole model makes of them.
+
+    Attributes:
+        ids: ``(B, T)``.
+        logits: ``(B, T, vocabulary)``, float32.
+        tolerance: By how much logits of the same prompts may differ, as a share of the largest.
+    """
+
+    ids: torch.Tensor
+    logits: torch.Tensor
+    tolerance: float
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, model: "PreTrainedModel") -> "Probe":
+        """Runs the model twice.
+
+        Raises:
+            ValueError: If its logits are not finite, or if those at a token change with the tokens behind it (BERT,
+                say): the padding to the right of a prompt would change them, too.
+        """
+        generator = torch.Generator().manual_seed(0)
+        vocabulary = model.get_input_embeddings().weight.shape[0]
+        ids = torch.randint(0, vocabulary, (2, 6), generator=generator).to(next(model.parameters()).device)
+        logits = model(input_ids=ids, use_cache=False).logits.float()
+        if not logits.isfinite().all():
+            raise ValueError(_why_not_finite(model))
+        tolerance = 1e-4 if model.dtype == torch.float32 else 5e-2
+        other_end = ids.clone()
+        other_end[:, 4:] = (ids[:, 4:] + 1) % vocabulary
+        others = model(input_ids=other_end, use_cache=False).logits.float()
+        if (others - logits)[:, :4].abs().max() > tolerance * logits.abs().max():
+            raise ValueError(
+                f"{type(model).__name__} is no causal language model: what it predicts after a token changes with the tokens "
+                "that follow (or from call to call)"
+            )
+        return cls(ids, logits, tolerance)
 
 
 def cut_model(model: "PreTrainedModel", shapes: Mapping[str, tuple[int, int]]) -> CutModel:
     """The model behind the cut that freezes most, of those that are allowed and exact.
+
+    Warns if nothing can be frozen.
 
     Args:
         model: A causal LM.
         shapes: ``(d_in, d_out)`` of each edited module, by its full dotted name.
 
     Raises:
-        ValueError: If there is no such cut, or the modules do not lie in one stack of layers.
+        ValueError: If the model cannot be edited, or not these modules, as :class:`Probe` and
+            :meth:`CutModel.check_modules` say; or if the modules do not lie in one stack of layers.
     """
-    for cut in sorted(Cut, reverse=True):
-        candidate = CutModel(model, shapes, cut)
-        if candidate.is_allowed() and candidate.is_exact():
-            return candidate
-    stack = layer_stack(model, shapes)
-    raise ValueError(f"{type(model).__name__}: the layers of {stack} cannot be run from the middle")
+    probe = Probe.of(model)
+    candidates = (CutModel(model, shapes, cut) for cut in sorted(Cut, reverse=True))
+    chosen = next(c for c in candidates if c.cut is Cut.WHOLE or (c.is_allowed() and c.is_exact(probe)))
+    chosen.check_modules(probe)
+    if chosen.cut is Cut.WHOLE:
+        warnings.warn(
+            f"{type(model).__name__}: the layers of {layer_stack(model, shapes)} cannot be run from the middle; the whole model "
+            "is run for every prompt, which is as exact and takes longer",
+            stacklevel=3,
+        )
+    return chosen
+
+
+def _why_not_finite(model: "PreTrainedModel") -> str:
+    if names := not_finite(model):
+        return f"{type(model).__name__} has weights that are NaN or infinite: {first_three(names)}"
+    return (
+        f"{type(model).__name__} computes logits that are NaN or infinite in {model.dtype}, although all of its weights are "
+        "finite: use another dtype (bfloat16 or float32)"
+    )
+
+
+def _counted(tokens_given: list[int]) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
+    """A hook that notes how many tokens a module was given."""
+
+    def count(_: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        tokens_given.append(args[0].shape[:-1].numel())
+
+    return count
 
 
 def _hidden_states(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:

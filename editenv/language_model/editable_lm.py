@@ -9,7 +9,8 @@ there. When the first edited module sits in the MLP of its layer, that layer's a
 that layer is the last one, tokens no longer see each other and only the answer positions are kept at all. If
 moreover the MLP's output projection is all that is edited, as by default, its inputs never change and are kept too: a
 forward is then that module, the last norm and the head. Whether a model's layers have the form this needs is not
-assumed but checked, at construction, against the whole model (:mod:`editenv.language_model.cut`).
+assumed but checked, at construction, against the whole model (:mod:`editenv.language_model.cut`). A model whose layers
+have another form is run whole each time.
 """
 
 import copy
@@ -28,7 +29,7 @@ from editenv.language_model.activation_cache import ActivationCache, CacheKey
 from editenv.language_model.cut import Cut, cut_model
 from editenv.language_model.hooks import hooked
 from editenv.language_model.prompts import Prompts, answer_ids
-from editenv.models.modules import find_modules, layer_number, layer_stack
+from editenv.models.modules import find_modules, layer_number, layer_stack, shared_with
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -93,8 +94,9 @@ class EditableLM:
         width: d, numbers in a hidden state.
 
     Raises:
-        ValueError: If a pattern matches nothing, or a module that is not linear, not in memory or not inside the
-            stack of layers.
+        ValueError: If a pattern matches nothing, or a module that is not linear, not in memory, not inside the stack
+            of layers, not given every token once, or whose weight is another module's, too; if the model is not causal,
+            or its logits are not finite.
     """
 
     def __init__(
@@ -122,6 +124,10 @@ class EditableLM:
             self._initial[name] = module.get_parameter("weight").detach()
             if self._initial[name].is_meta:
                 raise ValueError(f"modules: {name} was moved out of memory (offloaded), and cannot be edited there")
+            if others := shared_with(self.model, f"{name}.weight"):
+                raise ValueError(
+                    f"modules: the weight of {name} is also {', '.join(others)}; it cannot be edited alone"
+                )
             module.weight = nn.Parameter(self._initial[name].clone(), requires_grad=False)
             self._master[name] = module.weight.data.float()  # the weight itself if it is float32
         self._weights = {name: module.get_parameter("weight") for name, module in self.modules.items()}

@@ -44,7 +44,7 @@ class Prompts:
     @property
     def hidden(self) -> torch.Tensor:
         """``(A, 1, d)`` if only answer positions are kept (``(A, 1, d + d_in)`` if the edited module's inputs are,
-        too), otherwise ``(B, T, d)``, right-padded; a copy.
+        too), otherwise ``(B, T, d)``, right-padded; a copy. Of a model that is run whole, token ids, ``(B, T, 1)``.
         """
         if not self.pieces:
             return torch.zeros(0, 1, 0, device=self.labels.device)
@@ -68,6 +68,14 @@ class Prompts:
         answer_token = torch.arange(len(self.labels), device=self.labels.device)
         first_answer_token = self.lengths.cumsum(0) - self.lengths
         return answer_token + (self.starts - first_answer_token).repeat_interleave(self.lengths)
+
+    def as_hidden(self, vectors: torch.Tensor) -> torch.Tensor:
+        """What a module was given or gave for these prompts, with the rows and columns of :attr:`hidden`.
+
+        Some models (OPT, mixtures of experts) give their MLPs all tokens of a batch in one dimension.
+        """
+        rows = len(self.labels) if self.starts is None else len(self)
+        return vectors.reshape(rows, -1, vectors.shape[-1])
 
     def select(self, chosen: torch.Tensor) -> "Prompts":
         """Some of the prompts, in the order they have here.

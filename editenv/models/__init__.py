@@ -5,11 +5,13 @@ torch and transformers are imported inside the functions: command lines check th
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from editenv.models.finite import first_three, not_finite
+from editenv.models.folder import check_folder, check_is_no_file, one_line_errors
 from editenv.models.gguf import dequantise, dequantised_folder, is_gguf
 from editenv.models.public import PUBLIC, fetch, public_folder
 
@@ -65,6 +67,9 @@ def load_model(
 
     Callers must not change the weights.
 
+    No code of a model folder is run, and nothing is unpickled: architectures are those of transformers, weights those
+    of safetensors files.
+
     Args:
         name: Of :data:`PACKAGED` or :data:`PUBLIC`, a Hugging Face model folder, a GGUF file, or a hub id. A public model
             is fetched, and a GGUF file dequantised, the first time.
@@ -72,7 +77,9 @@ def load_model(
         dtype: Of :data:`DTYPES`.
 
     Raises:
-        ValueError: For an unknown dtype or device, a quantised model, an adapter, or one that lacks weights.
+        ValueError: For an unknown dtype or device, a GGUF file that is not read, a quantised model, an adapter, a model that needs code
+            of its own or is no causal language model, weights that are missing, pickled or not finite, a tokenizer
+            of another model, or a file that is cut or odd.
         FileNotFoundError: If ``name`` is a folder that is not there or holds no model.
     """
     if dtype not in DTYPES:
@@ -83,7 +90,8 @@ def load_model(
         fetch(name)
     elif is_gguf(file := Path(name).expanduser()):
         dequantise(file, folder)
-    elif (name.startswith((".", "/", "~")) or name.count("/") > 1) and not folder.is_dir():
+    check_is_no_file(folder)
+    if (name.startswith((".", "/", "~")) or name.count("/") > 1) and not folder.is_dir():
         raise FileNotFoundError(f"there is no model folder {name}")
     states = _file_states(folder)
     cached = _loaded.get((name, device, dtype))
@@ -107,24 +115,33 @@ def _load(name: str, path: str, device: str, dtype: str) -> "tuple[PreTrainedMod
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
-    _check_folder(path)
+    check_folder(path)
     if name in PACKAGED:
         logging.disable_progress_bar()  # for models that load in a blink
-    config = AutoConfig.from_pretrained(path)
-    if getattr(config, "quantization_config", None) is not None:
-        raise ValueError(
-            f"{name} is quantised: a delta cannot be added to packed integers. Edit the unquantised model and quantise after"
-        )
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    with one_line_errors(path, "config.json"):
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    _check_config(name, config)
+    with one_line_errors(path, "the tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     # "auto" spreads the layers over the devices there are (accelerate).
     placement = {"device_map": "auto"} if device == "auto" else {}
     try:
-        model, loading = AutoModelForCausalLM.from_pretrained(
-            path, dtype=getattr(torch, dtype), output_loading_info=True, **placement
-        )
+        with one_line_errors(path, "the model"):
+            model, loading = AutoModelForCausalLM.from_pretrained(
+                path,
+                dtype=getattr(torch, dtype),
+                output_loading_info=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,  # named below
+                **placement,
+            )
     except SafetensorError as error:
         raise ValueError(f"{path}: a file of weights is damaged: {error}") from None
-    _check_weights(path, missing=sorted(loading["missing_keys"]), unexpected=sorted(loading["unexpected_keys"]))
+    _check_weights(path, loading)
+    if names := not_finite(model):
+        raise ValueError(f"{path} has weights that are NaN or infinite: {first_three(names)}")
+    _check_tokenizer(path, model, tokenizer)
     model = model.eval()
     if device != "auto":
         model = model.to(device)
@@ -133,41 +150,80 @@ def _load(name: str, path: str, device: str, dtype: str) -> "tuple[PreTrainedMod
     return model, tokenizer
 
 
-def _check_folder(path: str) -> None:
-    """Whether a folder holds a whole model; hub ids are left to transformers.
+def _check_config(name: str, config: Any) -> None:
+    """Whether a model of this configuration can be edited.
 
     Raises:
-        ValueError: For a PEFT adapter.
-        FileNotFoundError: If there is no config.
+        ValueError: If it is quantised, no causal language model, or asks for code from elsewhere.
     """
-    if not os.path.isdir(path):
-        return
-    if (Path(path) / "adapter_config.json").exists():
+    from transformers import AutoModelForCausalLM
+
+    if getattr(config, "quantization_config", None) is not None:
         raise ValueError(
-            f"{path} is a PEFT adapter, not a model: merge it into its base model first (peft's merge_and_unload, then "
-            "save_pretrained)"
+            f"{name} is quantised: a delta cannot be added to packed integers. Edit the unquantised model and quantise after"
         )
-    if not (Path(path) / "config.json").exists():
-        raise FileNotFoundError(f"{path} holds no config.json: it is not a Hugging Face model folder")
+    for part in (config, *(getattr(config, key, None) for key in config.sub_configs)):
+        for key in ("_attn_implementation", "_experts_implementation"):
+            if "/" in str(implementation := getattr(part, key, None)):
+                raise ValueError(
+                    f"{name}: config.json asks for {implementation!r}, code of the hub, which is not run: remove the line"
+                )
+    has_own_class = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    if type(config) not in AutoModelForCausalLM._model_mapping and not has_own_class:
+        raise ValueError(
+            f"{name} is of type {config.model_type}, which is none of the causal language models of transformers "
+            "(AutoModelForCausalLM): it cannot be edited (docs/reference/architectures.md)"
+        )
 
 
-def _check_weights(path: str, missing: Sequence[str], unexpected: Sequence[str]) -> None:
-    """Whether the files held the weights that the model has.
+def _check_tokenizer(path: str, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Whether the model has an embedding for every token; warns of special ones without.
 
     Raises:
-        ValueError: If some are missing: transformers fills them with random numbers, and says so in a log only.
+        ValueError: If an ordinary token has none, or one that begins, ends or pads texts.
     """
-    if missing:
+    rows = model.get_input_embeddings().weight.shape[0]
+    beyond = {token: i for token, i in tokenizer.get_vocab().items() if i >= rows}
+    # Classes of transformers add special tokens of their own, which no text has: a model may do without them.
+    spare = set(tokenizer.all_special_ids) - {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+    if refused := {token: i for token, i in beyond.items() if i not in spare}:
+        token, largest = max(refused.items(), key=lambda item: item[1])
         raise ValueError(
-            f"{path} lacks weights that the model has: {_first_three(missing)}; they would be random numbers"
+            f"{path}: the tokenizer has tokens up to {largest} ({token!r}), the model embeds {rows}: take the model's own "
+            "tokenizer, or give the model more rows (resize_token_embeddings) and save it"
         )
-    if unexpected:
+    if beyond:
         warnings.warn(
-            f"{path} holds weights that transformers does not take into this model, and a saved one will not have: "
-            f"{_first_three(unexpected)}",
+            f"{path}: the model has no embedding for {', '.join(map(repr, beyond))}: texts with it cannot be read",
             stacklevel=4,
         )
 
 
-def _first_three(names: Sequence[str]) -> str:
-    return f"{', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"
+def _check_weights(path: str, loading: Mapping[str, Any]) -> None:
+    """Whether the files held the weights that the model has.
+
+    Args:
+        path: Folder or hub id.
+        loading: What transformers says of it.
+
+    Raises:
+        ValueError: If some are missing or of another shape: transformers fills them with random numbers, and says so
+            in a log only.
+    """
+    if mismatched := sorted(loading["mismatched_keys"]):
+        name, stored, needed = mismatched[0]
+        raise ValueError(
+            f"{path}: {name} has the shape {tuple(stored)} in the file, and {tuple(needed)} by config.json: they are not of one "
+            "model"
+        )
+    if missing := sorted(loading["missing_keys"]):
+        raise ValueError(
+            f"{path} lacks weights that the model has: {first_three(missing)}; they would be random numbers"
+        )
+    unexpected = sorted(loading["unexpected_keys"])
+    if unexpected:
+        warnings.warn(
+            f"{path} holds weights that transformers does not take into this model, and a saved one will not have: "
+            f"{first_three(unexpected)}",
+            stacklevel=4,
+        )

@@ -3,6 +3,7 @@
 torch is imported inside the functions: command lines take :data:`PRESETS` from here before they need a model.
 """
 
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -23,10 +24,16 @@ __all__ = [
     "mlp_outputs",
     "modules_of",
     "preset",
+    "shared_with",
+    "stream_outputs",
 ]
 
-OUTPUTS = ("down_proj", "fc2", "fc_out", "c_proj", "dense_4h_to_h", "wo", "w2")
-"""What the projections out of an MLP are called: Llama and its kin, OPT, GPT-J, GPT-2, GPT-NeoX and Falcon."""
+OUTPUTS = ("down_proj", "fc2", "fc_out", "c_proj", "dense_4h_to_h", "wo", "w2", "output_linear")
+"""What the projections out of an MLP are called: Llama and its kin, OPT, GPT-J, GPT-2, GPT-NeoX and Falcon, ..., the
+shared experts of Granite's mixtures."""
+
+MIXER_OUTPUTS = ("o_proj", "out_proj")
+"""What the projections out of attention or a state space are called where the MLPs hold no linear module."""
 
 ATTENTION = ("attn", "attention")
 """Parts of the names of attention blocks."""
@@ -36,32 +43,57 @@ def default_modules(model: "PreTrainedModel", name: str) -> Sequence[str]:
     """The modules edited unless the user says otherwise.
 
     What the model's config lists as ``edited_modules``; otherwise the projections out of the MLPs of two layers just
-    behind the middle, as in the paper's preset for Mistral (layers 17 and 18 of 32).
+    behind the middle, as in the paper's preset for Mistral (layers 17 and 18 of 32). Where no MLP has a linear module
+    (Mixtral: all experts are one tensor), those out of the attention, with a warning.
 
     Args:
         model: A causal LM.
-        name: Named in the error.
+        name: Named in messages.
 
     Raises:
         ValueError: If the model has no such projections.
     """
     listed = getattr(model.config, "edited_modules", None)
     if listed:
+        if not isinstance(listed, list | tuple) or not all(isinstance(pattern, str) for pattern in listed):
+            raise ValueError(f"{name}: edited_modules in config.json must be a list of module names, not {listed!r}")
         return tuple(listed)
-    outputs = mlp_outputs(model)
+    outputs = stream_outputs(model)
     if not outputs:
+        known = _endings(_linear_modules(model, text_only=True))
+        there_are = f"its linear modules are {known}" if known else "it has no linear module"
         raise ValueError(
-            f"no MLP projections called {', '.join(OUTPUTS)} were found in {name!r}; name the modules to edit, e.g. "
-            "modules=['layers.30.mlp.down_proj']"
+            f"no projections out of an MLP or an attention (called {', '.join(OUTPUTS + MIXER_OUTPUTS)}) were found in {name!r}; "
+            f"name the modules to edit: {there_are}"
         )
     start = min(17 * len(outputs) // 32, max(0, len(outputs) - 2))
-    return tuple(outputs[start : start + 2])
+    chosen = tuple(outputs[start : start + 2])
+    if not mlp_outputs(model):
+        warnings.warn(
+            f"{name}: no MLP has a linear module that could be edited (a mixture's experts are one tensor); edited are "
+            f"{', '.join(chosen)}",
+            stacklevel=2,
+        )
+    return chosen
+
+
+def stream_outputs(model: "nn.Module") -> list[str]:
+    """Names of the linear modules that write to the residual stream, from the first layer to the last.
+
+    Those of the MLPs (:func:`mlp_outputs`); where there are none, those out of attention, or out of a state space.
+    """
+    return mlp_outputs(model) or [
+        name for name in _linear_modules(model, text_only=True) if name.rpartition(".")[2] in MIXER_OUTPUTS
+    ]
 
 
 def mlp_outputs(model: "nn.Module") -> list[str]:
-    """Names of the linear modules that project out of each layer's MLP, from the first layer to the last."""
+    """Names of the linear modules that project out of each layer's MLP, from the first layer to the last.
+
+    Only of the part that reads text: a vision tower has MLPs, too.
+    """
     names = []
-    for name in _linear_modules(model):
+    for name in _linear_modules(model, text_only=True):
         *parents, own_name = name.split(".")
         # c_proj is what GPT-2 calls the projection out of its attention, too.
         inside_attention = any(word in parent for parent in parents for word in ATTENTION)
@@ -83,20 +115,41 @@ def find_modules(model: "nn.Module", patterns: Sequence[str]) -> dict[str, "nn.M
     for pattern in patterns:
         matches = {name for name in linear if name == pattern or name.endswith(f".{pattern}")}
         if not matches:
-            known = sorted({".".join(name.split(".")[-2:]) for name in linear})
-            raise ValueError(f"modules: no linear module's name ends with {pattern!r}; there are {', '.join(known)}")
+            known = _endings(linear)
+            raise ValueError(f"modules: no linear module's name ends with {pattern!r}; there are {known}")
         edited |= matches
     if not edited:
         raise ValueError("modules: name at least one module to edit")
     return {name: module for name, module in linear.items() if name in edited}
 
 
-def _linear_modules(model: "nn.Module") -> dict[str, "nn.Module"]:
-    """By dotted name, in the model's order; GPT-2's Conv1D is a linear module that stores its weight transposed."""
+def _linear_modules(model: "nn.Module", text_only: bool = False) -> dict[str, "nn.Module"]:
+    """By dotted name, in the model's order; GPT-2's Conv1D is a linear module that stores its weight transposed.
+
+    Args:
+        model: A causal LM.
+        text_only: Only those of its text decoder, if it has other parts (the vision tower of Gemma-3).
+    """
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
-    return {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+    if not text_only or not hasattr(model, "get_decoder"):
+        return linear
+    decoder = model.get_decoder()
+    prefix = next((f"{name}." for name, module in model.named_modules() if module is decoder and name), "")
+    return {name: module for name, module in linear.items() if name.startswith(prefix)}
+
+
+def _endings(names: Iterable[str]) -> str:
+    """The last two parts of each name, each once: what tells kinds of modules apart."""
+    return ", ".join(sorted({".".join(name.split(".")[-2:]) for name in names}))
+
+
+def shared_with(model: "nn.Module", name: str) -> list[str]:
+    """Other names of the very parameter called ``name``."""
+    parameter = model.get_parameter(name)
+    return [n for n, p in model.named_parameters(remove_duplicate=False) if p is parameter and n != name]
 
 
 def layer_stack(model: "nn.Module", names: Iterable[str]) -> str:

@@ -2,12 +2,14 @@
 
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from agents.hypernetwork.arguments import Args
 from agents.hypernetwork.config import PolicyConfig, TrainConfig
-from agents.hypernetwork.train_command import main, run
+from agents.hypernetwork.train_command import Checkpoint, main, run
 from agents.rledit.trainer import RLEditTrainer
 
 OPTIONS = {
@@ -211,3 +213,31 @@ def test_as_a_command_it_says_what_is_wrong_in_one_line(args, monkeypatch):
         run(args, RLEditTrainer)
     assert (args.output / "checkpoint.pt").exists()
     assert not list(args.output.glob("policy*"))
+
+
+@pytest.mark.parametrize("content", [b"", b"cut", b"trap", b"list"])
+def test_a_damaged_checkpoint_is_named_and_runs_nothing(content, tmp_path):
+    path, ran = tmp_path / "checkpoint.pt", tmp_path / "ran"
+    torch.save({"identity": "this", "trainer": {"weights": torch.zeros(1000)}}, path)
+    if content == b"cut":
+        content = path.read_bytes()[:-500]
+    if content == b"trap":
+        content = pickle.dumps(Trap(ran))
+    if content == b"list":
+        torch.save([1, 2], path)
+    else:
+        path.write_bytes(content)
+    trainer = SimpleNamespace(lm=SimpleNamespace(device=torch.device("cpu")))
+    with pytest.raises(SystemExit, match=r"checkpoint\.pt is damaged .*remove it"):
+        Checkpoint(path, "this", {}).load(trainer)
+    assert not ran.exists()
+
+
+class Trap:
+    """Runs when it is unpickled."""
+
+    def __init__(self, ran):
+        self.ran = ran
+
+    def __reduce__(self):
+        return type(self.ran).touch, (self.ran,)
