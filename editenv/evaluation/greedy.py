@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from editenv.language_model.prompts import asked
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -32,7 +34,7 @@ def generate(
         batch_size: Prompts of like length that are continued together.
         unfinished: Return what there is, with an ellipsis, where the model did not stop.
     """
-    prompts: list[list[int]] = tokenizer(list(texts))["input_ids"] if texts else []
+    prompts: list[list[int]] = tokenizer([asked(text) for text in texts])["input_ids"] if texts else []
     # What stands before a prompt is masked: any token will do.
     pad = next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0)
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
