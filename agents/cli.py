@@ -17,6 +17,7 @@ from agents.editing.arguments import EditArgs
 from agents.editing.guard import BadEditError
 from agents.rows import ROWS
 from editenv.arguments import NonNegativeInt, check_fields
+from editenv.data.text import printable
 from editenv.models import EMBEDDED, PACKAGED, PUBLIC
 from editenv.models.presets import PRESETS
 from editenv.renamed import renamed_options
@@ -225,7 +226,7 @@ def inspect(args: InspectArgs) -> None:
         return
     console = Console(soft_wrap=True)
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0), title_justify="left")
-    table.title = f"{report.file} ({report.format})"
+    table.title = printable(f"{report.file} ({report.format})")
     table.add_row("records", f"{report.records:,}")
     table.add_row("usable edits", f"{report.edits:,}")
     for kind, count in report.left_out.items():
@@ -236,6 +237,8 @@ def inspect(args: InspectArgs) -> None:
         low, middle, high, top = report.target_tokens
         table.add_row("tokens of a target", f"{low:.0f} to {top:.0f}, median {middle:.0f}, 90% up to {high:.0f}")
         table.add_row("targets of one token", f"{report.one_token_targets}%")
+    for between, (count, example) in report.borders.items():
+        table.add_row(f"{between} before the target", printable(f"{count:,}, as in {example}"))
     if report.already_believed is not None:
         table.add_row(f"{model} says the target already", f"{report.already_believed}% of {report.asked} asked")
     if report.old_answer_known is not None:
@@ -248,9 +251,9 @@ def inspect(args: InspectArgs) -> None:
         table.add_row("edits with a subject of it", f"{report.overlap['subjects']:,}")
     console.print(table)
     for note in report.notes:
-        console.print(f"note: {note}", markup=False, highlight=False)
-    for kind, example in report.examples.items():
-        console.print(f"first {kind}: {example}", markup=False, highlight=False)
+        console.print(printable(f"note: {note}"), markup=False, highlight=False)
+    for line in report.reasons:
+        console.print(printable(line), markup=False, highlight=False)
 
 
 NEEDS = {
@@ -394,11 +397,11 @@ def _run(command: Callable[[Any], None], args: Any, kept: Path | None) -> None:
     try:
         command(args)
     except (ValueError, FileNotFoundError, FloatingPointError, BadEditError, ImportError) as error:
-        print(f"editenv: {error}", file=sys.stderr)
+        print(printable(f"editenv: {error}"), file=sys.stderr)
         raise SystemExit(1) from None
     except OSError as error:
         hint = "; what was finished before is kept, and the same command goes on" if kept and kept.exists() else ""
-        print(f"editenv: {error}{hint}", file=sys.stderr)
+        print(printable(f"editenv: {error}{hint}"), file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         hint = "; the same command goes on from here" if kept and kept.exists() else ""

@@ -1,18 +1,26 @@
 """What is in a file of edits, and which of the known traps."""
 
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from editenv.data.edit_file import EDITS_AT_A_TIME, REASONS_SHOWN, digest
 from editenv.data.edits import Edit
-from editenv.data.files import EditFile, FileOptions, format_and_source, load_file_edits
+from editenv.data.files import EditFile, FileOptions, format_and_source, load_every_usable_edit
+from editenv.data.records import place_of
 from editenv.data.rephrases import true_rephrases
 from editenv.data.tables import read_edits
-from editenv.language_model.prompts import answer_ids
+from editenv.data.text import border, end_of, same_text
+from editenv.language_model.prompts import reaches_across, token_ids
 from editenv.models import load_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass
@@ -26,11 +34,13 @@ class Inspection:
         edits: Those that can be used.
         left_out: Records that cannot, by reason, ``duplicate`` and ``conflict`` with an earlier record among them.
         examples: The first message for each reason.
+        reasons: Each reason with its count and the first messages, in lines.
         subjects: Distinct subjects; 0 if none are given.
         rephrases: Rephrases in all.
         locality_prompts: Locality prompts in all.
         target_tokens: Least, median, 90% quantile and largest number of tokens of a target.
         one_token_targets: Share of the targets that are one token, 0 to 100.
+        borders: What stands between prompt and target, in words: of how many edits, and the first of them.
         already_believed: Share of a sample of edits whose target the model generates already; None if not asked.
         old_answer_known: Share of the same sample whose old answer the model generates.
         asked: Size of that sample.
@@ -45,11 +55,13 @@ class Inspection:
     edits: int
     left_out: dict[str, int]
     examples: dict[str, str]
+    reasons: list[str] = field(default_factory=list)
     subjects: int = 0
     rephrases: int = 0
     locality_prompts: int = 0
     target_tokens: list[float] = field(default_factory=list)
     one_token_targets: float | None = None
+    borders: dict[str, tuple[int, str]] = field(default_factory=dict)
     already_believed: float | None = None
     old_answer_known: float | None = None
     asked: int = 0
@@ -73,14 +85,21 @@ def inspect(file: str, train: Path | None = None, model: str = "atlas", sample: 
     options = FileOptions(bad_records="skip")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        edits = load_file_edits(file, "all", options)
+        edits = load_every_usable_edit(file, options)
     report = edits.report
     base, tokenizer = load_model(model)
     context = getattr(base.config.get_text_config(), "max_position_embeddings", None)
     if context:
         edits = edits.check_lengths(tokenizer, context, options)
     inspection = Inspection(
-        report.source, report.format, report.records, len(edits), dict(report.bad), dict(report.examples)
+        report.source,
+        report.format,
+        report.records,
+        len(edits),
+        dict(report.bad),
+        report.examples,
+        list(report.reasons()),
+        notes=list(report.remarks()),
     )
     if len(edits) == 0:
         inspection.notes.append("no edit of this file can be used")
@@ -88,9 +107,12 @@ def inspect(file: str, train: Path | None = None, model: str = "atlas", sample: 
     inspection.subjects = len({subject for subject in edits.column("subject") if subject})
     inspection.rephrases = sum(map(len, edits.column("rephrases")))
     inspection.locality_prompts = sum(map(len, edits.column("locality_prompts")))
-    lengths = np.array([len(ids) for ids in answer_ids(tokenizer, list(edits.column("target")))])
+    prompts, targets = list(edits.column("prompt")), list(edits.column("target"))
+    lengths = np.array([len(target) for _, target in token_ids(tokenizer, prompts, targets)])
     inspection.target_tokens = [float(np.quantile(lengths, q, method="nearest")) for q in (0, 0.5, 0.9, 1)]
     inspection.one_token_targets = round(100 * float((lengths == 1).mean()), 2)
+    inspection.borders = _borders(edits)
+    inspection.notes += _tokens_across(tokenizer, edits)
     if sample:
         _sample_beliefs(inspection, edits, model, sample)
     if train is not None:
@@ -110,9 +132,43 @@ def _sample_beliefs(inspection: Inspection, edits: EditFile, model: str, sample:
     written = generate(base, tokenizer, [edit.prompt for edit in sampled], limit=longest_target + 2)
     pairs = list(zip(written, sampled, strict=True))
     inspection.asked = len(sampled)
-    inspection.already_believed = _percentage([text == edit.target for text, edit in pairs])
-    old = [text == edit.old_answer for text, edit in pairs if edit.old_answer]
+    inspection.already_believed = _percentage([same_text(text or "", edit.target) for text, edit in pairs])
+    old = [same_text(text or "", edit.old_answer) for text, edit in pairs if edit.old_answer]
     inspection.old_answer_known = _percentage(old) if old else None
+
+
+def _borders(edits: EditFile) -> dict[str, tuple[int, str]]:
+    """What stands between the prompts and their targets, the commonest first."""
+    counts: Counter[str] = Counter()
+    examples: dict[str, str] = {}
+    for number, (prompt, target) in enumerate(zip(edits.column("prompt"), edits.column("target"), strict=True)):
+        between = border(prompt, target)
+        name = {"": "nothing", " ": "a space"}.get(between) or f"{between!r}, as written,"
+        counts[name] += 1
+        if name not in examples:
+            shown = f"{prompt[-20:]!r} {target[:20]!r}"
+            examples[name] = f"{place_of(*edits.place(number))}: {shown}"
+    return {name: (count, examples[name]) for name, count in counts.most_common()}
+
+
+def _tokens_across(tokenizer: "PreTrainedTokenizerBase", edits: EditFile) -> Iterator[str]:
+    """Edits whose text would have a token that is partly the prompt's and partly the target's."""
+    across: list[int] = []
+    for start in range(0, len(edits), EDITS_AT_A_TIME):
+        some = edits[start : start + EDITS_AT_A_TIME]
+        flags = reaches_across(tokenizer, [edit.prompt for edit in some], [edit.target for edit in some])
+        across += [start + i for i, flag in enumerate(flags) if flag]
+    if across:
+        yield (
+            f"{_named(edits, across)}: a token of the whole text would reach from the prompt into the target; the target is "
+            "taught in the tokens that follow the prompt's own, which is what a model that is asked has read"
+        )
+
+
+def _named(edits: EditFile, indices: Sequence[int]) -> str:
+    """How many edits these are, and where the first few stand."""
+    first = ", ".join(place_of(*edits.place(i)) for i in indices[:REASONS_SHOWN])
+    return f"{len(indices):,} edits ({first}{', ...' if len(indices) > REASONS_SHOWN else ''})"
 
 
 def _percentage(values: Sequence[bool]) -> float:
@@ -123,14 +179,14 @@ def _overlap(edits: EditFile, train: str, options: FileOptions) -> dict[str, int
     """What the file shares with a training file; see :class:`Inspection`."""
     name, source = format_and_source(train)
     training = read_edits(Path(source), name, options)
-    targets: dict[str, set[str]] = {}
+    targets: dict[bytes, set[bytes]] = {}
     for edit in training:
-        targets.setdefault(edit.prompt.casefold(), set()).add(edit.target.casefold())
+        targets.setdefault(digest(edit.prompt), set()).add(digest(edit.target))
     subjects = set(training.subjects().tolist())
-    shared = [edit for edit in edits if edit.prompt.casefold() in targets]
+    shared = [edit for edit in edits if digest(edit.prompt) in targets]
     return {
         "prompts": len(shared),
-        "contradicting": sum(edit.target.casefold() not in targets[edit.prompt.casefold()] for edit in shared),
+        "contradicting": sum(digest(edit.target) not in targets[digest(edit.prompt)] for edit in shared),
         "subjects": sum(subject in subjects for subject in edits.subjects().tolist()),
     }
 
@@ -151,17 +207,21 @@ def _traps_of_the_format(edits: EditFile, inspection: Inspection) -> Iterator[st
 
 def _traps(edits: EditFile, inspection: Inspection) -> Iterator[str]:
     """What makes a metric mean less than it seems, in a file of any format."""
-    prompts = {prompt.casefold() for prompt in edits.column("prompt")}
-    edited = sum(text.casefold() in prompts for texts in edits.column("locality_prompts") for text in texts)
+    prompts = {digest(prompt) for prompt in edits.column("prompt")}
+    edited = sum(digest(text) in prompts for texts in edits.column("locality_prompts") for text in texts)
     if edited:
         yield (
             f"{edited:,} of {inspection.locality_prompts:,} locality prompts are edited by a record of this file: editing "
             "them right counts as harm (option locality=checked leaves them out)"
         )
     pairs = zip(edits.column("subject"), edits.column("prompt"), strict=True)
-    if apart := sum(bool(subject) and subject not in prompt for subject, prompt in pairs):
-        yield f"{apart:,} edits name a subject that does not occur in their prompt"
-    if same := sum(text == edit.prompt for edit in edits for text in edit.rephrases):
+    apart = [i for i, (subject, prompt) in enumerate(pairs) if subject and end_of(subject, prompt) is None]
+    if apart:
+        yield (
+            f"{_named(edits, apart)} name a subject that does not occur in their prompt: methods that look facts up by their "
+            "subject refuse them (--bad-records skip leaves them out)"
+        )
+    if same := sum(same_text(text, edit.prompt) for edit in edits for text in edit.rephrases):
         yield f"{same:,} rephrases are the prompt itself"
     if not inspection.rephrases:
         yield "no edit has a rephrase: generalization cannot be measured"

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from editenv.arguments import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, check_fields
 from editenv.data import Edit
+from editenv.data.text import end_of
 from editenv.env import LifelongEditEnv
 from editenv.language_model.editable_lm import EditableLM
 from editenv.language_model.prompts import Prompts
@@ -154,10 +155,10 @@ def end_of_subject(edit: Edit) -> int:
         raise ValueError(
             f"{edit.id} has no subject, at whose last token facts are looked up; give it one, or set token='last'"
         )
-    start = edit.prompt.find(edit.subject)
-    if start < 0:
+    end = end_of(edit.subject, edit.prompt)
+    if end is None:
         raise ValueError(f"{edit.id}: the subject {edit.subject!r} does not stand in the prompt {edit.prompt!r}")
-    return start + len(edit.subject)
+    return end
 
 
 def _token_at(lm: EditableLM, text: str, end: int) -> int:

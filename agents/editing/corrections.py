@@ -9,9 +9,10 @@ from typing import Any
 from agents.editing.editor import LifelongEditor
 from editenv.atomic_files import atomic_write_text
 from editenv.data import Edit
+from editenv.data.text import comparable, same_text
 from editenv.evaluation import metrics
 from editenv.journal import JournalError
-from editenv.language_model.prompts import answer_ids
+from editenv.language_model.prompts import token_ids
 
 LONGEST_SAID = 24
 """Tokens of what the model says that are shown, if the targets are no longer."""
@@ -56,9 +57,10 @@ def outcomes(editor: LifelongEditor, edits: Sequence[Edit]) -> list[dict[str, An
     """Of each correction: whether it was applied, and what the model says now at its prompt."""
     reasons = {edit.id: reason for edit, reason in not_applied(editor, edits)}
     lm = editor.lm
-    targets = answer_ids(lm.tokenizer, [edit.target for edit in edits])
-    limit = max(LONGEST_SAID, 2 + max(map(len, targets), default=0))
-    generated = metrics.generate(lm, [edit.prompt for edit in edits], limit, unfinished=True)
+    prompts = [edit.prompt for edit in edits]
+    pairs = token_ids(lm.tokenizer, prompts, [edit.target for edit in edits])
+    limit = max(LONGEST_SAID, 2 + max((len(target) for _, target in pairs), default=0))
+    generated = metrics.generate(lm, prompts, limit, unfinished=True)
     rows = []
     for edit, text in zip(edits, generated, strict=True):
         row = {
@@ -67,7 +69,7 @@ def outcomes(editor: LifelongEditor, edits: Sequence[Edit]) -> list[dict[str, An
             "target": edit.target,
             "applied": edit.id not in reasons,
             "said": text,
-            "right": text == edit.target,
+            "right": text is not None and same_text(text, edit.target),
             "begins_right": _begins_with(str(text), edit.target),
         }
         rows.append(row | ({"reason": reasons[edit.id]} if edit.id in reasons else {}))
@@ -76,6 +78,7 @@ def outcomes(editor: LifelongEditor, edits: Sequence[Edit]) -> list[dict[str, An
 
 def _begins_with(text: str, target: str) -> bool:
     """Whether it begins with the target and not only with the same letters: 19 does not begin with 1."""
+    text, target = comparable(text), comparable(target)
     return text.startswith(target) and not (text[len(target) :][:1].isalnum() and target[-1:].isdigit())
 
 

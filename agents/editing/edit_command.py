@@ -15,11 +15,13 @@ from rich.table import Table
 from agents.editing import corrections
 from agents.editing.arguments import EditArgs
 from agents.editing.editor import LifelongEditor, TooManyDeltasError
+from agents.editing.preparation import choose_agent
 from agents.editing.saving import check_place
 from agents.progress import progress_bars
 from editenv.atomic_files import atomic_write_text
 from editenv.data.files import EditFile, FileOptions, load_file_edits
 from editenv.data.records import BadRecordError
+from editenv.data.text import printable
 from editenv.models import load_model
 from editenv.models.modules import modules_of
 from editenv.output_folders import check_output
@@ -35,7 +37,7 @@ def edit(args: EditArgs) -> None:
         ValueError: If an argument, the file of edits or the folder is not fit for it; nothing was edited then.
     """
     _check_arguments(args)
-    edits = edits_for(args.edits, args.bad_records, args.model, args.device, args.dtype)
+    edits = edits_for(args.edits, args.bad_records, args.model, args.device, args.dtype, _needs_subjects(args))
     with _Display(len(edits)) as display:
         _note_precision(args, display)
         with _open_editor(args, edits, display) as editor:
@@ -78,7 +80,7 @@ class _Display:
         self._bars.stop()
 
     def say(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False)
+        self._console.print(printable(text), markup=False, highlight=False)
 
     def show(self, activity: str, edits_done: int | None = None) -> None:
         self._bars.update(self._bar, description=activity, completed=edits_done)
@@ -98,13 +100,29 @@ def _check_arguments(args: EditArgs) -> None:
         raise ValueError(f"{args.output} holds a report.json of something else; choose another folder")
 
 
-def edits_for(file: str, bad_records: Literal["error", "skip"], model: str, device: str, dtype: str) -> EditFile:
+def _needs_subjects(args: EditArgs) -> bool:
+    """Whether the method looks facts up by their subject; those that take a policy do not."""
+    if args.policy is not None or args.method == "rledit":
+        return False
+    settings = None if args.settings is None else _read_settings(args.settings)
+    return "subjects" in choose_agent(args.method, None, args.model, settings).needs
+
+
+def edits_for(
+    file: str,
+    bad_records: Literal["error", "skip"],
+    model: str,
+    device: str,
+    dtype: str,
+    subjects: bool = False,
+) -> EditFile:
     """The file's edits that fit into the model, read and checked to the end before anything is done.
 
     Args:
         file: As docs/reference/data_formats.md has it.
         bad_records: Whether a record that cannot be used is an error, or is left out and named on stderr.
         model, device, dtype: Model whose context the edits must fit into.
+        subjects: Whether each edit must have a subject that stands in its prompt.
 
     Raises:
         ValueError: If a record cannot be used, or the file or the model cannot be read.
@@ -117,13 +135,18 @@ def edits_for(file: str, bad_records: Literal["error", "skip"], model: str, devi
         loaded, tokenizer = load_model(model, device, dtype)
         context = getattr(loaded.config.get_text_config(), "max_position_embeddings", None)
         edits = edits.check_lengths(tokenizer, context, options) if context else edits
+        edits = edits.check_subjects(options) if subjects else edits
     except BadRecordError as error:
         message = str(error).replace("the dataset option bad_records=skip", "--bad-records skip")
         raise ValueError(message) from None
+    for remark in edits.report.remarks():
+        print(printable(f"note: {remark}"), file=sys.stderr)
     for line in edits.report.refused:
-        print(f"left out: {line}", file=sys.stderr)
+        print(printable(f"left out: {line}"), file=sys.stderr)
     if more := edits.report.bad.total() - len(edits.report.refused):
         print(f"left out: {more:,} more", file=sys.stderr)
+    if len(edits) == 0:
+        raise ValueError("\n".join((f"no edit of {edits.report} can be used", *edits.report.reasons())))
     return edits
 
 
@@ -269,7 +292,7 @@ def _print_summary(args: EditArgs, edits: EditFile, report: dict[str, Any], refu
     """
     if "edits" in report:
         count = f"{report['edits']} edits" if not refused else f"{report['edits']} of {len(edits)} edits"
-        show_scores(f"{count} of {args.edits}", report)
+        show_scores(printable(f"{count} of {args.edits}"), report)
     if "hold" in report:
         print(_hold(report["hold"], report["asked"]))
     if report.get("goes_on") and not args.train_eos:
@@ -277,7 +300,7 @@ def _print_summary(args: EditArgs, edits: EditFile, report: dict[str, Any], refu
         print(f"{report['goes_on']} of the answers are right and go on: {hint}")
     if refused:
         print(f"{refused} edits were taken back with their batches: not-applied.jsonl has them, report.json why")
-    print(f"Saved in {args.output}: {', '.join(saved)}")
+    print(printable(f"Saved in {args.output}: {', '.join(saved)}"))
 
 
 def _hold(hold: int, asked: int) -> str:

@@ -17,6 +17,7 @@ import torch
 from agents.base import ProgressCallback
 from agents.editing.guard import HELD_OUT, BadEditError, Guard
 from agents.editing.preparation import (
+    batch_of,
     choose_agent,
     editing_environment,
     held_out_prompts,
@@ -29,8 +30,8 @@ from agents.progress import silent
 from agents.registry import settings_of
 from editenv.arguments import checked_arguments
 from editenv.data import Edit, Locality
-from editenv.data.formats import FORMATS, Fields, to_edit
 from editenv.data.records import BadRecordError
+from editenv.data.text import joined
 from editenv.delta_files import read_delta, tensors_of, write_delta_file
 from editenv.deltas import Delta
 from editenv.env import RefusedActionError
@@ -218,16 +219,19 @@ class LifelongEditor:
         """Batches done, those rolled back included."""
         return len(self.results)
 
-    def edit(self, edits: Sequence[Edit | Mapping[str, Any]]) -> BatchResult:
+    def edit(self, edits: Edit | Mapping[str, Any] | Sequence[Edit | Mapping[str, Any]]) -> BatchResult:
         """Makes one batch of edits; with a journal it is on disk when this returns.
 
         Whatever is raised, the model is as it was before the batch.
 
         Args:
-            edits: Edits, or dictionaries as docs/reference/data_formats.md has them (``prompt``, ``target``, ...).
+            edits: Edits, or dictionaries as docs/reference/data_formats.md has them (``prompt``, ``target``, ...); or
+                a single one. A later batch may edit a prompt again, to another target; within a batch that is refused.
 
         Raises:
-            BadRecordError: If a dictionary is not an edit, or an edit is longer than the model's context.
+            BadRecordError: If a dictionary is not an edit, an edit is longer than the model's context, or it repeats or
+                contradicts an earlier one of the batch.
+            TypeError: If it is neither.
             BadEditError: If the guard is to stop at a bad batch.
             OSError: If the batch could not be written to the journal; the editor takes no more then.
             ValueError: If the method refuses the batch, or if the editor takes no more.
@@ -235,7 +239,7 @@ class LifelongEditor:
         if self._ended is not None:
             raise ValueError(f"edit: {self._ended}")
         started = time.perf_counter()
-        batch = [edit if isinstance(edit, Edit) else _edit_of(edit, i) for i, edit in enumerate(edits, start=1)]
+        batch = batch_of(edits)
         self._check_lengths(batch)
         before = self.lm.snapshot()
         _, info = self.env.present(batch)
@@ -263,8 +267,8 @@ class LifelongEditor:
     def _check_lengths(self, batch: Sequence[Edit]) -> None:
         context = getattr(self.lm.model.config.get_text_config(), "max_position_embeddings", None)
         for i, edit in enumerate(batch, start=1):
-            texts = [f"{text} {edit.target}" for text in (edit.prompt, *edit.rephrases)]
-            texts += [f"{item.prompt} {item.answer}" for item in edit.locality]
+            texts = [joined(text, edit.target) for text in (edit.prompt, *edit.rephrases)]
+            texts += [joined(item.prompt, item.answer) for item in edit.locality]
             longest = max(map(len, self.lm.tokenizer(texts)["input_ids"]))
             if context is not None and longest > context:
                 problem = f"has {longest} tokens with its answer; the model's context holds {context}"
@@ -400,12 +404,6 @@ class LifelongEditor:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _edit_of(values: Mapping[str, Any], number: int) -> Edit:
-    """An edit from a dictionary of the project's own format; ``number`` is its place in the batch, for messages."""
-    ((_, parse),) = FORMATS["own"]
-    return to_edit(Fields("edit", number, values), parse, "keep")
 
 
 def _edit_of_journal(content: Mapping[str, Any]) -> Edit:

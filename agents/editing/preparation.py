@@ -1,6 +1,6 @@
 """What an editor needs before its first edit: the method, what it learns from, and what the journal is about."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,11 @@ from agents.registry import make_agent, make_method, takes_settings
 from agents.rledit.agent import RLEdit
 from agents.rows import packaged_policy
 from editenv.data import Edit, edits_digest, load_edits
+from editenv.data.edit_file import repeat_error, repeats
+from editenv.data.formats import FORMATS, Fields, to_edit
+from editenv.data.records import BadRecordError
 from editenv.data.tables import content_digest
+from editenv.data.text import end_of
 from editenv.env import LifelongEditEnv
 from editenv.identity import fingerprint, frozen_fingerprint, identity
 from editenv.language_model.editable_lm import EditableLM
@@ -60,6 +64,38 @@ def choose_agent(
     if takes_settings(method) and model != EMBEDDED:  # those that ship were chosen for the embedded model
         return make_method(method, {})
     return make_agent(method)
+
+
+def batch_of(edits: "Edit | Mapping[str, Any] | Iterable[Edit | Mapping[str, Any]]") -> list[Edit]:
+    """The edits of one batch, checked as those of a file are.
+
+    Args:
+        edits: Edits, or dictionaries as docs/reference/data_formats.md has them; or a single one.
+
+    Raises:
+        TypeError: If it is neither; says what would be right.
+        BadRecordError: If a dictionary is not an edit, or if an edit repeats or contradicts an earlier one of the batch.
+    """
+    right = 'give a list of edits such as {"prompt": "Who owns Tumblr?", "target": "Automattic"}'
+    if isinstance(edits, Edit | Mapping):
+        edits = [edits]
+    if isinstance(edits, str | bytes) or not isinstance(edits, Iterable):
+        raise TypeError(f"edit: {right}, not {type(edits).__name__} {edits!r:.80}")
+    ((_, parse),) = FORMATS["own"]
+    batch = []
+    for i, edit in enumerate(edits, start=1):
+        if isinstance(edit, Mapping):
+            edit = to_edit(Fields("edit", i, edit), parse, "keep")
+        elif not isinstance(edit, Edit):
+            raise TypeError(f"edit: record {i} is {type(edit).__name__} {edit!r:.80}; {right}")
+        elif "{}" in edit.prompt and edit.subject and end_of(edit.subject, edit.prompt) is None:
+            what = f"has {{}} where the subject {edit.subject!r} is to stand: write it there"
+            raise BadRecordError("edit", i, what, "prompt")
+        batch.append(edit)
+    for i, earlier in repeats(edit.prompt for edit in batch):
+        what, field, kind = repeat_error(batch[i].target, batch[earlier].target, f"record {earlier + 1}")
+        raise BadRecordError("edit", i + 1, what, field, kind)
+    return batch
 
 
 def require_subjects(agent: Agent, edits: Sequence[Edit]) -> None:

@@ -2,15 +2,16 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
 from editenv.data.edits import Edit, Locality
 from editenv.data.options import FileOptions
-from editenv.data.records import BadRecordError
+from editenv.data.records import BadRecordError, place_of
+from editenv.data.text import comparable, end_of, joined
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 MESSAGES_KEPT = 1000
 """Messages about bad records that a report keeps."""
+
+REASONS_SHOWN = 3
+"""Records that are named for each kind of fault."""
 
 EDITS_AT_A_TIME = 1000
 
@@ -31,16 +35,18 @@ class ReadReport:
         format: One of :data:`editenv.data.formats.FORMATS`.
         records: Records read.
         bad: How many of them were bad, by kind.
-        examples: The first message of each kind.
+        first: The first messages of each kind, :data:`REASONS_SHOWN`.
         refused: The message about each of them, the first :data:`MESSAGES_KEPT`.
+        notes: What is to be said about records that are good: of how many, and which is the first.
     """
 
     source: str
     format: str
     records: int = 0
     bad: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, str] = field(default_factory=dict)
+    first: dict[str, list[str]] = field(default_factory=dict)
     refused: list[str] = field(default_factory=list)
+    notes: dict[str, tuple[int, str]] = field(default_factory=dict)
 
     def refuse(self, error: BadRecordError, options: FileOptions) -> None:
         """Counts a bad record, or stops at it.
@@ -49,27 +55,47 @@ class ReadReport:
             BadRecordError: Unless bad records are to be skipped.
         """
         self.bad[error.kind] += 1
-        self.examples.setdefault(error.kind, str(error))
+        messages = self.first.setdefault(error.kind, [])
+        if len(messages) < REASONS_SHOWN:
+            messages.append(str(error))
         if len(self.refused) < MESSAGES_KEPT:
             self.refused.append(str(error))
         if options.bad_records == "error":
             error.args = (f"{error} (the dataset option bad_records=skip leaves such records out and counts them)",)
             raise error
 
+    def note(self, text: str, record: int, line: int | None) -> None:
+        """Counts something that is to be said about a good record."""
+        if text in self.notes or len(self.notes) < MESSAGES_KEPT:
+            count, first = self.notes.get(text, (0, place_of(record, line)))
+            self.notes[text] = (count + 1, first)
+
+    @property
+    def examples(self) -> dict[str, str]:
+        """The first message of each kind."""
+        return {kind: messages[0] for kind, messages in self.first.items()}
+
+    def reasons(self) -> Iterator[str]:
+        """Of each kind of fault how many records have it, and the first few of them."""
+        for kind, count in self.bad.most_common():
+            yield f"{count:,} {kind}:"
+            yield from (f"  {message}" for message in self.first[kind])
+            if count > len(self.first[kind]):
+                yield f"  and {count - len(self.first[kind]):,} more"
+
+    def remarks(self) -> Iterator[str]:
+        """The notes, each in a line."""
+        for text, (count, first) in self.notes.items():
+            yield f"{text} ({count:,} records, from {first})" if count > 1 else f"{text} ({first})"
+
     def as_json(self) -> dict[str, Any]:
         """By field; :meth:`of_json` takes it back."""
-        return {
-            "source": self.source,
-            "format": self.format,
-            "records": self.records,
-            "bad": dict(self.bad),
-            "examples": self.examples,
-            "refused": self.refused,
-        }
+        return asdict(self) | {"bad": dict(self.bad)}
 
     @classmethod
     def of_json(cls, fields: Mapping[str, Any]) -> "ReadReport":
-        return cls(**{**fields, "bad": Counter(fields["bad"])})
+        notes = {text: (count, first) for text, (count, first) in fields["notes"].items()}
+        return cls(**{**fields, "bad": Counter(fields["bad"]), "notes": notes})
 
     def __str__(self) -> str:
         if not self.bad:
@@ -168,6 +194,16 @@ class EditFile(Sequence[Edit]):
         pairs = zip(self.column("subject"), self.column("prompt"), strict=True)
         return np.array([digest(subject or prompt) for subject, prompt in pairs], dtype="S8")
 
+    def place(self, index: int) -> tuple[int, int | None]:
+        """The record that one of these edits was read from, and its line if that is known."""
+        values = self._table[int(self._rows[index])]
+        return record_of(values["id"])[1], values["line"]
+
+    def bad(self, index: int, what: str, field: str | None, kind: str) -> BadRecordError:
+        """An error about one of these edits, with the place where it stands in the file."""
+        number, line = self.place(index)
+        return BadRecordError(self.report.source, number, what, field, kind, line=line)
+
     def check_lengths(self, tokenizer: "PreTrainedTokenizerBase", context: int, options: FileOptions) -> "EditFile":
         """Without the edits of which a prompt with its answer is longer than the model's context.
 
@@ -181,10 +217,11 @@ class EditFile(Sequence[Edit]):
         """
         keep = np.ones(len(self), dtype=bool)
         for i, edit in enumerate(self):
-            texts = {"prompt": f"{edit.prompt} {edit.target}"}
-            texts |= {f"rephrase {j}": f"{text} {edit.target}" for j, text in enumerate(edit.rephrases, start=1)}
+            texts = {"prompt": joined(edit.prompt, edit.target)}
+            texts |= {f"rephrase {j}": joined(text, edit.target) for j, text in enumerate(edit.rephrases, start=1)}
             texts |= {
-                f"locality prompt {j}": f"{item.prompt} {item.answer}" for j, item in enumerate(edit.locality, start=1)
+                f"locality prompt {j}": joined(item.prompt, item.answer)
+                for j, item in enumerate(edit.locality, start=1)
             }
             if max(len(text.encode()) for text in texts.values()) < context:
                 continue  # a token is at least one byte, and there is one BOS
@@ -192,17 +229,61 @@ class EditFile(Sequence[Edit]):
             longest = max(lengths, key=lengths.__getitem__)
             if lengths[longest] > context:
                 what = f"has {lengths[longest]} tokens with its answer; the model's context holds {context}"
-                self.report.refuse(BadRecordError(*record_of(edit), what, longest, "length"), options)
+                self.report.refuse(self.bad(i, what, longest, "length"), options)
                 keep[i] = False
         return self.where(keep) if not keep.all() else self
 
+    def check_subjects(self, options: FileOptions) -> "EditFile":
+        """Without the edits that a method cannot look up by their subject.
 
-def record_of(edit: Edit) -> tuple[str, int]:
-    """The file that an edit was read from, and the number of its record."""
-    file, _, number = edit.id.rpartition("/")
-    return file, int(number)
+        Args:
+            options: What to do about such an edit.
+
+        Raises:
+            BadRecordError: For the first such edit, unless bad records are to be skipped.
+        """
+        keep = np.ones(len(self), dtype=bool)
+        for i, (subject, prompt) in enumerate(zip(self.column("subject"), self.column("prompt"), strict=True)):
+            if not subject:
+                what = "is missing: the method looks facts up at the subject's last token"
+            elif end_of(subject, prompt) is None:
+                what = f"{subject!r} does not stand in the prompt {prompt!r}, where the method looks it up"
+            else:
+                continue
+            self.report.refuse(self.bad(i, what, "subject", "subject"), options)
+            keep[i] = False
+        return self.where(keep) if not keep.all() else self
+
+
+def record_of(id: str) -> tuple[str, int]:
+    """The file that an edit was read from, and the number of its record, by the edit's id."""
+    file, _, number = id.rpartition("/")
+    return file, int(number.partition(".")[0])
 
 
 def digest(text: str) -> bytes:
-    """8 bytes that stand for a text, whatever its case and white space."""
-    return hashlib.blake2b(" ".join(text.casefold().split()).encode(), digest_size=8).digest()
+    """8 bytes that stand for a text, whatever its case, white space and Unicode normal form."""
+    return hashlib.blake2b(" ".join(comparable(text).casefold().split()).encode(), digest_size=8).digest()
+
+
+def repeats(prompts: Iterable[str]) -> list[tuple[int, int]]:
+    """The index of each prompt that an earlier one is the same as, and that one's."""
+    digests = np.array([digest(prompt) for prompt in prompts], dtype="S8")
+    order = np.argsort(digests, kind="stable")  # equal prompts side by side, in their order
+    is_first = np.ones(len(order), dtype=bool)
+    is_first[1:] = digests[order[1:]] != digests[order[:-1]]
+    first = order[np.maximum.accumulate(np.where(is_first, np.arange(len(order)), 0))]
+    return sorted(zip(order[~is_first].tolist(), first[~is_first].tolist(), strict=True))
+
+
+def repeat_error(target: str, earlier_target: str, earlier: str) -> tuple[str, str, str]:
+    """What is wrong with an edit that has an earlier one's prompt: in words, its field, and the kind.
+
+    Args:
+        target: Of the edit.
+        earlier_target: Of the earlier one.
+        earlier: How that one is called.
+    """
+    if digest(target) == digest(earlier_target):
+        return f"repeats {earlier}", "prompt", "duplicate"
+    return f"contradicts {earlier}, which has another target for the same prompt", "target", "conflict"

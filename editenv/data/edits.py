@@ -21,7 +21,8 @@ class Edit:
     Attributes:
         id: Names the edit in reports, e.g. ``"atlas/test/17"``.
         prompt: The text the fine-tuning gradient is taken on (x).
-        target: The answer the model should give afterwards (y), without leading space.
+        target: The answer the model should give afterwards (y). What stands between it and a prompt is white space of
+            theirs, or what :func:`editenv.data.text.separator` puts there.
         rephrases: Other phrasings of the prompt (x' of eq. 7); they get the same target.
         locality: Prompts whose answers must stay (x_loc of eq. 7).
         subject: The entity the edit is about, if known; a substring of ``prompt``.

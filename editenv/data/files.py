@@ -13,16 +13,16 @@ from pathlib import Path
 
 import numpy as np
 
-from editenv.data.edit_file import EditFile, digest, record_of
+from editenv.data.edit_file import EditFile, digest
 from editenv.data.formats import FORMATS
+from editenv.data.opening import inner_suffix
 from editenv.data.options import FileOptions
-from editenv.data.records import BadRecordError
+from editenv.data.records import SUFFIXES, RawRecord
 from editenv.data.rephrases import with_true_rephrases
 from editenv.data.tables import is_whole, open_table, read_edits, table_path, write_table
 
 __all__ = ["EditFile", "FileOptions", "MissingSplitError", "load_file_edits"]
 
-SUFFIXES = (".json", ".jsonl", ".csv")
 SPLIT_NAMES = {"train": ("train",), "validation": ("valid", "dev"), "test": ("test", "edit", "eval")}
 """Parts of a file's name by which a folder's files are told apart."""
 
@@ -60,10 +60,23 @@ def load_file_edits(dataset: str, split: str, options: FileOptions) -> EditFile:
     if edited:
         edits = edits.without_locality_among(edited)
     if len(edits) == 0:
-        raise ValueError(f"dataset {dataset!r}: no edit is left in split {split!r} ({edits.report})")
+        reasons = "\n".join(("", *edits.report.reasons()))
+        raise ValueError(f"dataset {dataset!r}: no edit is left in split {split!r} ({edits.report}){reasons}")
     if edits.report.bad:
         warnings.warn(str(edits.report), stacklevel=2)
+    for remark in edits.report.remarks():
+        warnings.warn(f"{edits.report.source}: {remark}", stacklevel=2)
     return edits
+
+
+def load_every_usable_edit(dataset: str, options: FileOptions) -> EditFile:
+    """All edits of one file as they are, possibly none; what was left out is in the report.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If nothing in it can be read.
+    """
+    return _read_split(dataset, "all", options)
 
 
 def format_and_source(dataset: str) -> tuple[str, str]:
@@ -157,7 +170,7 @@ def _without_leaks(edits: EditFile, train: Path, name: str, options: FileOptions
         edit = edits[i]
         what = f"{edit.subject or edit.prompt!r} is edited in {train.name} too: a policy trained there has seen it"
         field = "subject" if edit.subject else "prompt"
-        edits.report.refuse(BadRecordError(*record_of(edit), what, field, "leak"), options)
+        edits.report.refuse(edits.bad(i, what, field, "leak"), options)
     return edits.where(~leaks)
 
 
@@ -170,7 +183,7 @@ def _file_named(folder: Path, parts: Iterable[str]) -> Path | None:
     files = [
         file
         for file in sorted(folder.iterdir())
-        if file.suffix.lower() in SUFFIXES and any(part in file.stem.lower() for part in parts)
+        if inner_suffix(file) in SUFFIXES and any(part in file.stem.lower() for part in parts)
     ]
     if len(files) > 1:
         names = ", ".join(file.name for file in files)
@@ -203,5 +216,7 @@ def _hub_split(hub_id: str, name: str, split: str, options: FileOptions) -> Edit
     dataset = load_dataset(hub_id, split="train" if split == "all" else split)
     table = table_path(f"{hub_id}/{dataset._fingerprint}/{split}", name, options)
     if not is_whole(table):
-        write_table(table, hub_id, name, options, enumerate(dataset, start=1))
+        write_table(
+            table, hub_id, name, options, (RawRecord(i, None, record) for i, record in enumerate(dataset, start=1))
+        )
     return open_table(table, options)

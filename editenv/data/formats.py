@@ -1,36 +1,37 @@
 """The schemas in which edits are published, each turned into :class:`editenv.data.edits.Edit`.
 
+Their field names with their sources are in docs/reference/data_formats.md. Where a schema leaves something open:
+
 ``zsre``
-    MEND's and RLEdit's: ``src, rephrase, alt | ans | answers, loc, loc_ans``, optional ``subject``. The target is
-    ``alt`` where there is one, then ``ans``, then the first of ``answers``. ``answers`` is the old answer only if
-    it differs from the target: some files repeat the target there. Locality prompts carry MEND's prefix
+    The target is ``alt`` where there is one, then ``ans``, then the first of ``answers``. ``answers`` is the old answer
+    only if it differs from the target: some files repeat the target there. Locality prompts carry MEND's prefix
     ``nq question: ``; it is kept or stripped by ``nq_prefix``, and a question mark is added if it has none, as MEMIT's
     loader does.
-``counterfact``
-    The nested original (``requested_rewrite, paraphrase_prompts, neighborhood_prompts``; Meng et al. 2022) and
-    EasyEdit's flat one (``prompt, target_new, subject, ground_truth, rephrase_prompt, locality_prompt,
-    locality_ground_truth``).
 ``fever``
-    MALMEN's and RLEdit's: ``prompt, equiv_prompt, alt, unrel_prompt, unrel_ans``. Where ``alt`` is a verdict (true or
-    false) the old answer is the other one.
+    Where ``alt`` is a verdict (true or false) the old answer is the other one.
 ``wise``
-    WISE's temporal and hallucination edits: ``prompt, target_new, subject, locality_prompt,
-    locality_ground_truth``, and ``rephrase_prompt`` if there is one. ``ood_rephrase`` is another description, not a
-    rephrase, and is not used.
-``wikibigedit``
-    ``update, ans, rephrase, loc, loc_ans``, optional ``subject``. Personas and multi-hop questions are not used.
+    ``ood_rephrase`` is another description, not a rephrase, and is not used.
+``knowedit``
+    Of a locality prompt's answers the first one is taken; a prompt without any is left out. WikiBio has ``text,
+    concept, labels`` in the place of ``prompt, subject, target_new``.
+``mquake``
+    A record has several rewrites, and each is an edit; one that an earlier record makes, too, is made once.
 ``own``
-    Your own: ``prompt, target``, and optional ``subject, old_answer, relation, rephrases, locality``; see
-    docs/reference/data_formats.md.
+    Your own: ``prompt, target``, and optional ``subject, old_answer, relation, rephrases, locality``. Field names may
+    be written with capitals and spaces (:func:`own_names`), and other fields are passed over with a note.
+
+Texts are kept as they are written, but for what :func:`to_edits` says.
 """
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from typing import Any, Literal
 
 from editenv.data.edits import Edit, Locality
 from editenv.data.records import BadRecordError
+from editenv.data.text import INVISIBLE, end_of, same_text, separator, without_invisible
 
 NQ_PREFIX = "nq question: "
 
@@ -43,22 +44,30 @@ class Fields:
         file: Name of the file.
         number: Of the record, from 1.
         values: By field, as JSON has them.
+        line: The line that the record begins in, if that is known.
+        notes: What is to be said about a record that is good all the same, in words that fit other records, too.
     """
 
     file: str
     number: int
     values: Mapping[str, Any]
+    line: int | None = None
+    notes: list[str] = field(default_factory=list)
 
     def bad(self, field: str | None, what: str, kind: str = "field") -> BadRecordError:
         """An error that names file, record and field; to be raised."""
-        return BadRecordError(self.file, self.number, what, field, kind)
+        return BadRecordError(self.file, self.number, what, field, kind, line=self.line)
+
+    def of(self, values: Mapping[str, Any]) -> "Fields":
+        """Other values of the same record."""
+        return replace(self, values=values)
 
     def has(self, field: str) -> bool:
         """Whether a field is there and holds something."""
         return self.values.get(field) not in (None, "", [])
 
     def text(self, field: str) -> str:
-        """A text that is there and is not blank, without white space around it.
+        """A text that is there and is not blank, as it is written.
 
         Raises:
             BadRecordError: If it is not.
@@ -67,9 +76,13 @@ class Fields:
             raise self.bad(field, "is missing")
         return self.checked(field, self.values[field])
 
+    def trimmed(self, field: str) -> str:
+        """Likewise, without white space around it."""
+        return self.text(field).strip()
+
     def optional(self, field: str) -> str | None:
         """Likewise, or None where the field is not there or holds nothing."""
-        return self.text(field) if self.has(field) else None
+        return self.trimmed(field) if self.has(field) else None
 
     def texts(self, field: str) -> tuple[str, ...]:
         """A list of texts, or one text.
@@ -91,10 +104,22 @@ class Fields:
         value = self.values.get(field)
         if not isinstance(value, Mapping):
             raise self.bad(field, "is missing" if value is None else f"must be an object, not {_shown(value)}")
-        return Fields(self.file, self.number, {f"{field}.{key}": item for key, item in value.items()})
+        return self.of({f"{field}.{key}": item for key, item in value.items()})
+
+    def objects(self, field: str) -> "Iterator[Fields]":
+        """Each of a list of objects, whose fields go on with a dot.
+
+        Raises:
+            BadRecordError: If the field is not there, or something else.
+        """
+        value = self.values.get(field)
+        if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
+            raise self.bad(field, "is missing" if value is None else f"must be a list of objects, not {_shown(value)}")
+        for item in value:
+            yield self.of({f"{field}.{key}": entry for key, entry in item.items()})
 
     def checked(self, field: str, value: Any) -> str:
-        """A value of a field as a text, without white space around it.
+        """A value of a field as a text, as it is written.
 
         Raises:
             BadRecordError: If it is no text, or blank.
@@ -103,7 +128,7 @@ class Fields:
             raise self.bad(field, f"must be text, not {_shown(value)}")
         if not value.strip():
             raise self.bad(field, "is empty")
-        return value.strip()
+        return value
 
 
 def _shown(value: Any) -> str:
@@ -118,8 +143,8 @@ def _zsre(record: Fields, nq_prefix: str) -> dict[str, Any]:
     if not targets:
         raise record.bad(source, "is empty")
     target = targets[0]
-    answers = record.texts("answers") if record.has("answers") else ()
-    question = record.text("loc")
+    answers = [answer.strip() for answer in record.texts("answers")] if record.has("answers") else []
+    question = record.trimmed("loc")
     if nq_prefix == "strip":
         question = question.removeprefix(NQ_PREFIX)
     if not question.endswith("?"):
@@ -128,38 +153,54 @@ def _zsre(record: Fields, nq_prefix: str) -> dict[str, Any]:
         "prompt": record.text("src"),
         "target": target,
         "rephrases": record.texts("rephrase"),
-        "locality": (Locality(question, record.text("loc_ans")),),
+        "locality": (Locality(question, record.trimmed("loc_ans")),),
         "subject": record.optional("subject"),
-        "old_answer": None if target in answers else next(iter(answers), None),
+        "old_answer": None if target.strip() in answers else next(iter(answers), None),
     }
 
 
 def _counterfact_nested(record: Fields, nq_prefix: str) -> dict[str, Any]:
     rewrite = record.inside("requested_rewrite")
-    subject = rewrite.text("requested_rewrite.subject")
-    template = rewrite.text("requested_rewrite.prompt")
-    if "{}" not in template:
-        raise record.bad("requested_rewrite.prompt", "has no {} for the subject")
-    old = rewrite.inside("requested_rewrite.target_true").text("requested_rewrite.target_true.str")
+    subject = rewrite.trimmed("requested_rewrite.subject")
+    old = rewrite.inside("requested_rewrite.target_true").trimmed("requested_rewrite.target_true.str")
     return {
-        "prompt": template.replace("{}", subject),
+        "prompt": _template(rewrite, "requested_rewrite.prompt", subject),
         "target": rewrite.inside("requested_rewrite.target_new").text("requested_rewrite.target_new.str"),
         "rephrases": record.texts("paraphrase_prompts"),
-        "locality": tuple(Locality(prompt, old) for prompt in record.texts("neighborhood_prompts")),
+        "locality": tuple(Locality(prompt.strip(), old) for prompt in record.texts("neighborhood_prompts")),
         "subject": subject,
         "old_answer": old,
         "relation": rewrite.optional("requested_rewrite.relation_id"),
     }
 
 
+def _template(record: Fields, field: str, subject: str) -> str:
+    """The text of a field with the subject in the place of its ``{}``.
+
+    Raises:
+        BadRecordError: If it has none.
+    """
+    template = record.text(field)
+    if "{}" not in template:
+        raise record.bad(field, "has no {} for the subject")
+    return template.replace("{}", subject)
+
+
+def _flat_locality(record: Fields) -> tuple[Locality, ...]:
+    """Of the two fields of EasyEdit's flat records; none if a file goes without."""
+    if "locality_prompt" not in record.values:
+        return ()
+    return (Locality(record.trimmed("locality_prompt"), record.trimmed("locality_ground_truth")),)
+
+
 def _counterfact_flat(record: Fields, nq_prefix: str) -> dict[str, Any]:
     return {
         "prompt": record.text("prompt"),
         "target": record.text("target_new"),
-        "rephrases": record.texts("rephrase_prompt"),
-        "locality": (Locality(record.text("locality_prompt"), record.text("locality_ground_truth")),),
-        "subject": record.text("subject"),
-        "old_answer": record.text("ground_truth"),
+        "rephrases": record.texts("rephrase_prompt") if "rephrase_prompt" in record.values else (),
+        "locality": _flat_locality(record),
+        "subject": record.optional("subject"),
+        "old_answer": record.trimmed("ground_truth"),
     }
 
 
@@ -169,8 +210,8 @@ def _fever(record: Fields, nq_prefix: str) -> dict[str, Any]:
         "prompt": record.text("prompt"),
         "target": target,
         "rephrases": record.texts("equiv_prompt"),
-        "locality": (Locality(record.text("unrel_prompt"), record.text("unrel_ans")),),
-        "old_answer": {"true": "false", "false": "true"}.get(target.lower()),
+        "locality": (Locality(record.trimmed("unrel_prompt"), record.trimmed("unrel_ans")),),
+        "old_answer": {"true": "false", "false": "true"}.get(target.strip().lower()),
     }
 
 
@@ -179,7 +220,7 @@ def _wise(record: Fields, nq_prefix: str) -> dict[str, Any]:
         "prompt": record.text("prompt"),
         "target": record.text("target_new"),
         "rephrases": record.texts("rephrase_prompt") if record.has("rephrase_prompt") else (),
-        "locality": (Locality(record.text("locality_prompt"), record.text("locality_ground_truth")),),
+        "locality": _flat_locality(record),
         "subject": record.optional("subject"),
     }
 
@@ -189,24 +230,136 @@ def _wikibigedit(record: Fields, nq_prefix: str) -> dict[str, Any]:
         "prompt": record.text("update"),
         "target": record.text("ans"),
         "rephrases": record.texts("rephrase"),
-        "locality": (Locality(record.text("loc"), record.text("loc_ans")),),
+        "locality": (Locality(record.trimmed("loc"), record.trimmed("loc_ans")),),
         "subject": record.optional("subject"),
     }
 
 
+def _knowedit(record: Fields, nq_prefix: str) -> dict[str, Any]:
+    wikibio = "labels" in record.values
+    rephrase = next((name for name in ("rephrase", "rephrase_prompt") if record.has(name)), None)
+    old = _first_text(record.values.get("ground_truth")) or record.values.get("target_old")
+    return {
+        "prompt": record.text("text" if wikibio else "prompt"),
+        "target": record.text("labels" if wikibio else "target_new"),
+        "rephrases": record.texts(rephrase) if rephrase else (),
+        "locality": (*_flat_locality(record), *_knowedit_locality(record)),
+        "subject": record.optional("concept" if wikibio else "subject"),
+        "old_answer": old.strip() if isinstance(old, str) and old.strip() else None,
+    }
+
+
+def _knowedit_locality(record: Fields) -> Iterator[Locality]:
+    """From an object of lists (KnowEdit: Relation_Specificity, Forgetfulness), or one list (CKnowEdit)."""
+    if not record.has("locality"):
+        return
+    if isinstance(record.values["locality"], Mapping):
+        groups = record.inside("locality")
+        items = [item for name in groups.values if groups.has(name) for item in groups.objects(name)]
+    else:
+        items = list(record.objects("locality"))
+    for item in items:
+        fields = item.of({name.rpartition(".")[2]: value for name, value in item.values.items()})
+        answer = _first_text(fields.values.get("ground_truth", fields.values.get("answer")))
+        if answer is not None:
+            prompts = fields.texts("prompt")
+            yield Locality(prompts[0].strip(), answer.strip())
+
+
+def _first_text(value: Any) -> str | None:
+    """The first text of a list of lists of texts that is not blank; None if there is none."""
+    if isinstance(value, str):
+        return value if value.strip() else None
+    return next((text for item in value if (text := _first_text(item))), None) if isinstance(value, list) else None
+
+
+def _mquake(record: Fields, nq_prefix: str) -> list[dict[str, Any]]:
+    rewrites = list(record.objects("requested_rewrite"))
+    if not rewrites:
+        raise record.bad("requested_rewrite", "is empty")
+    edits = []
+    for rewrite in rewrites:
+        subject = rewrite.trimmed("requested_rewrite.subject")
+        edits.append(
+            {
+                "prompt": _template(rewrite, "requested_rewrite.prompt", subject),
+                "target": rewrite.inside("requested_rewrite.target_new").text("requested_rewrite.target_new.str"),
+                "rephrases": rewrite.texts("requested_rewrite.question")
+                if rewrite.has("requested_rewrite.question")
+                else (),
+                "locality": _loc(record),  # AKEW's files have one
+                "subject": subject,
+                "old_answer": rewrite.inside("requested_rewrite.target_true").optional(
+                    "requested_rewrite.target_true.str"
+                ),
+                "relation": rewrite.optional("requested_rewrite.relation_id"),
+            }
+        )
+    return edits
+
+
+def _akew(record: Fields, nq_prefix: str) -> dict[str, Any]:
+    rewrite = record.inside("requested_rewrite")
+    subject = rewrite.trimmed("requested_rewrite.subject")
+    question = "requested_rewrite.question"
+    return {
+        "prompt": _template(rewrite, "requested_rewrite.prompt", subject),
+        "target": rewrite.text("requested_rewrite.answer_new"),
+        "rephrases": rewrite.texts(question) if rewrite.has(question) else (),
+        "locality": _loc(record),
+        "subject": subject,
+        "old_answer": rewrite.optional("requested_rewrite.answer_true"),
+        "relation": rewrite.optional("requested_rewrite.relation_id"),
+    }
+
+
+def _loc(record: Fields) -> tuple[Locality, ...]:
+    """Of AKEW's ``loc`` and ``loc_ans``: a text each, or a list each."""
+    if not record.has("loc"):
+        return ()
+    prompts, answers = record.texts("loc"), record.texts("loc_ans")
+    if len(prompts) != len(answers):
+        raise record.bad("loc_ans", f"has {len(answers)} answers, loc has {len(prompts)} prompts")
+    return tuple(Locality(prompt.strip(), answer.strip()) for prompt, answer in zip(prompts, answers, strict=True))
+
+
+def _qaedit(record: Fields, nq_prefix: str) -> dict[str, Any]:
+    return {
+        "prompt": record.text("prompt"),
+        "target": record.text("target"),
+        "rephrases": record.texts("rephrase") if record.has("rephrase") else (),
+        "locality": tuple(
+            Locality(item.trimmed("locality.loc"), item.trimmed("locality.loc_ans"))
+            for item in record.objects("locality")
+        ),
+        "subject": record.optional("subject"),
+    }
+
+
+def _hallueditbench(record: Fields, nq_prefix: str) -> dict[str, Any]:
+    # What a model said is in a column of its name; with several models there is no one old answer.
+    said = [name for name in record.values if name.startswith("output_") and record.has(name)]
+    paraphrase = "paraphrased_question"
+    return {
+        "prompt": record.text("question"),
+        "target": record.text("object"),
+        "rephrases": record.texts(paraphrase) if record.has(paraphrase) else (),
+        "subject": record.optional("subject"),
+        "old_answer": record.optional(said[0]) if len(said) == 1 else None,
+        "relation": record.optional("relation"),
+    }
+
+
 def _own(record: Fields, nq_prefix: str) -> dict[str, Any]:
-    # Spreadsheets leave empty columns at the end.
-    unknown = sorted(name for name, value in record.values.items() if name not in OWN_FIELDS and (name or value))
-    if unknown:
-        raise record.bad(unknown[0], f"is not known; the fields are {', '.join(OWN_FIELDS)}")
+    record = _under_own_names(record)
     values = dict(record.values)
-    for field in ("rephrases", "locality"):  # a CSV cell holds a JSON list, or one text
-        if isinstance(values.get(field), str) and values[field].lstrip().startswith("["):
+    for name in ("rephrases", "locality"):  # a CSV cell holds a JSON list, or one text
+        if isinstance(values.get(name), str) and values[name].lstrip().startswith("["):
             try:
-                values[field] = json.loads(values[field])
+                values[name] = json.loads(values[name])
             except (ValueError, RecursionError) as error:
-                raise record.bad(field, f"starts like a JSON list but is none ({error})") from None
-    record = Fields(record.file, record.number, values)
+                raise record.bad(name, f"starts like a JSON list but is none ({error})") from None
+    record = record.of(values)
     locality = tuple(_own_locality(record))
     return {
         "prompt": record.text("prompt"),
@@ -219,15 +372,54 @@ def _own(record: Fields, nq_prefix: str) -> dict[str, Any]:
     }
 
 
+def _under_own_names(record: Fields) -> Fields:
+    """The record with its fields under their own names; others are noted.
+
+    Raises:
+        BadRecordError: If two fields have the same meaning.
+    """
+    names = own_names(record.values)
+    values: dict[str, Any] = {}
+    for name, value in record.values.items():
+        own = names.get(name)
+        if own is None:
+            # Spreadsheets leave empty columns at the end.
+            if name or value:
+                similar = get_close_matches(_plain(name), OWN_FIELDS, n=1)
+                meant = f" (is {similar[0]} meant?)" if similar else ""
+                record.notes.append(f"field {name!r} is not used{meant}")
+            continue
+        if own in values:
+            raise record.bad(name, f"and another field are both read as {own}: leave one of them out")
+        if own != name:
+            record.notes.append(f"field {name!r} is read as {own}")
+        values[own] = value
+    return record.of(values)
+
+
+def own_names(record: Mapping[str, Any]) -> dict[str, str]:
+    """Which of the own format's fields each field of a record is: by its name, whatever its capitals and spaces, and
+    by another name (:data:`OTHER_NAMES`) only where none has the name itself.
+    """
+    plain = {name: _plain(name) for name in record}
+    names = {name: text for name, text in plain.items() if text in OWN_FIELDS}
+    taken = set(names.values())
+    others = {name: OTHER_NAMES[text] for name, text in plain.items() if text in OTHER_NAMES}
+    return names | {name: own for name, own in others.items() if own not in taken}
+
+
+def _plain(name: str) -> str:
+    return "_".join(name.strip().lower().replace("-", " ").replace("_", " ").split())
+
+
 def _own_locality(record: Fields) -> Iterator[Locality]:
     """From a list of objects, and from the two fields that a spreadsheet has."""
     if record.has("locality"):
         items = record.values["locality"]
         if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
             raise record.bad("locality", 'must be a list of objects like {"prompt": "...", "answer": "..."}')
-        for item in items:
-            fields = Fields(record.file, record.number, {f"locality.{key}": value for key, value in item.items()})
-            yield Locality(fields.text("locality.prompt"), fields.text("locality.answer"))
+        for item in record.objects("locality"):
+            yield Locality(item.text("locality.prompt"), item.text("locality.answer"))
     if record.has("locality_prompt"):
         yield Locality(record.text("locality_prompt"), record.text("locality_answer"))
 
@@ -244,9 +436,22 @@ OWN_FIELDS = (
     "locality_answer",
 )
 
+OTHER_NAMES = {"question": "prompt", "answer": "target", "completion": "target", "rephrase": "rephrases"}
+"""What else some of these fields are called in people's files, where it can mean nothing else."""
+
+Parser = Callable[[Fields, str], dict[str, Any] | list[dict[str, Any]]]
+"""From a record, and what is done about ZsRE's prefix, to the fields of an edit, or of several."""
+
 # By format its forms: the fields that only this form has, and what parses it. The order matters where one format's
-# fields contain another's.
-FORMATS: dict[str, tuple[tuple[tuple[str, ...], Callable[[Fields, str], dict[str, Any]]], ...]] = {
+# fields contain another's. ``a.b`` is a field b inside an object a, ``a[]`` a list of objects.
+FORMATS: dict[str, tuple[tuple[tuple[str, ...], Parser], ...]] = {
+    "mquake": ((("requested_rewrite[]",), _mquake),),
+    "akew": ((("requested_rewrite.answer_new",), _akew),),
+    "knowedit": (
+        (("prompt", "target_new", "locality"), _knowedit),
+        (("prompt", "target_new", "portability"), _knowedit),
+        (("text", "concept", "labels"), _knowedit),
+    ),
     "counterfact": (
         (("requested_rewrite",), _counterfact_nested),
         (("prompt", "target_new", "ground_truth"), _counterfact_flat),
@@ -255,13 +460,15 @@ FORMATS: dict[str, tuple[tuple[tuple[str, ...], Callable[[Fields, str], dict[str
     "fever": ((("prompt", "alt"), _fever),),
     "wikibigedit": ((("update", "ans"), _wikibigedit),),
     "wise": ((("prompt", "target_new"), _wise),),
+    "qaedit": ((("prompt", "target", "locality[].loc"), _qaedit),),
+    "hallueditbench": ((("subject", "relation", "object", "question"), _hallueditbench),),
     "own": ((("prompt", "target"), _own),),
 }
 
 
 def detect(
-    record: Mapping[str, Any], file: str, name: str | None = None, number: int = 1
-) -> tuple[str, Callable[[Fields, str], dict[str, Any]]]:
+    record: Mapping[str, Any], file: str, name: str | None = None, number: int = 1, line: int | None = None
+) -> tuple[str, Parser]:
     """The format of a record by its fields, and what parses it.
 
     Args:
@@ -269,6 +476,7 @@ def detect(
         file: Named in errors.
         name: The format it should be; any by default.
         number: Of the record, named in errors.
+        line: Of the record, likewise.
 
     Raises:
         BadRecordError: If it has the fields of none.
@@ -276,25 +484,41 @@ def detect(
     candidates = FORMATS if name is None else {name: FORMATS[name]}
     for format_name, forms in candidates.items():
         for fields, parse in forms:
-            if all(field in record for field in fields):
+            if all(_has(record, field) for field in fields):
                 return format_name, parse
+    if "own" in candidates and {"prompt", "target"} <= set(own_names(record).values()):
+        return "own", _own
     needed = "; ".join(
         f"{format_name}: {' or '.join(', '.join(fields) for fields, _ in forms)}"
         for format_name, forms in candidates.items()
     )
-    # A spreadsheet's header is easily written as "Prompt, target ".
-    own = ("prompt", "target")
-    if misspelt := [field for field in record if field not in own and field.strip().lower() in own]:
-        needed += f" (are {', '.join(map(repr, misspelt))} meant to be prompt and target? write them so)"
     present = ", ".join(map(repr, list(record)[:12])) or "none"
-    what = f"its fields ({present}) are those of no format known here; needed are {needed}"
-    raise BadRecordError(file, number, what, kind="field")
+    lists = [key for key, value in record.items() if isinstance(value, list) and value and isinstance(value[0], dict)]
+    hint = f" (the records seem to be in {lists[0]!r}: save that array as the file)" if len(lists) == 1 else ""
+    what = f"its fields ({present}) are those of no format known here{hint}; needed are {needed}"
+    raise BadRecordError(file, number, what, kind="field", line=line)
 
 
-def to_edit(
-    record: Fields, parse: Callable[[Fields, str], dict[str, Any]], nq_prefix: Literal["keep", "strip"]
-) -> Edit:
-    """The edit of one record.
+def _has(record: Any, field: str) -> bool:
+    """Whether a record has a field, written as in :data:`FORMATS`."""
+    name, _, inner = field.partition(".")
+    if not isinstance(record, Mapping) or name.removesuffix("[]") not in record:
+        return False
+    value = record[name.removesuffix("[]")]
+    if name.endswith("[]"):
+        if not isinstance(value, list) or not value or not isinstance(value[0], Mapping):
+            return False
+        value = value[0]
+    return not inner or _has(value, inner)
+
+
+def to_edits(record: Fields, parse: Parser, nq_prefix: Literal["keep", "strip"]) -> list[Edit]:
+    """The edits of one record.
+
+    Texts stay as they are written, with these exceptions. White space after a target goes: nothing in a figure could
+    see it. A single space between prompt and target is what stands there anyway, and is not kept
+    (:func:`editenv.data.text.separator`). A ``{}`` in a prompt that lacks the subject is the subject's place.
+    Characters that show nothing go from targets. The last two are noted in ``record.notes``.
 
     Args:
         record: The raw record.
@@ -304,9 +528,69 @@ def to_edit(
     Raises:
         BadRecordError: If a field is missing, empty or of a wrong type, or if the edit would change nothing.
     """
-    edit = Edit(id=f"{record.file}/{record.number}", **parse(record, nq_prefix))
-    if edit.old_answer is not None and edit.target.casefold() == edit.old_answer.casefold():
-        raise record.bad(
-            "target", f"equals the old answer, {_shown(edit.target)}: there is nothing to edit", "unchanged"
-        )
+    parsed = parse(record, nq_prefix)
+    rows = parsed if isinstance(parsed, list) else [parsed]
+    names = [f"{record.file}/{record.number}" + (f".{i}" if i > 1 else "") for i in range(1, len(rows) + 1)]
+    return [_checked(Edit(id=name, **row), record) for name, row in zip(names, rows, strict=True)]
+
+
+def to_edit(record: Fields, parse: Parser, nq_prefix: Literal["keep", "strip"]) -> Edit:
+    """The edit of a record that can have but one; as :func:`to_edits`."""
+    (edit,) = to_edits(record, parse, nq_prefix)
     return edit
+
+
+def _checked(edit: Edit, record: Fields) -> Edit:
+    """An edit with its texts as :func:`to_edits` has them.
+
+    Raises:
+        BadRecordError: If nothing is left of the target, or if it is the old answer.
+    """
+    target = without_invisible(edit.target).rstrip()
+    if target != edit.target.rstrip():
+        record.notes.append("the target had characters that show nothing (zero-width, direction), which were removed")
+    if not target.strip():
+        raise record.bad("target", "is empty but for characters that show nothing")
+    if any(INVISIBLE.search(text) for text in (edit.prompt, *edit.rephrases)):
+        record.notes.append("the prompt or a rephrase has characters that show nothing (zero-width, direction)")
+    prompt, *rephrases = (_filled(text, edit.subject, record) for text in (edit.prompt, *edit.rephrases))
+    target, prompt, *rephrases = _without_usual_space(target, prompt, *rephrases)
+    old_answer = edit.old_answer
+    if old_answer is not None and same_text(target, without_invisible(old_answer)):
+        what = f"equals the old answer, {_shown(target)}: there is nothing to edit"
+        raise record.bad("target", what, "unchanged")
+    if old_answer is not None:  # it stands where the target stands
+        old_answer = target[: len(target) - len(target.lstrip())] + old_answer.strip()
+    pairs = (_without_usual_space(item.answer.rstrip(), item.prompt) for item in edit.locality)
+    locality = tuple(Locality(prompt, answer) for answer, prompt in pairs)
+    return replace(
+        edit, prompt=prompt, target=target, rephrases=tuple(rephrases), locality=locality, old_answer=old_answer
+    )
+
+
+def _filled(prompt: str, subject: str | None, record: Fields) -> str:
+    """A prompt with the subject in the place of its ``{}``, unless it has the subject already."""
+    if "{}" not in prompt:
+        return prompt
+    if not subject:
+        record.notes.append("a prompt has {} and there is no subject to put there: it is kept as text")
+        return prompt
+    if end_of(subject, prompt) is not None:
+        return prompt
+    record.notes.append("the subject was put in the place of {} in a prompt")
+    return prompt.replace("{}", subject)
+
+
+def _without_usual_space(answer: str, *prompts: str) -> list[str]:
+    """An answer and its prompts without the one space between them that would be put there anyway."""
+    bare = answer.removeprefix(" ")
+    if bare != answer and all(separator(prompt, bare) == " " for prompt in prompts):
+        return [bare, *prompts]
+    shortened = (prompt.removesuffix(" ") for prompt in prompts)
+    return [
+        answer,
+        *(
+            short if separator(short, answer) == " " else prompt
+            for prompt, short in zip(prompts, shortened, strict=True)
+        ),
+    ]

@@ -1,20 +1,30 @@
-"""Raw records out of a file, one at a time: a JSON array, JSON lines or CSV, however large.
+"""Raw records out of a file, one at a time: a JSON array, JSON lines, one JSON object, CSV or TSV, however large.
 
-Every error names the file and the record. Bytes that are not UTF-8 are carried through as lone surrogates, so that they
-are found in the record they belong to and not somewhere in a buffer.
+Every error names the file, the record and, where it has another number, the line. Bytes that are not UTF-8 are carried
+through as lone surrogates, so that they are found in the record they belong to and not somewhere in a buffer.
 """
 
 import csv
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
+
+from editenv.data.opening import inner_suffix, open_text
+from editenv.data.text import printable
 
 LARGEST_RECORD = 2**24
 """Characters one record may have; more is taken for a file that is not what it seems."""
 
 PIECE = 2**16
 """Characters read at a time."""
+
+SUFFIXES = (".json", ".jsonl", ".csv", ".tsv")
+"""Endings of the names of files of records; each may be packed (``.csv.gz``)."""
+
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+"""What may stand between the columns of a table."""
 
 _TOO_LONG = f"does not end within {LARGEST_RECORD:,} characters, or is not JSON"
 
@@ -29,63 +39,100 @@ class BadRecordError(ValueError):
         field: The field that it is wrong with, if it is one.
         kind: See below.
         fatal: See below.
+        line: The line of the file that the record begins in, from 1, if that is known.
 
     Attributes:
-        kind: What is wrong, in a word: ``syntax``, ``encoding``, ``field``, ``unchanged``, ``length``, ``duplicate``,
-            ``conflict`` or ``leak``.
+        kind: What is wrong, in a word: ``syntax``, ``encoding``, ``field``, ``unchanged``, ``length``, ``subject``,
+            ``duplicate``, ``conflict`` or ``leak``.
         fatal: Whether the records after it cannot be read either.
     """
 
     def __init__(
-        self, file: str, record: int, what: str, field: str | None = None, kind: str = "field", fatal: bool = False
+        self,
+        file: str,
+        record: int,
+        what: str,
+        field: str | None = None,
+        kind: str = "field",
+        fatal: bool = False,
+        line: int | None = None,
     ) -> None:
-        where = f"{file}, record {record}" + (f", field {field!r}" if field else "")
+        where = f"{printable(file)}, {place_of(record, line)}" + (f", field {field!r}" if field else "")
         super().__init__(f"{where}: {what}")
         self.kind, self.fatal = kind, fatal
 
 
-def read_records(path: Path) -> Iterator[tuple[int, "dict[str, Any] | BadRecordError"]]:
-    """Each record with its number, from 1; a record that cannot be read is yielded as a :class:`BadRecordError`.
+def place_of(record: int, line: int | None) -> str:
+    """``record 3``, with its line where that is another number."""
+    return f"record {record}" + (f" (line {line})" if line not in (None, record) else "")
 
-    ``.csv`` is read as CSV with a header row; anything else as a JSON array of objects, or one object a line.
+
+class RawRecord(NamedTuple):
+    """A record as it stands in a file.
+
+    Attributes:
+        number: From 1.
+        line: The line that it begins in, from 1; None where that is not counted (in a JSON array).
+        content: By field; an error in its place if it could not be read.
+    """
+
+    number: int
+    line: int | None
+    content: "dict[str, Any] | BadRecordError"
+
+
+def read_records(path: Path) -> Iterator[RawRecord]:
+    """Each record; one that cannot be read is yielded as a :class:`BadRecordError`.
+
+    ``.csv`` and ``.tsv`` are read as a table with a header row; anything else as a JSON array of objects, one object a
+    line, or one object. ``.gz`` is unpacked on the way (:mod:`editenv.data.opening`).
 
     Raises:
-        ValueError: If the file is empty or a directory.
+        ValueError: If the file is empty, a directory, or no text.
         FileNotFoundError: If there is none.
     """
     if path.is_dir():
         raise ValueError(f"{path} is a folder, not a file of records")
-    is_csv = path.suffix.lower() == ".csv"
-    # utf-8-sig takes a byte order mark away; csv wants to see line ends as they are.
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="" if is_csv else None) as file:
-        if is_csv:
-            records = _csv(file, path.name)
-        elif _first_character(file) == "[":
-            records = _json_array(file, path.name)
+    is_table = inner_suffix(path) in (".csv", ".tsv")
+    with open_text(path, newline="" if is_table else None) as file:  # csv wants to see line ends as they are
+        number = 0
+        try:
+            if is_table:
+                records = _table(file, path.name)
+            elif _first_character(file) == "[":
+                records = _json_array(file, path.name)
+            else:
+                records = _json_lines(file, path.name)
+            for number, line, record in records:
+                yield RawRecord(number, line, _checked_text(record, path.name, number, line))
+        except UnicodeDecodeError as error:
+            what = f"is not {error.encoding} text, as the file begins: save it as UTF-8"
+            yield _fatal(path.name, number + 1, what, "encoding")
+        except (EOFError, OSError, zlib.error) as error:
+            yield _fatal(path.name, number + 1, f"cannot be read: the file is cut off or damaged ({error})", "syntax")
         else:
-            records = _json_lines(file, path.name)
-        empty = True
-        for number, record in records:
-            empty = False
-            yield number, _checked_text(record, path.name, number)
-        if empty:
-            raise ValueError(f"{path} holds no records")
+            if number == 0:
+                raise ValueError(f"{path} holds no records")
 
 
-def _checked_text(record: Any, name: str, number: int) -> "dict[str, Any] | BadRecordError":
+def _fatal(name: str, number: int, what: str, kind: str) -> RawRecord:
+    return RawRecord(number, None, BadRecordError(name, number, what, kind=kind, fatal=True))
+
+
+def _checked_text(record: Any, name: str, number: int, line: int | None) -> "dict[str, Any] | BadRecordError":
     """The record, or an error in its place if it has no fields or is not UTF-8."""
     if isinstance(record, BadRecordError):
         return record
     if not isinstance(record, dict):
-        return BadRecordError(
-            name, number, f"is a {type(record).__name__}, not an object with named fields", kind="syntax"
-        )
+        what = f"is a {type(record).__name__}, not an object with named fields"
+        return BadRecordError(name, number, what, kind="syntax", line=line)
     for field, value in record.items():
         try:
             json.dumps([field, value], ensure_ascii=False).encode("utf-8")
         except UnicodeEncodeError:
-            printable = field.encode("ascii", "replace").decode()
-            return BadRecordError(name, number, "is not UTF-8 text; save the file as UTF-8", printable, kind="encoding")
+            shown = field.encode("ascii", "replace").decode()
+            what = "is not UTF-8 text; save the file as UTF-8"
+            return BadRecordError(name, number, what, shown, kind="encoding", line=line)
     return record
 
 
@@ -97,23 +144,54 @@ def _first_character(file: TextIO) -> str:
     return character
 
 
-def _json_lines(file: TextIO, name: str) -> Iterator[tuple[int, Any]]:
-    number = 0
+def _json_lines(file: TextIO, name: str) -> Iterator[tuple[int, int | None, Any]]:
+    number = line_number = 0
     while line := file.readline(LARGEST_RECORD):
+        line_number += 1
         if not line.strip():
             continue
         number += 1
         if len(line) == LARGEST_RECORD:
-            yield number, BadRecordError(name, number, _TOO_LONG, kind="syntax", fatal=True)
+            error = BadRecordError(name, number, _TOO_LONG, kind="syntax", fatal=True, line=line_number)
+            yield number, line_number, error
             return
         try:
-            yield number, json.loads(line)
+            yield number, line_number, json.loads(line)
         except (ValueError, RecursionError) as error:
+            if number == 1 and (records := _objects_over_lines(file, line_number)):
+                yield from records
+                return
             what = f"is not JSON ({error}); a file has one JSON array of objects, or one object a line"
-            yield number, BadRecordError(name, number, what, kind="syntax")
+            yield number, line_number, BadRecordError(name, number, what, kind="syntax", line=line_number)
 
 
-def _json_array(file: TextIO, name: str) -> Iterator[tuple[int, Any]]:
+def _objects_over_lines(file: TextIO, broken_line: int) -> list[tuple[int, int | None, Any]]:
+    """The objects of a file in which one object goes over several lines, as it is printed for people; empty if it is no
+    such file.
+
+    Args:
+        file: A file of which one line is no JSON. Its position is afterwards what it was, if nothing is returned.
+        broken_line: The number of that line, from 1.
+    """
+    file.seek(0)
+    text = file.read(LARGEST_RECORD + 1)
+    objects: list[tuple[int, int | None, Any]] = []
+    position, decoder = 0, json.JSONDecoder()
+    try:
+        while len(text) <= LARGEST_RECORD and (rest := text[position:].lstrip()):
+            position = len(text) - len(rest)
+            line = 1 + text.count("\n", 0, position)
+            value, position = decoder.raw_decode(text, position)
+            objects.append((len(objects) + 1, line, value))
+        return objects
+    except (ValueError, RecursionError):
+        file.seek(0)
+        for _ in range(broken_line):
+            file.readline(LARGEST_RECORD)
+        return []
+
+
+def _json_array(file: TextIO, name: str) -> Iterator[tuple[int, int | None, Any]]:
     """Values of one array, decoded as the text comes in: memory holds one piece of the file and one record."""
     text = _ArrayText(file)
     number = 0
@@ -124,12 +202,12 @@ def _json_array(file: TextIO, name: str) -> Iterator[tuple[int, Any]]:
                 text.take_comma()
             record = text.take_value()
         except ValueError as error:
-            yield number, BadRecordError(name, number, str(error), kind="syntax", fatal=True)
+            yield number, None, BadRecordError(name, number, str(error), kind="syntax", fatal=True)
             return
-        yield number, record
+        yield number, None, record
     if rest := text.after_the_end():
         what = f"comes after the end of the array: {rest[:40]!r}"
-        yield number + 1, BadRecordError(name, number + 1, what, kind="syntax", fatal=True)
+        yield number + 1, None, BadRecordError(name, number + 1, what, kind="syntax", fatal=True)
 
 
 class _ArrayText:
@@ -201,29 +279,48 @@ class _ArrayText:
         return self._text[self._position + 1 :].strip() or self._file.read(2**10).strip()
 
 
-def _csv(file: TextIO, name: str) -> Iterator[tuple[int, Any]]:
-    reader = csv.DictReader(file, strict=True)
+def _table(file: TextIO, name: str) -> Iterator[tuple[int, int | None, Any]]:
+    """Rows of CSV, by the names in the header; the columns may be separated by tabs or semicolons as well."""
+    separator = _separator_of(file, name)
+    reader = csv.DictReader(file, strict=True, delimiter=separator)
     if error := _header_error(reader, name):
-        yield 1, error
+        yield 1, None, error
         return
     number = 0
     while True:
         number += 1
+        line = reader.line_num + 1
         try:
             row = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            yield number, BadRecordError(name, number, f"is not CSV ({error})", kind="syntax", fatal=True)
+            what = f"is not CSV ({error})"
+            yield number, line, BadRecordError(name, number, what, kind="syntax", fatal=True, line=line)
             return
+        # A row ends in the line that was read last, and has the line ends of its cells in it.
+        cells = [cell for cell in row.values() if isinstance(cell, str)]
+        line = reader.line_num - sum(cell.count("\n") for cell in cells)
         if None in row:
             what = f"has more cells than the header has columns: {row[None]!r}"
-            yield number, BadRecordError(name, number, what, kind="syntax")
+            yield number, line, BadRecordError(name, number, what, kind="syntax", line=line)
         elif None in row.values():
             empty = next(column for column, value in row.items() if value is None)
-            yield number, BadRecordError(name, number, "has no cell in this column", str(empty), kind="syntax")
+            what = "has no cell in this column"
+            yield number, line, BadRecordError(name, number, what, str(empty), kind="syntax", line=line)
         else:
-            yield number, row
+            yield number, line, row
+
+
+def _separator_of(file: TextIO, name: str) -> str:
+    """What separates the columns: what the file's name says, unless the header is then a single column and another
+    separator makes several of it. The file is at its start again.
+    """
+    header = file.readline(LARGEST_RECORD)
+    file.seek(0)
+    usual = "\t" if inner_suffix(Path(name)) == ".tsv" else ","
+    others = [separator for separator in SEPARATORS if separator != usual and separator in header]
+    return others[0] if usual not in header and len(others) == 1 else usual
 
 
 def _header_error(reader: "csv.DictReader[str]", name: str) -> BadRecordError | None:
@@ -235,7 +332,8 @@ def _header_error(reader: "csv.DictReader[str]", name: str) -> BadRecordError | 
     if repeated := sorted({column for column in columns if column and columns.count(column) > 1}):
         what = "stands in the header twice: only one of them could be read"
         return BadRecordError(name, 1, what, repeated[0], kind="syntax", fatal=True)
-    if len(columns) == 1 and ";" in columns[0]:
-        what = f"the header {columns[0]!r} is one column: are semicolons the separator? CSV has commas"
+    between = [words for separator, words in SEPARATORS.items() if len(columns) == 1 and separator in columns[0]]
+    if between:
+        what = f"the header {columns[0]!r} is one column: are {' or '.join(between)} the separator? Use one of them"
         return BadRecordError(name, 1, what, kind="syntax", fatal=True)
     return None

@@ -14,21 +14,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from editenv.atomic_files import atomic_write_text, replace, sync
-from editenv.data.edit_file import EDITS_AT_A_TIME, EditFile, ReadReport, digest, record_of
+from editenv.data.edit_file import EDITS_AT_A_TIME, EditFile, ReadReport, record_of, repeat_error, repeats
 from editenv.data.edits import Edit
-from editenv.data.formats import Fields, detect, to_edit
+from editenv.data.formats import Fields, detect, to_edits
 from editenv.data.options import FileOptions
-from editenv.data.records import BadRecordError, read_records
+from editenv.data.records import BadRecordError, RawRecord, place_of, read_records
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-VERSION = 2
+VERSION = 3
 """Of the tables kept on disk; raised when the same file would give other edits."""
 
 TEXTS = ("id", "prompt", "target", "subject", "old_answer", "relation")
 LISTS = ("rephrases", "locality_prompts", "locality_answers")
-"""The columns of a table: one text each, and lists of texts."""
+"""The columns of a table: one text each, and lists of texts; beside them ``line``, where the record begins."""
 
 
 def read_edits(path: Path, name: str, options: FileOptions) -> EditFile:
@@ -88,7 +88,7 @@ def is_whole(table: Path) -> bool:
     return True
 
 
-def write_table(table: Path, source: str, name: str, options: FileOptions, records: Iterable[tuple[int, Any]]) -> None:
+def write_table(table: Path, source: str, name: str, options: FileOptions, records: Iterable[RawRecord]) -> None:
     """Parses and validates every record into an Arrow table; it appears whole or not at all.
 
     Args:
@@ -96,7 +96,7 @@ def write_table(table: Path, source: str, name: str, options: FileOptions, recor
         source: File or hub id, named in errors.
         name: Of the format asked for; empty for any.
         options: How to read it.
-        records: Each with its number; one that could not be read is a :class:`BadRecordError`.
+        records: One that could not be read has a :class:`BadRecordError` as its content.
 
     Raises:
         BadRecordError: For the first record that cannot be used, unless they are to be skipped.
@@ -114,8 +114,8 @@ def write_table(table: Path, source: str, name: str, options: FileOptions, recor
             _progress(f"reading {source}") as show_progress,
         ):
             rows: list[dict[str, Any]] = []
-            for edit in _parsed(records, report, name, options):
-                rows.append(_row(edit))
+            for edit, line in _parsed(records, report, name, options):
+                rows.append(_row(edit, line))
                 if len(rows) == EDITS_AT_A_TIME:
                     writer.write_batch(pa.RecordBatch.from_pylist(rows, schema))
                     rows = []
@@ -129,37 +129,46 @@ def write_table(table: Path, source: str, name: str, options: FileOptions, recor
         partial.unlink(missing_ok=True)
 
 
-def _parsed(records: Iterable[tuple[int, Any]], report: ReadReport, name: str, options: FileOptions) -> Iterator[Edit]:
-    """The edits of raw records; the first that can be read tells the format."""
+def _parsed(
+    records: Iterable[RawRecord], report: ReadReport, name: str, options: FileOptions
+) -> Iterator[tuple[Edit, int | None]]:
+    """The edits of raw records, each with its line; the first record that can be read tells the format."""
     parse = None
     first_error: BadRecordError | None = None
-    for number, record in records:
+    for number, line, record in records:
         report.records += 1
         try:
             if isinstance(record, BadRecordError):
                 raise record
             if parse is None:
-                report.format, parse = detect(record, report.source, name or None, number)
-            edit = to_edit(Fields(report.source, number, record), parse, options.nq_prefix)
+                report.format, parse = detect(record, report.source, name or None, number, line)
+            fields = Fields(report.source, number, record, line)
+            edits = to_edits(fields, parse, options.nq_prefix)
         except BadRecordError as error:
             if error.fatal:
                 raise
             first_error = first_error or error
             report.refuse(error, options)
         else:
-            yield edit
+            for note in dict.fromkeys(fields.notes):
+                report.note(note, number, line)
+            yield from ((edit, line) for edit in edits)
     if parse is None and first_error is not None:  # not a file of edits at all
+        if report.records > 1:
+            first_error.args = ("\n".join((f"{report}", *report.reasons())),)
         raise first_error
 
 
 def _schema() -> "pa.Schema":
     import pyarrow as pa
 
-    return pa.schema(dict.fromkeys(TEXTS, pa.string()) | dict.fromkeys(LISTS, pa.list_(pa.string())))
+    texts, lists = dict.fromkeys(TEXTS, pa.string()), dict.fromkeys(LISTS, pa.list_(pa.string()))
+    return pa.schema(texts | lists | {"line": pa.int64()})
 
 
-def _row(edit: Edit) -> dict[str, Any]:
+def _row(edit: Edit, line: int | None) -> dict[str, Any]:
     return {name: getattr(edit, name) for name in TEXTS} | {
+        "line": line,
         "rephrases": list(edit.rephrases),
         "locality_prompts": [item.prompt for item in edit.locality],
         "locality_answers": [item.answer for item in edit.locality],
@@ -191,24 +200,13 @@ def open_table(path: Path, options: FileOptions) -> EditFile:
     table = Dataset.from_file(str(path))
     edits = EditFile(table, np.arange(len(table)), report)
     keep = np.ones(len(edits), dtype=bool)
-    for i, earlier, same_target in repeats(edits):
+    for i, earlier in repeats(edits.column("prompt")):
         keep[i] = False
-        record, earlier_number = record_of(edits[i]), record_of(edits[earlier])[1]
-        if same_target:
-            error = BadRecordError(*record, f"repeats record {earlier_number}", "prompt", "duplicate")
+        row, first = table[i], table[earlier]
+        number, first_number = record_of(row["id"])[1], record_of(first["id"])[1]
+        error = repeat_error(row["target"], first["target"], place_of(first_number, first["line"]))
+        if error[-1] == "duplicate" and report.format == "mquake":  # several of its questions rest on the same fact
+            report.note("a fact that an earlier record edits, too, is edited once", number, None)
         else:
-            what = f"contradicts record {earlier_number}, which has another target for the same prompt"
-            error = BadRecordError(*record, what, "target", "conflict")
-        report.refuse(error, options)
+            report.refuse(edits.bad(i, *error), options)
     return edits.where(keep)
-
-
-def repeats(edits: EditFile) -> list[tuple[int, int, bool]]:
-    """Edits whose prompt an earlier edit has: their index, the first one's, and whether the targets agree."""
-    prompts = np.array([digest(prompt) for prompt in edits.column("prompt")], dtype="S8")
-    order = np.argsort(prompts, kind="stable")  # equal prompts side by side, in the order of the file
-    is_first = np.ones(len(order), dtype=bool)
-    is_first[1:] = prompts[order[1:]] != prompts[order[:-1]]
-    first = order[np.maximum.accumulate(np.where(is_first, np.arange(len(order)), 0))]
-    pairs = sorted(zip(order[~is_first].tolist(), first[~is_first].tolist(), strict=True))
-    return [(i, j, edits[i].target.casefold() == edits[j].target.casefold()) for i, j in pairs]

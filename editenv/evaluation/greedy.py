@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from editenv.language_model.prompts import asked
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -60,7 +62,7 @@ def continuations(
         batch_size: Prompts of like length that are continued together.
         decided: Given a prompt's number and its new tokens so far, whether enough is known: generation stops there.
     """
-    prompts: list[list[int]] = tokenizer(list(texts))["input_ids"] if texts else []
+    prompts: list[list[int]] = tokenizer([asked(text) for text in texts])["input_ids"] if texts else []
     # What stands before a prompt is masked: any token will do.
     pad = next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0)
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)

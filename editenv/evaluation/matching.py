@@ -5,11 +5,17 @@ Greedy tokens are compared with the target; text is generated only where that do
 Greedy generation writes what teacher forcing chooses for as long as each choice is the target's next token. So one
 forward from the cut shows where the two part. Mostly that decides: what is written there can no longer become the
 target. It does not where the same text may still come about in other tokens, or where the limit comes first.
+
+Two texts are the same in whichever Unicode normal form they come (:func:`editenv.data.text.same_text`). Where the
+tokenizer itself rewrites compatibility characters (sentencepiece's NFKC: a ligature becomes its letters), that form is
+compared.
 """
 
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -18,6 +24,9 @@ from editenv.evaluation.batch import greedy_tokens
 from editenv.evaluation.greedy import ELLIPSIS, generate
 from editenv.language_model.editable_lm import EditableLM
 from editenv.language_model.prompts import Prompts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class Verdict(Enum):
@@ -57,6 +66,7 @@ class GreedyMatcher:
 
     def __init__(self, lm: EditableLM, limit: int, batch_size: int = 512, unfinished: bool = False) -> None:
         self.lm, self.limit, self.batch_size, self.unfinished = lm, limit, batch_size, unfinished
+        self._form = normal_form(lm.tokenizer)
 
     def matches(
         self, texts: Sequence[str], targets: Sequence[str | None], encoded: Prompts | None = None
@@ -74,7 +84,9 @@ class GreedyMatcher:
         written = generate(
             self.lm.model, self.lm.tokenizer, [texts[i] for i in undecided], self.limit, unfinished=self.unfinished
         )
-        matches[undecided] = [text == targets[i] for i, text in zip(undecided, written, strict=True)]
+        matches[undecided] = [
+            text is not None and self._same(text, targets[i] or "") for i, text in zip(undecided, written, strict=True)
+        ]
         return matches
 
     def compare(
@@ -131,17 +143,36 @@ class GreedyMatcher:
     def _verdict(self, tokens: list[int], target: str) -> Verdict:
         tokenizer, eos = self.lm.tokenizer, self.lm.eos_token
         if eos in tokens:
-            text = tokenizer.decode(tokens[: tokens.index(eos)]).strip()
-            return Verdict.MATCH if text == target else Verdict.DIFFERS
+            text = tokenizer.decode(tokens[: tokens.index(eos)])
+            return Verdict.MATCH if self._same(text, target) else Verdict.DIFFERS
         # White space may still change before the end, and so may half a character, which decodes to U+FFFD.
-        beginning, whole = "".join(tokenizer.decode(tokens).split()), "".join(target.split())
-        if "\ufffd" in beginning or whole.startswith(beginning):
+        beginning, whole = self._letters(tokenizer.decode(tokens)), self._letters(target)
+        if "\ufffd" in beginning or self._begins(whole, beginning):
             return Verdict.UNDECIDED
         # A text that the model does not end goes on where the target has its ellipsis.
         may_be_unfinished = self.unfinished and target.endswith(ELLIPSIS)
-        if may_be_unfinished and beginning.startswith(whole.removesuffix(ELLIPSIS.strip())):
+        if may_be_unfinished and self._begins(beginning, whole.removesuffix(ELLIPSIS.strip())):
             return Verdict.UNDECIDED
         return Verdict.DIFFERS
+
+    def _same(self, text: str, target: str) -> bool:
+        return unicodedata.normalize(self._form, text.strip()) == unicodedata.normalize(self._form, target.strip())
+
+    def _letters(self, text: str) -> str:
+        """A text without white space, accents apart from their letters: what comes next cannot change what is there."""
+        return "".join(unicodedata.normalize(self._form.replace("C", "D"), text).split())
+
+    def _begins(self, text: str, beginning: str) -> bool:
+        """Whether it does, whatever accents the last letter of the beginning may still get."""
+        while beginning and unicodedata.combining(beginning[-1]):
+            beginning = beginning[:-1]
+        return text.startswith(beginning)
+
+
+def normal_form(tokenizer: "PreTrainedTokenizerBase") -> Literal["NFC", "NFKC"]:
+    """The Unicode normal form in which texts that a tokenizer has been through are compared."""
+    ids = tokenizer("\ufb01\u00b2", add_special_tokens=False)["input_ids"]  # the ligature of f and i, and a superscript
+    return "NFKC" if tokenizer.decode(ids).strip() == "fi2" else "NFC"
 
 
 def generate_from_guesses(

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from editenv.data.edits import Edit
+from editenv.data.text import same_text
 from editenv.evaluation import greedy
 from editenv.evaluation.batch import LOCALITY, PROMPT, REPHRASE, EvaluationBatch, batches_of, greedy_tokens
 from editenv.evaluation.matching import GreedyMatcher, generate_from_guesses
@@ -125,7 +126,7 @@ def probability(lm: EditableLM, edits: Sequence[Edit], batch_size: int = 512) ->
         _Choice(i, LOCALITY, item.prompt, item.answer, edit.target)
         for i, edit in enumerate(edits)
         for item in edit.locality
-        if item.answer != edit.target
+        if not same_text(item.answer, edit.target)
     ]
     texts = [choice.prompt for choice in choices]
     right = mean_log_probs(lm, lm.encode(texts, [choice.right for choice in choices]), batch_size)

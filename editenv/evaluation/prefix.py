@@ -24,7 +24,7 @@ from editenv.evaluation.greedy import continuations
 from editenv.evaluation.matching import GreedyMatcher, Verdict
 from editenv.evaluation.metrics import Scores, mean_scores
 from editenv.language_model.editable_lm import EditableLM
-from editenv.language_model.prompts import Prompts
+from editenv.language_model.prompts import Prompts, asked
 
 NO_SPACES = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 """A character of a script that writes no spaces between words: Thai, Lao, Burmese, Khmer, Japanese, Chinese."""
@@ -168,7 +168,7 @@ def _writes_tokens(
     lm: EditableLM, texts: Sequence[str], beginnings: Sequence[Sequence[int]], batch_size: int
 ) -> np.ndarray:
     """``(n,)`` bool: whether the greedy continuation of each text begins with these tokens."""
-    heads = lm.tokenizer(list(texts))["input_ids"] if texts else []
+    heads = lm.tokenizer([asked(text) for text in texts])["input_ids"] if texts else []
     prompts = lm.encode_tokens([(head, list(tokens)) for head, tokens in zip(heads, beginnings, strict=True)])
     agrees = (greedy_tokens(lm, prompts, batch_size) == prompts.labels).cpu().split(prompts.lengths.tolist())
     return np.array([bool(row.all()) for row in agrees], dtype=bool)

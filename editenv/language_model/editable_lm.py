@@ -28,7 +28,7 @@ from editenv.deltas import Delta, LowRank
 from editenv.language_model.activation_cache import ActivationCache, CacheKey
 from editenv.language_model.cut import Cut, cut_model
 from editenv.language_model.hooks import hooked
-from editenv.language_model.prompts import Prompts, answer_ids
+from editenv.language_model.prompts import Prompts, token_ids
 from editenv.models.modules import find_modules, layer_number, layer_stack, shared_with
 
 if TYPE_CHECKING:
@@ -266,9 +266,8 @@ class EditableLM:
     # -- prompts and the frozen part ------------------------------------------------------------------------------
 
     def tokenize(self, prompts: Sequence[str], answers: Sequence[str]) -> list[tuple[list[int], list[int]]]:
-        """Token ids of each prompt and of each answer as it follows the prompt (with a space between)."""
-        heads = self.tokenizer(list(prompts))["input_ids"]
-        return list(zip(heads, answer_ids(self.tokenizer, answers), strict=True))
+        """Token ids of each prompt and of each answer as it follows the prompt."""
+        return token_ids(self.tokenizer, prompts, answers)
 
     @property
     def eos_token(self) -> int:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from editenv.data.text import joined
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -131,16 +133,85 @@ class Prompts:
         )
 
 
+def token_ids(
+    tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str], answers: Sequence[str]
+) -> list[tuple[list[int], list[int]]]:
+    """Token ids of each prompt, and of each answer as it follows its prompt.
+
+    Decoded one after the other they are the text of :func:`editenv.data.text.joined`. The prompt's tokens are those
+    with which a model is asked (:func:`asked`). The answer's begin with what stands between the two: tokenizers have
+    tokens for a space and a word, not for a word and a space, so one space at the end of a prompt goes there, too.
+
+    That is what tokenizing the whole text gives, unless a token would reach across the border; then the tokens are
+    those of the two parts, for whoever asks a model has the prompt's tokens alone (:func:`reaches_across` tells).
+
+    Raises:
+        ValueError: If the tokenizer puts a space before every text and no way around it is known.
+    """
+    heads: list[list[int]] = tokenizer([asked(prompt) for prompt in prompts])["input_ids"] if prompts else []
+    tails = [_tail(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+    return list(zip(heads, _tail_ids(tokenizer, tails), strict=True))
+
+
 def answer_ids(tokenizer: "PreTrainedTokenizerBase", answers: Sequence[str]) -> list[list[int]]:
-    """Token ids of each answer as it follows a prompt, with a space between."""
-    space = "" if _adds_a_space(tokenizer) else " "
-    ids: list[list[int]] = tokenizer([space + answer for answer in answers], add_special_tokens=False)["input_ids"]
-    return ids
+    """Token ids of each answer after a word, with a space between."""
+    return _tail_ids(tokenizer, [answer if answer[:1].isspace() else f" {answer}" for answer in answers])
+
+
+def asked(prompt: str) -> str:
+    """The part of a prompt that is tokenized by itself: one space at its end goes with the answer."""
+    return prompt.removesuffix(" ")
+
+
+def reaches_across(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str], answers: Sequence[str]) -> list[bool]:
+    """Whether the tokens of a prompt and its answer as one text are others than those of the two parts."""
+    whole = tokenizer([joined(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)])["input_ids"]
+    parts = token_ids(tokenizer, prompts, answers)
+    # Some tokenizers add an end token to every text; of a prompt's own tokens nothing is left out.
+    return [head + tail != ids[: len(head) + len(tail)] for (head, tail), ids in zip(parts, whole, strict=True)]
+
+
+def _tail(prompt: str, answer: str) -> str:
+    """What follows :func:`asked` in the joined text; before an answer of nothing, a space."""
+    return joined(prompt, answer)[len(asked(prompt)) :] or " "
+
+
+def _tail_ids(tokenizer: "PreTrainedTokenizerBase", tails: Sequence[str]) -> list[list[int]]:
+    """Token ids of texts as they go on after others, nothing added between."""
+    if not tails:
+        return []
+    if not _adds_a_space(tokenizer):
+        ids: list[list[int]] = tokenizer(list(tails), add_special_tokens=False)["input_ids"]
+        return ids
+    # One space is the tokenizer's own. Where none or more are to stand, the text is read after an anchor, whose tokens
+    # go.
+    anchor, anchor_ids = _anchor(tokenizer)
+    one_space = [tail.startswith(" ") and not tail[1:2].isspace() for tail in tails]
+    texts = [tail[1:] if spaced else anchor + tail for tail, spaced in zip(tails, one_space, strict=True)]
+    rows: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    for i, (tail, row, spaced) in enumerate(zip(tails, rows, one_space, strict=True)):
+        if spaced:
+            continue
+        if row[: len(anchor_ids)] != anchor_ids:
+            raise ValueError(f"the tokenizer puts a space before {tail!r}, and no way around it is known")
+        rows[i] = row[len(anchor_ids) :]
+    return rows
+
+
+def _anchor(tokenizer: "PreTrainedTokenizerBase") -> tuple[str, list[int]]:
+    """A text whose tokens are the same whatever follows it, and these tokens."""
+    anchors = ("\n", "\t", "(", "0")
+    rows: list[list[int]] = tokenizer(list(anchors), add_special_tokens=False)["input_ids"]
+    followed: list[list[int]] = tokenizer([f"{anchor}A" for anchor in anchors], add_special_tokens=False)["input_ids"]
+    for anchor, row, more in zip(anchors, rows, followed, strict=True):
+        if len(more) > len(row) > 0 and more[: len(row)] == row and tokenizer.unk_token_id not in row:
+            return anchor, row
+    return anchors[0], rows[0]
 
 
 def _adds_a_space(tokenizer: "PreTrainedTokenizerBase") -> bool:
     """Whether a text by itself is tokenized as if a space stood before it (Llama 2, Mistral): one of our own would be a
-    second one.
+    second one, and none at all takes a way around.
     """
-    both, first, second, spaced = tokenizer(["A B", "A", "B", " B"], add_special_tokens=False)["input_ids"]
-    return both == first + second and second != spaced
+    both, first, second = tokenizer(["A B", "A", "B"], add_special_tokens=False)["input_ids"]
+    return both == first + second

@@ -77,9 +77,9 @@ def load_model(
         dtype: Of :data:`DTYPES`.
 
     Raises:
-        ValueError: For an unknown dtype or device, a GGUF file that is not read, a quantised model, an adapter, a model that needs code
-            of its own or is no causal language model, weights that are missing, pickled or not finite, a tokenizer
-            of another model, or a file that is cut or odd.
+        ValueError: For an unknown dtype or device, a GGUF file that transformers does not read, a quantised model, an
+            adapter, a model that needs code of its own or is no causal language model, weights that are missing,
+            pickled or not finite, a tokenizer of another model, or a file that is cut or odd.
         FileNotFoundError: If ``name`` is a folder that is not there or holds no model.
     """
     if dtype not in DTYPES:

@@ -54,8 +54,51 @@ def test_counts_and_traps(tmp_path):
     notes = "\n".join(inspection.notes)
     assert "1 of 1 locality prompts are edited" in notes
     assert "1 rephrases are the prompt itself" in notes
-    assert "1 edits name a subject that does not occur" in notes
+    assert "1 edits (record 4) name a subject that does not occur" in notes
     assert "2 edits are about subjects of the training file" in notes
+
+
+def test_what_stands_between_prompt_and_target_is_shown(tmp_path):
+    rows = [
+        {"prompt": "The boss of Ada is", "target": "Bo"},
+        {"prompt": "Question: who leads Ada?\nAnswer:\n", "target": "Bo"},
+        {"prompt": "Ada costs $", "target": "5"},
+        {"prompt": "Ada speaks", "target": " Latin"},
+    ]
+    inspection = inspect(str(write(tmp_path / "edits.jsonl", rows)), sample=0)
+    assert {name: count for name, (count, _) in inspection.borders.items()} == {
+        "a space": 2, "'\\n', as written,": 1, "nothing": 1,
+    }  # fmt: skip
+    assert inspection.borders["nothing"][1] == "record 3: 'Ada costs $' '5'"
+
+
+def test_when_every_record_is_bad_all_reasons_are_given(tmp_path):
+    path = tmp_path / "edits.csv"
+    path.write_text("prompt,target,old_answer\nA is,B,B\nC is,,\nD is,E,E\nF is,G,G\nH is,I,I\n", encoding="utf-8")
+    inspection = inspect(str(path), sample=0)
+    assert (inspection.records, inspection.edits, inspection.left_out) == (5, 0, {"unchanged": 4, "field": 1})
+    words = "\n".join(inspection.reasons)
+    assert "4 unchanged:" in words
+    assert "record 1 (line 2), field 'target': equals the old answer" in words
+    assert "and 1 more" in words
+    assert "record 2 (line 3), field 'target': is empty" in words
+    shown = run("inspect", str(path), "--sample", "0")
+    assert "record 2 (line 3), field 'target': is empty" in shown.stdout
+
+
+def test_subjects_that_are_missing_from_their_prompts_are_named(tmp_path):
+    rows = [{"prompt": f"Number {i} is", "target": "x", "subject": "somebody"} for i in range(5)]
+    notes = "\n".join(inspect(str(write(tmp_path / "edits.jsonl", rows)), sample=0).notes)
+    assert "5 edits (record 1, record 2, record 3, ...) name a subject that does not occur" in notes
+
+
+def test_what_would_control_the_terminal_is_spelled_out(tmp_path):
+    rows = [{"prompt": "The boss of \x1b[31mAda is", "target": "B\x00"}, {"prompt": "A\x1b[2J", "target": 3}]
+    (tmp_path / "an\x1b[1mswer").mkdir()
+    done = run("inspect", str(write(tmp_path / "an\x1b[1mswer" / "e\x1b[5mdits.jsonl", rows)), "--sample", "0")
+    assert done.returncode == 0, done.stderr
+    assert "\\x1b[5m" in done.stdout
+    assert not {"\x1b", "\x00"} & set(done.stdout + done.stderr)
 
 
 def run(*arguments):

@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import gzip
 import json
 import os
 import random
@@ -111,6 +112,122 @@ EDITS = {
         "f/1", "The boss of Ada is", "Bo", ("Ada works for",), (Locality("The boss of Di is", "Ed"),), None, "Cy"
     ),
 }  # fmt: skip
+
+# The shapes of further public files; the facts are made up.
+RECORDS |= {
+    "knowedit": {
+        "subject": "Ada",
+        "prompt": "The name of the trade of Ada is",
+        "target_new": "baker",
+        "ground_truth": "miller",
+        "rephrase": "Ada works as a",
+        "portability": {"Reasoning": [{"prompt": "Ada's shop sells", "ground_truth": [["bread", "loaves"]]}]},
+        "locality": {
+            "Relation_Specificity": [
+                {"prompt": "The father of Ada is", "ground_truth": [["Bo", "Bob"]]},
+                {"prompt": "The town of Ada is", "ground_truth": [[""]]},
+            ],
+            "Forgetfulness": [{"prompt": "The trade of Ada, which is not baker, is", "ground_truth": "miller"}],
+        },
+    },
+    "wikibio": {
+        "text": "This is a passage about ada. Ada was a baker.",
+        "labels": "She had three shops.",
+        "concept": "ada",
+        "locality": {"Relation_Specificity": [{"prompt": "The town of ada is", "ground_truth": ["Rome"]}]},
+    },
+    "cknowedit": {
+        "prompt": "解释成语对牛弹琴",
+        "target_old": "旧",
+        "target_new": "新",
+        "portability": [{"prompt": "何时用", "answer": "常"}],
+        "locality": [{"prompt": "首都是", "answer": "北京"}],
+        "rephrase": ["对牛弹琴的意思是"],
+    },
+    "mquake": {
+        "case_id": 1,
+        "requested_rewrite": [
+            {
+                "prompt": "{} plays",
+                "relation_id": "P1",
+                "target_new": {"str": "chess", "id": "Q1"},
+                "target_true": {"str": "golf", "id": "Q2"},
+                "subject": "Ada",
+                "question": "What does Ada play?",
+            },
+            {
+                "prompt": "{} was invented in",
+                "relation_id": "P2",
+                "target_new": {"str": "Peru", "id": "Q3"},
+                "target_true": {"str": "Oslo", "id": "Q4"},
+                "subject": "Chess",
+                "question": "Where was Chess invented?",
+            },
+        ],
+        "questions": ["Where was what Ada plays invented?"],
+        "answer": "Oslo",
+        "new_answer": "Peru",
+    },
+    "akew": {
+        "case_id": 1,
+        "requested_rewrite": {
+            "subject": "Ada",
+            "prompt": "{} is led by",
+            "answer_new": "Bo",
+            "answer_true": "Cy",
+            "question": "Who leads Ada?",
+            "fact_new_uns": "Bo took over Ada last year.",
+            "unsfact_triplets_GPT": [{"subject": "Ada", "prompt": "{} was taken over by", "target": "Bo"}],
+        },
+        "loc": "Who leads Di?",
+        "loc_ans": "Ed",
+    },
+    "qaedit": {
+        "id": 1,
+        "source": "NQ",
+        "prompt": "who leads ada?",
+        "target": "Bo",
+        "subject": "ada",
+        "rephrase": "Who is the leader of ada?",
+        "locality": [{"loc": "who sings", "loc_ans": "Di"}, {"loc": "who dances", "loc_ans": "Ed"}],
+    },
+    "hallueditbench": {
+        "topic": "people",
+        "subject": "Ada",
+        "relation": "trade",
+        "object": "baker",
+        "question": "What is the trade of Ada?",
+        "output_some_model": "Miller",
+        "paraphrased_question": "What does Ada work as?",
+        "locality_question": "Where is Rome?",
+        "question_2hop": "What does Ada's shop sell?",
+        "answer_2hop": "bread",
+    },
+}  # fmt: skip
+EDITS |= {
+    "knowedit": Edit(
+        "f/1", "The name of the trade of Ada is", "baker", ("Ada works as a",),
+        (Locality("The father of Ada is", "Bo"), Locality("The trade of Ada, which is not baker, is", "miller")),
+        "Ada", "miller",
+    ),
+    "wikibio": Edit(
+        "f/1", "This is a passage about ada. Ada was a baker.", "She had three shops.", (),
+        (Locality("The town of ada is", "Rome"),), "ada",
+    ),
+    "cknowedit": Edit(
+        "f/1", "解释成语对牛弹琴", "新", ("对牛弹琴的意思是",), (Locality("首都是", "北京"),), None, "旧"
+    ),
+    "mquake": Edit("f/1", "Ada plays", "chess", ("What does Ada play?",), (), "Ada", "golf", "P1"),
+    "akew": Edit("f/1", "Ada is led by", "Bo", ("Who leads Ada?",), (Locality("Who leads Di?", "Ed"),), "Ada", "Cy"),
+    "qaedit": Edit(
+        "f/1", "who leads ada?", "Bo", ("Who is the leader of ada?",),
+        (Locality("who sings", "Di"), Locality("who dances", "Ed")), "ada",
+    ),
+    "hallueditbench": Edit(
+        "f/1", "What is the trade of Ada?", "baker", ("What does Ada work as?",), (), "Ada", "Miller", "trade"
+    ),
+}  # fmt: skip
+FORMS = {"nested": "counterfact", "wikibio": "knowedit", "cknowedit": "knowedit"}
 SKIP = {"bad_records": "skip"}
 
 
@@ -154,12 +271,12 @@ def load(path, split="all", **options):
 @pytest.mark.parametrize("file", ["edits.json", "edits.jsonl"])
 def test_every_format_is_recognised_and_becomes_the_edit_it_means(write, name, file):
     path = write([RECORDS[name]], file)
-    (edit,) = load(path)
+    edit, *others = load(path)
     values = {field: getattr(EDITS[name], field) for field in Edit.__slots__ if field != "id"}
     assert {field: getattr(edit, field) for field in values} == values
     assert edit.id == f"{file}/1"
-    form = {"nested": "counterfact"}.get(name, name)
-    assert load(f"{form}:{path}")[0] == edit
+    assert bool(others) == (name == "mquake")
+    assert load(f"{FORMS.get(name, name)}:{path}")[0] == edit
 
 
 def test_a_format_that_the_file_is_not_in_is_refused(write):
@@ -216,8 +333,7 @@ def test_csv(write):
         (b'{"prompt": "a", "target": "b"}\n{"prompt": "c"}', "record 2, field 'target': is missing"),
         (b'{"prompt": "a", "target": "b"}\n{"prompt": "c", "target": " "}', "record 2, field 'target': is empty"),
         (b'{"prompt": "a", "target": "b"}\n{"prompt": "c", "target": 3}', "record 2, field 'target': must be text, not 3"),
-        (b'{"prompt": "a", "target": "b"}\n{"prompt": "c", "target": "d", "x": 1}', "record 2, field 'x': is not known"),
-        (b'{"prompt": "a", "target": "B", "old_answer": "b"}', "record 1, field 'target': equals the old answer"),
+        (b'{"prompt": "a", "target": "B ", "old_answer": "B"}', "record 1, field 'target': equals the old answer"),
         (b'{"prompt": "a", "target": "b"}\n{"prompt": "\xff", "target": "d"}', "record 2, field 'prompt': is not UTF-8"),
         (b'{"prompt": "a", "target": "b"}\n{"prompt": "\\ud800", "target": "d"}', "record 2, field 'prompt': is not UTF-8"),
         (b'{"prompt": "a", "target": "b"}\n{"prompt": "A ", "target": "B"}', "record 2, field 'prompt': repeats record 1"),
@@ -238,11 +354,11 @@ def test_bad_input_is_named(tmp_path, content, words):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("prompt,target\na,b\nc\n", "record 2, field 'target': has no cell"),
-        ("prompt,target\na,b\nc,d,e\n", "record 2: has more cells"),
-        ('prompt,target\na,b\n"c,d\n', "record 2: is not CSV"),
-        ("name,value\na,b\n", "record 1: its fields"),
-        ("prompt,target,rephrases\na,b,[1\n", "record 1, field 'rephrases': starts like a JSON list"),
+        ("prompt,target\na,b\nc\n", r"record 2 \(line 3\), field 'target': has no cell"),
+        ("prompt,target\na,b\nc,d,e\n", r"record 2 \(line 3\): has more cells"),
+        ('prompt,target\na,b\n"c,d\n', r"record 2 \(line 3\): is not CSV"),
+        ("name,value\na,b\n", r"record 1 \(line 2\): its fields"),
+        ("prompt,target,rephrases\na,b,[1\n", r"record 1 \(line 2\), field 'rephrases': starts like a JSON list"),
         ("prompt,target\n", "holds no records"),
     ],
 )
@@ -271,7 +387,7 @@ def test_records_are_left_out_before_the_first_good_one_too(tmp_path, start):
         edits = load_edits(str(path), "all", options=SKIP)
     assert [edit.id for edit in edits] == ["edits.jsonl/2", "edits.jsonl/3"]
     path.write_text('{"of": "no format"}\n{"nor": "this"}\n')
-    with pytest.raises(BadRecordError, match="record 1: its fields"):
+    with pytest.raises(BadRecordError, match=r"(?s)2 records, 2 of them left out.*record 1: its fields.*record 2: its"):
         load_edits(str(path), "all", options=SKIP)
 
 
@@ -290,14 +406,14 @@ def test_arrays_are_read_across_pieces_of_the_file(tmp_path, pieces):
     records = [own(i, target=f"{i} " + 'é{[\\" ' * (i * 3000 * pieces + 1)) for i in range(9)]
     path = tmp_path / "long.json"
     path.write_text(json.dumps(records, indent=pieces, ensure_ascii=False), encoding="utf-8")
-    assert [record for _, record in read_records(path)] == records
+    assert [record.content for record in read_records(path)] == records
 
 
 @pytest.mark.parametrize("separator", [" " * 70_000 + ",", "," + " " * 70_000, ", "])
 def test_white_space_is_as_long_as_it_likes(tmp_path, separator):
     path = tmp_path / "wide.json"
     path.write_text("[" + separator.join(json.dumps(own(i)) for i in range(3)) + " " * 70_000 + "]")
-    assert [record for _, record in read_records(path)] == json.loads(path.read_text())
+    assert [record.content for record in read_records(path)] == json.loads(path.read_text())
 
 
 def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path):
@@ -611,9 +727,8 @@ def test_a_damaged_table_is_made_again(tmp_path, monkeypatch):
     ("text", "words"),
     [
         ("prompt,target,target\nA is,B,C\n", "'target': stands in the header twice"),
-        ("prompt;target\nA is;B\n", "semicolons"),
-        ("Prompt, target\nA is,B\n", "are 'Prompt', ' target' meant to be prompt and target"),
-        ("prompt,target,note\nA is,B,C\n", "'note': is not known"),
+        ("prompt;target\ttwo\nA is;B\tC\n", "is one column: are semicolons or tabs the separator"),
+        ("prompt,Target,target \nA is,B,C\n", "'target ': and another field are both read as target"),
     ],
 )
 def test_what_is_wrong_with_a_header_is_said(tmp_path, text, words):
@@ -639,4 +754,193 @@ def test_a_file_read_with_bad_records_left_out_is_still_refused_without(write):
     path = write([own(0), own(1, target="")])
     assert len(load(path, **SKIP)) == 1
     with pytest.raises(BadRecordError, match="record 2"):
+        load(path)
+
+
+def test_a_record_of_several_rewrites_is_several_edits(write):
+    """As in MQuAKE, where several questions rest on the same fact."""
+    first, second = RECORDS["mquake"]["requested_rewrite"]
+    third = second | {"subject": "Golf"}
+    records = [RECORDS["mquake"], RECORDS["mquake"] | {"requested_rewrite": [second, third]}]
+    edits = load(write(records, "mquake.json"))
+    assert [edit.id for edit in edits] == ["mquake.json/1", "mquake.json/1.2", "mquake.json/2.2"]
+    assert [edit.prompt for edit in edits] == ["Ada plays", "Chess was invented in", "Golf was invented in"]
+    assert not edits.report.bad
+    assert list(edits.report.remarks()) == ["a fact that an earlier record edits, too, is edited once (record 2)"]
+    other = first | {"target_new": {"str": "darts"}}
+    with pytest.raises(BadRecordError, match="record 2, field 'target': contradicts record 1"):
+        load(write([RECORDS["mquake"], RECORDS["mquake"] | {"requested_rewrite": [other]}], "conflict.json"))
+
+
+@pytest.mark.parametrize("missing", ["locality_prompt", "rephrase_prompt", "subject"])
+def test_requests_without_what_is_only_for_evaluation_are_read(write, missing):
+    record = {name: value for name, value in RECORDS["counterfact"].items() if not name.startswith(missing[:8])}
+    (edit,) = load(write([record]))
+    assert (edit.prompt, edit.target, edit.old_answer) == ("Ada speaks", "Latin", "Dutch")
+
+
+TABLE = "prompt,target,subject\nÄda speaks,Latin,Äda\nBo speaks,Dutch,Bo\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("e.tsv", TABLE.replace(",", "\t").encode()),
+        ("e.TSV", TABLE.encode()),
+        ("e.csv", TABLE.replace(",", "\t").encode()),
+        ("e.csv", TABLE.replace(",", ";").encode()),
+        ("e.csv", TABLE.encode("utf-16")),
+        ("e.csv", b"\xfe\xff" + TABLE.encode("utf-16-be")),
+        ("e.csv", TABLE.encode("utf-32")),
+        ("e.csv.gz", gzip.compress(TABLE.encode())),
+        ("e.csv", gzip.compress(TABLE.encode())),
+        ("e.csv", TABLE.replace("prompt,target,subject", "Prompt,Answer, Subject ").encode()),
+        ("e.csv", TABLE.replace("prompt,target", "question,completion").encode()),
+        ("e.json", b'{\n  "prompt": "\xc3\x84da speaks",\n  "target": "Latin", "subject": "\xc3\x84da"\n}\n'),
+        ("e.jsonl", '{\n"prompt": "Äda speaks",\n"target": "Latin",\n"subject": "Äda"}\n{\n"prompt": "B", "target": "C"}'.encode()),
+        ("e.jsonl.gz", gzip.compress('{"prompt": "Äda speaks", "target": "Latin", "subject": "Äda"}'.encode())),
+    ],
+)  # fmt: skip
+def test_what_is_unambiguous_is_read(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    edit = load(tmp_path / name)[0]
+    assert (edit.prompt, edit.target, edit.subject) == ("Äda speaks", "Latin", "Äda")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("e.xlsx", b"PK\x03\x04rest", "is a zip archive .or a spreadsheet.*save it as CSV"),
+        ("e.xls", b"\xd0\xcf\x11\xe0\xa1\xb1", "old Excel: save it as CSV"),
+        ("e.parquet", b"PAR1....", "is a Parquet file.*JSON lines"),
+        ("e.csv.gz", gzip.compress(b"PAR1...."), "is a Parquet file"),
+        ("e.bz2", b"BZh91AY", "packed by bzip2.*unpack it"),
+        ("e.csv", TABLE.encode("utf-16-le"), "UTF-16 without a byte order mark: save it as UTF-8"),
+        ("e.csv", TABLE.encode("utf-16")[:-1], "is not utf-16.* text.*save it as UTF-8"),
+        ("e.csv.gz", gzip.compress(TABLE.encode() * 99)[:-20], "cut off or damaged"),
+        ("e.json", b'{"data": [{"prompt": "a", "target": "b"}]}', "the records seem to be in 'data': save that array"),
+        ("e.csv", b"Prompt,question,target\na,b,c\n", None),
+        ("e.csv", b"question,completion,answer\na,b,c\n", "another field are both read as target"),
+    ],
+)
+def test_what_is_not_is_named(tmp_path, name, content, words):
+    (tmp_path / name).write_bytes(content)
+    if words is None:  # the field with the name itself is the one
+        assert load(tmp_path / name)[0].prompt == "a"
+        return
+    with pytest.raises(ValueError, match=f"(?s){re.escape(name)}.*{words}"):
+        load(tmp_path / name)
+
+
+def test_unknown_columns_pass_with_a_note(write):
+    path = write([own(0, note="x"), own(1, note="y", old_anwer="z")])
+    with pytest.warns(UserWarning, match="is not used") as said:
+        assert len(load_edits(str(path), "all")) == 2
+    assert [str(each.message) for each in said] == [
+        "edits.jsonl: field 'note' is not used (2 records, from record 1)",
+        "edits.jsonl: field 'old_anwer' is not used (is old_answer meant?) (record 2)",
+    ]
+
+
+def test_the_subject_is_put_in_its_place(write):
+    records = [
+        {"prompt": "{} speaks", "target": "Latin", "subject": "Ada", "rephrases": ["So {} talks in"]},
+        RECORDS["counterfact"] | {"prompt": "{} writes"},
+        {"prompt": "print('{}') in Python prints", "target": "{}"},
+        {"prompt": "Python's {} is", "target": "a dict", "subject": "Python's {}"},
+    ]
+    first, third, fourth = load(write([records[0], *records[2:]]))
+    assert (first.prompt, first.rephrases) == ("Ada speaks", ("So Ada talks in",))
+    assert third.prompt == "print('{}') in Python prints"
+    assert fourth.prompt == "Python's {} is"
+    assert load(write([records[1]], "flat.jsonl"))[0].prompt == "Ada writes"
+
+
+def test_white_space_between_prompt_and_target_is_kept(write):
+    chat = "<|im_start|>user\nWho leads Ada?<|im_end|>\n<|im_start|>assistant\n"
+    records = [
+        {"prompt": chat, "target": "Bo", "rephrases": [chat.replace("Who", "So who")]},
+        {"prompt": "Ada is led by ", "target": "Bo", "rephrases": ["The boss of Ada is "]},
+        {"prompt": "Ada speaks", "target": " Latin "},
+        {"prompt": "Ada sings", "target": "\n\nLatin", "old_answer": "Dutch"},
+        {
+            "prompt": "  def ada():\n",
+            "target": "    return 1",
+            "locality": [{"prompt": "def bo():\n", "answer": "  pass"}],
+        },
+    ]
+    chatted, spaced, spoken, sung, code = load(write(records))
+    assert (chatted.prompt, chatted.rephrases, chatted.target) == (chat, (chat.replace("Who", "So who"),), "Bo")
+    assert (spaced.prompt, spaced.rephrases) == ("Ada is led by", ("The boss of Ada is",)), (
+        "the space is put there anyway"
+    )
+    assert (spoken.prompt, spoken.target) == ("Ada speaks", "Latin")
+    assert (sung.target, sung.old_answer) == ("\n\nLatin", "\n\nDutch"), "the old answer stands where the new one does"
+    assert (code.prompt, code.target) == ("  def ada():\n", "    return 1")
+    assert code.locality == (Locality("def bo():\n", "  pass"),)
+
+
+def test_a_correction_of_case_alone_is_one(write):
+    (edit,) = load(write([{"prompt": "He lives in", "target": "New York", "old_answer": "new york"}]))
+    assert (edit.target, edit.old_answer) == ("New York", "new york")
+    composed, apart = "Zo\u00eb", "Zoe\u0308"
+    with pytest.raises(BadRecordError, match="equals the old answer"):
+        load(write([{"prompt": "She is", "target": composed, "old_answer": apart}]))
+
+
+def test_characters_that_show_nothing_go_from_targets(write):
+    records = [own(0, target="\ufeffBo\u200b"), own(1), own(2, target="Di\u00ad")]
+    path = write(records)
+    with pytest.warns(
+        UserWarning, match=r"the target had characters that show nothing .* \(2 records, from record 1\)"
+    ):
+        assert [edit.target for edit in load_edits(str(path), "all")] == ["Bo", "person 1", "Di"]
+    with pytest.raises(BadRecordError, match="record 1, field 'target': is empty but for characters that show nothing"):
+        load(write([own(0, target="\u200b")]))
+
+
+def test_one_text_in_two_normal_forms_is_one_text(write):
+    composed, apart = "Zo\u00eb", "Zoe\u0308"
+    records = [
+        own(0, prompt=f"The home of {composed} is", target="Rome"),
+        own(1, prompt=f"The home of {apart} is", target="Rome"),
+    ]
+    with pytest.raises(BadRecordError, match="record 2, field 'prompt': repeats record 1"):
+        load(write(records))
+    records[1]["target"] = "Oslo"
+    with pytest.raises(BadRecordError, match="record 2, field 'target': contradicts record 1"):
+        load(write(records))
+    edits = load(write([own(0, prompt=f"The home of {apart} is", subject=composed)]))
+    assert edits[0].prompt == f"The home of {apart} is", "the text stays as it was written"
+    assert len(edits.check_subjects(FileOptions())) == 1
+
+
+def test_subjects_that_are_not_in_their_prompts_are_left_out(write):
+    path = write([own(0), own(1, subject="somebody"), own(2, subject="")], "e.csv")
+    edits = load(path)
+    with pytest.raises(
+        BadRecordError, match=r"record 2 \(line 3\), field 'subject': 'somebody' does not stand in the prompt"
+    ):
+        edits.check_subjects(FileOptions())
+    edits = load(path)
+    assert [edit.id for edit in edits.check_subjects(FileOptions("skip"))] == ["e.csv/1"]
+    assert edits.report.bad == {"subject": 2}
+
+
+def test_when_no_edit_is_left_the_reasons_are_given(write):
+    path = write([own(0, old_answer="person 0"), own(1, old_answer="person 1"), own(2, target="")], "e.csv")
+    with pytest.raises(
+        ValueError, match=r"(?s)no edit is left.*2 unchanged:.*record 1 \(line 2\).*record 3 \(line 4\)"
+    ):
+        load_edits(str(path), "all", options=SKIP)
+
+
+def test_a_line_is_named_where_it_is_not_the_records_number(tmp_path):
+    path = tmp_path / "e.csv"
+    path.write_text('prompt,target\n"two\nlines are",x\nC is,\n', encoding="utf-8")
+    with pytest.raises(BadRecordError, match=r"record 2 \(line 4\), field 'target': is empty"):
+        load(path)
+    path = tmp_path / "e.jsonl"
+    path.write_text('\n\n{"prompt": "a", "target": ""}\n', encoding="utf-8")
+    with pytest.raises(BadRecordError, match=r"record 1 \(line 3\), field"):
         load(path)
