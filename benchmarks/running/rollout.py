@@ -13,6 +13,7 @@ import torch
 from agents.base import Agent, Observation, ProgressCallback, nan_action, zero_action
 from agents.covariance import sample_text, training_edits
 from agents.progress import silent
+from agents.view import Actor
 from benchmarks.results.records import MetricValues, Record, versions
 from benchmarks.running.recording import Recording
 from benchmarks.running.timing import clock, peak_memory_bytes, time_floor, time_observation_and_update
@@ -208,8 +209,10 @@ def edit_stream(
     _, info = env.reset(seed=seed, options={"shuffle": suite.order == "shuffled"})
     lm = env.language_model
     share_cache(lm, cache)  # after the reset, which empties the model's cache
-    agents_cache = ActivationCache(ACTIVATION_CACHE_BYTES, fallback=cache)
-    agent.begin(env)
+    agents_cache = ActivationCache(ACTIVATION_CACHE_BYTES)
+    actor = Actor(env, agent)
+    with _cached_in(lm, agents_cache):
+        actor.begin()
     if recording is not None:
         recording.start(lm)
 
@@ -221,9 +224,12 @@ def edit_stream(
         first_attempt = info["attempt"] == 0
         if first_attempt:
             batches.append(env.evaluation_batch)
+        shown = actor.look()
         with _cached_in(lm, agents_cache):
+            if agent.looks_at_model:
+                know_batch(env, agents_cache, cache)
             started = clock(lm.device)
-            action = propose(agent, env.gradients, info, lm)
+            action = propose(agent, *shown, lm)
             trace.act_seconds += clock(lm.device) - started
         if recording is not None:
             recording.add(action)
@@ -280,6 +286,23 @@ def _cached_in(lm: EditableLM, cache: ActivationCache) -> Iterator[None]:
         lm.activation_cache = usual_cache
 
 
+def know_batch(env: LifelongEditEnv, agents_cache: ActivationCache, cache: ActivationCache) -> None:
+    """Gives the agent's cache what the frozen layers made of the edits' own prompts: they need not run again.
+
+    It gets no more. The judge's cache holds the texts of all that was asked so far and, filled by an earlier run, what
+    the whole stream becomes.
+
+    Args:
+        env: Whose model uses ``agents_cache`` at present.
+        agents_cache: In use while the agent acts.
+        cache: In use otherwise.
+    """
+    prompts, targets = [edit.prompt for edit in env.batch], [edit.target for edit in env.batch]
+    with agents_cache.copying_from(cache):
+        for append_eos in {False, env.train_eos}:
+            env.language_model.encode(prompts, targets, append_eos=append_eos)
+
+
 # -- one step -----------------------------------------------------------------------------------------------------
 
 
@@ -288,8 +311,8 @@ def propose(agent: Agent, observation: Observation, info: dict[str, Any], lm: Ed
 
     Args:
         agent: The agent.
-        observation: ``env.gradients``.
-        info: As the environment gave it with them.
+        observation: Of :meth:`agents.view.Actor.look`.
+        info: Likewise.
         lm: The model that is edited.
     """
     try:
@@ -325,17 +348,18 @@ class Step(NamedTuple):
     refused: bool
 
 
-def play(env: LifelongEditEnv, agent: Agent, info: dict[str, Any]) -> Iterator[Step]:
+def play(env: LifelongEditEnv, agent: Agent) -> Iterator[Step]:
     """Lets a prepared agent edit to the end of the stream; yields after each action.
 
     Args:
         env: After its reset.
-        agent: After :meth:`agents.base.Agent.begin`.
-        info: Of the reset.
+        agent: After its preparation; begins here.
     """
+    actor = Actor(env, agent)
+    actor.begin()
     done = False
     while not done:
-        action = propose(agent, env.gradients, info, env.language_model)
+        action = propose(agent, *actor.look(), env.language_model)
         (_, reward, terminated, truncated, info), refused = take(env, agent, action)
         done = terminated or truncated
         yield Step(reward, info, refused)
