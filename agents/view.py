@@ -5,7 +5,8 @@ nothing that is judged can be reached from it by attributes: not the stream, not
 are taken on, not the reward. What one Python process cannot prevent is said in docs/guides/run_benchmarks.md.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NoReturn, overload
 
@@ -13,8 +14,9 @@ import torch
 
 from agents.base import Agent, Observation
 from editenv.data import Edit
-from editenv.env import LifelongEditEnv
+from editenv.env import Action, LifelongEditEnv
 from editenv.evaluation.batch import PROMPT, EvaluationBatch
+from editenv.language_model.activation_cache import ActivationCache
 from editenv.language_model.prompts import Prompts
 
 
@@ -121,22 +123,64 @@ def _own_prompts(env: LifelongEditEnv, requests: Sequence[Edit]) -> EvaluationBa
 class Actor:
     """An agent at work in an environment of which it sees a view. The agent is not given the actor.
 
+    While the agent is at work, the model that it may look at has a cache of its own: what it asks on its own counts
+    as its cost, and the environment's cache, which holds the texts of all that was asked so far and, filled by an
+    earlier run, what the whole stream becomes, is not within its reach.
+
     Args:
         env: The environment.
         agent: After its preparation.
+        cache_bytes: Limit of the agent's cache.
     """
 
-    def __init__(self, env: LifelongEditEnv, agent: Agent) -> None:
+    def __init__(self, env: LifelongEditEnv, agent: Agent, cache_bytes: int = 256 * 2**20) -> None:
         self.env, self.agent = env, agent
+        self._cache = ActivationCache(cache_bytes)
 
     def begin(self) -> None:
         """A new episode; to be called after the environment's reset."""
+        self._cache.clear()
         self._view = AgentView(self.env, self.agent)
-        self.agent.begin(self._view)
+        with self._agents_cache():
+            self.agent.begin(self._view)
+
+    def forget_prompts(self) -> None:
+        """Empties the agent's cache: what it computes for the next batch depends on no earlier one, to the last bit."""
+        self._cache.clear()
 
     def look(self) -> tuple[Observation, dict[str, Any]]:
-        """Shows the agent where the environment stands: what :meth:`agents.base.Agent.act` is to be given."""
-        self._view.show(self.env)
+        """Shows the agent where the environment stands: what :meth:`act` is to be given."""
         env = self.env
+        self._view.show(env)
+        if self.agent.looks_at_model and env.batch:
+            self._take_over_batch()
         position = {"batch": env.batches_done, "attempt": env.attempt, "edits": env.batches_done * env.edits_per_step}
         return self._view.gradients, position
+
+    def act(self, observation: Observation, info: dict[str, Any]) -> Action:
+        """The agent's action.
+
+        Args:
+            observation: Of :meth:`look`.
+            info: Likewise.
+        """
+        with self._agents_cache():
+            return self.agent.act(observation, info)
+
+    def _take_over_batch(self) -> None:
+        """Gives the agent's cache what the frozen layers made of the edits' own prompts: they need not run again."""
+        lm, batch = self.env.language_model, self.env.batch
+        source = lm.activation_cache
+        with self._agents_cache(), self._cache.copying_from(source):
+            for append_eos in {False, self.env.train_eos}:
+                lm.encode([edit.prompt for edit in batch], [edit.target for edit in batch], append_eos=append_eos)
+
+    @contextmanager
+    def _agents_cache(self) -> Iterator[None]:
+        """Within the context the model's frozen layers use the agent's cache."""
+        lm = self.env.language_model
+        usual_cache, lm.activation_cache = lm.activation_cache, self._cache
+        try:
+            yield
+        finally:
+            lm.activation_cache = usual_cache

@@ -227,6 +227,7 @@ class LifelongEditor:
         self._check_lengths(batch)
         before = self.lm.snapshot()
         self.env.present(batch)
+        self._actor.forget_prompts()
         try:
             attempt = self._attempt(before)
             if attempt.reason is not None:
@@ -264,7 +265,7 @@ class LifelongEditor:
         reason, efficacy = None, None
         while reason is None and len(actions) < self.agent.actions_per_batch:
             try:
-                deltas = self.env.checked(self.agent.act(*self._actor.look()))
+                deltas = self.env.checked(self._actor.act(*self._actor.look()))
             except torch.linalg.LinAlgError as error:  # what NaN and infinity end in
                 reason = f"the method could not solve for an update: {error}"
             except RefusedActionError as error:

@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -209,10 +208,8 @@ def edit_stream(
     _, info = env.reset(seed=seed, options={"shuffle": suite.order == "shuffled"})
     lm = env.language_model
     share_cache(lm, cache)  # after the reset, which empties the model's cache
-    agents_cache = ActivationCache(ACTIVATION_CACHE_BYTES)
-    actor = Actor(env, agent)
-    with _cached_in(lm, agents_cache):
-        actor.begin()
+    actor = Actor(env, agent, ACTIVATION_CACHE_BYTES)
+    actor.begin()
     if recording is not None:
         recording.start(lm)
 
@@ -225,12 +222,9 @@ def edit_stream(
         if first_attempt:
             batches.append(env.evaluation_batch)
         shown = actor.look()
-        with _cached_in(lm, agents_cache):
-            if agent.looks_at_model:
-                know_batch(env, agents_cache, cache)
-            started = clock(lm.device)
-            action = propose(agent, *shown, lm)
-            trace.act_seconds += clock(lm.device) - started
+        started = clock(lm.device)
+        action = propose(actor, *shown, lm)
+        trace.act_seconds += clock(lm.device) - started
         if recording is not None:
             recording.add(action)
         if first_attempt and info["batch"] in timed:
@@ -276,41 +270,14 @@ def share_cache(lm: EditableLM, cache: ActivationCache) -> None:
     lm.activation_cache = cache
 
 
-@contextmanager
-def _cached_in(lm: EditableLM, cache: ActivationCache) -> Iterator[None]:
-    """The model's frozen layers use another cache within the context."""
-    usual_cache, lm.activation_cache = lm.activation_cache, cache
-    try:
-        yield
-    finally:
-        lm.activation_cache = usual_cache
-
-
-def know_batch(env: LifelongEditEnv, agents_cache: ActivationCache, cache: ActivationCache) -> None:
-    """Gives the agent's cache what the frozen layers made of the edits' own prompts: they need not run again.
-
-    It gets no more. The judge's cache holds the texts of all that was asked so far and, filled by an earlier run, what
-    the whole stream becomes.
-
-    Args:
-        env: Whose model uses ``agents_cache`` at present.
-        agents_cache: In use while the agent acts.
-        cache: In use otherwise.
-    """
-    prompts, targets = [edit.prompt for edit in env.batch], [edit.target for edit in env.batch]
-    with agents_cache.copying_from(cache):
-        for append_eos in {False, env.train_eos}:
-            env.language_model.encode(prompts, targets, append_eos=append_eos)
-
-
 # -- one step -----------------------------------------------------------------------------------------------------
 
 
-def propose(agent: Agent, observation: Observation, info: dict[str, Any], lm: EditableLM) -> Action:
+def propose(agent: Agent | Actor, observation: Observation, info: dict[str, Any], lm: EditableLM) -> Action:
     """The agent's action; NaN, which will be refused (and in a replay, too), where its algebra ends in an error.
 
     Args:
-        agent: The agent.
+        agent: The agent, or the actor that sees to what it sees.
         observation: Of :meth:`agents.view.Actor.look`.
         info: Likewise.
         lm: The model that is edited.
@@ -359,7 +326,7 @@ def play(env: LifelongEditEnv, agent: Agent) -> Iterator[Step]:
     actor.begin()
     done = False
     while not done:
-        action = propose(agent, *actor.look(), env.language_model)
+        action = propose(actor, *actor.look(), env.language_model)
         (_, reward, terminated, truncated, info), refused = take(env, agent, action)
         done = terminated or truncated
         yield Step(reward, info, refused)

@@ -104,7 +104,7 @@ def time_steps(agent: Agent, env: LifelongEditEnv, steps: int, seed: int = 0) ->
     for i in range(steps + WARM_UP_STEPS):
         shown = actor.look()
         started = clock(device)
-        action = agent.act(*shown)
+        action = actor.act(*shown)
         act = clock(device) - started
         # The floor is timed before the step and after it in turn, so that a slow moment of the machine hits both.
         floor_first = time_floor(env) if i % 2 else None

@@ -9,7 +9,7 @@ from agents.base import Agent
 from agents.baselines.target_loss import edit_prompts
 from agents.registry import make_agent
 from agents.view import Actor, AgentView
-from benchmarks.running.rollout import know_batch, run, share_cache
+from benchmarks.running.rollout import run, share_cache
 from benchmarks.suites import Suite
 from editenv.data import Edit
 from editenv.env import LifelongEditEnv
@@ -21,11 +21,13 @@ from editenv.rewards import Reward
 class Blind(Agent):
     """Sees the observation and what every agent sees."""
 
+    takes_all = False
+
     def begin(self, env):
         self.env = env
 
     def act(self, observation, info):
-        self.seen = self.env, observation, info
+        self.got = reachable([self, observation, info]) if self.takes_all else []
         return {name: torch.zeros(g.keys.shape[1], g.value_grads.shape[1]) for name, g in observation.items()}
 
 
@@ -90,16 +92,15 @@ def env(make_env, small_world):
 def test_nothing_that_is_judged_can_be_reached(env, kind):
     """From the view, the observation, the info, and the model where it is shown."""
     questions, coming = judged_texts(env)
-    lm, cache, agents_cache = env.language_model, ActivationCache(), ActivationCache()
+    lm, cache = env.language_model, ActivationCache()
     whole_stream = [text for edit in env._edits for text in (edit.prompt, *edit.rephrases)]
     share_cache(lm, cache)
     lm.encode(whole_stream, ["Oslo"] * len(whole_stream))  # as an earlier run may have left it
     actor = Actor(env, kind())
-    lm.activation_cache = agents_cache
+    actor.agent.takes_all = True
     actor.begin()
-    know_batch(env, agents_cache, cache)
-    actor.agent.act(*actor.look())
-    got = reachable([actor.agent, actor.agent.seen])
+    actor.act(*actor.look())
+    got = actor.agent.got
     texts = {one for one in got if isinstance(one, str)}
     assert {edit.prompt for edit in env.batch} <= texts, "the walk sees what there is"
     assert not texts & questions

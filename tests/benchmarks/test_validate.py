@@ -549,6 +549,7 @@ def test_a_rerun_finds_another_source(check, submission, model_folder, made, cap
     assert "settings: source are not those of the source here" in capsys.readouterr().out
 
 
+@pytest.mark.slow  # a process that imports torch
 def test_a_rerun_without_the_source_is_not_verified(check, submission, model_folder, made, capsys):
     source = made / "agent.py"
     content = source.read_text()
