@@ -44,13 +44,13 @@ class Agent(ABC):
     """A text file, a hub data set or a folder of statistics, as :func:`agents.covariance.covariance_of` takes it."""
 
     looks_at_model: bool = False
-    """Whether :meth:`act` looks at the language model or the texts of the edits, and not only at the observation."""
+    """Whether :meth:`act` looks at the language model: only then :meth:`begin` is shown it."""
 
     fair_first_batch: int = 1
     """Edits that a first batch should have, for an agent whose statistics begin with it; fewer are made badly."""
 
     looks_ahead: bool = False
-    """Whether it acts by the whole stream, or by where the stream ends.
+    """Whether it acts by the whole stream, or by where the stream ends: only then :meth:`begin` is shown the stream.
 
     Its figures in the middle of a stream are then not those of a shorter stream.
     """
@@ -96,7 +96,7 @@ class Agent(ABC):
         """Forget the last episode. Called after ``env.reset``.
 
         Args:
-            env: The environment that is edited. Only agents that declare it (:attr:`looks_at_model`) keep it.
+            env: What the agent may see of the environment that is edited: a :class:`agents.view.AgentView`.
         """
 
     @abstractmethod

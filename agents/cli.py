@@ -360,6 +360,10 @@ COMMANDS: dict[Any, Callable[[Any], None]] = {
 }
 
 
+ABOUT = """Lifelong editing of language models. `editenv bench NAME` runs a command of the benchmarks: run, report,
+validate, ..."""
+
+
 def main() -> None:
     """Entry point; errors about the input go to stderr, in one line, with exit status 1."""
     words = renamed_options(sys.argv[1:])
@@ -371,7 +375,7 @@ def main() -> None:
     for name, kind in named.items():
         one = Annotated[kind, tyro.conf.subcommand(name)]  # type: ignore[valid-type]
         union = one if union is None else union | one
-    args: Any = tyro.cli(union, prog="editenv", args=words, description="Lifelong editing of language models.")
+    args: Any = tyro.cli(union, prog="editenv", args=words, description=ABOUT)
     kept = args.output / "journal.jsonl" if isinstance(args, EditArgs) else None
     _run(COMMANDS[type(args)], args, kept)
 

@@ -222,15 +222,14 @@ def roll(
         visit: Called at each of them with the number of edits and how many of those were refused.
         progress: Called with what is going on, and how far it is.
     """
-    _, info = env.reset(seed=seed)
-    agent.begin(env)
+    env.reset(seed=seed)
     if at[0] == 0:
         visit(0, 0)
     last_batch = at[-1] // env.edits_per_step
     if last_batch == 0:
         return
     failures, batch_failed = 0, False
-    for step in play(env, agent, info):
+    for step in play(env, agent):
         batch_failed = batch_failed or step.refused
         if step.info["attempt"] == 0:  # that was the batch's last action
             failures += env.edits_per_step * batch_failed

@@ -74,9 +74,8 @@ def one_batch(agent: Agent, args: Args, progress: ProgressCallback) -> MetricVal
     scores: list[MetricValues] = []
     for batch in range(args.batches):
         progress("editing", batch, args.batches)
-        _, info = env.reset(seed=args.seed * args.batches + batch)
-        agent.begin(env)
-        *_, last_step = play(env, agent, info)
+        env.reset(seed=args.seed * args.batches + batch)
+        *_, last_step = play(env, agent)
         scores.append({metric: last_step.info[metric] for metric in METRICS})
     return {metric: mean([batch_scores[metric] for batch_scores in scores]) for metric in METRICS}
 

@@ -11,6 +11,7 @@ The same records give the same files.
 """
 
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +19,13 @@ from typing import Annotated
 
 import tyro
 
-from benchmarks.results import figures, leaderboard, published
+from benchmarks.results import figures, leaderboard, published, verdicts
 from benchmarks.results import tables as table
 from benchmarks.results.charts import Chart, save
 from benchmarks.results.leaderboard import RANKED, Entry, FailedCell, Leaderboard, Task
-from benchmarks.results.page import page
+from benchmarks.results.page import CHECKED, page
+from benchmarks.results.texts import printable
+from benchmarks.running.cells import file_name
 from benchmarks.suites import id_of
 from editenv.atomic_files import atomic_write_text
 
@@ -35,43 +38,62 @@ class Args:
     """
     out: Path | None = None
     """Where the report goes; the first folder by default."""
+    checked: tuple[Path, ...] = ()
+    """What `benchmarks.validate --out FILE` found out about the records: files that you made or trust. Rows without one
+    are shown as not verified."""
     docs: str | None = None
     """The folder of the documentation from there, like ../../: the page's rows link to it, else to their papers."""
 
 
-def main(args: Args) -> None:
+def main(args: Args) -> int:
+    """Writes the report; 1 if something of the folders had to be left out.
+
+    Raises:
+        SystemExit: If there are no records, with a message.
+    """
     from rich.console import Console
 
     if not args.results:
         raise SystemExit("name at least one folder with a results.jsonl (or such a file)")
-    entries, failed = read(args.results)
+    entries, failed, left_out = read(args.results)
+    try:
+        statuses = verdicts.statuses(entries, verdicts.read(args.checked))
+    except ValueError as error:
+        raise SystemExit(printable(str(error))) from None
     out = args.out or (args.results[0].parent if args.results[0].suffix == ".jsonl" else args.results[0])
     out.mkdir(parents=True, exist_ok=True)
     with Console().status("comparing runs ...") as status:
         boards = {protocol: Leaderboard(entries, protocol) for protocol in RANKED}
         board = boards[figures.PROTOCOL]
-        atomic_write_text(out / "index.html", page(entries, boards, failed, args.docs))
+        atomic_write_text(out / "index.html", page(entries, boards, failed, args.docs, left_out, statuses))
         drawn = draw(entries, board, out, lambda name: status.update(f"drawing {name} ..."))
-        atomic_write_text(out / "LEADERBOARD.md", as_markdown(entries, board, failed, drawn))
+        atomic_write_text(out / "LEADERBOARD.md", as_markdown(entries, board, failed, drawn, left_out, statuses))
     runs = sum(len(entry.records) for entry in entries)
     written = f"{out / 'index.html'}, {out / 'LEADERBOARD.md'} and {len(drawn)} figures (PNG, SVG)"
     print(f"{len(entries)} rows from {runs} runs: {written}")
     for cell in failed:
-        print(_in_words(cell))
+        print(printable(_in_words(cell)))
+    for line in left_out:
+        print(printable(line))
+    return 1 if left_out else 0
 
 
-def read(results: Sequence[Path]) -> tuple[list[Entry], list[FailedCell]]:
-    """The rows of all folders, and the cells that have come to nothing and have not been made since.
+def read(results: Sequence[Path]) -> tuple[list[Entry], list[FailedCell], list[str]]:
+    """The rows of all folders, the cells that have come to nothing and have not been made since, and a line for each
+    record or file that is left out.
 
     Raises:
-        SystemExit: If there are no records that make one leaderboard; says what failed, too.
+        SystemExit: If there are no records; says what failed, too.
     """
+    left_out: list[str] = []
     try:
-        records = leaderboard.read(results)
+        records = leaderboard.read(results, left_out)
     except ValueError as error:
-        raise SystemExit("\n".join([str(error), *map(_in_words, leaderboard.read_failures(results))])) from None
+        failures = map(_in_words, leaderboard.read_failures(results))
+        raise SystemExit("\n".join(map(printable, [*str(error).split("\n"), *failures]))) from None
     made = {(id_of(record.suite), record.agent, record.seed) for record in records}
-    return leaderboard.entries(records), leaderboard.read_failures(results, made)
+    failed = leaderboard.read_failures(results, made, left_out)
+    return leaderboard.entries(records), failed, left_out
 
 
 def _in_words(cell: FailedCell) -> str:
@@ -144,6 +166,7 @@ def file_names(tasks: Sequence[Task]) -> list[str]:
     for task in tasks:
         alone = sum(other.suite == task.suite for other in tasks) == 1
         name = re.sub(r"[^\w.-]+", "-", task.suite if alone else f"{task.suite}-{task.model}").strip("-.")
+        name = file_name(name or "suite")
         names.append(f"{name}-{names.count(name) + 1}" if name in names else name)
     return names
 
@@ -186,7 +209,12 @@ def _is_line(group: Sequence[Sequence[Entry]], along: str) -> bool:
 
 
 def as_markdown(
-    entries: Sequence[Entry], board: Leaderboard, failed: Sequence[FailedCell], drawn: Sequence[Drawn]
+    entries: Sequence[Entry],
+    board: Leaderboard,
+    failed: Sequence[FailedCell],
+    drawn: Sequence[Drawn],
+    left_out: Sequence[str] = (),
+    statuses: Sequence[tuple[str, str, str]] = (),
 ) -> str:
     """LEADERBOARD.md."""
     parts = [
@@ -202,7 +230,13 @@ def as_markdown(
         if drawing.task is None:
             title = table.escaped(drawing.title)
             parts.append(f"## {title}\n\n![{title}]({drawing.name}.png)\n")
-    parts += _normalized(board) + _improvements(board) + _failures(failed) + _paper(entries)
+    parts += _normalized(board) + _improvements(board) + _failures(failed)
+    if left_out:
+        parts += ["## Left out\n", *(f"* {table.escaped(line.removeprefix('left out: '))}" for line in left_out), ""]
+    if statuses:
+        body = [list(row) for row in statuses]
+        parts += ["## What was checked\n", f"{CHECKED}\n", table.markdown(["suite", "agent", "status"], body)]
+    parts += _paper(entries)
     return "\n".join(parts)
 
 
@@ -288,4 +322,4 @@ def _paper(entries: Sequence[Entry]) -> list[str]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    sys.exit(main(tyro.cli(Args, description=__doc__)))

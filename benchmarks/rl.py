@@ -18,7 +18,6 @@ does. Settings are below; the last command, with other factors, is how learning 
 import json
 import multiprocessing
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -38,7 +37,8 @@ from agents.rl.reinforce import ReinforceConfig, ReinforceTrainer
 from agents.rledit.agent import RLEdit
 from agents.rledit.trainer import RLEditTrainer
 from benchmarks.results import records
-from benchmarks.run import end_with_parent, parse_seeds
+from benchmarks.run import parse_seeds
+from benchmarks.running.processes import end_with_parent
 from benchmarks.running.progress import console_progress
 from benchmarks.running.rollout import play
 from editenv.env import LifelongEditEnv
@@ -99,9 +99,8 @@ class Judge:
     def __call__(self, agent: Agent) -> dict[str, float]:
         """An agent's :data:`FIGURES`: the undiscounted return, and percentages over all edits after the last one."""
         env = self.env
-        _, info = env.reset(seed=self.stream, options={"keep_cache": True})
-        agent.begin(env)
-        episode_return = sum(step.reward for step in play(env, agent, info))
+        env.reset(seed=self.stream, options={"keep_cache": True})
+        episode_return = sum(step.reward for step in play(env, agent))
         evaluation = encode_evaluation(env.language_model, list(env.edits_done))
         scores = metrics.teacher_forced(env.language_model, evaluation).percentages()
         return {"episode_return": episode_return} | {name: float(scores[name] or 0.0) for name in metrics.METRICS}
@@ -267,7 +266,6 @@ def run_one(name: str, seed: int, args: "Args") -> Run:
     """
     import torch
 
-    threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     algorithm = ALGORITHMS[name]
     with console_progress(f"{name}, seed {seed}") as progress:
@@ -350,7 +348,7 @@ def main(args: Args) -> int:
             print(f"{label}: already there", flush=True)
             continue
         try:
-            with ProcessPoolExecutor(1, mp_context=context) as pool:
+            with ProcessPoolExecutor(1, mp_context=context, initializer=end_with_parent) as pool:
                 run = pool.submit(run_one, name, seed, args).result()
         except Exception:
             failed.append(label)

@@ -13,10 +13,7 @@ the end. See docs/guides/run_benchmarks.md.
 """
 
 import multiprocessing
-import os
 import sys
-import threading
-import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -29,8 +26,10 @@ from agents.base import ProgressCallback
 from agents.registry import find_agent
 from benchmarks.results import tables
 from benchmarks.results.records import Record
+from benchmarks.results.texts import printable
 from benchmarks.running import cells
 from benchmarks.running.cells import Cell, Failure
+from benchmarks.running.processes import end_with_parent
 from benchmarks.running.progress import cells_progress
 from benchmarks.suites import find
 from editenv.models.modules import modules_of
@@ -146,10 +145,10 @@ def _remove_cache(path: Path) -> None:
 
 def _run_in_process(cell: Cell, sender: Connection, shares_cache: bool) -> None:
     """Sends progress as tuples, and in the end the cell's record or failure."""
+    end_with_parent()
     from benchmarks.running.rollout import ACTIVATION_CACHE_BYTES
     from editenv.language_model.activation_cache import ActivationCache
 
-    threading.Thread(target=end_with_parent, daemon=True).start()
     cache = ActivationCache(ACTIVATION_CACHE_BYTES)
     try:
         loaded = shares_cache and cache.load(cell.activation_cache_path, cell.activation_cache_identity)
@@ -162,17 +161,6 @@ def _run_in_process(cell: Cell, sender: Connection, shares_cache: bool) -> None:
             cache.save(cell.activation_cache_path, cell.activation_cache_identity)
         except OSError as error:  # other cells run the frozen layers themselves
             print(f"{cell.label}: what its stream's other cells could share was not kept: {error}", file=sys.stderr)
-
-
-def end_with_parent() -> None:
-    """Ends this process once its parent is gone: a killed command must not leave its cell running.
-
-    To be run in a thread of its own; it never returns.
-    """
-    parent = os.getppid()
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
 
 
 def run_cells(requested: list[Cell], out: Path, runner: Runner) -> list[str]:
@@ -192,7 +180,7 @@ def run_cells(requested: list[Cell], out: Path, runner: Runner) -> list[str]:
     todo = [cell for cell in requested if not cell.finished()]
     for cell in requested:
         if cell not in todo:
-            print(f"{cell.label}: already there", flush=True)
+            print(printable(f"{cell.label}: already there"), flush=True)
     failed = []
     with cells_progress(len(todo)) as progress:
         for number, (cell, outcome) in enumerate(runner(todo, progress.report), start=1):
@@ -202,7 +190,7 @@ def run_cells(requested: list[Cell], out: Path, runner: Runner) -> list[str]:
             if isinstance(outcome, Failure):
                 failed.append(f"{cell.label}: {outcome.error} (see {cell.failure_path})")
             line = f"failed: {outcome.error}" if isinstance(outcome, Failure) else tables.one_line(outcome)
-            print(f"[{number}/{len(todo)}] {cell.label}: {line}", flush=True)
+            print(printable(f"[{number}/{len(todo)}] {cell.label}: {line}"), flush=True)
     return failed
 
 
@@ -242,7 +230,7 @@ def main(args: Args) -> int:
     if suite.command:
         print(f"\nThe rest of what {suite.id} is about:\n{suite.command}")
     for line in failed:
-        print(f"failed: {line}", file=sys.stderr)
+        print(printable(f"failed: {line}"), file=sys.stderr)
     return 1 if failed else 0
 
 

@@ -27,6 +27,7 @@ from agents.hypernetwork.config import TrainConfig
 from agents.hypernetwork.training import training_environment
 from agents.rledit.agent import RLEdit
 from agents.rledit.trainer import RLEditTrainer
+from benchmarks.running.processes import end_with_parent
 from benchmarks.running.timing import medians, peak_memory_bytes, time_steps
 from editenv.atomic_files import atomic_write_text
 from editenv.data import Edit
@@ -243,7 +244,7 @@ def main(args: Args) -> None:
         ("judging", judging, args.judged),
     ):
         print(f"{label} ...", flush=True)
-        with ProcessPoolExecutor(1, mp_context=context) as pool:
+        with ProcessPoolExecutor(1, mp_context=context, initializer=end_with_parent) as pool:
             results[label] = pool.submit(function, argument).result()
     fast, naive, judged = results["trajectory"], results["naive trajectory"], results["judging"]
     differences = [abs(a - b) / abs(b) for a, b in zip(fast["losses"], naive["losses"], strict=True)]

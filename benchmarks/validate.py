@@ -6,15 +6,16 @@
 A submission is the folder that benchmarks.run wrote with --keep-deltas. Each cell must be of a suite that this version
 knows, on its very model and edits (fingerprints), and its deltas, replayed on the stream of its seed, must give its
 figures again: percentages within --tolerance points, everything else (mean reward, perplexity, KL) within
---relative of its size. Seconds and memory cannot be checked, nor whether an agent saw the test edits while it was
-prepared, nor that the deltas are the work of the agent that they are named after. Cells that failed, seeds that are
-left out and curves that are not there are reported. Exit status 0 if every cell holds.
+--relative of its size. A replay cannot tell whether an agent saw what it is judged by, nor that the deltas are the work
+of the agent that they are named after: --rerun N runs the agent's source on N new streams. What is not checked at all
+(seconds, memory, hardware, ...) is named as not verified. Cells that failed, seeds that are left out and curves that
+are not there are reported. Exit status 0 if every cell holds.
 """
 
 import re
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,13 @@ from tyro.conf import Positional
 from agents.base import ProgressCallback
 from agents.registry import make_agent
 from agents.rows import ROWS
+from benchmarks.results import claims, verdicts
+from benchmarks.results.files import read_text
 from benchmarks.results.leaderboard import entries, read_failures
 from benchmarks.results.records import Record, read
-from benchmarks.running import cells
+from benchmarks.results.texts import printable
+from benchmarks.results.verdicts import Verdict
+from benchmarks.running import cells, rerunning
 from benchmarks.running.progress import cells_progress
 from benchmarks.suites import Suite, find, id_of
 from editenv.models.modules import modules_of
@@ -80,13 +85,43 @@ class Args:
     relative: float = 0.01
     """Largest relative difference of any other figure; below 0.01 in size, a hundredth of it is allowed."""
 
+    rerun: int = 0
+    """Run each row again, from its agent's source in a fresh process, on so many streams with seeds that nobody knew, and
+    compare figures within the seeds' spread. This runs the agent's code: only where you would run it anyway."""
+    out: Path | None = None
+    """A file for what was found out about each record; `benchmarks.report --checked FILE` shows it."""
+
     def __post_init__(self) -> None:
-        if self.tolerance < 0 or self.relative < 0:
-            raise ValueError("tolerance and relative must not be negative")
+        if not (self.tolerance >= 0 and self.relative >= 0 and self.rerun >= 0):
+            raise ValueError("tolerance, relative and rerun must not be negative")
 
 
-def check_file(path: Path, args: Args, progress: ProgressCallback) -> list[str]:
-    """What is wrong with a cell; nothing if it holds.
+@dataclass
+class Checked:
+    """What became of one cell.
+
+    Attributes:
+        path: Of its record.
+        record: None if the file holds none.
+        errors: What is wrong with it; nothing if it holds.
+        unverified: What it claims that nothing here can check.
+        rerun: Whether its agent did as well on new streams; None if it was not run again.
+    """
+
+    path: Path
+    record: Record | None = None
+    errors: list[str] = field(default_factory=list)
+    unverified: list[str] = field(default_factory=list)
+    rerun: bool | None = None
+
+    @property
+    def label(self) -> str:
+        """What messages call it."""
+        return f"{self.path.parent.name}/{self.path.stem}"
+
+
+def check_file(path: Path, args: Args, progress: ProgressCallback) -> Checked:
+    """Checks a cell.
 
     Args:
         path: Its record.
@@ -96,10 +131,13 @@ def check_file(path: Path, args: Args, progress: ProgressCallback) -> list[str]:
     Raises:
         FileNotFoundError: If the model or the data set is not there.
     """
+    checked = Checked(path)
     try:
-        (record,) = read(path)
+        checked.record = record = _only_record(path)
+        checked.errors += claims.wrong(record)
+        checked.unverified += claims.unverified(record)
         replayed = replay(record, path, args, progress)
-        return [
+        checked.errors += [
             f"{name} is {in_record!r} in the record and {in_replay!r} in the replay"
             for field in RECOMPUTED
             if field != "modules" or record.modules is not None  # older records do not say them
@@ -108,7 +146,24 @@ def check_file(path: Path, args: Args, progress: ProgressCallback) -> list[str]:
     except FileNotFoundError:  # --data or --model, the same for every cell
         raise
     except Exception as error:  # a record or deltas of whatever form
-        return [str(error) if type(error) is ValueError else f"cannot be replayed: {type(error).__name__}: {error}"]
+        checked.errors.append(str(error) if type(error) is ValueError else f"cannot be replayed: {described(error)}")
+    return checked
+
+
+def described(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _only_record(path: Path) -> Record:
+    """The record of a cell's file.
+
+    Raises:
+        ValueError: If it holds none, or several.
+    """
+    records = read(path)
+    if len(records) != 1:
+        raise ValueError(f"{path} holds {len(records)} records; a cell's file holds one")
+    return records[0]
 
 
 def replay(record: Record, path: Path, args: Args, progress: ProgressCallback) -> Record:
@@ -136,6 +191,8 @@ def replay(record: Record, path: Path, args: Args, progress: ProgressCallback) -
     deltas = cells.deltas_path(args.submission, suite.id, record.agent, record.seed)
     if not deltas.exists():
         raise ValueError(f"its deltas are missing: {deltas}")
+    if not deltas.is_file():
+        raise ValueError(f"its deltas are not a file: {deltas}")
     if digest(deltas) != record.deltas:
         raise ValueError(f"{deltas} does not hold the deltas that the record names (SHA-256)")
     # Of agents of one's own the record alone can tell whether they have a curve along the stream.
@@ -232,47 +289,112 @@ def check(args: Args) -> int:
         raise SystemExit(
             f"{args.submission} holds no finished cell: a submission is a folder that benchmarks.run wrote"
         )
-    wrong = 0
+    all_checked = []
     with cells_progress(len(files)) as progress:
         for path in files:
-            label = f"{path.parent.name}/{path.stem}"
-            errors = check_file(path, args, progress.report)
+            checked = check_file(path, args, progress.report)
             progress.finished()
-            wrong += bool(errors)
-            print(f"{label}: {'does not hold' if errors else 'holds'}", flush=True)
-            for line in errors:
-                print(f"    {line}", flush=True)
-    results = args.submission / "results.jsonl"
-    if not results.exists():
-        wrong += 1
-        print(f"{results} is missing")
-    elif not wrong and results.read_text(encoding="utf-8") != cells.as_lines(cells.records_of(args.submission)):
-        wrong += 1
-        print(f"{results} is not what the cells say")
-    for line in remarks(args.submission):
-        print(line)
-    print(f"{len(files)} cells, {'all hold' if not wrong else f'{wrong} wrong'}")
+            all_checked.append(checked)
+            _say(f"{checked.label}: {'does not hold' if checked.errors else 'holds'}")
+            for line in checked.errors:
+                _say(f"    {line}")
+    wrong = sum(bool(checked.errors) for checked in all_checked) + _wrong_results(args.submission, all_checked)
+    if args.rerun:
+        wrong += _run_again(all_checked, args)
+    for line in [*remarks(args.submission, all_checked), *_unverified(all_checked)]:
+        _say(line)
+    if args.out is not None:
+        verdicts.write(
+            args.out,
+            [
+                Verdict(verdicts.digest_of(checked.record), not checked.errors, checked.rerun, checked.unverified)
+                for checked in all_checked
+                if checked.record is not None
+            ],
+        )
+    _say(f"{len(files)} cells, {'all hold' if not wrong else f'{wrong} wrong'}")
     return 1 if wrong else 0
 
 
-def remarks(submission: Path) -> list[str]:
-    """What is no error, but should be known: what failed, which seeds are left out, which curves are not there."""
-    failed = read_failures([submission])
-    lines = [f"{cell.suite}, {cell.agent}, seed {cell.seed}: failed ({cell.error})" for cell in failed]
+def _say(line: str) -> None:
+    """Prints a line, of which a part may be a stranger's."""
+    print(printable(line), flush=True)
+
+
+def _wrong_results(submission: Path, all_checked: Sequence[Checked]) -> int:
+    """Whether results.jsonl is there and what the cells say; says so if not."""
+    path = submission / "results.jsonl"
+    if not path.exists():
+        _say(f"{path} is missing")
+        return 1
+    if any(checked.errors for checked in all_checked):
+        return 0  # what it should be is not known
     try:
-        rows = entries(cells.records_of(submission))
-    except ValueError:  # a cell that does not hold
-        return lines
+        content = read_text(path)
+    except ValueError as error:
+        _say(str(error))
+        return 1
+    if content != cells.as_lines(cells.records_of(submission)):
+        _say(f"{path} is not what the cells say")
+        return 1
+    return 0
+
+
+def _run_again(all_checked: Sequence[Checked], args: Args) -> int:
+    """Runs each row again whose cells hold, notes what came of it, and says it; how many rows did not do as well."""
+    by_cell = {id(checked.record): checked for checked in all_checked if checked.record is not None}
+    rows = entries([checked.record for checked in all_checked if checked.record is not None and not checked.errors])
+    wrong = 0
     for row in rows:
+        problems = rerunning.problems(row, _suite(row.records[0], args), args.rerun)
+        for record in row.records:
+            by_cell[id(record)].rerun = not problems
+        name, streams = f"{row.task.suite}, {row.agent}", f"{args.rerun} new stream{'s' if args.rerun > 1 else ''}"
+        wrong += bool(problems)
+        _say(f"{name}: {'not verified' if problems else 'verified'} by re-running on {streams}")
+        for line in problems:
+            _say(f"    {line}")
+    return wrong
+
+
+def _unverified(all_checked: Sequence[Checked]) -> list[str]:
+    """A line for each claim that was not checked, with the cells that make it."""
+    by_claim: dict[str, list[str]] = {}
+    for checked in all_checked:
+        for claim in checked.unverified:
+            by_claim.setdefault(claim, []).append(checked.label)
+    lines = []
+    for claim, labels in by_claim.items():
+        rest = f" and {len(labels) - 3} more" if len(labels) > 3 else ""
+        lines.append(f"not verified: {claim} ({', '.join(labels[:3])}{rest})")
+    return lines
+
+
+def remarks(submission: Path, all_checked: Sequence[Checked]) -> list[str]:
+    """What is no error, but should be known: what failed, which seeds are left out, which curves are not there."""
+    unreadable: list[str] = []
+    failed = read_failures([submission], left_out=unreadable)
+    lines = [f"{cell.suite}, {cell.agent}, seed {cell.seed}: failed ({cell.error})" for cell in failed] + unreadable
+    for row in entries([checked.record for checked in all_checked if checked.record is not None]):
         name = f"{row.task.suite}, {row.agent}"
         seeds = {record.seed for record in row.records}
-        if left_out := sorted(set(range(max(seeds) + 1)) - seeds):
-            lines.append(f"{name}: seeds {', '.join(map(str, left_out))} are not there")
+        if left_out := _ranges_left_out(seeds):
+            lines.append(f"{name}: seeds {left_out} are not there")
         if row.agent not in ROWS and any(map(_lacks_its_curve, row.records)):
             lines.append(
                 f"{name}: has no curve along the stream, which only an agent may lack that acts by where it ends"
             )
     return lines
+
+
+def _ranges_left_out(seeds: Collection[int]) -> str:
+    """The seeds below the highest that are not there, as in ``0, 3-7``; nothing if all are."""
+    ranges, expected = [], 0
+    for seed in sorted(seeds):
+        if seed > expected:
+            ranges.append(f"{expected}" if seed == expected + 1 else f"{expected}-{seed - 1}")
+        expected = seed + 1
+    return ", ".join(ranges)
 
 
 def _lacks_its_curve(record: Record) -> bool:

@@ -53,6 +53,9 @@ def serve(connection: Connection, mode: str, args: Args) -> None:
         mode: Gymnasium's vectorization mode.
         args: The command's.
     """
+    from benchmarks.running.processes import end_with_parent
+
+    end_with_parent()
     import gymnasium as gym
     import numpy as np
     import torch

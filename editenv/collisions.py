@@ -11,6 +11,9 @@ from pathlib import Path
 OURS = {"agents": '"""Agents: everything that proposes deltas.', "benchmarks": '"""Benchmarks: agents on suites'}
 """How the package's own ``__init__.py`` begins."""
 
+HOME = Path(__file__).parents[1]
+"""The folder that holds our packages."""
+
 REMEDY = (
     "install LifelongEdit into a virtual environment without the other distribution (openai-agents has a package "
     "'agents', torchrl one called 'benchmarks'); if its files were overwritten, install it again there"
@@ -22,10 +25,9 @@ def foreign_packages() -> dict[str, str]:
 
     A package that is nowhere counts as none: a part of LifelongEdit may be used without the rest.
     """
-    home = Path(__file__).parents[1]
     foreign = {}
     for name, beginning in OURS.items():
-        installed = home / name / "__init__.py"
+        installed = HOME / name / "__init__.py"
         if installed.exists() and not _begins(installed, beginning):
             foreign[name] = str(installed)  # overwritten
             continue
@@ -36,6 +38,17 @@ def foreign_packages() -> dict[str, str]:
         if origin is not None and not _begins(Path(origin), beginning):
             foreign[name] = origin  # hidden
     return foreign
+
+
+def find_own_first(name: str) -> None:
+    """Lets Python find our package of this name, in this process and in those that :mod:`multiprocessing` starts.
+
+    To be called before it is imported; other packages are found where they were.
+    """
+    spec = find_spec(name)
+    own = HOME / name
+    if spec is None or own not in map(Path, spec.submodule_search_locations or ()):
+        sys.path.insert(0, str(HOME))
 
 
 def warn_of_foreign_packages() -> None:

@@ -30,7 +30,7 @@ FLOORS = {
     ],
     "agents": [
         {"base", "settings", "progress"},
-        {"covariance", "preconditioner"},
+        {"covariance", "preconditioner", "view"},
         {"hypernetwork"},
         {"rledit", "baselines", "rl"},
         {"rows"},

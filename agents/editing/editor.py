@@ -28,6 +28,7 @@ from agents.editing.preparation import (
 from agents.editing.saving import save_model
 from agents.progress import silent
 from agents.registry import settings_of
+from agents.view import Actor
 from editenv.arguments import checked_arguments
 from editenv.data import Edit, Locality
 from editenv.data.records import BadRecordError
@@ -193,7 +194,8 @@ class LifelongEditor:
 
     def _begin(self) -> None:
         """What the editor and the agent know before the first edit of the model as it is."""
-        self.agent.begin(self.env)
+        self._actor = Actor(self.env, self.agent)
+        self._actor.begin()
         self.edits: list[Edit] = []
         self.results: list[BatchResult] = []
         self._perplexity = self._held_out_perplexity()  # of the last batch that was kept
@@ -242,9 +244,10 @@ class LifelongEditor:
         batch = batch_of(edits)
         self._check_lengths(batch)
         before = self.lm.snapshot()
-        _, info = self.env.present(batch)
+        self.env.present(batch)
+        self._actor.forget_prompts()
         try:
-            attempt = self._attempt(before, info)
+            attempt = self._attempt(before)
             if attempt.reason is not None:
                 self._take_back(before)
             seconds = time.perf_counter() - started
@@ -274,13 +277,13 @@ class LifelongEditor:
                 problem = f"has {longest} tokens with its answer; the model's context holds {context}"
                 raise BadRecordError("edit", i, problem, "prompt", "length")
 
-    def _attempt(self, before: Mapping[str, torch.Tensor], info: dict[str, Any]) -> _Attempt:
+    def _attempt(self, before: Mapping[str, torch.Tensor]) -> _Attempt:
         """Applies the agent's actions for the batch that is presented, until one is refused, and checks the bounds."""
         actions: list[dict[str, Delta]] = []
         reason, efficacy = None, None
         while reason is None and len(actions) < self.agent.actions_per_batch:
             try:
-                deltas = self.env.checked(self.agent.act(self.env.gradients, info))
+                deltas = self.env.checked(self._actor.act(*self._actor.look()))
             except torch.linalg.LinAlgError as error:  # what NaN and infinity end in
                 reason = f"the method could not solve for an update: {error}"
             except RefusedActionError as error:

@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from benchmarks.results.labels import place_names
 from benchmarks.results.styles import REST, Style, style_of
+from benchmarks.results.texts import printable
 from editenv.atomic_files import atomic_write
 
 MOST_LINES = 8
@@ -174,10 +175,22 @@ PAD_INCHES = 0.06
 LEGEND_COLUMNS = 4
 
 
+def _printable(part: Any) -> Any:
+    """A chart, or a part of it, with all of its texts as they can be shown: XML has no character for a NUL."""
+    if isinstance(part, str):
+        return printable(part)
+    if isinstance(part, tuple):
+        return tuple(map(_printable, part))
+    if is_dataclass(part) and not isinstance(part, type):
+        return replace(part, **{field.name: _printable(getattr(part, field.name)) for field in fields(part)})
+    return part
+
+
 def draw(chart: Chart) -> Any:
     """The chart as a ``matplotlib.figure.Figure``."""
     import matplotlib
 
+    chart = _printable(chart)
     with matplotlib.rc_context(LOOK):
         figure, axes = _axes(chart)
         for axis, panel in zip(axes, chart.panels, strict=True):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.results import records
+from benchmarks.results import files, records, rules
 from benchmarks.results.records import MetricValues, Record, disagreements
 from benchmarks.results.statistics import (
     Estimate,
@@ -22,6 +22,7 @@ from benchmarks.results.statistics import (
     pareto_front,
     probability_of_improvement,
 )
+from benchmarks.results.texts import message
 from benchmarks.suites import id_of
 from editenv.evaluation.metrics import METRICS
 
@@ -116,36 +117,58 @@ def entries(records: Sequence[Record]) -> list[Entry]:
     ]
 
 
-def read(folders: Sequence[Path]) -> list[Record]:
+def read(folders: Sequence[Path], left_out: list[str] | None = None) -> list[Record]:
     """The records of several folders together.
 
     Args:
         folders: Each with a ``results.jsonl``, or such a file itself.
+        left_out: Takes a line for each record that is left out: it is none, is there twice, or is of something else
+            than an earlier one of its suite and model. Without it the first such record is an error.
 
     Raises:
-        ValueError: If one has none, if a line is not a record, if a run is there twice, or if two runs of one suite
-            and model were not of the same thing; names the files.
+        ValueError: If a folder has no such file, if there are no records, or for a record that would be left out;
+            names the files.
     """
     together: list[Record] = []
     paths: dict[tuple[str, str, str, int], Path] = {}
     comparison = _Comparison()
     for folder in folders:
         path = folder if folder.suffix == ".jsonl" else folder / "results.jsonl"
-        if not path.is_file():
+        if not path.exists():
             raise ValueError(f"there is no {path}: give a folder that benchmarks.run has written, or a .jsonl file")
-        for record in records.read(path):
-            run = (id_of(record.suite), record.model, record.agent, record.seed)
-            if run in paths:
-                raise ValueError(
-                    f"{record.suite}, {record.model}, {record.agent}, seed {record.seed} is there twice: in "
-                    f"{paths[run]} and in {path}"
-                )
-            paths[run] = path
-            comparison.add(record, path)
-            together.append(record)
+        for line in records.read_lines(path):
+            try:
+                together.append(_comparable(line, path, paths, comparison))
+            except ValueError as error:
+                if left_out is None:
+                    raise
+                left_out.append(f"left out: {error}")
     if not together:
-        raise ValueError(f"there are no records in {', '.join(map(str, folders))}")
+        raise ValueError("\n".join([*(left_out or ()), f"there are no records in {', '.join(map(str, folders))}"]))
     return together
+
+
+def _comparable(
+    line: Record | ValueError,
+    path: Path,
+    paths: dict[tuple[str, str, str, int], Path],
+    comparison: "_Comparison",
+) -> Record:
+    """The record of a line, if it can stand beside those before it.
+
+    Raises:
+        ValueError: If it is none, if the run is there already, or if it is of something else.
+    """
+    if isinstance(line, ValueError):
+        raise line
+    run = (id_of(line.suite), line.model, line.agent, line.seed)
+    if run in paths:
+        raise ValueError(
+            f"{line.suite}, {line.model}, {line.agent}, seed {line.seed} is there twice: in {paths[run]} and in {path}"
+        )
+    comparison.add(line, path)
+    paths[run] = path
+    return line
 
 
 class _Comparison:
@@ -241,21 +264,45 @@ class FailedCell:
     error: str
 
 
-def read_failures(folders: Sequence[Path], finished: Container[tuple[str, str, int]] = ()) -> list[FailedCell]:
+def read_failures(
+    folders: Sequence[Path],
+    finished: Container[tuple[str, str, int]] = (),
+    left_out: list[str] | None = None,
+) -> list[FailedCell]:
     """The cells of the folders that have come to nothing, and have not finished since, in any of them.
 
     Args:
         folders: As :func:`read` takes them.
         finished: Suite, agent and seed of the cells that have a record.
+        left_out: Takes a line for each file that does not say which cell failed and why.
     """
-    results = [folder.parent if folder.suffix == ".jsonl" else folder for folder in folders]
-    rows = [
-        json.loads(path.read_text(encoding="utf-8"))
-        for folder in results
-        for path in sorted((folder / "cells").glob("*/*.failed.json"))
-    ]
-    failed = [FailedCell(row["suite"], row["agent"], row["seed"], row["error"]) for row in rows]
+    failed = []
+    for folder in folders:
+        results = folder.parent if folder.suffix == ".jsonl" else folder
+        for path in sorted((results / "cells").glob("*/*.failed.json")):
+            try:
+                failed.append(_failed_cell(files.parse(files.read_text(path))))
+            except ValueError as error:
+                if left_out is not None:
+                    left_out.append(f"left out: {path}: {message(error)}")
     return [cell for cell in failed if (id_of(cell.suite), cell.agent, cell.seed) not in finished]
+
+
+def _failed_cell(row: Any) -> FailedCell:
+    """What a cell's file says of its failure.
+
+    Raises:
+        ValueError: If it says something else; names the field.
+    """
+    names = ("suite", "agent", "seed", "error")
+    if not isinstance(row, dict) or not set(names) <= row.keys():
+        raise ValueError(f"a failed cell has {', '.join(names)}")
+    rules.name.check("suite", row["suite"])
+    rules.name.check("agent", row["agent"])
+    rules.whole_number(least=0).check("seed", row["seed"])
+    if not isinstance(row["error"], str):
+        raise ValueError(f"error must be a text, not {type(row['error']).__name__}")
+    return FailedCell(row["suite"], row["agent"], row["seed"], message(row["error"]))
 
 
 class Leaderboard:

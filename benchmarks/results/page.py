@@ -23,7 +23,15 @@ from benchmarks.results.leaderboard import (
 from benchmarks.results.records import Record
 from benchmarks.results.statistics import Estimate, harmonic_mean
 from benchmarks.results.styles import FAMILIES, style_of
+from benchmarks.results.texts import printable
 from editenv.evaluation.metrics import METRICS
+
+CHECKED = (
+    "Replayed: the deltas give the figures (`python -m benchmarks.validate`). Verified by re-running: the agent's source, "
+    "run on streams with new seeds, did as well. Names, settings, commits, versions, hardware, seconds and memory are "
+    "what the records say."
+)
+"""What the statuses of rows mean."""
 
 PLACEHOLDER = "{{data}}"
 """What the template has in the data's place."""
@@ -54,6 +62,8 @@ def page(
     boards: dict[str, Leaderboard],
     failed: Sequence[FailedCell],
     docs: str | None = None,
+    left_out: Sequence[str] = (),
+    statuses: Sequence[tuple[str, str, str]] = (),
 ) -> str:
     """The page's HTML.
 
@@ -62,18 +72,29 @@ def page(
         boards: By protocol.
         failed: Cells that came to nothing.
         docs: The folder of the documentation, from the page; without one names of rows link to their papers.
+        left_out: A line for each record or file that is not in it.
+        statuses: Of each row its suite, its agent and what was found out about it.
     """
     template = resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")
     before, placeholder, after = template.partition(PLACEHOLDER)
     if not placeholder:
         raise ValueError(f"benchmarks/results/page.html has no {PLACEHOLDER}")
-    return before + embedded(page_data(entries, boards, failed, docs)) + after
+    return before + embedded(page_data(entries, boards, failed, docs, left_out, statuses)) + after
 
 
 def embedded(data: Any) -> str:
-    """JSON that cannot end the script element it lies in, whatever a name holds."""
-    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
+    """JSON that cannot end the script element it lies in, and whose texts can be shown, whatever a name holds."""
+    text = json.dumps(_printable(data), allow_nan=False, separators=(",", ":"))
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _printable(data: Any) -> Any:
+    """The same data with all of its texts, names included, as they can be shown."""
+    if isinstance(data, dict):
+        return {printable(key): _printable(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_printable(value) for value in data]
+    return printable(data) if isinstance(data, str) else data
 
 
 def page_data(
@@ -81,6 +102,8 @@ def page_data(
     boards: dict[str, Leaderboard],
     failed: Sequence[FailedCell],
     docs: str | None = None,
+    left_out: Sequence[str] = (),
+    statuses: Sequence[tuple[str, str, str]] = (),
 ) -> dict[str, Any]:
     """What ``page.html`` reads."""
     tasks = list(dict.fromkeys(entry.task for entry in entries))
@@ -95,6 +118,8 @@ def page_data(
         "failed": [
             {"suite": cell.suite, "agent": cell.agent, "seed": cell.seed, "error": cell.error} for cell in failed
         ],
+        "left_out": list(left_out),
+        "checked": {"about": CHECKED, "rows": list(statuses)},
         "paper": {
             "source": published.SOURCE,
             "tables": [_comparison(table) for table in published.comparisons(entries)],

@@ -3,15 +3,18 @@
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from dataclasses import MISSING, asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
-from benchmarks.results import rules
+from benchmarks.results import files, rules
 from benchmarks.results.rules import Rule
+from benchmarks.results.texts import is_name, message
 from editenv.atomic_files import atomic_write_text
 from editenv.evaluation.metrics import METRICS
 
@@ -44,13 +47,21 @@ retention_point = rules.object_of(
 )
 drift_values = rules.object_of(dict.fromkeys(DRIFT, rules.finite_number | None))
 probe_values = rules.object_of(dict.fromkeys(PROBES, rules.finite_number | None))
+versions_of = Rule(
+    "an object of texts of 1 to 300 characters, all of which are visible",
+    lambda value: isinstance(value, dict) and all(map(is_name, (*value.keys(), *value.values()))),
+)
+git_commit = Rule(
+    "a commit of git, 40 hexadecimal digits and perhaps -dirty",
+    lambda value: isinstance(value, str) and re.fullmatch(r"[0-9a-f]{40}(-dirty)?", value) is not None,
+)
 run_configuration = rules.object_of(
     optional=dict.fromkeys(("suite", "fingerprints", "settings"), rules.any_object | None), others=rules.anything
 )
 
 
 def _is_shape(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(isinstance(size, int) and size > 0 for size in value)
+    return isinstance(value, list) and len(value) == 2 and all(map(rules.whole_number(least=1).holds, value))
 
 
 module_shapes = Rule(
@@ -99,11 +110,11 @@ class Record:
     in older records.
     """
 
-    suite: Annotated[str, rules.nonempty_text]
-    agent: Annotated[str, rules.nonempty_text]
+    suite: Annotated[str, rules.name]
+    agent: Annotated[str, rules.name]
     seed: Annotated[int, rules.whole_number(least=0)]
-    model: Annotated[str, rules.nonempty_text]
-    dataset: Annotated[str, rules.nonempty_text]
+    model: Annotated[str, rules.name]
+    dataset: Annotated[str, rules.name]
     edits: Annotated[int, rules.whole_number(least=1)]
     teacher_forced: Annotated[MetricValues, scores]
     generation: Annotated[MetricValues, scores]
@@ -111,9 +122,9 @@ class Record:
     retention: Annotated[list[MetricValues], rules.list_of(retention_point)]
     setup_seconds: Annotated[float, rules.number(least=0)]
     edit_seconds: Annotated[float, rules.positive_number]
-    floor_ratio: Annotated[float, rules.number(least=0)]
+    floor_ratio: Annotated[float, rules.positive_number]
     peak_memory_bytes: Annotated[int, rules.whole_number(least=0)]
-    versions: Annotated[dict[str, str], rules.object_of(others=rules.text)]
+    versions: Annotated[dict[str, str], versions_of]
     failures: Annotated[int, rules.whole_number(least=0)]
     probability: Annotated[MetricValues | None, scores | None] = None
     drift: Annotated[MetricValues | None, drift_values | None] = None
@@ -121,7 +132,7 @@ class Record:
     mean_reward: Annotated[float | None, rules.finite_number | None] = None
     actions_per_batch: Annotated[int | None, rules.whole_number(least=1) | None] = None
     configuration: Annotated[dict[str, Any] | None, run_configuration | None] = None
-    commit: Annotated[str | None, rules.text | None] = None
+    commit: Annotated[str | None, git_commit | None] = None
     hardware: Annotated[dict[str, Any] | None, rules.any_object | None] = None
     deltas: Annotated[str | None, rules.sha256 | None] = None
     modules: Annotated[dict[str, list[int]] | None, module_shapes | None] = None
@@ -203,22 +214,37 @@ def read(path: Path) -> list[Record]:
     """All records of a file.
 
     Raises:
-        ValueError: If a line is not a record; names the file, the line and the field.
+        ValueError: If it cannot be read, or a line is not a record; names the file, the line and the field.
     """
     records = []
-    for line_number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            records.append(_record_of(json.loads(line)))
-        except ValueError as error:
-            raise ValueError(f"{path}, line {line_number}: {error}") from error
+    for line in read_lines(path):
+        if isinstance(line, ValueError):
+            raise line
+        records.append(line)
     return records
 
 
+def read_lines(path: Path) -> Iterator[Record | ValueError]:
+    """Each line of a file: a record, or why it is none, with the file, the line and the field."""
+    try:
+        text = files.read_text(path)
+    except ValueError as error:
+        yield error
+        return
+    for line_number, line in enumerate(text.removesuffix("\n").split("\n") if text else [], start=1):
+        try:
+            yield _record_of(files.parse(line))
+        except ValueError as error:
+            yield ValueError(f"{path}, line {line_number}: {message(error)}")
+
+
 def _record_of(row: Any) -> Record:
+    if not isinstance(row, dict):
+        raise ValueError(f"a record is an object, not a {type(row).__name__}")
     known = {field.name for field in fields(Record)}
     required = {field.name for field in fields(Record) if field.default is MISSING}
-    names = row.keys() if isinstance(row, dict) else set()
-    if not required <= names <= known or not isinstance(row, dict):
+    names = row.keys()
+    if not required <= names <= known:
         raise ValueError(f"missing fields {sorted(required - names)}, unknown fields {sorted(names - known)}")
     return Record(**row)
 

@@ -16,6 +16,11 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, get_type_hints
 
+from benchmarks.results.texts import LONGEST_NAME, is_name
+
+LARGEST = 1e15
+"""Bound of what is counted or timed: sums and means of such numbers are finite, and a float holds each exactly."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rule:
@@ -42,9 +47,13 @@ class Rule:
             ValueError: If it breaks the rule; names the field, or the part of it, and the value.
         """
         if not self.holds(value):
-            raise ValueError(f"{name} must be {self.expected}, not {value!r}")
+            raise ValueError(f"{name} must be {self.expected}, not {_shortened(repr(value))}")
         if self.check_parts is not None and value is not None:
             self.check_parts(name, value)
+
+
+def _shortened(text: str, length: int = 100) -> str:
+    return text if len(text) <= length else f"{text[:length]} ..."
 
 
 def check_fields(instance: Any, prefix: str = "") -> None:
@@ -72,13 +81,18 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer that no float holds
+        return False
 
 
 anything = Rule("anything", lambda value: True)
 any_object = Rule("an object", lambda value: isinstance(value, dict))
 text = Rule("a text that UTF-8 can hold", _is_text)
-nonempty_text = Rule("a text that is not empty and that UTF-8 can hold", lambda value: _is_text(value) and value != "")
+name = Rule(f"a text of 1 to {LONGEST_NAME} characters, all of which are visible", is_name)
 sha256 = Rule(
     "64 hexadecimal digits (SHA-256)",
     lambda value: _is_text(value) and re.fullmatch(r"[0-9a-f]{64}", value) is not None,
@@ -86,19 +100,24 @@ sha256 = Rule(
 boolean = Rule("true or false", lambda value: isinstance(value, bool))
 finite_number = Rule("a finite number", _is_number)
 percentage = Rule("a percentage from 0 to 100", lambda value: _is_number(value) and 0 <= value <= 100)
-positive_number = Rule("a number above 0", lambda value: _is_number(value) and value > 0)
+positive_number = Rule(
+    f"a number above 0, from {1 / LARGEST:g} to {LARGEST:g}",
+    lambda value: _is_number(value) and 1 / LARGEST <= value <= LARGEST,
+)
 
 
 def number(least: float) -> Rule:
-    """A finite number that is not smaller."""
-    return Rule(f"a number from {least:g} on", lambda value: _is_number(value) and value >= least)
+    """A number that is not smaller, and not beyond :data:`LARGEST`."""
+    return Rule(
+        f"a number from {least:g} to {LARGEST:g}", lambda value: _is_number(value) and least <= value <= LARGEST
+    )
 
 
 def whole_number(least: int) -> Rule:
-    """An integer that is not smaller."""
+    """An integer that is not smaller, and not beyond :data:`LARGEST`."""
     return Rule(
-        f"a whole number from {least} on",
-        lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= least,
+        f"a whole number from {least} to {LARGEST:g}",
+        lambda value: isinstance(value, int) and not isinstance(value, bool) and least <= value <= LARGEST,
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from benchmarks.results.leaderboard import MEAN, Entry, entries
 from benchmarks.results.records import MetricValues, Record
 from benchmarks.results.statistics import Estimate, interquartile_mean
+from benchmarks.results.texts import printable
 from benchmarks.suites import find, id_of
 from editenv.evaluation.metrics import METRICS
 
@@ -64,6 +65,7 @@ def markdown(headings: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 def escaped(text: str) -> str:
     """The text so that a Markdown reader shows it as it is."""
+    text = printable(text)
     entities = {
         "&": "&amp;",
         "<": "&lt;",
@@ -74,8 +76,6 @@ def escaped(text: str) -> str:
         "*": "&#42;",
         "~": "&#126;",
         "://": ":&#47;/",
-        "\n": " ",
-        "\r": " ",
     }
     for mark, entity in entities.items():
         text = text.replace(mark, entity)
@@ -285,11 +285,13 @@ def show(records: Sequence[Record]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     if not records:
         return
     first = records[0]
-    view = Table(title=f"{first.suite}: {first.edits} edits of {first.dataset} in {first.model}", title_justify="left")
+    title = printable(f"{first.suite}: {first.edits} edits of {first.dataset} in {first.model}")
+    view = Table(title=Text(title), title_justify="left")
     view.box, view.padding, view.pad_edge = box.SIMPLE_HEAD, (0, 1, 0, 0), False
     for key, heading in SHOWN.items():
         if key == "agent":
@@ -298,7 +300,7 @@ def show(records: Sequence[Record]) -> None:
             view.add_column(heading, justify="right", no_wrap=True)
     columns = {column.key: column for column in COLUMNS}
     for entry in entries(records):
-        view.add_row(*(_without_interval(columns[key].text(entry)) for key in SHOWN))
+        view.add_row(*(Text(printable(_without_interval(columns[key].text(entry)))) for key in SHOWN))
     Console().print(view)
 
 

@@ -77,6 +77,8 @@ class Replay(Agent):
         ValueError: If the file does not hold deltas.
     """
 
+    looks_at_model = True
+
     def __init__(self, path: Path, actions_per_batch: int, looks_ahead: bool = False) -> None:
         self.path, self.actions_per_batch, self.looks_ahead = path, actions_per_batch, looks_ahead
         self.actions, self._metadata = read_delta_file(path)

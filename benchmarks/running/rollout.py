@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ import torch
 from agents.base import Agent, Observation, ProgressCallback, nan_action, zero_action
 from agents.covariance import sample_text, training_edits
 from agents.progress import silent
+from agents.view import Actor
 from benchmarks.results.records import MetricValues, Record, versions
 from benchmarks.running.recording import Recording
 from benchmarks.running.timing import clock, peak_memory_bytes, time_floor, time_observation_and_update
@@ -208,8 +208,8 @@ def edit_stream(
     _, info = env.reset(seed=seed, options={"shuffle": suite.order == "shuffled"})
     lm = env.language_model
     share_cache(lm, cache)  # after the reset, which empties the model's cache
-    agents_cache = ActivationCache(ACTIVATION_CACHE_BYTES, fallback=cache)
-    agent.begin(env)
+    actor = Actor(env, agent, ACTIVATION_CACHE_BYTES)
+    actor.begin()
     if recording is not None:
         recording.start(lm)
 
@@ -221,10 +221,10 @@ def edit_stream(
         first_attempt = info["attempt"] == 0
         if first_attempt:
             batches.append(env.evaluation_batch)
-        with _cached_in(lm, agents_cache):
-            started = clock(lm.device)
-            action = propose(agent, env.gradients, info, lm)
-            trace.act_seconds += clock(lm.device) - started
+        shown = actor.look()
+        started = clock(lm.device)
+        action = propose(actor, *shown, lm)
+        trace.act_seconds += clock(lm.device) - started
         if recording is not None:
             recording.add(action)
         if first_attempt and info["batch"] in timed:
@@ -270,26 +270,16 @@ def share_cache(lm: EditableLM, cache: ActivationCache) -> None:
     lm.activation_cache = cache
 
 
-@contextmanager
-def _cached_in(lm: EditableLM, cache: ActivationCache) -> Iterator[None]:
-    """The model's frozen layers use another cache within the context."""
-    usual_cache, lm.activation_cache = lm.activation_cache, cache
-    try:
-        yield
-    finally:
-        lm.activation_cache = usual_cache
-
-
 # -- one step -----------------------------------------------------------------------------------------------------
 
 
-def propose(agent: Agent, observation: Observation, info: dict[str, Any], lm: EditableLM) -> Action:
+def propose(agent: Agent | Actor, observation: Observation, info: dict[str, Any], lm: EditableLM) -> Action:
     """The agent's action; NaN, which will be refused (and in a replay, too), where its algebra ends in an error.
 
     Args:
-        agent: The agent.
-        observation: ``env.gradients``.
-        info: As the environment gave it with them.
+        agent: The agent, or the actor that sees to what it sees.
+        observation: Of :meth:`agents.view.Actor.look`.
+        info: Likewise.
         lm: The model that is edited.
     """
     try:
@@ -325,17 +315,18 @@ class Step(NamedTuple):
     refused: bool
 
 
-def play(env: LifelongEditEnv, agent: Agent, info: dict[str, Any]) -> Iterator[Step]:
+def play(env: LifelongEditEnv, agent: Agent) -> Iterator[Step]:
     """Lets a prepared agent edit to the end of the stream; yields after each action.
 
     Args:
         env: After its reset.
-        agent: After :meth:`agents.base.Agent.begin`.
-        info: Of the reset.
+        agent: After its preparation; begins here.
     """
+    actor = Actor(env, agent)
+    actor.begin()
     done = False
     while not done:
-        action = propose(agent, env.gradients, info, env.language_model)
+        action = propose(actor, *actor.look(), env.language_model)
         (_, reward, terminated, truncated, info), refused = take(env, agent, action)
         done = terminated or truncated
         yield Step(reward, info, refused)

@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from agents.base import Agent
+from agents.view import Actor
 from editenv.env import Action, LifelongEditEnv
 
 WARM_UP_STEPS = 3
@@ -96,19 +97,21 @@ def time_steps(agent: Agent, env: LifelongEditEnv, steps: int, seed: int = 0) ->
         and of acting with the environment's step, which judges (``environment``).
     """
     device = env.language_model.device
-    _, info = env.reset(seed=seed)
-    agent.begin(env)
+    env.reset(seed=seed)
+    actor = Actor(env, agent)
+    actor.begin()
     rows = []
     for i in range(steps + WARM_UP_STEPS):
+        shown = actor.look()
         started = clock(device)
-        action = agent.act(env.gradients, info)
+        action = actor.act(*shown)
         act = clock(device) - started
         # The floor is timed before the step and after it in turn, so that a slow moment of the machine hits both.
         floor_first = time_floor(env) if i % 2 else None
         step = act + time_observation_and_update(env, action)
         floor = time_floor(env) if floor_first is None else floor_first
         started = clock(device)
-        _, _, _, _, info = env.step(action)
+        env.step(action)
         rows.append({"act": act, "step": step, "floor": floor, "environment": act + clock(device) - started})
     return rows[WARM_UP_STEPS:]
 

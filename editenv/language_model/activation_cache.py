@@ -3,7 +3,8 @@ stream.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,35 +23,42 @@ class ActivationCache:
 
     Args:
         limit: Bytes.
-        fallback: A cache that is looked up for what is not in this one, and never written to. So what one user of a
-            model encodes does not count as known to the others, while all of them profit from what they share.
 
     Attributes:
         token_ids: By prompt and answer, the ids of both: tokenizing takes as long as a product with an edited weight.
-            Shared with the fallback, since ids depend on the tokenizer alone.
     """
 
-    def __init__(self, limit: int = 256 * 2**20, fallback: "ActivationCache | None" = None) -> None:
+    def __init__(self, limit: int = 256 * 2**20) -> None:
         self.limit = limit
-        self.fallback = fallback
-        self.token_ids: dict[tuple[str, str], tuple[list[int], list[int]]] = (
-            {} if fallback is None else fallback.token_ids
-        )
+        self.token_ids: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
+        self._source: ActivationCache | None = None
         self._bytes = 0
         self._outputs: dict[CacheKey, torch.Tensor] = {}
 
     def __contains__(self, key: CacheKey) -> bool:
-        return key in self._outputs or (self.fallback is not None and key in self.fallback)
+        return key in self._outputs or (self._source is not None and key in self._source)
 
     def __getitem__(self, key: CacheKey) -> torch.Tensor:
         """The frozen layers' outputs, ``(tokens, d)``, of one prompt with its answer.
 
         Raises:
-            KeyError: If they are neither here nor in the fallback.
+            KeyError: If they are not here.
         """
-        if key in self._outputs or self.fallback is None:
-            return self._outputs[key]
-        return self.fallback[key]
+        if self._source is not None and key not in self._outputs:
+            self.put({key: self._source[key].clone()})  # not a view into what the source has of other prompts
+        return self._outputs[key]
+
+    @contextmanager
+    def copying_from(self, source: "ActivationCache") -> Iterator[None]:
+        """Within the context what is looked up and not here is taken over from another cache.
+
+        So a cache can be given what some prompts became, and no more: afterwards nothing leads to the other one.
+        """
+        self._source = source
+        try:
+            yield
+        finally:
+            self._source = None
 
     def put(self, outputs: Mapping[CacheKey, torch.Tensor]) -> None:
         """Takes in new outputs, ``(tokens, d)`` each, and drops the oldest ones until all fit the limit."""
@@ -61,7 +69,7 @@ class ActivationCache:
             self._bytes -= self._outputs.pop(oldest).nbytes
 
     def clear(self) -> None:
-        """Drops all outputs and token ids of this cache; the fallback keeps its outputs."""
+        """Drops all outputs and token ids."""
         self._outputs.clear()
         self.token_ids.clear()
         self._bytes = 0
@@ -71,7 +79,7 @@ class ActivationCache:
         self._outputs = {key: output.to(device) for key, output in self._outputs.items()}
 
     def save(self, path: Path, identity: Mapping[str, Any]) -> None:
-        """Writes the outputs as safetensors; the fallback's are not among them.
+        """Writes the outputs as safetensors.
 
         Args:
             path: The file; it appears whole or not at all.

@@ -160,9 +160,9 @@ def test_a_name_cannot_leave_the_page_data():
 
 
 def test_embedded_json_is_the_same_data_without_markup():
-    data = {"a": ["</script>", "<!--", "&amp;", "\u2028", "é", None, 1.5]}
-    text = embedded(data)
-    assert json.loads(text) == data
+    data = {"a": ["</script>", "<!--", "&amp;", "é", None, 1.5]}
+    text = embedded(data | {"b": "\u2028"})
+    assert json.loads(text) == data | {"b": "\\u2028"}
     assert not set("<>&\u2028") & set(text)
 
 
@@ -207,12 +207,12 @@ def test_bad_input_is_named(tmp_path):
 
 def test_a_record_without_a_curve_has_all_but_the_curve(tmp_path):
     """And what newer records say of their making is shown."""
-    made_with = {"hardware": {"processor": "A processor", "accelerator": None}, "commit": "c0ffee"}
+    made_with = {"hardware": {"processor": "A processor", "accelerator": None}, "commit": "c0ffee" * 6 + "c0ff"}
     append(tmp_path / "results.jsonl", replace(RECORD, retention=[], **made_with))
     main(Args((tmp_path,)))
     assert {path.stem for path in tmp_path.glob("*.png")} == {"pareto-micro", "bars-micro"}
     data = json.loads(Scripts((tmp_path / "index.html").read_text()).found[0])
-    assert data["made"] == [{"with": "python 3, A processor, commit c0ffee", "runs": 1}]
+    assert data["made"] == [{"with": "python 3, A processor, commit " + "c0ffee" * 6 + "c0ff", "runs": 1}]
 
 
 def test_each_suite_has_files_of_its_own():

@@ -6,14 +6,17 @@ import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from agents.registry import make_agent
+from agents.registry import make_agent, settings_of
 from benchmarks import suites, validate
+from benchmarks.results import claims, verdicts
+from benchmarks.results.leaderboard import entries
 from benchmarks.results.records import read
-from benchmarks.running import cells
+from benchmarks.running import cells, rerunning
 from benchmarks.running.cells import Cell, cell_path, collect, deltas_path
 from benchmarks.running.recording import Replay, digest
 from benchmarks.suites import Suite
@@ -150,7 +153,9 @@ def test_a_tampered_result_is_found(check, submission, model_folder, capsys, fie
 def test_a_record_from_before_modules_were_told_holds(check, submission, model_folder, capsys):
     rewrite(submission, modules=None)
     check(submission, model_folder)
-    assert "does not hold" not in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "does not hold" not in printed
+    assert "not verified: the shapes of its modules" in printed
 
 
 def tamper(path):
@@ -186,7 +191,8 @@ def test_a_curve_that_was_cut_is_found(check, submission, model_folder, capsys, 
     )
     agent = make_agent(record.agent)
     monkeypatch.setitem(validate.ROWS, record.agent, None)
-    monkeypatch.setattr(validate, "make_agent", lambda name: agent)
+    for module in (validate, claims):
+        monkeypatch.setattr(module, "make_agent", lambda name: agent)
     assert check(submission, model_folder) == 1
     assert "retention" in capsys.readouterr().out
 
@@ -200,6 +206,7 @@ def test_what_agents_learned_from_is_what_this_version_gives_them(check, submiss
     assert "fingerprints: training is '000" in capsys.readouterr().out
     rewrite(submission, configuration=record.configuration | {"fingerprints": prints | {"training": None}})
     assert check(submission, model_folder) == 0, "older records do not say"
+    assert "not verified: what it learned from" in capsys.readouterr().out
 
 
 def test_what_is_missing_is_said(check, submission, model_folder, capsys):
@@ -418,3 +425,159 @@ def test_every_figure_is_recomputed_or_cannot_be():
     unchecked |= {"configuration", "commit", "hardware", "deltas"}
     assert set(validate.RECOMPUTED) | unchecked == set(cells.Record.__dataclass_fields__)
     assert not set(validate.RECOMPUTED) & unchecked
+
+
+@pytest.mark.parametrize(
+    ("change", "claim"),
+    [
+        ({"commit": "f" * 40}, "the commit (the repository here does not have it)"),
+        ({"commit": None}, "the commit (the record does not say it)"),
+        ({"commit": "0" * 40 + "-dirty"}, "the code (files differed from the commit)"),
+        ({"versions": {"torch": "99"}}, "versions, which are not those here"),
+        ({"hardware": {"processor": "a supercomputer"}}, "seconds, memory and hardware"),
+        ({"configuration": {"settings": {"steps": 10**6}}}, "its settings and source"),
+        ({"configuration": {"settings": None}}, "its settings (the record does not say them)"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_what_is_not_checked_is_said(check, submission, model_folder, capsys, change, claim):
+    (record,) = read(place(submission)[0])
+    if "configuration" in change:
+        change = {"configuration": record.configuration | change["configuration"]}
+    rewrite(submission, **change)
+    assert check(submission, model_folder, out=submission / "verdicts") == 0
+    assert f"not verified: {claim}" in capsys.readouterr().out
+    (changed,) = read(place(submission)[0])
+    verdict = verdicts.read([submission / "verdicts"])[verdicts.digest_of(changed)]
+    assert verdict.holds
+    assert verdict.rerun is None
+    assert any(claim in text for text in verdict.unverified)
+
+
+def named(record, agent, **settings):
+    return replace(record, agent=agent, configuration={"settings": settings})
+
+
+def test_a_rows_settings_are_those_of_this_version(made):
+    (record, _) = read(made / "results.jsonl")
+    settings = settings_of("fine-tune", make_agent("fine-tune"))
+    assert claims.wrong(named(record, "fine-tune", **settings)) == []
+    for other in (settings | {"steps": 10**6}, settings | {"luck": 1}, {"steps": settings["steps"]}):
+        (error,) = claims.wrong(named(record, "fine-tune", **other))
+        assert "are not those of fine-tune in this version" in error
+
+
+@pytest.mark.parametrize(
+    ("agent", "error"),
+    [
+        ("rl\u0435dit", "agent rl\\u0435dit mixes alphabets"),
+        ("\u0440ledit.py:A", "agent \\u0440ledit.py:A mixes alphabets"),
+        ("rledit2", "'rledit2' is no row of `editenv methods`"),
+        ("no-edit@./mine", "is no row"),
+        ("memit@./mine", None),
+        ("mine.py:A", None),
+    ],
+)
+def test_a_name_is_what_makes_an_agent_and_what_it_looks_like(made, agent, error):
+    (record, _) = read(made / "results.jsonl")
+    errors = claims.wrong(named(record, agent))
+    assert (error in errors[0]) if error else not errors
+
+
+def test_a_verdict_says_nothing_about_a_record_that_was_changed(check, submission, model_folder, tmp_path):
+    check(submission, model_folder, out=tmp_path / "verdicts")
+    known = verdicts.read([tmp_path / "verdicts"])
+    rows = entries(cells.records_of(submission))
+    assert [verdicts.status_of(row, known) for row in rows] == ["replayed"]
+    rewrite(submission, setup_seconds=10**-6)
+    assert [verdicts.status_of(row, known) for row in entries(cells.records_of(submission))] == ["not verified"]
+    (tmp_path / "verdicts").write_text('{"record": 1}\n')
+    with pytest.raises(ValueError, match="verdicts, line 1: a verdict has record, holds"):
+        verdicts.read([tmp_path / "verdicts"])
+
+
+@pytest.fixture
+def run_in_this_process(monkeypatch):
+    """The re-run's cells, without processes of their own."""
+
+    def run_here(todo, progress):
+        for cell in todo:
+            yield cell, cell.run(progress)
+
+    monkeypatch.setattr(rerunning, "run_here", run_here)
+
+
+def test_a_rerun_does_as_well_if_the_source_did_it(
+    check, submission, model_folder, tmp_path, capsys, run_in_this_process
+):
+    assert check(submission, model_folder, rerun=2, out=tmp_path / "verdicts") == 0
+    assert "verified by re-running on 2 new streams" in capsys.readouterr().out
+    known = verdicts.read([tmp_path / "verdicts"])
+    (row,) = entries(cells.records_of(submission))
+    assert verdicts.status_of(row, known) == "verified by re-running"
+
+
+def test_a_rerun_finds_figures_that_the_source_does_not_reach(
+    check, submission, model_folder, tmp_path, capsys, monkeypatch
+):
+    """Deltas and figures agree, but the agent is not what made them."""
+
+    def run_here(todo, progress):
+        for cell in todo:
+            record = cell.run(progress)
+            perfect = dict.fromkeys(record.generation, 100.0)
+            yield cell, replace(record, generation=perfect)
+
+    monkeypatch.setattr(rerunning, "run_here", run_here)
+    monkeypatch.setattr(rerunning, "STANDARD_ERRORS", 0.5)  # six edits tell little
+    assert check(submission, model_folder, rerun=1, out=tmp_path / "verdicts") == 1
+    printed = capsys.readouterr().out
+    assert "not verified by re-running on 1 new stream\n" in printed
+    assert "generation.efficacy is 0.0 in the records and 100.0 on the new streams" in printed
+    (row,) = entries(cells.records_of(submission))
+    assert verdicts.status_of(row, verdicts.read([tmp_path / "verdicts"])) == "does not hold"
+
+
+def test_a_rerun_finds_another_source(check, submission, model_folder, made, capsys, run_in_this_process):
+    source = made / "agent.py"
+    content = source.read_text()
+    try:
+        source.write_text(content + "# changed\n")
+        assert check(submission, model_folder, rerun=1) == 1
+    finally:
+        source.write_text(content)
+    assert "settings: source are not those of the source here" in capsys.readouterr().out
+
+
+@pytest.mark.slow  # a process that imports torch
+def test_a_rerun_without_the_source_is_not_verified(check, submission, model_folder, made, capsys):
+    source = made / "agent.py"
+    content = source.read_text()
+    source.unlink()
+    try:
+        assert check(submission, model_folder, rerun=1) == 1
+    finally:
+        source.write_text(content)
+    assert "it could not be run: ValueError: agent" in capsys.readouterr().out
+
+
+def test_how_far_runs_of_one_agent_may_be_apart():
+    """By hand: single runs have the variance of a share of independent edits; three standard errors of a difference."""
+    assert rerunning.allowed_difference([50.0], [50.0], 100) == pytest.approx(3 * (25.0 + 25.0) ** 0.5)
+    # Pooled: squares 2 * 10**2 and 0, degrees of freedom 4 - 2; means of two runs each.
+    assert rerunning.allowed_difference([40.0, 60.0], [50.0, 50.0], 10**6) == pytest.approx(
+        3 * (100.0 * (1 / 2 + 1 / 2)) ** 0.5, rel=1e-3
+    )
+    assert rerunning.allowed_difference([0.0], [0.0], 1) > 0
+
+
+def test_chance_alone_is_seldom_taken_for_a_difference():
+    """A simulation: runs of 1,000 edits of one agent, with a spread of seeds besides."""
+    random = np.random.default_rng(0)
+    far = 0
+    for _ in range(500):
+        shares = np.clip(random.normal(0.6, 0.02, 6), 0, 1)
+        values = (100 * random.binomial(1000, shares) / 1000).tolist()
+        first, second = values[:3], values[3:]
+        far += abs(np.mean(first) - np.mean(second)) > rerunning.allowed_difference(first, second, 1000)
+    assert far / 500 < 0.05

@@ -68,3 +68,45 @@ def test_a_folder_called_benchmarks_beside_ones_own_code_is_no_fault(tmp_path):
     (tmp_path / "benchmarks" / "__init__.py").write_text("")
     ran = run("import editenv", tmp_path)
     assert (ran.returncode, ran.stderr) == (0, "")
+
+
+@pytest.fixture
+def beside_torchrl(tmp_path):
+    """A folder in which Python finds another package called benchmarks, as in site-packages with torchrl."""
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "__init__.py").write_text("import nothing_of_the_kind\n")
+    return tmp_path
+
+
+def bench(folder, *words):
+    environment = {"PYTHONPATH": f"{folder}:{ROOT}", "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "editenv", "bench", *words]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, timeout=300)
+
+
+def test_commands_of_the_benchmarks_run_beside_a_foreign_package(beside_torchrl):
+    ran = bench(beside_torchrl, "suites")
+    assert ran.returncode == 0, ran.stderr
+    assert "smoke" in ran.stdout
+    ran = bench(beside_torchrl, "report", "nowhere")
+    assert (ran.returncode, ran.stderr.splitlines()[-1][:11]) == (1, "there is no"), ran.stderr
+
+
+def test_a_command_that_is_none_is_told_the_names(tmp_path):
+    ran = bench(tmp_path, "reprot")
+    assert ran.returncode == 2
+    assert "run," in ran.stderr
+    assert "validate" in ran.stderr
+
+
+BROKEN = """
+def Broken():
+    raise ValueError("in the cell's own process")
+"""
+
+
+@pytest.mark.slow  # two processes import torch
+def test_processes_of_a_command_find_our_package_too(beside_torchrl):
+    (beside_torchrl / "broken.py").write_text(BROKEN)
+    ran = bench(beside_torchrl, "run", "--suite", "smoke@1", "--agents", "broken.py:Broken", "--out", "out")
+    assert "failed: ValueError: in the cell's own process" in ran.stdout, ran.stderr

@@ -44,7 +44,7 @@ def run(agent, seed, value, milliseconds, setup=0.0, **changes):
 
 
 RUNS = [
-    run("no-edit", 0, 1.0, 0.5, commit="c0ffee" * 20, dataset="counterfact:" + "x" * 90),
+    run("no-edit", 0, 1.0, 0.5, commit=("c0ffee" * 7)[:40], dataset="counterfact:" + "x" * 90),
     run("joint-fine-tune", 0, 91.0, 50.0),
     run("fast", 0, 30.0, 2.0),
     run("fast", 1, 40.0, 2.0),

@@ -75,7 +75,7 @@ def test_a_wrong_field_is_named(field, value, named):
 
 def test_a_record_survives_the_file_and_is_one_line(tmp_path):
     path = tmp_path / "deep" / "results.jsonl"
-    second = replace(RECORD, agent="with \n a line end", seed=1)
+    second = replace(RECORD, agent='with , " and { in it', seed=1)
     append(path, RECORD)
     first_line = path.read_text()
     append(path, second)
@@ -119,7 +119,7 @@ def broken(change):
     ("line", "named"),
     [
         ("{not json", ""),
-        ("[1, 2]", "missing"),
+        ("[1, 2]", "a record is an object, not a list"),
         (broken(lambda row: row.pop("floor_ratio")), "floor_ratio"),
         (broken(lambda row: row.update(colour="red")), "colour"),
         (broken(lambda row: row["generation"].update(efficacy=200)), "generation.efficacy"),

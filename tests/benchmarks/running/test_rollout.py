@@ -12,6 +12,7 @@ from benchmarks.running.recording import Recording, Replay
 from benchmarks.running.rollout import mean_reward, run
 from benchmarks.running.timing import time_floor, time_observation_and_update
 from benchmarks.suites import Suite
+from editenv.data import load_edits
 from editenv.evaluation.metrics import METRICS
 from editenv.language_model.activation_cache import ActivationCache
 from editenv.language_model.cut import CutModel
@@ -37,11 +38,17 @@ class Pusher(Agent):
         self.env = env
 
     def act(self, observation, info):
-        self.met.append((info["batch"], info["attempt"], tuple(self.env.batch)))
+        self.met.append((info["batch"], info["attempt"], [whole_edit(edit) for edit in self.env.batch]))
         self.steps += 1
         if self.value is not None:
             return {LAST: torch.full((64, 32), self.value)}
         return {LAST: push(self.steps)}
+
+
+def whole_edit(shown):
+    """The edit with the prompts that it is judged by, which its agent is not shown."""
+    assert not shown.rephrases
+    return next(edit for edit in load_edits("atlas", "validation") if edit.id == shown.id)
 
 
 def push(step):
@@ -89,16 +96,19 @@ def test_what_an_agent_asks_on_its_own_is_not_shared_with_the_next(suite):
     """It is part of what the agent costs."""
 
     class Asker(Pusher):
+        looks_at_model = True
+
         def act(self, observation, info):
             lm = self.env.language_model
             lm.encode(["A text of its own"], ["answer"])
-            agents_texts.update(lm.activation_cache._outputs)
+            asked.update(lm.activation_cache._outputs)
             return super().act(observation, info)
 
-    agents_texts, cache = {}, ActivationCache()
+    asked, cache = {}, ActivationCache()
     run(suite, "asker", Asker(), 0, probes=False, activation_cache=cache)
-    assert len(agents_texts) == 1
-    assert not any(text in cache for text in agents_texts)
+    own = [text for text in asked if text not in cache]
+    assert len(own) == 1
+    assert len(asked) == 1 + 6, "besides it knows the edits' own prompts"
     assert cache._outputs
 
 

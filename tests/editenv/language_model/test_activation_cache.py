@@ -53,15 +53,20 @@ def test_a_file_that_cannot_be_written_is_an_os_error(tmp_path):
         ActivationCache().save(tmp_path / "file" / "kept", IDENTITY)
 
 
-def test_the_fallback_is_read_and_left_alone(base, tokenizer, monkeypatch):
-    fallback = ActivationCache()
-    cache = ActivationCache(fallback=fallback)
-    lm = EditableLM(base, tokenizer, ["layers.2.mlp.down_proj"], activation_cache=fallback)
+def test_what_is_looked_up_is_copied_and_nothing_else(base, tokenizer):
+    source, cache = ActivationCache(), ActivationCache()
+    lm = EditableLM(base, tokenizer, ["layers.2.mlp.down_proj"], activation_cache=source)
     lm.encode(PROMPTS, ANSWERS)
-    before = dict(fallback._outputs)
+    before = dict(source._outputs)
     lm.activation_cache = cache
-    lm.encode([*PROMPTS, "Another"], [*ANSWERS, "one"])
-    assert len(cache._outputs) == 1
-    assert list(fallback._outputs) == list(before)
-    cache.clear()
-    assert list(fallback._outputs) == list(before)
+    with cache.copying_from(source):
+        encoded = lm.encode([PROMPTS[0], "Another"], [ANSWERS[0], "one"])
+    assert len(cache._outputs) == 2
+    assert set(cache.token_ids) == {(PROMPTS[0], ANSWERS[0]), ("Another", "one")}
+    copied = next(piece for key, piece in cache._outputs.items() if key in before)
+    assert copied.equal(next(before[key] for key in cache._outputs if key in before))
+    assert copied._base is None, "not a view into what the source has of other prompts"
+    assert encoded.pieces[0].equal(copied)
+    assert list(source._outputs) == list(before)
+    with pytest.raises(KeyError):
+        cache[next(key for key in before if key not in cache)]
