@@ -1,0 +1,233 @@
+"""RLEdit (Li et al. 2025) against zhrli324/RLEdit."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from agents.hypernetwork.config import TrainConfig
+from agents.hypernetwork.networks import MalmenPolicy
+from agents.rledit.trainer import RLEditTrainer
+from benchmarks.agreement_cases.comparison import Comparison, compared
+from benchmarks.agreement_cases.networks import (
+    STEP_SIZE,
+    malmen_policy,
+    our_gradients,
+    public_gradients,
+    shaken,
+)
+from benchmarks.agreement_cases.public_code import Repository, imported, leave_out
+from benchmarks.agreement_cases.tiny_model import FIRST, LAST, TinyModel
+from editenv.data import Edit
+from editenv.deltas import dense
+from editenv.env import LifelongEditEnv
+
+SOURCE = Repository("zhrli324/RLEdit", "c6576a1e8e8a122c54d61ec5580ec7397e740a42")
+EDITS, ANSWER_TOKENS, BATCHES = 6, 2, 3
+TOKENS = EDITS * ANSWER_TOKENS
+BOTH = (FIRST, LAST)
+
+
+class KeepsGradients:
+    """In the place of public code's optimiser: a step changes nothing, and the gradients stay."""
+
+    def step(self) -> None: ...
+
+    def zero_grad(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Public:
+    """The public editor on the tiny model.
+
+    Attributes:
+        clone: The repository.
+        tiny: The model and its tokenizer.
+        modules: Edited modules.
+        edits: Edits in a batch.
+        portion: Edits in one of their forward passes.
+    """
+
+    clone: Path
+    tiny: TinyModel
+    modules: Sequence[str] = (LAST,)
+    edits: int = EDITS
+    portion: int = EDITS
+
+    def editor(self, **options: Any) -> Any:
+        """Their editor, its network shaken."""
+        leave_out("wandb", "omegaconf", "glue_eval", "glue_eval.glue_eval")
+        module = imported(self.clone, "editor.rledit")
+        config = self.config("rledit", **options)
+        model = self.tiny.model()
+        for name in self.modules:
+            model.get_submodule(name).weight.requires_grad_(True)
+        torch.manual_seed(0)
+        editor = module.RLEDIT(config, model)
+        shaken(editor.net)
+        editor.opt = KeepsGradients()
+        return editor
+
+    def config(self, name: str, **options: Any) -> SimpleNamespace:
+        """Their configuration, without clipping: this project clips the sum once."""
+        editor = {"name": name, "rank": 8, "n_blocks": 2, "lr": STEP_SIZE, "meta_lr": 1e-5, "loc_coef": 0.6}
+        editor |= {"max_grad_norm": 1e30, "batch_size": 128, "token": "ans", "reg_coef": 0.0, "load_checkpoint": False}
+        editor |= {"time_decay": 0.95, "back_depth": BATCHES, "cache_dir": str(self.tiny.folder / "cache")} | options
+        data = SimpleNamespace(name="fever", n_edits=self.edits, batch_size=self.portion)
+        model = SimpleNamespace(name="tiny", edit_modules=list(self.modules))
+        return SimpleNamespace(
+            model=model,
+            editor=SimpleNamespace(**editor),
+            dataset=data,
+            data=data,
+            num_seq=BATCHES,
+            model_device="cpu",
+            editor_device="cpu",
+        )
+
+    def batches(self, edits: Sequence[Edit]) -> list[Any]:
+        """Edits as their loader gives them, batch after batch."""
+        dataset_class = imported(self.clone, "data.fever").FEVERDataset
+        records = [
+            {
+                "prompt": edit.prompt,
+                "equiv_prompt": [edit.rephrases[0]],
+                "alt": edit.target,
+                "unrel_prompt": edit.locality[0].prompt,
+                "unrel_ans": edit.locality[0].answer,
+            }
+            for edit in edits
+        ]
+        path = self.tiny.folder / "fever.json"
+        path.write_text(json.dumps(records), encoding="utf-8")
+        dataset = dataset_class(self.config("rledit").dataset, str(path), self.tiny.tokenizer, "cpu")
+        return [
+            dataset.collate_fn([dataset[i] for i in range(start, start + self.edits)])
+            for start in range(0, len(edits), self.edits)
+        ]
+
+
+def frozen(editor: Any) -> None:
+    """Keeps the statistics of their networks as they are."""
+    for network in editor.net.values():
+        network.normalizer.update = lambda values: None
+
+
+def environment(tiny: TinyModel, edits: Sequence[Edit], modules: Sequence[str], config: TrainConfig) -> LifelongEditEnv:
+    """What this project trains in, with the reward of a config."""
+    return tiny.environment(
+        edits,
+        modules,
+        edits_per_step=config.edits_per_step,
+        locality=config.locality,
+        reference=config.reference,
+        memory_decay=config.memory_decay,
+        memory_batches=config.memory_batches,
+        regularization=config.regularization,
+    )
+
+
+def training(tiny: TinyModel, edits: Sequence[Edit], modules: Sequence[str], **options: Any) -> RLEditTrainer:
+    """This project's training on a stream of these edits."""
+    config = TrainConfig(horizon=BATCHES, edits_per_step=EDITS, warm_up_batches=1, **options)
+    return RLEditTrainer(environment(tiny, edits, modules, config), config, 0, None)
+
+
+def order_of(trainer: RLEditTrainer) -> list[Edit]:
+    """The edits of the first trajectory, in order."""
+    trainer.env.reset(seed=trainer.stream_seed)
+    return list(trainer.env.stream)
+
+
+def gradient(trainer: RLEditTrainer, policy: MalmenPolicy) -> dict[str, torch.Tensor]:
+    """The policy gradient of a trajectory, summed over its batches as in public code (here it is their mean)."""
+    trainer.policy = policy
+    policy.zero_grad()
+    trainer.backward(list(trainer.credited_roll_out()))
+    return our_gradients(policy, factor=trainer.config.horizon)
+
+
+def deltas(policy: MalmenPolicy, env: LifelongEditEnv, edits: Sequence[Edit]) -> dict[str, torch.Tensor]:
+    """A batch's deltas at theta_0."""
+    with torch.no_grad():
+        return {name: dense(delta) for name, delta in policy(env.gradient_of(edits)).items()}
+
+
+def compare(clone: Path, tiny: TinyModel) -> Iterator[Comparison]:
+    yield from compare_deltas(clone, tiny)
+    yield from compare_gradients(clone, tiny)
+
+
+def compare_deltas(clone: Path, tiny: TinyModel) -> Iterator[Comparison]:
+    """A batch's delta."""
+    edits = tiny.edits(EDITS * BATCHES, ANSWER_TOKENS)
+    public = Public(clone, tiny, BOTH)
+    editor = public.editor()
+    for batch in public.batches(edits):
+        editor.cache(batch["edit_tuples"])
+    theirs = {name: delta.clone() for name, delta in editor.predict_param_shifts().items()}
+    env = tiny.environment(edits, BOTH, edits_per_step=EDITS)
+    policy = malmen_policy(editor.net, BOTH, TOKENS)
+    last = edits[-EDITS:]
+    what = "a batch's delta, two modules"
+    yield compared("rledit", what, theirs, deltas(policy, env, last), "network and statistics equal")
+
+    own = malmen_policy(editor.net, BOTH, TOKENS)
+    network = next(iter(own.networks.values()))
+    network.normalizer = type(network.normalizer)(sum(network.split))
+    for start in range(0, len(edits), EDITS):
+        own.observe(env.gradient_of(edits[start : start + EDITS]))
+    explanation = f"its normaliser adds up N times the unbiased variance, N - 1 is right (N = {TOKENS} tokens)"
+    yield compared("rledit", what, theirs, deltas(own, env, last), "network equal", explanation)
+
+    frozen(editor)
+    mixed = tiny.edits(EDITS)
+    editor.cache(public.batches(mixed)[0]["edit_tuples"])
+    explanation = "the observed gradient is a sum over tokens here and a mean there, and this batch has other lengths"
+    theirs = editor.predict_param_shifts()
+    yield compared(
+        "rledit",
+        "the delta of a batch with answers of mixed lengths",
+        theirs,
+        deltas(policy, env, mixed),
+        "network and statistics equal",
+        explanation,
+    )
+
+
+def compare_gradients(clone: Path, tiny: TinyModel) -> Iterator[Comparison]:
+    """The policy gradient of a trajectory."""
+    edits = tiny.edits(EDITS * BATCHES, ANSWER_TOKENS)
+    as_public: dict[str, Any] = {"credit": "step", "reference": "previous", "regularization": 0.0}
+    one_batch = as_public | {"memory_batches": 0}
+    as_public |= {"memory_batches": BATCHES - 1}
+    equal = "network and statistics equal, its clipping and moving statistics off"
+    taken = f"{equal}; credit='step', reference='previous', memory_batches=back_depth - 1, regularization=0"
+    unedited = "its locality backward runs at the weights without the delta"
+    steps: list[tuple[Sequence[str], dict[str, Any], str, str, int]] = [
+        ((LAST,), as_public, taken, "rounding", BATCHES),
+        (BOTH, as_public, taken, unedited, BATCHES),
+        ((LAST,), one_batch, f"{taken}, no batch looked back at", "rounding", 1),
+    ]
+    for name, value, why in (
+        ("regularization", 1e-4, "the squared norm carries gradient here (eq. 10), none there"),
+        ("memory_batches", BATCHES, "its depth counts the batch at hand"),
+        ("reference", "initial", "theta_0 (eq. 7) instead of the weights before the batch"),
+        ("credit", "trajectory", "a delta answers for all later rewards here (eq. 11), for its own alone there"),
+    ):
+        steps.append(((LAST,), as_public | {name: value}, f"{taken}, but {name}={value!r}", why, BATCHES))
+    for modules, options, said, why, depth in steps:
+        trainer = training(tiny, edits, modules, **options)
+        public = Public(clone, tiny, modules)
+        editor = public.editor(back_depth=depth)
+        batches = public.batches(order_of(trainer))
+        editor.cache(batches[0]["edit_tuples"])
+        frozen(editor)
+        policy = malmen_policy(editor.net, modules, TOKENS)
+        editor.train(batches)
+        what = f"the policy gradient of {BATCHES} batches, {len(modules)} module{'s' * (len(modules) > 1)}"
+        yield compared("rledit", what, public_gradients(editor.net), gradient(trainer, policy), said, why)
