@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from agents.base import Agent, Observation, ProgressCallback
+from agents.baselines.ultraedit import ENERGY, energy_of, initial_output_energy
 from agents.hypernetwork.networks import Normalizer
 from editenv.deltas import LowRank, ridge_regression
 from editenv.env import Action, LifelongEditEnv
@@ -34,7 +35,7 @@ class Whitener:
         self.key_energy = self.output_energy = 0.0
 
     def observe(self, gradient: Gradient, output_energy: float) -> None:
-        """Takes in a batch's ``keys`` (r, d_in) and ``value_grads`` (r, d_out), and the summed squares of its
+        """Takes in a batch's ``keys`` (r, d_in) and ``value_grads`` (r, d_out), and the summed squares of theta_0's
         outputs.
         """
         grads = gradient.value_grads
@@ -76,8 +77,8 @@ class StableEdit(Agent):
     the stream. Needs: training edits (prompts and targets); no subject, no text.
 
     The public step size (1e-6) and ridge (1) depend on a model's scale. Here, as in
-    :class:`agents.baselines.ultraedit.UltraEdit`, eta is relative to a typical output of the module and lambda to a
-    typical squared key.
+    :class:`agents.baselines.ultraedit.UltraEdit`, eta is relative to a typical output of the module's unedited weight
+    (during the warm-up, too) and lambda to a typical squared key.
 
     Args:
         step_size: eta.
@@ -155,7 +156,7 @@ class StableEdit(Agent):
         for name, statistics in self._statistics.items():
             if f"{name}/keys" in state:
                 gradient = Gradient(state[f"{name}/keys"], state[f"{name}/value_grads"])
-                statistics.observe(gradient, float(state[f"{name}/energy"]))
+                statistics.observe(gradient, energy_of(state, self._env.language_model, name))
 
 
 def observe(
@@ -164,11 +165,11 @@ def observe(
     """Lets the statistics see a batch; what they saw, by name."""
     seen: dict[str, torch.Tensor] = {}
     for name, gradient in gradients.items():
-        energy = float((gradient.keys @ lm.weight(name)).square().sum())
+        energy = initial_output_energy(lm, name, gradient.keys)
         statistics[name].observe(gradient, energy)
         seen |= {
             f"{name}/keys": gradient.keys,
             f"{name}/value_grads": gradient.value_grads,
-            f"{name}/energy": torch.tensor(energy, dtype=torch.float64),
+            f"{name}/{ENERGY}": torch.tensor(energy, dtype=torch.float64),
         }
     return seen

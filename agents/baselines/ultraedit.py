@@ -7,6 +7,7 @@ network (whose gate is ``u . u~``): what a trained policy has to beat.
 """
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,19 +16,20 @@ from agents.base import Agent, Observation
 from agents.hypernetwork.networks import Normalizer
 from editenv.deltas import ridge_regression
 from editenv.env import Action, LifelongEditEnv
-from editenv.language_model.editable_lm import Gradient
+from editenv.language_model.editable_lm import EditableLM, Gradient
 
 
 class UltraEdit(Agent):
-    """Training-free; needs the gradients, and the edited weights (their outputs are a unit of the step).
+    """Training-free; needs the gradients, and the unedited weights (their outputs are the unit of the step).
 
     Statistics begin with the first batch. Of one token alone there is no deviation, so that a first batch of one
-    edit with a one-token answer changes nothing, here as in the public code (which keeps its statistics by weight
-    shape, not by module).
+    edit with a one-token answer changes nothing here; the public code makes NaN of it, and of every batch of one
+    token (it keeps its statistics by weight shape, not by module).
 
     The paper's learning rate and its unit ridge depend on a model's scale. Here both are relative to what has been
     seen: ``step_size`` to a typical output of the module and a typical ``|u~|^2``, ``ridge`` to a typical squared
-    key.
+    key. The outputs are those of theta_0's weight, so that the unit is as constant as the paper's: of the edited
+    weight's it would grow with the edits, and the edits with it.
 
     Args:
         step_size: eta; the default is where the search on the embedded model began.
@@ -54,19 +56,21 @@ class UltraEdit(Agent):
             self._before = copy.deepcopy((self._normalizers, self._key_energy, self._output_energy))
             self._seen = {}
             for name, gradient in observation.items():
-                output = gradient.keys @ self._env.language_model.weight(name)
-                self._observe(name, gradient, float(output.square().sum()))
+                self._observe(name, gradient, initial_output_energy(self._env.language_model, name, gradient.keys))
         deltas = {}
         for name, gradient in observation.items():
             keys, normalizer = gradient.keys, self._normalizers[name]
             normal = normalizer(torch.cat([keys, gradient.value_grads], 1))
             pseudo_keys, pseudo_grads = normal[:, : keys.shape[1]], normal[:, keys.shape[1] :]
-            key_length = (self._key_energy[name] / float(normalizer.count)) ** 0.5
-            output_length = (self._output_energy[name] / float(normalizer.count) / pseudo_grads.shape[1]) ** 0.5
             gate = pseudo_keys.square().mean(1, keepdim=True)
-            values = -self.step_size * output_length * gate * pseudo_grads
-            deltas[name] = ridge_regression(keys, values, self.ridge * key_length**2)
+            values = -self.step_size * self.output_length(name) * gate * pseudo_grads
+            deltas[name] = ridge_regression(keys, values, self.ridge * self._key_energy[name] / float(normalizer.count))
         return deltas
+
+    def output_length(self, name: str) -> float:
+        """The unit of the step: root mean square of an entry of theta_0's outputs at all tokens seen so far."""
+        d_out = self._env.language_model.shape(name)[1]
+        return (self._output_energy[name] / float(self._normalizers[name].count) / d_out) ** 0.5
 
     def revert_batch(self) -> None:
         self._normalizers, self._key_energy, self._output_energy = self._before
@@ -78,7 +82,7 @@ class UltraEdit(Agent):
     def load_batch_state(self, state: dict[str, torch.Tensor]) -> None:
         for name in self._normalizers if state else ():
             gradient = Gradient(state[f"{name}/keys"], state[f"{name}/value_grads"])
-            self._observe(name, gradient, float(state[f"{name}/energy"]))
+            self._observe(name, gradient, energy_of(state, self._env.language_model, name))
         self._seen = {}
 
     def _observe(self, name: str, gradient: Gradient, output_energy: float) -> None:
@@ -89,5 +93,21 @@ class UltraEdit(Agent):
         self._seen |= {
             f"{name}/keys": gradient.keys,
             f"{name}/value_grads": gradient.value_grads,
-            f"{name}/energy": energy,
+            f"{name}/{ENERGY}": energy,
         }
+
+
+ENERGY = "initial_energy"
+"""Under this name a batch's state has the summed squares of theta_0's outputs."""
+
+
+def initial_output_energy(lm: EditableLM, name: str, keys: torch.Tensor) -> float:
+    """Summed squares of the outputs that theta_0's weight of a module has at ``keys`` (r, d_in)."""
+    return float((keys @ lm.initial_weight(name).float()).square().sum())
+
+
+def energy_of(state: Mapping[str, torch.Tensor], lm: EditableLM, name: str) -> float:
+    """The same of a batch's state. Where an earlier version wrote it, it has the edited weights' outputs only."""
+    if f"{name}/{ENERGY}" in state:
+        return float(state[f"{name}/{ENERGY}"])
+    return initial_output_energy(lm, name, state[f"{name}/keys"])

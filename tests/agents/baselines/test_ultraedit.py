@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from agents.base import zero_action
 from agents.baselines.ultraedit import UltraEdit
 
 LAST = "model.layers.2.mlp.down_proj"
@@ -13,6 +14,7 @@ def test_the_update_is_the_dense_normal_equation(make_env, attempts):
     agent = UltraEdit(step_size=2.0, ridge=0.1, actions_per_batch=attempts)
     _, info = env.reset(seed=0)
     agent.begin(env)
+    initial = env.language_model.weight(LAST).double().numpy().copy()  # the step's unit is of the unedited model
     seen_keys, seen_grads, outputs = [], [], []
     for _ in range(3 * attempts):
         gradient = env.gradients[LAST]
@@ -20,7 +22,7 @@ def test_the_update_is_the_dense_normal_equation(make_env, attempts):
         if info["attempt"] == 0:
             seen_keys.append(U)
             seen_grads.append(G)
-            outputs.append(U @ env.language_model.weight(LAST).double().numpy())
+            outputs.append(U @ initial)
         everything = np.concatenate([np.concatenate(seen_keys), np.concatenate(seen_grads)], 1)
         normal = (np.concatenate([U, G], 1) - everything.mean(0)) / everything.std(0, ddof=1)
         energy = (np.concatenate(seen_keys) ** 2).sum() / len(everything)
@@ -47,3 +49,24 @@ def test_an_agent_that_is_told_what_had_been_goes_on_the_same(make_env):
     one, two = first.act(env.gradients, info)[LAST], second.act(env.gradients, info)[LAST]
     assert torch.equal(one.left, two.left)
     assert torch.equal(one.right, two.right)
+
+
+def test_the_unit_of_the_step_is_the_unedited_models_however_far_the_weights_have_gone(make_env):
+    # Of outputs at the edited weights, larger steps would make a larger unit, and that larger steps.
+    still, edited = make_env(modules=[LAST], horizon=4), make_env(modules=[LAST], horizon=4)
+    agents = UltraEdit(step_size=50.0), UltraEdit(step_size=50.0)
+    initial, moved = edited.language_model.weight(LAST).clone(), []
+    for env, agent in zip((still, edited), agents, strict=True):
+        _, info = env.reset(seed=0)
+        agent.begin(env)
+        keys = []
+        for _ in range(4):
+            keys.append(env.gradients[LAST].keys)
+            action = agent.act(env.gradients, info)
+            *_, info = env.step(action if env is edited else zero_action(env.language_model))
+            outputs = torch.cat(keys) @ initial
+            assert agent.output_length(LAST) == pytest.approx(float(outputs.square().mean().sqrt()), rel=1e-5)
+        moved.append(float((env.language_model.weight(LAST) - initial).norm() / initial.norm()))
+    assert moved[0] == 0
+    assert moved[1] > 1
+    assert agents[0].output_length(LAST) == pytest.approx(agents[1].output_length(LAST), rel=1e-6)
