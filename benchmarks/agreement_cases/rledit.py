@@ -30,6 +30,10 @@ SOURCE = Repository("zhrli324/RLEdit", "c6576a1e8e8a122c54d61ec5580ec7397e740a42
 EDITS, ANSWER_TOKENS, BATCHES = 6, 2, 3
 TOKENS = EDITS * ANSWER_TOKENS
 BOTH = (FIRST, LAST)
+DEPTH = 2
+"""Their back_depth: of a trajectory of three batches, so that it ends before the first."""
+EQUAL = "network and statistics equal"
+COUNT = {1: "one module", 2: "two modules"}
 
 
 class KeepsGradients:
@@ -76,9 +80,9 @@ class Public:
         """Their configuration, without clipping: this project clips the sum once."""
         editor = {"name": name, "rank": 8, "n_blocks": 2, "lr": STEP_SIZE, "meta_lr": 1e-5, "loc_coef": 0.6}
         editor |= {"max_grad_norm": 1e30, "batch_size": 128, "token": "ans", "reg_coef": 0.0, "load_checkpoint": False}
-        editor |= {"time_decay": 0.95, "back_depth": BATCHES, "cache_dir": str(self.tiny.folder / "cache")} | options
-        data = SimpleNamespace(name="fever", n_edits=self.edits, batch_size=self.portion)
-        model = SimpleNamespace(name="tiny", edit_modules=list(self.modules))
+        editor |= {"time_decay": 0.95, "back_depth": DEPTH, "cache_dir": str(self.tiny.folder / "cache")} | options
+        data = SimpleNamespace(name="fever", n_edits=self.edits, batch_size=self.portion, num_seq=1_000)
+        model = SimpleNamespace(name="tiny", name_or_path=str(self.tiny.folder), edit_modules=list(self.modules))
         return SimpleNamespace(
             model=model,
             editor=SimpleNamespace(**editor),
@@ -174,7 +178,7 @@ def compare_deltas(clone: Path, tiny: TinyModel) -> Iterator[Comparison]:
     policy = malmen_policy(editor.net, BOTH, TOKENS)
     last = edits[-EDITS:]
     what = "a batch's delta, two modules"
-    yield compared("rledit", what, theirs, deltas(policy, env, last), "network and statistics equal")
+    yield compared("rledit", what, theirs, deltas(policy, env, last), EQUAL)
 
     own = malmen_policy(editor.net, BOTH, TOKENS)
     network = next(iter(own.networks.values()))
@@ -185,49 +189,48 @@ def compare_deltas(clone: Path, tiny: TinyModel) -> Iterator[Comparison]:
     yield compared("rledit", what, theirs, deltas(own, env, last), "network equal", explanation)
 
     frozen(editor)
-    mixed = tiny.edits(EDITS)
-    editor.cache(public.batches(mixed)[0]["edit_tuples"])
-    explanation = "the observed gradient is a sum over tokens here and a mean there, and this batch has other lengths"
+    longer = tiny.edits(EDITS, ANSWER_TOKENS + 1)
+    editor.cache(public.batches(longer)[0]["edit_tuples"])
+    what = "the delta of a batch with longer answers than those before"
+    explanation = "the observed gradient is a sum over the batch's tokens here and their mean there"
     theirs = editor.predict_param_shifts()
-    yield compared(
-        "rledit",
-        "the delta of a batch with answers of mixed lengths",
-        theirs,
-        deltas(policy, env, mixed),
-        "network and statistics equal",
-        explanation,
-    )
+    yield compared("rledit", what, theirs, deltas(policy, env, longer), EQUAL, explanation)
+    as_mean = malmen_policy(editor.net, BOTH, EDITS * (ANSWER_TOKENS + 1))
+    options = f"{EQUAL}, statistics of gradients in the units of a mean"
+    yield compared("rledit", what, theirs, deltas(as_mean, env, longer), options)
 
 
 def compare_gradients(clone: Path, tiny: TinyModel) -> Iterator[Comparison]:
-    """The policy gradient of a trajectory."""
+    """The policy gradient of a trajectory: with the defaults, then with one documented difference after the other gone."""
     edits = tiny.edits(EDITS * BATCHES, ANSWER_TOKENS)
-    as_public: dict[str, Any] = {"credit": "step", "reference": "previous", "regularization": 0.0}
-    one_batch = as_public | {"memory_batches": 0}
-    as_public |= {"memory_batches": BATCHES - 1}
-    equal = "network and statistics equal, its clipping and moving statistics off"
-    taken = f"{equal}; credit='step', reference='previous', memory_batches=back_depth - 1, regularization=0"
-    unedited = "its locality backward runs at the weights without the delta"
-    steps: list[tuple[Sequence[str], dict[str, Any], str, str, int]] = [
-        ((LAST,), as_public, taken, "rounding", BATCHES),
-        (BOTH, as_public, taken, unedited, BATCHES),
-        ((LAST,), one_batch, f"{taken}, no batch looked back at", "rounding", 1),
-    ]
-    for name, value, why in (
-        ("regularization", 1e-4, "the squared norm carries gradient here (eq. 10), none there"),
-        ("memory_batches", BATCHES, "its depth counts the batch at hand"),
-        ("reference", "initial", "theta_0 (eq. 7) instead of the weights before the batch"),
-        ("credit", "trajectory", "a delta answers for all later rewards here (eq. 11), for its own alone there"),
-    ):
-        steps.append(((LAST,), as_public | {name: value}, f"{taken}, but {name}={value!r}", why, BATCHES))
-    for modules, options, said, why, depth in steps:
-        trainer = training(tiny, edits, modules, **options)
-        public = Public(clone, tiny, modules)
-        editor = public.editor(back_depth=depth)
-        batches = public.batches(order_of(trainer))
-        editor.cache(batches[0]["edit_tuples"])
-        frozen(editor)
-        policy = malmen_policy(editor.net, modules, TOKENS)
-        editor.train(batches)
-        what = f"the policy gradient of {BATCHES} batches, {len(modules)} module{'s' * (len(modules) > 1)}"
-        yield compared("rledit", what, public_gradients(editor.net), gradient(trainer, policy), said, why)
+    steps: tuple[tuple[str, Any, str], ...] = (
+        ("memory_batches", DEPTH - 1, "a delta answers for all later rewards here (eq. 11), for its own alone there"),
+        ("credit", "step", "theta_0 (eq. 7) is the reference here, the weights before the batch there"),
+        ("reference", "previous", "the squared norm carries gradient here (eq. 10), none there"),
+        ("regularization", 0.0, "rounding"),
+    )
+    options: dict[str, Any] = {"regularization": 1e-4}
+    for name, value, why in steps:
+        options |= {name: value}
+        yield gradients(clone, tiny, edits, (LAST,), options, why)
+    yield gradients(clone, tiny, edits, BOTH, options, "its locality backward runs at the weights without the delta")
+    depth = options | {"memory_batches": DEPTH}
+    yield gradients(clone, tiny, edits, (LAST,), depth, f"its depth of {DEPTH} counts the batch at hand")
+
+
+def gradients(
+    clone: Path, tiny: TinyModel, edits: Sequence[Edit], modules: Sequence[str], options: dict[str, Any], why: str
+) -> Comparison:
+    """Both sides' policy gradients, with these options of this project's."""
+    trainer = training(tiny, edits, modules, **options)
+    public = Public(clone, tiny, modules)
+    editor = public.editor(reg_coef=options["regularization"])
+    batches = public.batches(order_of(trainer))
+    editor.cache(batches[0]["edit_tuples"])
+    frozen(editor)
+    policy = malmen_policy(editor.net, modules, TOKENS)
+    editor.train(batches)
+    what = f"the policy gradient of {BATCHES} batches, {COUNT[len(modules)]}"
+    said = ", ".join(f"{name}={value!r}" for name, value in options.items())
+    said = f"{EQUAL}, without its clipping at every step; {said}"
+    return compared("rledit", what, public_gradients(editor.net), gradient(trainer, policy), said, why)

@@ -5,19 +5,21 @@ Its tokenizer has no token at the start of a text: most of the public code assum
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from agents.base import Agent
 from agents.progress import silent
 from editenv.data import Edit, load_edits
 from editenv.env import LifelongEditEnv
+from editenv.language_model.editable_lm import Gradient
 from editenv.language_model.prompts import answer_ids
 
 LAYERS = 4
@@ -80,12 +82,17 @@ class TinyModel:
             answer_tokens: Tokens of every target and locality answer; None takes them as they come.
         """
         edits: list[Edit] = []
-        for edit in load_edits("atlas", "validation"):
-            answers = [edit.target, edit.locality[0].answer]
-            lengths = set(map(len, answer_ids(self.tokenizer, answers)))
-            subject_is_once = edit.prompt.count(edit.subject or "{}") == 1
-            if subject_is_once and (answer_tokens is None or lengths == {answer_tokens}):
-                edits.append(edit)
+        for edit in load_edits("atlas", "train"):
+            if edit.prompt.count(edit.subject or "{}") != 1:
+                continue
+            target, *kept = answer_ids(self.tokenizer, [edit.target, *(item.answer for item in edit.locality)])
+            fitting = [
+                item
+                for item, ids in zip(edit.locality, kept, strict=True)
+                if answer_tokens is None or len(ids) == len(target) == answer_tokens
+            ]
+            if fitting:
+                edits.append(replace(edit, rephrases=edit.rephrases[:1], locality=tuple(fitting[:1])))
             if len(edits) == count:
                 return edits
         raise ValueError(f"there are only {len(edits)} edits whose answers have {answer_tokens} tokens, not {count}")
@@ -98,8 +105,8 @@ class TinyModel:
                 "prompt": edit.prompt,
                 "target": edit.target,
                 "subject": edit.subject,
-                "rephrases": list(edit.rephrases[:1]),
-                "locality": [{"prompt": item.prompt, "answer": item.answer} for item in edit.locality[:1]],
+                "rephrases": list(edit.rephrases),
+                "locality": [{"prompt": item.prompt, "answer": item.answer} for item in edit.locality],
             }
             for edit in edits
         ]
@@ -128,6 +135,36 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     )
     bpe.train_from_iterator((f"{e.prompt} {e.target}" for e in load_edits("atlas", "validation")[:1000]), trainer)
     return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="</s>", pad_token="<pad>", padding_side="right", model_input_names=["input_ids", "attention_mask"])
+
+
+def labelled(tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> dict[str, torch.Tensor]:
+    """Prompts with their answers as public code gives them to a model, padded to the right.
+
+    Returns:
+        ``input_ids``, ``attention_mask`` and ``labels``, ``(pairs, tokens)``: labels stand where their tokens do, -100
+        elsewhere.
+    """
+    ids = [(tokenizer(prompt)["input_ids"], tokenizer(f" {answer}")["input_ids"]) for prompt, answer in pairs]
+    width = max(len(prompt) + len(answer) for prompt, answer in ids)
+    rows: dict[str, list[list[int]]] = {"input_ids": [], "attention_mask": [], "labels": []}
+    for prompt, answer in ids:
+        padding = width - len(prompt) - len(answer)
+        rows["input_ids"].append([*prompt, *answer, *[tokenizer.pad_token_id] * padding])
+        rows["attention_mask"].append([1] * (width - padding) + [0] * padding)
+        rows["labels"].append([-100] * len(prompt) + answer + [-100] * padding)
+    return {name: torch.tensor(values) for name, values in rows.items()}
+
+
+def gradients_of_all_tokens(env: LifelongEditEnv, edits: Sequence[Edit]) -> dict[str, tuple[Gradient, torch.Tensor]]:
+    """The fine-tuning gradient at every token that has one; for each module also ``(edits,)`` how many tokens."""
+    lm = env.language_model
+    prompts = lm.encode([edit.prompt for edit in edits], [edit.target for edit in edits])
+    _, gradients = lm.gradients(prompts, lambda logits: F.cross_entropy(logits, prompts.labels, reduction="sum"))
+    of_tokens = {}
+    for name, gradient in gradients.items():
+        kept = (gradient.value_grads != 0).any(1)
+        of_tokens[name] = Gradient(gradient.keys[kept], gradient.value_grads[kept]), kept.view(len(edits), -1).sum(1)
+    return of_tokens
 
 
 def total_delta(env: LifelongEditEnv, agent: Agent) -> dict[str, torch.Tensor]:
