@@ -7,7 +7,9 @@ the former, and the CPU in the place of the latter.
 import importlib
 import subprocess
 import sys
+from contextlib import chdir
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -65,6 +67,32 @@ class Repository:
         return head
 
 
+@dataclass(frozen=True)
+class Package:
+    """A package of the package index, in the place of a repository; its version is its commit.
+
+    Attributes:
+        name: Its name there.
+    """
+
+    name: str
+
+    def clone(self, public: Path) -> Path:
+        """Nothing has to be cloned."""
+        return public
+
+    def checked_out(self, public: Path) -> str:
+        """The installed version.
+
+        Raises:
+            FileNotFoundError: If it is not installed.
+        """
+        try:
+            return version(self.name)
+        except PackageNotFoundError:
+            raise FileNotFoundError(f"{self.name} is not installed: pip install {self.name}") from None
+
+
 def _git(folder: Path, *arguments: str) -> str:
     """What git prints about the clone itself, not about a repository around it; empty if it fails."""
     if not (folder / ".git").exists():
@@ -96,10 +124,11 @@ def without_init(name: str, folder: Path) -> None:
 
 
 def imported(folder: Path, name: str) -> Any:
-    """A module of a clone, whose own imports start from the clone's root."""
+    """A module of a clone, imported as from the clone's root: some read files there."""
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
-    return importlib.import_module(name)
+    with chdir(folder):
+        return importlib.import_module(name)
 
 
 class OnCPU(TorchFunctionMode):
