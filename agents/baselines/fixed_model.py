@@ -33,8 +33,9 @@ class TrainedOnFixedModel(HypernetworkAgent):
         retrain_trajectories: How long each time, in trajectories of ``config.horizon`` batches. The paper does not say.
         actions_per_batch: K at edit time; the training's by default.
 
-    Each time, the network goes on from the parameters it has; the statistics that its normaliser and its units come
-    from are taken anew from the edited model, whose gradients differ, and so is the optimiser's state. Where the
+    Each time, the network goes on from the parameters it has; the normaliser's statistics are taken anew from the
+    edited model, whose gradients differ, and so is the optimiser's state. The units of its step size and ridge stay
+    those of theta_0: of the edited model's outputs they would grow with the edits. Where the
     edits have broken the model so far that training's gradient is not finite, the network is lost: all further
     actions are NaN, and refused.
     """
@@ -100,6 +101,8 @@ class TrainedOnFixedModel(HypernetworkAgent):
         with torch.no_grad():
             for parameter, learned in zip(trainer.policy.parameters(), self.policy.parameters(), strict=True):
                 parameter.copy_(learned)
+            trainer.policy.key_scale.copy_(self._prepared.key_scale)
+            trainer.policy.value_scale.copy_(self._prepared.value_scale)
         trainer.trajectory = self._trajectory
         self._trajectory += self.retrain_trajectories
         trainer.run(self._trajectory)

@@ -17,18 +17,19 @@ def gradient_step(lm: EditableLM, name: str, gradient: Gradient, step: "float | 
     """The ridge regression that moves a module's outputs down the gradient.
 
     Every token is asked to move by the same share of its output: gradients differ in length by orders of magnitude.
+    The output is that of theta_0's weight: a share of the edited weight's would grow with every step.
 
     Args:
         lm: The model whose outputs are moved.
         name: The module.
         gradient: Its factors, ``r`` tokens.
-        step: Relative to each token's output; a number, or ``(r, 1)``.
+        step: Relative to the length of theta_0's output at each token; a number, or ``(r, 1)``.
         ridge: Relative to the mean squared length of a key.
 
     Returns:
         The delta, ``(d_in, d_out)`` of rank ``r``.
     """
-    output_lengths = (gradient.keys @ lm.weight(name)).norm(dim=1, keepdim=True)
+    output_lengths = (gradient.keys @ lm.initial_weight(name).float()).norm(dim=1, keepdim=True)
     grad_lengths = gradient.value_grads.norm(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
     values = -step * output_lengths * gradient.value_grads / grad_lengths
     return ridge_regression(gradient.keys, values, ridge * float(gradient.keys.square().sum(1).mean()))
@@ -38,8 +39,8 @@ class StepSizeAction(gym.ActionWrapper[Any, np.ndarray, Any], RecordConstructorA
     """Two numbers a module instead of a matrix: how large a gradient step, and how strong a ridge.
 
     The delta is the ridge regression, on the keys, of a step against ``value_grads`` whose length is a share of the
-    output's. An action of 0 is a step that moves the module's output at its own key by ``typical_step`` of that
-    output's length; -1 and 1 are ``decades`` powers of ten less and more, likewise for the ridge around
+    unedited output's. An action of 0 is a step that moves the module's output at its own key by ``typical_step`` of
+    that length; -1 and 1 are ``decades`` powers of ten less and more, likewise for the ridge around
     ``typical_ridge`` of a key's squared length.
 
     Args:
@@ -99,7 +100,7 @@ class SketchedAction(gym.ActionWrapper[Any, np.ndarray, Any], RecordConstructorA
     Args:
         env: A LifelongEdit environment.
         features: Coefficients a module.
-        largest_step: Output change relative to the output's length where the first coefficient is -1 or 1.
+        largest_step: Output change relative to the unedited output's length where the first coefficient is -1 or 1.
         ridge: Relative to the mean squared length of a key.
         seed: Of the projections.
     """

@@ -26,7 +26,7 @@ class RelativeReward(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     Args:
         env: A LifelongEdit environment, wrapped or not. Its locality must be measured against theta_0: against the
             model before the batch (``reference="previous"``) both would depend on what the agent has done.
-        step: The reference's output change, relative to a token's output.
+        step: The reference's output change, relative to a token's output at theta_0.
         ridge: The reference's ridge, relative to the mean squared length of a key.
         smallest: Least difference that is divided by, in units of the reward.
     """

@@ -51,6 +51,18 @@ def test_an_action_is_the_ridge_regression_of_scaled_gradients(make_env, base, a
         torch.testing.assert_close(deltas[name].dense().double(), D, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("wrapper", [StepSizeAction, SketchedAction])
+def test_the_unit_of_an_action_does_not_grow_with_the_weights(make_env, wrapper):
+    env = wrapper(make_env())
+    env.reset(seed=0)
+    action = np.full(env.action_space.shape, 0.5, np.float32)
+    before = env.action(action)
+    lm = env.unwrapped.language_model
+    lm.apply({name: 5 * lm.weight(name) for name in MODULES})
+    for name, delta in env.action(action).items():
+        assert torch.equal(delta.dense(), before[name].dense())
+
+
 def test_a_step_is_the_steps_of_the_environment_inside(make_env, small):
     outer, inner = small(), make_env()
     outer.reset(seed=2)

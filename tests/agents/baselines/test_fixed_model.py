@@ -139,6 +139,23 @@ def test_the_starred_form_trains_on_the_edited_model_every_three_batches(make_en
     assert agent.policy is prepared
 
 
+def test_the_units_of_the_starred_form_stay_those_of_theta_0(make_env, small_world, kind):
+    make, config = kind
+    env = make_env(modules=[LAST], edits_per_step=1, horizon=8)
+    agent = make(config, retrain_every=2)
+    _, info = begun(env, agent)
+    units = agent.policy.key_scale.clone(), agent.policy.value_scale.clone()
+    statistics = next(iter(agent.policy.networks.values())).normalizer.mean.clone()
+    lm = env.language_model
+    for _ in range(3):
+        agent.act(env.gradients, info)
+        *_, info = env.step({LAST: 2 * lm.initial_weight(LAST)})
+        assert torch.equal(agent.policy.key_scale, units[0])
+        assert torch.equal(agent.policy.value_scale, units[1])
+    retrained = next(iter(agent.policy.networks.values())).normalizer.mean
+    assert not torch.equal(retrained, statistics)  # it did train again
+
+
 def test_a_network_that_breaks_when_it_is_retrained_is_lost_and_refused(make_env, small_world, monkeypatch, kind):
     """Not an error that ends the run: its edits count as failed. It does not train again and again to the same end."""
     make, config = kind
