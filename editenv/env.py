@@ -507,6 +507,8 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         """Puts theta_0 back in the middle of a stream: no batch is looked back at, and the observation is taken anew."""
         self.language_model.restore()
         self.reward.memory = []
+        if self._batch is not None:
+            self.reward.open(self._batch.reward)
         self.refresh()
 
     def refresh(self) -> None:
@@ -533,8 +535,8 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         if self.train_eos:
             targets = encode_evaluation(lm, edits, keep_log_probs=True, append_eos=True)
         prompts = targets.prompts.select(targets.kind == PROMPT)
-        reward = rewards.prepare(lm, targets, self.reward_config.reference)
-        self._batch = _Batch(edits, evaluation, targets, prompts, reward)
+        self._batch = _Batch(edits, evaluation, targets, prompts, rewards.prepare(lm, targets))
+        self.reward.open(self._batch.reward)
 
     @property
     def _open(self) -> _Batch:

@@ -9,8 +9,7 @@ For the batch edited at step t, at the weights after its edit::
     reward_t = -(loss_t + memory_t + eta * |D_t|^2)                                                            eq. 10
 """
 
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -43,9 +42,8 @@ class RewardConfig:
     regularization: float = 1e-4
     """eta: weight of the squared norm of the delta."""
     reference: Literal["initial", "previous"] = "initial"
-    """What the locality loss compares with: theta_0 (eq. 7), or the weights that the batch was first shown at,
-    which are theta_{t-1}, as in the public code. A batch that is looked back at keeps them; no gradient goes
-    through them.
+    """What the locality losses compare with: theta_0 (eq. 7), or theta_{t-1}, the weights before the batch, for this
+    batch and all that are looked back at, as in the public code. No gradient goes through them.
     """
 
     def __post_init__(self) -> None:
@@ -90,7 +88,7 @@ class RewardBatch:
         weights: ``(A,)``: each token's share in the mean over the batch's edits, so that both losses of eq. 7 are plain
             weighted sums.
         reference_log_probs: ``(A - rephrase_tokens, vocabulary)`` log-probabilities of theta_0 on the locality prompts
-            (or of other weights, see :class:`RewardConfig`).
+            (or of other weights, see :meth:`Reward.open`).
     """
 
     prompts: Prompts
@@ -99,11 +97,14 @@ class RewardBatch:
     weights: torch.Tensor
     reference_log_probs: torch.Tensor
 
+    @property
+    def locality_prompts(self) -> Prompts:
+        """Those that :attr:`reference_log_probs` is about."""
+        return self.prompts.select(self.prompts.lengths.cumsum(0) > self.rephrase_tokens)
+
 
 @torch.no_grad()
-def prepare(
-    lm: EditableLM, batch: EvaluationBatch, reference: Literal["initial", "previous"] = "initial"
-) -> RewardBatch:
+def prepare(lm: EditableLM, batch: EvaluationBatch) -> RewardBatch:
     """Does everything about a batch that does not depend on what its edit will do to the weights.
 
     An edit without rephrases is judged on its own prompt, one without locality prompts has no locality loss.
@@ -111,7 +112,6 @@ def prepare(
     Args:
         lm: The model.
         batch: The edits, encoded.
-        reference: What the locality loss compares with: theta_0, or the model as it stands.
     """
     edits = len(batch.edits)
     has_rephrases = torch.bincount(batch.edit_index[batch.kind == REPHRASE], minlength=edits) > 0
@@ -122,9 +122,9 @@ def prepare(
     group = edit_index + edits * is_locality
     prompts_in_group = torch.bincount(group, minlength=2 * edits)[group]
     prompt_weights = 1 / (edits * prompts_in_group * prompts.lengths)
-    reference_log_probs = batch.initial_log_probs if reference == "initial" else None
+    reference_log_probs = batch.initial_log_probs
     if reference_log_probs is None:
-        with lm.at_initial_weights() if reference == "initial" else nullcontext():
+        with lm.at_initial_weights():
             reference_log_probs = lm.logits(prompts.select(is_locality)).log_softmax(-1)
     return RewardBatch(
         prompts=prompts,
@@ -160,6 +160,12 @@ def _edit_and_locality_losses(
     return torch.stack(edit), torch.stack(locality)
 
 
+def _parts(batches: Sequence[RewardBatch]) -> Iterator[Sequence[RewardBatch]]:
+    """In order, as many at a time as go through the model together."""
+    for start in range(0, len(batches), BATCHES_PER_FORWARD):
+        yield batches[start : start + BATCHES_PER_FORWARD]
+
+
 class Reward:
     """Eq. 10 along an episode: keeps the last k batches and judges each transition.
 
@@ -175,6 +181,22 @@ class Reward:
         self.lm = lm
         self.config = config
         self.memory: list[RewardBatch] = []
+
+    @torch.no_grad()
+    def open(self, current: RewardBatch) -> None:
+        """The stream has come to a batch.
+
+        With ``reference="previous"`` the model as it stands is what this batch and those looked back at are compared
+        with until the next one is opened.
+        """
+        if self.config.reference == "initial":
+            return
+        for part in _parts([current, *self.memory]):
+            prompts = [batch.locality_prompts for batch in part]
+            log_probs = self.lm.logits(Prompts.join(prompts)).log_softmax(-1)
+            tokens = [len(p.labels) for p in prompts]
+            for batch, reference in zip(part, log_probs.split(tokens), strict=True):
+                batch.reference_log_probs = reference
 
     def add_to_memory(self, batch: RewardBatch) -> None:
         """Keeps a batch that the stream has moved past, and drops the one k steps before it."""
@@ -195,8 +217,7 @@ class Reward:
         if logits is None:
             logits = self.lm.logits(current.prompts)
         losses = [_edit_and_locality_losses([current], logits)]
-        for start in range(1, len(batches), BATCHES_PER_FORWARD):
-            part = batches[start : start + BATCHES_PER_FORWARD]
+        for part in _parts(batches[1:]):
             part_logits = self.lm.logits(Prompts.join([batch.prompts for batch in part]))
             losses.append(_edit_and_locality_losses(part, part_logits))
         edit, locality = (torch.cat(column) for column in zip(*losses, strict=True))
@@ -221,9 +242,7 @@ class Reward:
         batches, factors = self._batches_and_factors(current, lags)
         losses: list[tuple[torch.Tensor, torch.Tensor]] = []
         gradients: list[dict[str, Gradient]] = []
-        for start in range(0, len(batches), BATCHES_PER_FORWARD):
-            part = batches[start : start + BATCHES_PER_FORWARD]
-            part_factors = factors[start : start + BATCHES_PER_FORWARD]
+        for part, part_factors in zip(_parts(batches), factors.split(BATCHES_PER_FORWARD), strict=True):
 
             def weighted_loss(
                 logits: torch.Tensor, part: Sequence[RewardBatch] = part, part_factors: torch.Tensor = part_factors

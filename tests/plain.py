@@ -33,9 +33,10 @@ def nll(model, tokenizer, prompt, answer, weights=None):
     return cross_entropy(logits, labels)
 
 
-def kl(model, tokenizer, prompt, answer, weights):
+def kl(model, tokenizer, prompt, answer, weights, reference=None):
+    """KL(theta_0 || theta), or from other weights than theta_0; no gradient goes through those."""
     with torch.no_grad():
-        before = answer_logits(model, tokenizer, prompt, answer)[0].log_softmax(-1)
+        before = answer_logits(model, tokenizer, prompt, answer, reference)[0].log_softmax(-1)
     after = answer_logits(model, tokenizer, prompt, answer, weights)[0].log_softmax(-1)
     return (before.exp() * (before - after)).sum(-1).mean()
 
@@ -75,15 +76,17 @@ def mean(values):
     return sum(values) / len(values)
 
 
-def batch_losses(model, tokenizer, edits, weights):
+def batch_losses(model, tokenizer, edits, weights, reference=None):
     """Edit and locality loss of a batch; both need every edit to have rephrases and locality prompts."""
     edit = mean(mean(nll(model, tokenizer, text, e.target, weights) for text in e.rephrases) for e in edits)
-    locality = mean(mean(kl(model, tokenizer, x.prompt, x.answer, weights) for x in e.locality) for e in edits)
+    locality = mean(
+        mean(kl(model, tokenizer, x.prompt, x.answer, weights, reference) for x in e.locality) for e in edits
+    )
     return edit, locality
 
 
-def batch_loss(model, tokenizer, edits, weights, locality_weight):
-    edit, locality = batch_losses(model, tokenizer, edits, weights)
+def batch_loss(model, tokenizer, edits, weights, locality_weight, reference=None):
+    edit, locality = batch_losses(model, tokenizer, edits, weights, reference)
     return edit + locality_weight * locality
 
 

@@ -225,13 +225,13 @@ def optimise_values(
             losses = _target_losses(lm, module, lookup, change)
             if essence is not None:
                 losses = losses + config.kl * essence.divergence(lm, module, change)
-            losses = losses + config.weight_decay * _lengths(change) / value_lengths.square()
+            losses = losses + config.weight_decay * change.norm(dim=1) / value_lengths.square()
             optimizer.zero_grad()
             losses.sum().backward()
         with torch.no_grad():
             before = change.clone()
             optimizer.step()
-            change.mul_((config.clamp * value_lengths / _lengths(change)).clamp(max=1)[:, None])
+            change.mul_((config.clamp * value_lengths / change.norm(dim=1)).clamp(max=1)[:, None])
             # Adam steps all edits at once: those whose loss was low enough before the step do not take it.
             finished = losses < config.enough
             change[finished] = before[finished]
@@ -272,21 +272,16 @@ class Essence:
         return cls(lookup, _next_token_log_probs(lm, lookup.prompts))
 
     def divergence(self, lm: EditableLM, module: nn.Module, change: torch.Tensor) -> torch.Tensor:
-        """``(n,)`` KL(before || with the change) of the next token, in nats."""
+        """``(n,)`` KL(with the change || before) of the next token, in nats, in the direction of eq. 4."""
         with _output_changed(module, self.lookup, change):
             log_probs = _next_token_log_probs(lm, self.lookup.prompts)
-        return (self.log_probs.exp() * (self.log_probs - log_probs)).sum(-1)
+        return F.kl_div(self.log_probs, log_probs, reduction="none", log_target=True).sum(-1)
 
 
 def _next_token_log_probs(lm: EditableLM, prompts: Prompts) -> torch.Tensor:
     """``(prompts, vocabulary)`` log-probabilities of the token after each prompt."""
     first = prompts.lengths.cumsum(0) - prompts.lengths  # row of the logits that predicts an answer's first token
     return lm.logits(prompts)[first].log_softmax(-1)
-
-
-def _lengths(vectors: torch.Tensor) -> torch.Tensor:
-    """Norm of each row; the constant gives it a gradient at zero, where the search starts."""
-    return (vectors.square().sum(1) + 1e-20).sqrt()
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from agents.hypernetwork.training import (
     Trainer,
     describe,
     make_preconditioner,
+    previous_reference,
     project,
     several_modules,
     training_environment,
@@ -114,7 +115,7 @@ class HypernetworkAgent(Agent):
         identity["algorithm"] = self.trainer.title
         identity |= {"weights": fingerprint(env.language_model), "frozen": frozen_fingerprint(env.language_model)}
         identity["edits"] = edits_digest(training_edits(env))
-        identity |= several_modules(env)
+        identity |= several_modules(env) | previous_reference(self.config)
         if self.text is not None:
             identity["text"] = self.text
         return json.loads(json.dumps(identity))

@@ -58,7 +58,7 @@ class TrainConfig:
     locality: float = 0.6
     """lambda_loc of eq. 8."""
     reference: Literal["initial", "previous"] = "initial"
-    """What the locality loss compares with: theta_0 (eq. 7), or, as the public code has it, theta_{t-1}."""
+    """What all locality losses compare with: theta_0 (eq. 7), or, as the public code has it, theta_{t-1}."""
     memory_decay: float = 0.95
     """mu of eq. 9."""
     memory_batches: int = 10

@@ -29,14 +29,19 @@ class Normalizer(nn.Module):
 
     A feature that never varied comes out as 0: how large a change of it would be is not known, and one may come
     after training, as of a unit of a ReLU that no training edit had switched on.
+    Whether it varied is a question of its part's mean deviation: keys and gradients have units of their own.
+
+    Args:
+        sizes: Features of each part, such as ``d_in`` of the keys and ``d_out`` of the gradients.
     """
 
     mean: torch.Tensor
     square: torch.Tensor
     count: torch.Tensor
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, *sizes: int) -> None:
         super().__init__()
+        self.sizes, size = sizes, sum(sizes)
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("square", torch.zeros(size))
         self.register_buffer("count", torch.zeros(()))
@@ -54,7 +59,8 @@ class Normalizer(nn.Module):
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         deviation = (self.square / (self.count - 1).clamp(min=1)).sqrt()
-        least = 1e-6 * deviation.mean() + 1e-20
+        means = [part.mean().expand(len(part)) for part in deviation.split(self.sizes)]
+        least = 1e-6 * torch.cat(means) + torch.finfo(deviation.dtype).tiny
         return ((values - self.mean) / (deviation + least)).masked_fill(deviation <= least, 0.0)
 
 
@@ -90,7 +96,7 @@ class HyperNetwork(nn.Module):
         super().__init__()
         size = sum(shape)
         self.split = shape
-        self.normalizer = Normalizer(size)
+        self.normalizer = Normalizer(*shape)
         self.blocks = nn.ModuleList(block(size, config.rank, modules) for _ in range(config.blocks))
 
     def forward(self, gradient: Gradient, module: int) -> tuple[torch.Tensor, torch.Tensor]:

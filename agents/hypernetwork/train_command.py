@@ -19,6 +19,7 @@ from agents.hypernetwork.training import (
     Trainer,
     describe,
     make_preconditioner,
+    previous_reference,
     several_modules,
     training_environment,
 )
@@ -67,7 +68,8 @@ def make_trainer(args: Args, algorithm: type[Trainer]) -> Trainer:
 def identity_of(args: Args, trainer: Trainer, weights: str) -> str:
     """SHA-256 over whatever decides what is learned: a checkpoint is gone on with by the same training only."""
     options = {k: v for k, v in asdict(args).items() if k not in ("output", "device", "checkpoint_every")}
-    options |= {"algorithm": trainer.title, "weights": weights} | several_modules(trainer.env)
+    options |= {"algorithm": trainer.title, "weights": weights}
+    options |= several_modules(trainer.env) | previous_reference(trainer.config)
     options["end_of_answer"] = options.pop("train_eos")  # as checkpoints made before the option was renamed have it
     return hashlib.sha256(json.dumps(options, sort_keys=True, default=str).encode()).hexdigest()
 

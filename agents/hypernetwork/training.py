@@ -287,6 +287,13 @@ def several_modules(env: LifelongEditEnv) -> dict[str, object]:
     return {"shared_step": True} if len(env.language_model.modules) > 1 else {}
 
 
+def previous_reference(config: TrainConfig) -> dict[str, object]:
+    """Tells policies trained with ``reference="previous"`` from those made when each batch that was looked back at
+    kept the weights it had come to as its reference.
+    """
+    return {"one_reference": True} if config.reference == "previous" else {}
+
+
 def describe(log: dict[str, float]) -> str:
     """The running reward terms in a few words."""
     return "reward {reward:.2f} (edit {edit:.2f}, locality {locality:.3f}, memory {memory:.2f})".format(**log)

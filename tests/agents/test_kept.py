@@ -1,5 +1,6 @@
 """What agents keep of their training is taken again only for the model and the edits that it was made with."""
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -50,3 +51,20 @@ def test_a_kept_training_is_of_this_model_and_these_edits(
             f"agents.{module}.training_edits", lambda env: [replace(edits[0], target="Lima"), *edits[1:]]
         )
     assert not taken(), "other edits in a file of the same name"
+
+
+def test_a_policy_of_the_earlier_previous_reference_is_trained_again(make_env, small_world, tmp_path):
+    """It was made when each batch looked back at kept a reference of its own."""
+
+    def prepared():
+        agent = RLEdit(replace(SMALL, reference="previous"))
+        agent.workspace = tmp_path / "kept"
+        agent.prepare(make_env(), 0, lambda *_: None)
+        return agent.kept_seconds > 0
+
+    assert not prepared()
+    assert prepared()
+    record = json.loads((tmp_path / "kept/policy.json").read_text())
+    del record["one_reference"]
+    (tmp_path / "kept/policy.json").write_text(json.dumps(record))
+    assert not prepared()

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from plain import answer_logits, batch_loss, batch_losses, edited_weights, kl, nll, random_deltas
+from plain import batch_loss, batch_losses, edited_weights, kl, nll, random_deltas
 
 from editenv.data import Edit
 from editenv.deltas import LowRank
@@ -67,25 +67,41 @@ def test_terms_are_equations_7_to_10(lm, base, tokenizer, edits, past):
     assert terms.as_dict() == {name: getattr(terms, name) for name in terms.as_dict()}
 
 
-def test_the_reference_may_be_the_weights_that_a_batch_came_to(make_env, base, tokenizer):
-    module = "model.layers.2.mlp.down_proj"
-    env = make_env(modules=[module], reference="previous", edits_per_step=3, memory_batches=0)
+def test_the_reference_may_be_the_weights_before_the_batch(make_env, base, tokenizer):
+    """The public code's: every batch looked at, past ones too, is compared with theta_{t-1}."""
+    module, edits_of, deltas = "model.layers.2.mlp.down_proj", [], []
+    options = {"edits_per_step": 2, "horizon": 4, "memory_batches": 2, "memory_decay": 0.7}
+    env = make_env(modules=[module], reference="previous", **options)
     env.reset(seed=0)
-    lm = env.language_model
-    first, second = random_deltas(lm, scale=0.2), random_deltas(lm, seed=1, scale=0.2)
-    env.step(first)
-    batch = list(env.batch)
-    terms = env.step(second)[-1]["reward_terms"]
-    before, after = (edited_weights(base, {module: d}) for d in (first[module], first[module] + second[module]))
-    expected = []
-    for edit in batch:
-        rows = []
-        for item in edit.locality:
-            old = answer_logits(base, tokenizer, item.prompt, item.answer, before)[0].log_softmax(-1)
-            new = answer_logits(base, tokenizer, item.prompt, item.answer, after)[0].log_softmax(-1)
-            rows.append(float((old.exp() * (old - new)).sum(-1).mean()))
-        expected.append(sum(rows) / len(rows))
-    assert terms["locality"] == pytest.approx(sum(expected) / len(expected), rel=1e-3)
+    for step in range(4):
+        edits_of.append(list(env.batch))
+        deltas.append(random_deltas(env.language_model, seed=step, scale=0.2)[module])
+        terms = env.step({module: deltas[-1]})[-1]["reward_terms"]
+        before, after = (
+            edited_weights(base, {module: sum(part, torch.zeros(64, 32))}) for part in (deltas[:-1], deltas)
+        )
+        losses = [batch_losses(base, tokenizer, batch, after, before) for batch in reversed(edits_of[-3:])]
+        assert terms["locality"] == pytest.approx(float(losses[0][1]), rel=1e-3)
+        memory = sum(0.7**lag * float(edit + 0.6 * kl) for lag, (edit, kl) in enumerate(losses) if lag)
+        assert terms["memory"] == pytest.approx(memory, rel=1e-3)
+
+
+def test_a_reference_needs_no_locality_prompts(make_env):
+    rows = [Edit(id=str(i), prompt=f"The colour of body {i} is", target="blue") for i in range(4)]
+    env = make_env(modules=["model.layers.2.mlp.down_proj"], dataset=None, reference="previous")
+    env.reset(seed=0)
+    env.present(rows)
+    assert env.step(random_deltas(env.language_model))[-1]["reward_terms"]["locality"] == 0
+
+
+def test_theta_0_put_back_is_what_the_batch_at_hand_came_to(make_env):
+    module = "model.layers.2.mlp.down_proj"
+    env = make_env(modules=[module], reference="previous", edits_per_step=3)
+    env.reset(seed=0)
+    env.step(random_deltas(env.language_model, scale=0.5))
+    assert env.judge({}).locality == pytest.approx(0, abs=1e-6)
+    env.undo_all_edits()
+    assert env.judge({}).locality == pytest.approx(0, abs=1e-6)
 
 
 def test_preparing_at_edited_weights_refers_to_theta_0(lm, base, tokenizer, edits):

@@ -110,7 +110,7 @@ class DAFNetwork(nn.Module):
         for (d_in, d_out), names in groups.items():
             key = f"{d_in}x{d_out}"
             self._network_of |= {name: (key, number) for number, name in enumerate(names)}
-            self.normalizers[key] = Normalizer(d_in + d_out)
+            self.normalizers[key] = Normalizer(d_in, d_out)
             self.layers[key] = nn.ModuleList(
                 FusionLayer(d_in + d_out, len(names), config) for _ in range(config.layers)
             )

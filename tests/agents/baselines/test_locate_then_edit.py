@@ -1,5 +1,6 @@
 """ROME, MEMIT, PRUNE, RECT and AlphaEdit: closed forms against brute force, and the search for values."""
 
+import copy
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -14,7 +15,15 @@ from agents.baselines.memit import MEMIT
 from agents.baselines.prune import PRUNE, condense
 from agents.baselines.rect import RECT, keep_largest_relative
 from agents.baselines.rome import ROME, rank_one_update
-from agents.baselines.values import ValueConfig, look_up, mean_keys, optimise_values, read_token, sample_prefixes
+from agents.baselines.values import (
+    Essence,
+    ValueConfig,
+    look_up,
+    mean_keys,
+    optimise_values,
+    read_token,
+    sample_prefixes,
+)
 from agents.covariance import key_covariance, sample_text
 from agents.preconditioner import null_space
 from benchmarks.running.rollout import propose, take
@@ -186,9 +195,9 @@ def test_the_value_makes_the_target_likely_and_edits_do_not_disturb_each_other(m
     torch.testing.assert_close(change[3:4], alone, rtol=2e-2, atol=2e-2)
 
 
-def plain_search(base, tokenizer, name, edit, prefixes, config):
+def plain_search(model, tokenizer, name, edit, prefixes, config):
     """optimise_values for one edit: the whole model, one prompt at a time."""
-    module, losses = base.get_submodule(name), []
+    module, losses = model.get_submodule(name), []
 
     def logits(text, answer, end, change):
         head, tail = tokens(tokenizer, text, answer)
@@ -201,7 +210,7 @@ def plain_search(base, tokenizer, name, edit, prefixes, config):
             return out + torch.nn.functional.one_hot(torch.tensor(at), out.shape[1])[:, None] * change
 
         handle = module.register_forward_hook(add)
-        rows = base(torch.tensor([head + tail]), use_cache=False).logits[0, len(head) - 1 : -1]
+        rows = model(torch.tensor([head + tail]), use_cache=False).logits[0, len(head) - 1 : -1]
         handle.remove()
         return rows, torch.tensor(tail), seen[0]
 
@@ -209,7 +218,7 @@ def plain_search(base, tokenizer, name, edit, prefixes, config):
         return len(start) + edit.prompt.index(edit.subject) + len(edit.subject)
 
     starts = ["", *(f"{prefix} " for prefix in prefixes)]
-    zero = torch.zeros(base.get_submodule(name).weight.shape[0])
+    zero = torch.zeros(module.weight.shape[0])
     length = logits(edit.prompt, edit.target, ends(""), zero)[2].norm()
     about = (f"{edit.subject} is a", "thing", len(edit.subject))
     usual = logits(*about, zero)[0][0].log_softmax(-1).detach()
@@ -221,8 +230,9 @@ def plain_search(base, tokenizer, name, edit, prefixes, config):
             rows, labels, _ = logits(start + edit.prompt, edit.target, ends(start), change)
             loss = loss + torch.nn.functional.cross_entropy(rows, labels) / len(starts)
         now = logits(*about, change)[0][0].log_softmax(-1)
-        loss = loss + config.kl * (usual.exp() * (usual - now)).sum()
-        loss = loss + config.weight_decay * (change.square().sum() + 1e-20).sqrt() / length.square()
+        # kl_div(input, target) is KL(target || input): of the edited model from the original, as eq. 4 has it.
+        loss = loss + config.kl * torch.nn.functional.kl_div(usual, now, reduction="sum", log_target=True)
+        loss = loss + config.weight_decay * change.norm() / length.square()
         losses.append(float(loss.detach()))
         if losses[-1] < config.enough:
             break
@@ -234,19 +244,55 @@ def plain_search(base, tokenizer, name, edit, prefixes, config):
     return change.detach(), losses
 
 
+@pytest.fixture
+def sharp(base):
+    """A model that is sure of what it says: both directions of a divergence are alike where it hardly is."""
+    model = copy.deepcopy(base)
+    model.lm_head.weight = torch.nn.Parameter(20 * model.lm_head.weight.detach())  # no longer the embedding
+    return model
+
+
+def test_the_divergence_is_of_the_edited_model_from_the_original(sharp, tokenizer, edits):
+    """KL(edited || original), as ROME's eq. 4 and torch's kl_div(input=original, target=edited) have it."""
+    lm = EditableLM(copy.deepcopy(sharp), tokenizer, [MIDDLE])
+    module, edit = sharp.get_submodule(f"model.{MIDDLE}"), edits[0]
+    head = tokenizer(f"{edit.subject} is a", return_tensors="pt")["input_ids"]
+    at = len(tokenizer(edit.subject)["input_ids"]) - 1
+    change = torch.randn(1, module.weight.shape[0], generator=torch.Generator().manual_seed(2))
+    change.requires_grad_()
+
+    def plain(addition):
+        row = torch.nn.functional.one_hot(torch.tensor(at), head.shape[1])[:, None] * addition
+        handle = module.register_forward_hook(lambda _, args, out: out + row)
+        logits = sharp(head, use_cache=False).logits[0, -1]
+        handle.remove()
+        return logits.log_softmax(-1)
+
+    original, edited = plain(torch.zeros_like(change)), plain(change)
+    expected = torch.nn.functional.kl_div(original, edited, reduction="sum", log_target=True)
+    reverse = torch.nn.functional.kl_div(edited, original, reduction="sum", log_target=True)
+    assert abs(float(expected / reverse) - 1) > 0.1
+    essence = Essence.of(lm, [edit], "subject_last")
+    (divergence,) = essence.divergence(lm, lm.modules[f"model.{MIDDLE}"], change)
+    assert float(divergence) == pytest.approx(float(expected), rel=1e-3)
+    (slope,), (expected_slope,) = torch.autograd.grad(divergence, change), torch.autograd.grad(expected, change)
+    torch.testing.assert_close(slope, expected_slope, rtol=1e-2, atol=1e-2 * float(expected_slope.abs().max()))
+
+
 @pytest.mark.parametrize("enough", [False, True])
-def test_the_search_is_adam_on_its_loss_in_the_plain_model(base, tokenizer, make_lm, edits, enough):
-    lm, name, prefixes = make_lm(MIDDLE), f"model.{MIDDLE}", ["So it is.", "In a year."]
+def test_the_search_is_adam_on_its_loss_in_the_plain_model(sharp, tokenizer, edits, enough):
+    lm, name = EditableLM(copy.deepcopy(sharp), tokenizer, [MIDDLE]), f"model.{MIDDLE}"
+    prefixes = ["So it is.", "In a year."]
     config = ValueConfig(learning_rate=0.3, steps=8, weight_decay=2.0, kl=1.0, prefixes=2)
     if enough:
         config = replace(config, kl=0.0625, weight_decay=0.01)
-        losses = plain_search(base, tokenizer, name, edits[0], prefixes, config)[1]
+        losses = plain_search(sharp, tokenizer, name, edits[0], prefixes, config)[1]
         assert losses[4] < losses[3]
         config = replace(config, enough=(losses[3] + losses[4]) / 2)
     lookup = look_up(lm, edits[:2], "subject_last", prefixes)
     changes = optimise_values(lm, lm.modules[name], edits[:2], lookup, config)
     for edit, change in zip(edits[:2], changes, strict=True):
-        expected, _ = plain_search(base, tokenizer, name, edit, prefixes, config)
+        expected, _ = plain_search(sharp, tokenizer, name, edit, prefixes, config)
         assert (change - expected).norm() < 0.01 * expected.norm()
 
 

@@ -1,3 +1,4 @@
+import copy
 import json
 
 import pytest
@@ -84,6 +85,38 @@ def test_what_a_feature_that_never_varied_does_later_is_left_out(constant):
     for later in (constant, 0.5, 3.0):
         found = normalizer(torch.tensor([[later, 3.0]]))
         torch.testing.assert_close(found, torch.tensor([[0.0, (3 - 7 / 3) / (7 / 3) ** 0.5]]))
+
+
+@pytest.mark.parametrize(("keys", "grads"), [(1.0, 1e-9), (1e-9, 1.0), (1e6, 1e-4), (1e-4, 1e6)])
+def test_what_comes_out_does_not_depend_on_the_units_of_keys_and_gradients(keys, grads):
+    """A large model's gradients are many orders of magnitude below its keys."""
+    generator = torch.Generator().manual_seed(0)
+    units = torch.tensor([keys] * 3 + [grads] * 2)
+    values = torch.randn(20, 5, generator=generator) * torch.tensor([1.0, 30.0, 0.0, 1.0, 0.1]) + 1
+    plain, scaled = Normalizer(3, 2), Normalizer(3, 2)
+    plain.observe(values)
+    scaled.observe(values * units)
+    expected = plain(values)
+    assert expected.abs().amax(0).tolist() == [pytest.approx(2, abs=1)] * 2 + [0] + [pytest.approx(2, abs=1)] * 2
+    torch.testing.assert_close(scaled(values * units), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("network", ["malmen", "mend"])
+def test_a_policys_network_does_not_depend_on_those_units(network):
+    torch.manual_seed(0)
+    policy = make_policy({"m": (6, 4)}, PolicyConfig(network=network, blocks=2, rank=3))
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+    other = copy.deepcopy(policy)
+    keys, grads = torch.randn(9, 6), torch.randn(9, 4)
+    policy.observe({"m": Gradient(keys, grads)})
+    other.observe({"m": Gradient(keys, 1e-8 * grads)})
+    for mine, its in zip(
+        policy.pseudo("m", Gradient(keys, grads)), other.pseudo("m", Gradient(keys, 1e-8 * grads)), strict=True
+    ):
+        assert mine.abs().max() > 1
+        torch.testing.assert_close(its, mine, rtol=1e-3, atol=1e-4)
 
 
 def test_fresh_blocks_are_the_identity_and_every_parameter_can_learn():

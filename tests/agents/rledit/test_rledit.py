@@ -110,7 +110,7 @@ def unrolled_loss(policy, trace, base, tokenizer, config, starts=None):
     """Minus eq. 11, by the T of it, as a function of the policy; observations are constants."""
     K = config.actions_per_batch
     total = {name: torch.zeros(shape) for name, shape in policy.shapes.items()}
-    past, absorbed, loss = [], [], 0.0
+    past, absorbed, loss, reference = [], [], 0.0, None
     for t, (gradients, batch, lags, _) in enumerate(trace):
         projected = None
         if starts is not None:
@@ -124,14 +124,16 @@ def unrolled_loss(policy, trace, base, tokenizer, config, starts=None):
             total = {name: torch.zeros(shape) for name, shape in policy.shapes.items()}
         if config.credit == "step":
             total = {name: value.detach() for name, value in total.items()}
+        if config.reference == "previous" and t % K == 0:
+            reference = edited_weights(base, {name: value.detach() for name, value in total.items()})
         total = {name: total[name] + delta for name, delta in deltas.items()}
         weights = edited_weights(base, total)
-        step = batch_loss(base, tokenizer, batch, weights, config.locality)
+        step = batch_loss(base, tokenizer, batch, weights, config.locality, reference)
         remembered = config.memory_batches if config.environment == "lifelong" else 0
         known = past[max(0, len(past) - remembered) :]
         for lag in range(1, len(known) + 1) if lags is None else lags:
             scale = 1 if lags is None else len(known) / len(lags)
-            old = batch_loss(base, tokenizer, known[-lag], weights, config.locality)
+            old = batch_loss(base, tokenizer, known[-lag], weights, config.locality, reference)
             step = step + scale * config.memory_decay**lag * old
         step = step + config.regularization * sum(delta.square().sum() for delta in deltas.values())
         loss = loss + config.discount**t * step
@@ -155,6 +157,13 @@ CASES = {
     },
     "sampled memory": {"memory_samples": 1},
     "no memory": {"memory_batches": 0},
+    "previous reference": {"reference": "previous", "locality": 2.0},
+    "previous reference, closed loop": {
+        "reference": "previous", "locality": 2.0, "actions_per_batch": 2, "horizon": 2,
+    },
+    "previous reference, as in the public code": {
+        "reference": "previous", "locality": 2.0, "credit": "step", "modules": ("layers.1.mlp.down_proj", LAST),
+    },
     "preconditioned": {"preconditioner": True},
     "preconditioned, closed loop": {"preconditioner": True, "actions_per_batch": 2, "horizon": 2},
     "preconditioned, not recursive": {"preconditioner": True, "recursive": False},
