@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from agents.base import Agent
 from agents.baselines.alphaedit import AlphaEdit
 from agents.baselines.fine_tune import FineTune
 from agents.baselines.memit import MEMIT
@@ -55,14 +54,14 @@ def compare(clone: Path, tiny: TinyModel) -> Iterator[Comparison]:
     env = tiny.environment(edits, modules, edits_per_step=EDITS)
     experiment = Experiment(clone, tiny, env, edits)
     value = layer_search()
-    search = "no prefixes, kl=0, v_num_grad_steps one more than steps"
+    search = "no prefixes, kl=0"
     memit = MEMIT(value, WEIGHT, epsilon=0.0)
     sequence = MEMIT(value, WEIGHT, epsilon=0.0, cache_keys=True)
     alphaedit = AlphaEdit(value, NULL_SPACE, RIDGE)
     rect = RECT(value, WEIGHT, epsilon=0.0, keep=0.4)
     yield experiment.compare("memit", "MEMIT", memit, search)
     yield experiment.compare("memit-seq", "MEMIT_seq", sequence, f"{search}; its earlier keys passed on")
-    yield experiment.compare("alphaedit", "AlphaEdit", alphaedit, f"{search}; threshold and ridge its own")
+    yield experiment.compare("alphaedit", "AlphaEdit", alphaedit, f"{search}; threshold and ridge equal")
     entries = "its 40 per cent are 821 of 2,048 entries, here 819"
     yield experiment.compare("rect", "MEMIT_rect", rect, f"{search}; keep=0.4", entries)
     rect = RECT(value, WEIGHT, epsilon=0.0, keep=821 / 2048)
@@ -139,7 +138,6 @@ class Experiment:
         )
         return changed(model, before)
 
-
     def pass_keys_on(self) -> None:
         """As published, MEMIT_seq does not hand the earlier keys to the function that adds them, which fails."""
         main = imported(self.clone, "memit.memit_seq_main")
@@ -172,4 +170,4 @@ def fine_tuning(clone: Path, tiny: TinyModel) -> Comparison:
     public.apply_ft_to_model(model, tiny.tokenizer, requests(edits), hyperparameters)
     ours = total_delta(tiny.environment(edits, [LAST], edits_per_step=EDITS), agent)
     what = f"the delta of a batch of {EDITS} targets of one token"
-    return compared("ft-l", what, changed(model, before), ours, "steps, rate and norm_constraint its own")
+    return compared("ft-l", what, changed(model, before), ours, "steps, rate and norm_constraint equal")

@@ -78,7 +78,7 @@ def compare(clone: Path, tiny: TinyModel) -> Iterator[Comparison]:
         (FIRST, "the last layer but one", ", every token observed here, too", "rounding"),
     ):
         public, ours = sequence(clone, tiny, module, bool(observed))
-        said = f"network and statistics equal; its step -lr{observed}"
+        said = f"network and statistics equal{observed}"
         yield compared("dafnet", f"the delta of {BATCHES} batches, {what}", public, ours, said, why)
 
 

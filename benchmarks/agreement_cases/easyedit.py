@@ -18,23 +18,16 @@ def compare(clone: Path, tiny: TinyModel) -> Iterator[Comparison]:
         without_init(package, clone / package.replace(".", "/"))
     plain = FineTune(steps=10, learning_rate=1e-2)
     bounded = FineTune(steps=10, learning_rate=1e-2, norm_constraint=3e-2)
-    what, equal = f"the delta of a batch of {EDITS} edits", "steps and rate its own"
-    edits = tiny.edits(EDITS)
-    yield run(clone, tiny, edits, plain, "target_new", "fine-tune", f"FT-M, {what}", equal)
-    equal += ", norm_constraint, too"
-    one_token = tiny.edits(EDITS, answer_tokens=1)
-    yield run(clone, tiny, one_token, bounded, "prompt_last", "ft-l", f"FT-L, {what}, targets of one token", equal)
-    yield run(
-        clone,
-        tiny,
-        tiny.edits(EDITS, answer_tokens=2),
-        bounded,
-        "prompt_last",
-        "ft-l",
-        f"FT-L, {what}, targets of two tokens",
-        equal,
-        "it asks for all of a target's tokens at the prompt's last one",
+    any_length, one, two = tiny.edits(EDITS), tiny.edits(EDITS, answer_tokens=1), tiny.edits(EDITS, answer_tokens=2)
+    yield run(clone, tiny, any_length, plain, "target_new", "FT-M", "steps and rate equal")
+    equal, one_token = "steps, rate and norm_constraint equal", "FT-L, targets of one token"
+    at_last = "it asks for all of a target's tokens at the prompt's last one"
+    yield run(clone, tiny, two, bounded, "prompt_last", "FT-L, targets of two tokens", equal, at_last)
+    padding = (
+        "padded on the left, as in its editor, it takes another token for the last one of all but the longest prompt"
     )
+    yield run(clone, tiny, one, bounded, "prompt_last", one_token, f"{equal}; its padding", padding, "left")
+    yield run(clone, tiny, one, bounded, "prompt_last", one_token, f"{equal}; padded on the right")
 
 
 def run(
@@ -43,15 +36,15 @@ def run(
     edits: list[Edit],
     agent: FineTune,
     objective: str,
-    method: str,
     what: str,
     options: str,
     why: str = "rounding",
+    padding_side: str | None = None,
 ) -> Comparison:
     """The delta of a batch on both sides."""
     public = imported(clone, "easyeditor.models.ft.ft_main")
     model, tokenizer, layer = tiny.model(), tiny.tokenizer, LAST.split(".")[2]
-    tokenizer.padding_side = "left" if objective == "target_new" else "right"
+    tokenizer.padding_side = padding_side or ("left" if objective == "target_new" else "right")
     before = model.get_submodule(LAST).weight.detach().clone()
     hyperparameters = public.FTHyperParams(
         layers=[int(layer)],
@@ -78,4 +71,5 @@ def run(
         tokenizer.padding_side = "right"
     theirs = (model.get_submodule(LAST).weight.detach() - before).T
     ours = total_delta(tiny.environment(edits, [LAST], edits_per_step=EDITS), agent)
-    return compared(method, what, {LAST: theirs}, ours, options, why)
+    method = "fine-tune" if agent.norm_constraint is None else "ft-l"
+    return compared(method, f"the delta of a batch of {EDITS} edits, {what}", {LAST: theirs}, ours, options, why)

@@ -1,11 +1,14 @@
 """What the public code of ROME and of everything that grew out of it is given."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import nn
 
+from agents.baselines import values
 from agents.baselines.memit import MEMIT
 from agents.baselines.rome import ROME
 from agents.baselines.values import LayerValueConfig, ValueConfig
@@ -13,6 +16,7 @@ from agents.covariance import covariance_of
 from benchmarks.agreement_cases.tiny_model import LAYERS, TinyModel, prepared
 from editenv.data import Edit
 from editenv.env import LifelongEditEnv
+from editenv.language_model.editable_lm import EditableLM
 
 EDITED = (1, 2)
 """The edited layers: early ones, as a fact is looked up at its subject's last token."""
@@ -121,6 +125,22 @@ def changed(model: Any, before: dict[str, torch.Tensor]) -> dict[str, torch.Tens
     return {name: weight - before[name] for name, weight in weights_of(model, list(before)).items()}
 
 
+@contextmanager
+def divergence_at_subject() -> Iterator[None]:
+    """Within the context this project takes ROME's divergence where public code does, which it does not offer."""
+
+    def at_subject(lm: EditableLM, edits: Sequence[Edit], token: str) -> values.Essence:
+        # The token that predicts an answer's first one is the prompt's last: the subject's.
+        about = [Edit(edit.id, str(edit.subject), "is a", subject=edit.subject) for edit in edits]
+        lookup = values.look_up(lm, about, token)
+        first = lookup.prompts.lengths.cumsum(0) - lookup.prompts.lengths
+        with torch.no_grad():
+            return values.Essence(lookup, lm.logits(lookup.prompts)[first].log_softmax(-1))
+
+    with patch.object(values.Essence, "of", at_subject):
+        yield
+
+
 def ready(agent: MEMIT | ROME, env: LifelongEditEnv, tiny: TinyModel, prefixes: Sequence[str]) -> MEMIT | ROME:
     """The agent, prepared, with given texts in the place of what the model would write before prompts."""
     prepared(agent, env, tiny.text)
@@ -130,4 +150,6 @@ def ready(agent: MEMIT | ROME, env: LifelongEditEnv, tiny: TinyModel, prefixes: 
 
 def layer_search(**options: Any) -> LayerValueConfig:
     """MEMIT's search for values, without prefixes of the model's own and without the divergence."""
-    return LayerValueConfig(**{"steps": STEPS, "learning_rate": RATE, "prefixes": 0, "kl": 0.0, "enough": 0.05} | options)
+    return LayerValueConfig(
+        **{"steps": STEPS, "learning_rate": RATE, "prefixes": 0, "kl": 0.0, "enough": 0.05} | options
+    )

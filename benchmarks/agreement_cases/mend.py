@@ -87,7 +87,7 @@ EARLIER = "it takes every token of the prompt that has a gradient; behind the la
 
 def compare(clone: Path, tiny: TinyModel) -> Iterator[Comparison]:
     edits = tiny.edits(EDITS, ANSWER_TOKENS)
-    equal = "network and statistics equal; its step -lr"
+    equal = "network and statistics equal"
     for modules, what, observed, why in (
         ((LAST,), "a batch's delta, the last layer", "", "rounding"),
         ((FIRST, LAST), "a batch's delta, the last two layers", "", EARLIER),

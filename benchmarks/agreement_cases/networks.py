@@ -81,5 +81,7 @@ def public_gradients(public: Mapping[str, Any]) -> dict[str, torch.Tensor]:
 
 def our_gradients(policy: GradientPolicy, factor: float = 1.0) -> dict[str, torch.Tensor]:
     """Gradients of a policy with one network, times a factor, by the same names."""
-    named = {name.split(".", 2)[2] if name.startswith("networks.") else name: p for name, p in policy.named_parameters()}
+    named = {
+        name.split(".", 2)[2] if name.startswith("networks.") else name: p for name, p in policy.named_parameters()
+    }
     return {name: factor * p.grad for name, p in named.items() if p.grad is not None}

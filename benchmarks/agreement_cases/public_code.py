@@ -53,7 +53,7 @@ class Repository:
 
         Raises:
             FileNotFoundError: As :meth:`clone`.
-            ValueError: If it is another one than :attr:`commit`, or the folder is no clone, or files differ from it.
+            ValueError: If it is another one than :attr:`commit`, or the folder is no clone, or its Python files were changed.
         """
         folder = self.clone(public)
         head = _git(folder, "rev-parse", "HEAD")
@@ -62,8 +62,9 @@ class Repository:
                 f"{folder} stands at {head or 'no commit'}; the comparison is with {self.commit}: "
                 f"git -C {folder} checkout {self.commit}"
             )
-        if changed := _git(folder, "status", "--porcelain", "--untracked-files=no"):
-            raise ValueError(f"{folder} has changed files: {changed}")
+        changed = _git(folder, "diff", "--name-only", "HEAD", "--", "*.py").splitlines()
+        if changed:
+            raise ValueError(f"{folder}: {changed[0]} is not as it was committed ({len(changed)} such files)")
         return head
 
 

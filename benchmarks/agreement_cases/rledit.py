@@ -213,7 +213,9 @@ def compare_gradients(clone: Path, tiny: TinyModel) -> Iterator[Comparison]:
     for name, value, why in steps:
         options |= {name: value}
         yield gradients(clone, tiny, edits, (LAST,), options, why)
-    yield gradients(clone, tiny, edits, BOTH, options, "its locality backward runs at the weights without the delta")
+    unedited = "its locality loss goes backward through the weights without the delta"
+    yield gradients(clone, tiny, edits, BOTH, options, unedited)
+    yield gradients(clone, tiny, edits, BOTH, options | {"locality": 0.0}, "rounding")
     depth = options | {"memory_batches": DEPTH}
     yield gradients(clone, tiny, edits, (LAST,), depth, f"its depth of {DEPTH} counts the batch at hand")
 
@@ -224,7 +226,7 @@ def gradients(
     """Both sides' policy gradients, with these options of this project's."""
     trainer = training(tiny, edits, modules, **options)
     public = Public(clone, tiny, modules)
-    editor = public.editor(reg_coef=options["regularization"])
+    editor = public.editor(reg_coef=options["regularization"], loc_coef=trainer.config.locality)
     batches = public.batches(order_of(trainer))
     editor.cache(batches[0]["edit_tuples"])
     frozen(editor)
@@ -232,5 +234,5 @@ def gradients(
     editor.train(batches)
     what = f"the policy gradient of {BATCHES} batches, {COUNT[len(modules)]}"
     said = ", ".join(f"{name}={value!r}" for name, value in options.items())
-    said = f"{EQUAL}, without its clipping at every step; {said}"
+    said = f"{EQUAL}; {said}"
     return compared("rledit", what, public_gradients(editor.net), gradient(trainer, policy), said, why)

@@ -18,6 +18,7 @@ from benchmarks.agreement_cases.locate_then_edit import (
     changed,
     covariance_cache,
     covariances,
+    divergence_at_subject,
     module,
     public_model,
     ready,
@@ -25,7 +26,7 @@ from benchmarks.agreement_cases.locate_then_edit import (
     settings,
     weights_of,
 )
-from benchmarks.agreement_cases.memit import ESSENCE
+from benchmarks.agreement_cases.memit import ESSENCE, THERE
 from benchmarks.agreement_cases.public_code import Repository, imported
 from benchmarks.agreement_cases.tiny_model import TinyModel, total_delta
 
@@ -34,13 +35,16 @@ EDITS = 3
 
 
 def compare(clone: Path, tiny: TinyModel) -> Iterator[Comparison]:
-    plain, steps = ValueConfig(steps=STEPS, learning_rate=RATE, kl=0.0, prefixes=0), "v_num_grad_steps one more"
+    plain = ValueConfig(steps=STEPS, learning_rate=RATE, kl=0.0, prefixes=0)
     keys = "it divides by the product with the plain prompt's key"
     divergence = replace(plain, kl=0.0625)
-    yield run(clone, tiny, plain, (), "consistent", f"no prefixes, kl=0; {steps}", "rounding")
-    yield run(clone, tiny, plain, PREFIXES, "consistent", f"three prefixes, kl=0; {steps}", keys)
-    yield run(clone, tiny, plain, PREFIXES, "public", f"three prefixes, kl=0, keys='public'; {steps}", "rounding")
-    yield run(clone, tiny, divergence, PREFIXES, "public", f"kl=0.0625, keys='public'; {steps}", ESSENCE)
+    yield run(clone, tiny, plain, (), "consistent", "no prefixes, kl=0", "rounding")
+    yield run(clone, tiny, plain, PREFIXES, "consistent", "three prefixes, kl=0", keys)
+    yield run(clone, tiny, plain, PREFIXES, "public", "three prefixes, kl=0, keys='public'", "rounding")
+    yield run(clone, tiny, divergence, PREFIXES, "public", "three prefixes, kl=0.0625, keys='public'", ESSENCE)
+    with divergence_at_subject():
+        said = f"three prefixes, kl=0.0625 {THERE}, keys='public'"
+        yield run(clone, tiny, divergence, PREFIXES, "public", said, "rounding")
 
 
 def run(

@@ -4,7 +4,7 @@ Its tokenizer has no token at the start of a text: most of the public code assum
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +23,7 @@ from editenv.language_model.editable_lm import Gradient
 from editenv.language_model.prompts import answer_ids
 
 LAYERS = 4
-FIRST, LAST = "model.layers.{}.mlp.down_proj".format(LAYERS - 2), "model.layers.{}.mlp.down_proj".format(LAYERS - 1)
+FIRST, LAST = f"model.layers.{LAYERS - 2}.mlp.down_proj", f"model.layers.{LAYERS - 1}.mlp.down_proj"
 """The last two layers' projections: what methods that edit from gradients are compared on."""
 
 TEXT = 300
@@ -134,7 +134,13 @@ def _tokenizer() -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     bpe.train_from_iterator((f"{e.prompt} {e.target}" for e in load_edits("atlas", "validation")[:1000]), trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="</s>", pad_token="<pad>", padding_side="right", model_input_names=["input_ids", "attention_mask"])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        eos_token="</s>",
+        pad_token="<pad>",
+        padding_side="right",
+        model_input_names=["input_ids", "attention_mask"],
+    )
 
 
 def labelled(tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> dict[str, torch.Tensor]:
@@ -175,7 +181,7 @@ def total_delta(env: LifelongEditEnv, agent: Agent) -> dict[str, torch.Tensor]:
     return {name: lm.weight(name) - lm.initial_weight(name) for name in lm.modules}
 
 
-def batch_deltas(env: LifelongEditEnv, agent: Agent) -> Any:
+def batch_deltas(env: LifelongEditEnv, agent: Agent) -> Iterator[dict[str, torch.Tensor]]:
     """Lets an agent edit the stream in order, batch after batch; after each what it has changed so far."""
     lm = env.language_model
     env.reset(seed=0, options={"shuffle": False})
@@ -191,9 +197,3 @@ def prepared(agent: Agent, env: LifelongEditEnv, text: str) -> Agent:
     agent.text = text
     agent.prepare(env, 0, silent)
     return agent
-
-
-def weight_change(model: Any, before: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What public code has changed in a model's linear modules, ``(d_in, d_out)``; names without ``.weight``."""
-    after = dict(model.named_parameters())
-    return {name.removesuffix(".weight"): (after[name].detach() - start).T for name, start in before.items()}

@@ -89,7 +89,12 @@ def compare(clone: Path, tiny: TinyModel) -> Iterator[Comparison]:
         (units_of_first, "step size and ridge in the units of the first batch", 1, variance),
         (units_of_first, "step size and ridge in the units of the first batch", BATCHES, moving),
         (InPublicUnits(None, d_in), "step size and ridge in the model's units", BATCHES, variance),
-        (InPublicUnits(statistics, d_in), "step size and ridge in the model's units, statistics equal", BATCHES, "rounding"),
+        (
+            InPublicUnits(statistics, d_in),
+            "step size and ridge in the model's units, statistics equal",
+            BATCHES,
+            "rounding",
+        ),
     ):
         *_, ours = islice(batch_deltas(env, agent), batches)
         what = f"the change after {batches} batch{'es' * (batches > 1)}"
