@@ -155,6 +155,15 @@ def as_markdown(comparisons: Sequence[Mapping[str, Any]]) -> str:
     return markdown(HEADINGS, [_cells(row) for row in sorted(comparisons, key=lambda row: str(row["method"]))])
 
 
+def closest(comparisons: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Of all comparisons of one thing that with the least difference, in order: with as little between as possible."""
+    least: dict[tuple[str, ...], Mapping[str, Any]] = {}
+    for row in comparisons:
+        thing = tuple(row[name] for name in ("method", "repository", "compared"))
+        least[thing] = min(least.get(thing, row), row, key=lambda row: float(row["relative_difference"]))
+    return list(least.values())
+
+
 def _cells(row: Mapping[str, Any]) -> list[str]:
     difference = row["relative_difference"]
     shown = f"{difference:.3f}" if difference >= 1e-3 else f"{difference:.0e}" if difference else "0"

@@ -14,7 +14,7 @@ Then come one suite or several; a suite may be a pattern (``capacity-*``).
 ``agents=no-edit,rledit-p`` behind them shows these rows alone, in this order.
 Records of several files are joined by a plus: ``atlas-50x20.jsonl+methods-50x20.jsonl``.
 ``<!-- rl: rl.jsonl steps -->`` is the table of benchmarks.rl_report after equal steps (or seconds),
-``<!-- agreement: agreement.json -->`` that of benchmarks.agreement.
+``<!-- agreement: agreement.json -->`` that of benchmarks.agreement (``agreement.json closest``: the least differences).
 Everything between the comments is written anew; --check only says which documents would change.
 """
 
@@ -93,6 +93,7 @@ RL = "rl"
 """The kind whose file holds runs of benchmarks.rl, not records."""
 AGREEMENT = "agreement"
 """The kind whose file is of benchmarks.agreement."""
+CLOSEST = "closest"
 BEGIN = re.compile(r"^<!-- (\w+): (.*) -->\n", re.MULTILINE)
 END = "<!-- end -->\n"
 AGENTS = "agents="
@@ -143,11 +144,14 @@ def table_of(kind: str, source: Sequence[str], folder: Path) -> str:
     """
     file, *suites = [word for word in source if not word.startswith(AGENTS)] or [""]
     options = [word.removeprefix(AGENTS) for word in source if word.startswith(AGENTS)]
-    if kind == AGREEMENT and len(source) == 1:
-        return agreement.as_markdown(agreement.read(folder / file))
+    if kind == AGREEMENT and suites in ([], [CLOSEST]) and not options:
+        comparisons = agreement.read(folder / file)
+        return agreement.as_markdown(agreement.closest(comparisons) if suites else comparisons)
     if kind not in (*KINDS, RL) or not suites or len(options) > 1:
         kinds = " or ".join((*KINDS, RL))
-        raise ValueError(f"must be '<!-- KIND: FILE SUITE -->', KIND being {kinds}, or '<!-- {AGREEMENT}: FILE -->'")
+        raise ValueError(
+            f"must be '<!-- KIND: FILE SUITE -->', KIND being {kinds}, or '<!-- {AGREEMENT}: FILE [{CLOSEST}] -->'"
+        )
     if kind == RL:
         return _as_rl(folder / file, source[1:])
     records = [record for name in file.split("+") for record in read(folder / name)]

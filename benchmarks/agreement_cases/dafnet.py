@@ -41,7 +41,8 @@ def our_network(editor: Any, shapes: dict[str, tuple[int, int]]) -> DAFNetwork:
     ((_, public),) = editor.aux_models.items()
     network = DAFNetwork(shapes, CONFIG)
     network.log_step_size.fill_(math.log(STEP_SIZE))
-    (layers,), (normalizer,) = network.layers.values(), network.normalizers.values()
+    layers: Any = next(iter(network.layers.values()))
+    normalizer: Any = next(iter(network.normalizers.values()))
     for layer, theirs in zip(layers, public.dafnet_model.layers, strict=True):
         copy_layer(layer, theirs)
     statistics = public.norm_layer

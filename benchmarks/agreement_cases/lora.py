@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,11 +28,11 @@ def compare(_: Path, tiny: TinyModel) -> Iterator[Comparison]:
     adapted = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=list(modules), lora_dropout=0.0))
     optimizer = torch.optim.Adam([p for p in adapted.parameters() if p.requires_grad], lr=agent.learning_rate)
     batch = labelled(tiny.tokenizer, [(edit.prompt, edit.target) for edit in edits])
-    for _ in range(agent.steps):
+    for _step in range(agent.steps):
         optimizer.zero_grad()
         adapted(**batch).loss.backward()
         optimizer.step()
-    merged = adapted.merge_and_unload()
+    merged: Any = adapted.merge_and_unload()  # type: ignore[operator]
     public = {name: (merged.get_submodule(name).weight.detach() - start).T for name, start in before.items()}
     env = tiny.environment(edits, modules, edits_per_step=EDITS)
     ours = total_delta(env, prepared(agent, env, tiny.text))

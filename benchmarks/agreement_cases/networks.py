@@ -18,7 +18,7 @@ def shaken(network: torch.nn.Module) -> None:
     generator = torch.Generator().manual_seed(1)
     for name, parameter in network.named_parameters():
         if not name.endswith(("lr.weight", "lamda.weight")):
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import chdir
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +35,8 @@ def compare(clone: Path, tiny: TinyModel) -> Iterator[Comparison]:
     settings.rewrite_module_tmp = LAST.replace(layer, "{}", 1)
     file = tiny.folder / "results/counter/MEMIT/tiny/save_0.npy"
     file.parent.mkdir(parents=True, exist_ok=True)
-    np.save(file, {f"{LAST}.weight": [(start + delta).numpy()]}, allow_pickle=True)
+    edited: Any = {f"{LAST}.weight": [(start + delta).numpy()]}
+    np.save(file, edited, allow_pickle=True)
     for name, base in BASES.items():
         model = tiny.model()
         with chdir(tiny.folder):

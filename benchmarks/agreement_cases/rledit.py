@@ -181,7 +181,7 @@ def compare_deltas(clone: Path, tiny: TinyModel) -> Iterator[Comparison]:
     yield compared("rledit", what, theirs, deltas(policy, env, last), EQUAL)
 
     own = malmen_policy(editor.net, BOTH, TOKENS)
-    network = next(iter(own.networks.values()))
+    network: Any = next(iter(own.networks.values()))
     network.normalizer = type(network.normalizer)(sum(network.split))
     for start in range(0, len(edits), EDITS):
         own.observe(env.gradient_of(edits[start : start + EDITS]))

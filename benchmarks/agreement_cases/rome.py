@@ -66,8 +66,7 @@ def run(
     cache.inv_mom2_cache = {key: torch.inverse(matrix) for key, matrix in covariance.items()}
     public.CONTEXT_TEMPLATES_CACHE = ["{}", *(f"{prefix} {{}}" for prefix in prefixes)]
     before = weights_of(model, [name])
-    lengths = {"context_template_length_params": []}
-    hyperparameters = public.ROMEHyperParams(**settings(value, EDITED[:1]), **lengths)
+    hyperparameters = public.ROMEHyperParams(**settings(value, EDITED[:1]), context_template_length_params=[])
     public.apply_rome_to_model(model, tiny.tokenizer, requests(edits), hyperparameters)
     agent = ready(ROME(value, keys, epsilon=0.0), env, tiny, prefixes)
     what = f"the delta of {EDITS} edits in a row"
