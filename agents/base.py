@@ -44,6 +44,9 @@ class Agent(ABC):
     looks_at_model: bool = False
     """Whether :meth:`act` looks at the language model or the texts of the edits, and not only at the observation."""
 
+    fair_first_batch: int = 1
+    """Edits that a first batch should have, for an agent whose statistics begin with it; fewer are made badly."""
+
     looks_ahead: bool = False
     """Whether it acts by the whole stream, or by where the stream ends.
 

@@ -40,7 +40,8 @@ class MyPolicy(Agent):
     def act(self, observation, info):
         deltas = {}
         for module, gradient in observation.items():  # keys (tokens, d_in), value_grads (tokens, d_out)
-            length = (gradient.keys @ self.lm.weight(module)).norm(dim=1, keepdim=True)
+            # Of the unedited weight: a share of the edited one's output would grow with every step.
+            length = (gradient.keys @ self.lm.initial_weight(module).float()).norm(dim=1, keepdim=True)
             values = -self.step * length * torch.nn.functional.normalize(gradient.value_grads)
             ridge = self.ridge * float(gradient.keys.square().sum(1).mean())
             deltas[module] = ridge_regression(gradient.keys, values, ridge)

@@ -35,11 +35,14 @@ def edit(args: EditArgs) -> None:
     with _Display(len(edits)) as display:
         _note_precision(args, display)
         with _open_editor(args, edits, display) as editor:
+            warning = _too_few_at_first(args, editor, edits)
+            if warning is not None:
+                display.say(f"warning: {warning}")
             _edit_the_rest(args, editor, edits, display)
             display.show("saving")
             saved = _save(args, editor, edits, display)
             display.show("evaluating")
-            report = _evaluate(args, editor, edits, display)
+            report = _evaluate(args, editor, edits, warning, display)
     saved += ["results.jsonl"] * ("not_evaluated" not in report) + ["report.json"]
     if args.json:
         print(json.dumps(report))
@@ -179,6 +182,18 @@ def _edit_the_rest(args: EditArgs, editor: LifelongEditor, edits: EditFile, disp
             display.say(f"batch {result.batch} was taken back: {result.reason} ({ids})")
 
 
+def _too_few_at_first(args: EditArgs, editor: LifelongEditor, edits: EditFile) -> str | None:
+    """Says so if the first batch is too small for a method whose statistics begin with it; None if it is not."""
+    first, fair = min(args.edits_per_step, len(edits)), editor.agent.fair_first_batch
+    if first >= fair:
+        return None
+    larger = "a larger --edits-per-step or another --method" if len(edits) >= fair else "another --method"
+    return (
+        f"{args.method} takes its statistics from the edits themselves, and of a first batch of {first} they say "
+        f"little: fewer than {fair} are made badly; {larger} will do better"
+    )
+
+
 def _peak_memory() -> float:
     """Peak of this process, in GB."""
     # Linux counts in kilobytes, macOS in bytes.
@@ -208,14 +223,18 @@ def _save(args: EditArgs, editor: LifelongEditor, edits: EditFile, display: _Dis
     return saved
 
 
-def _evaluate(args: EditArgs, editor: LifelongEditor, edits: EditFile, display: _Display) -> dict[str, Any]:
+def _evaluate(
+    args: EditArgs, editor: LifelongEditor, edits: EditFile, warning: str | None, display: _Display
+) -> dict[str, Any]:
     """What came of the edits, in results.jsonl and report.json."""
     report: dict[str, Any] = {"model": args.model, "method": args.method, "edits_file": args.edits}
     report |= {"asked": len(edits), "left_out": dict(edits.report.bad)}
+    report |= {"warning": warning} if warning is not None else {}
     try:
         report |= editor.evaluate()
         outcomes = corrections.outcomes(editor, edits)
         corrections.write_lines(args.output / "results.jsonl", outcomes)
+        report["hold"] = sum(row["begins_right"] for row in outcomes)
         report["goes_on"] = sum(row["applied"] and row["begins_right"] and not row["right"] for row in outcomes)
     except (RuntimeError, TypeError, ValueError, LookupError) as error:
         # Whatever a model or tokenizer of somebody's own may fail with: the edited one is saved, and this is told.
@@ -238,12 +257,22 @@ def _print_summary(args: EditArgs, edits: EditFile, report: dict[str, Any], refu
     if "edits" in report:
         count = f"{report['edits']} edits" if not refused else f"{report['edits']} of {len(edits)} edits"
         show_scores(f"{count} of {args.edits}", report)
+    if "hold" in report:
+        print(_hold(report["hold"], report["asked"]))
     if report.get("goes_on") and not args.train_eos:
         hint = "the end of an answer was not taught (--train-eos, in another folder)"
         print(f"{report['goes_on']} of the answers are right and go on: {hint}")
     if refused:
         print(f"{refused} edits were taken back with their batches: not-applied.jsonl has them, report.json why")
     print(f"Saved in {args.output}: {', '.join(saved)}")
+
+
+def _hold(hold: int, asked: int) -> str:
+    """How many corrections the edited model says, in a sentence."""
+    count = f"{hold} of {asked} corrections hold"
+    if hold == asked:
+        return f"{count}: the model's answers begin with their targets"
+    return f"{count}; to the other {asked - hold} the model says something else: results.jsonl has what"
 
 
 def show_scores(title: str, report: dict[str, Any]) -> None:

@@ -70,3 +70,19 @@ def test_the_unit_of_the_step_is_the_unedited_models_however_far_the_weights_hav
     assert moved[0] == 0
     assert moved[1] > 1
     assert agents[0].output_length(LAST) == pytest.approx(agents[1].output_length(LAST), rel=1e-6)
+
+
+def test_a_journal_of_an_earlier_version_is_gone_on_with_in_the_unit_of_now(make_env):
+    env = make_env(modules=[LAST])
+    first, second = UltraEdit(), UltraEdit()
+    _, info = env.reset(seed=0)
+    first.begin(env)
+    second.begin(env)
+    *_, info = env.step(first.act(env.gradients, info))
+    state = first.batch_state()
+    earlier = {name: value for name, value in state.items() if name != f"{LAST}/initial_energy"}
+    second.load_batch_state(earlier | {f"{LAST}/energy": torch.tensor(1e9)})  # of the edited weight's outputs
+    assert second.output_length(LAST) == pytest.approx(first.output_length(LAST), rel=1e-6)
+    torch.testing.assert_close(
+        second.act(env.gradients, info)[LAST].right, first.act(env.gradients, info)[LAST].right, rtol=1e-5, atol=1e-7
+    )

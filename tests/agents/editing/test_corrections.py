@@ -51,7 +51,7 @@ def edit(my_model, tmp_path):
         arguments = {"edits": str(tmp_path / "edits.jsonl"), "output": tmp_path / "out", "model": str(my_model)}
         arguments |= {"method": "fine-tune", "modules": LAST, "edits_per_step": 2, "guard": Guard(1e9, 1e9)}
         run_edit(EditArgs(**arguments | options))
-        return json.loads((tmp_path / "out/report.json").read_text())
+        return json.loads((arguments | options)["output"].joinpath("report.json").read_text())
 
     return run
 
@@ -87,6 +87,33 @@ def test_each_correction_has_an_outcome(edit, tmp_path, capsys, monkeypatch):
     assert (f"{len(going_on)} of the answers are right and go on" in shown) == bool(going_on)
     assert "perplexity of held-out text" in shown
     assert "results.jsonl" in shown
+
+
+@pytest.mark.parametrize("said", [0, 1, 2])
+def test_how_many_corrections_hold_is_said_plainly(edit, tmp_path, capsys, monkeypatch, said):
+    corrections = rows(2)
+
+    def answers(lm, prompts, *rest, **options):
+        return [f"{row['target']}." if i < said else "nobody knows" for i, row in enumerate(corrections)]
+
+    monkeypatch.setattr("agents.editing.corrections.metrics.generate", answers)
+    report = edit(edits=write(tmp_path / "two.jsonl", corrections), method="ultraedit")
+    shown = capsys.readouterr()
+    assert (report["hold"], report["asked"]) == (said, 2)
+    assert f"{said} of 2 corrections hold" in shown.out
+    assert ("something else" in shown.out) == (said < 2)
+    # Of two edits UltraEdit has hardly any statistics: it makes them badly, and says so.
+    assert "fewer than 10 are made badly" in report["warning"]
+    assert "fewer than 10 are made badly" in shown.err
+
+
+def test_a_method_without_statistics_of_edits_or_a_large_first_batch_needs_no_warning(edit, tmp_path, capsys):
+    assert "warning" not in edit()
+    many = write(tmp_path / "many.jsonl", rows(10))
+    assert "warning" not in edit(
+        edits=many, method="ultraedit", edits_per_step=10, output=tmp_path / "large", save_model=False
+    )
+    assert "made badly" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("where", ["beside", "around", "inside"])
