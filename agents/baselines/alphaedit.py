@@ -24,7 +24,8 @@ class AlphaEdit(MEMIT):
         value: Search for the values.
         threshold: Eigenvalues of C below it count as zero: 1e-2 in the paper, 2e-2 in the public code for
             Llama-3-8B. In units of C, so it has to fit the model.
-        ridge: Weight of |D|^2: 1 in the paper, 10 in the public code for Llama-3-8B.
+        ridge: Weight of |D|^2: 1 in the paper, 10 in the public code for Llama-3-8B. In units of a squared key,
+            so it has to fit the model, too.
         samples: Texts for C.
     """
 

@@ -23,7 +23,7 @@ class JointFineTune(Agent):
     iterations.
 
     Args:
-        ridge: Weight of the penalty.
+        ridge: Weight of the penalty, per squared output: it has to fit the model.
         steps: L-BFGS iterations at most.
         tolerance: Smallest change of the objective that is worth another iteration.
         epsilon: Of the change of variables, relative to C's mean eigenvalue; what is minimised does not depend on it.

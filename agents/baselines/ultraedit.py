@@ -48,7 +48,7 @@ class UltraEdit(Agent):
     def begin(self, env: LifelongEditEnv) -> None:
         self._env = env
         lm = env.language_model
-        self._normalizers = {name: Normalizer(sum(lm.shape(name))).to(lm.device) for name in lm.modules}
+        self._normalizers = {name: Normalizer(*lm.shape(name)).to(lm.device) for name in lm.modules}
         self._key_energy = dict.fromkeys(lm.modules, 0.0)
         self._output_energy = dict.fromkeys(lm.modules, 0.0)
         self._seen: dict[str, torch.Tensor] = {}

@@ -33,7 +33,7 @@ class ValueConfig:
     steps: int = 25
     """Adam steps on the value."""
     learning_rate: float = 0.5
-    """Adam's."""
+    """Adam's, in the value's own units: a model of longer outputs needs a larger one."""
     clamp: float = 4.0
     """Longest change of the value, relative to the value's length."""
     weight_decay: float = 1e-3
@@ -41,7 +41,9 @@ class ValueConfig:
     GPT-2 XL.
     """
     kl: float = 0.0625
-    """Weight of the KL divergence of what is said after "{subject} is a" (eq. 4); only at the subject's last token."""
+    """Weight of KL(edited || original) of what is said after "{subject} is a" (eq. 4); only at the subject's last
+    token.
+    """
     enough: float = 0.05
     """Loss at which an edit's search ends."""
     prefixes: int = 20
@@ -196,7 +198,8 @@ def optimise_values(
 
     ROME's eq. 4 and MEMIT's eq. 16: for each edit by itself, Adam minimises
 
-        mean over prefixes of the token mean of -log p(target)  +  kl * KL after "{subject} is a"  +  weight decay
+        mean over prefixes of the token mean of -log p(target)
+        + kl * KL(edited || original) after "{subject} is a"  +  weight decay
 
     and is put back onto the ball of radius ``clamp * |value|`` after every step. An edit's search ends when its
     loss is below ``enough``.

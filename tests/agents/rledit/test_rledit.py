@@ -491,3 +491,15 @@ def test_in_the_fixed_environment_nothing_is_absorbed(make_env, small_world):
     start = trainer.preconditioner.project(LAST, torch.eye(64)).clone()
     for step in trainer.roll_out():
         torch.testing.assert_close(step.projected[LAST], start @ step.gradients[LAST].keys.T)
+
+
+@pytest.mark.parametrize("network", [CONFIG.policy, MEND])
+def test_what_is_asked_for_an_edit_does_not_depend_on_how_many_it_comes_with(make_env, small_world, network):
+    """The gradient is of a sum over the batch's tokens: of a mean, it would be larger in a smaller batch."""
+    trainer = make_trainer(make_env, replace(CONFIG, policy=network), moved=0.2)
+    edits = trainer.env.stream[:5]
+    assert len({len(trainer.env.gradient_of([edit])[LAST].keys) for edit in edits}) > 1
+    together, alone = trainer.env.gradient_of(edits), [trainer.env.gradient_of([edit]) for edit in edits]
+    parts = zip(*(trainer.policy.pseudo(LAST, gradient[LAST]) for gradient in alone), strict=True)
+    for found, expected in zip(trainer.policy.pseudo(LAST, together[LAST]), map(torch.cat, parts), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
