@@ -32,7 +32,7 @@ def compare(_: Path, tiny: TinyModel) -> Iterator[Comparison]:
         optimizer.zero_grad()
         adapted(**batch).loss.backward()
         optimizer.step()
-    merged: Any = adapted.merge_and_unload()  # type: ignore[operator]
+    merged: Any = adapted.merge_and_unload()
     public = {name: (merged.get_submodule(name).weight.detach() - start).T for name, start in before.items()}
     env = tiny.environment(edits, modules, edits_per_step=EDITS)
     ours = total_delta(env, prepared(agent, env, tiny.text))

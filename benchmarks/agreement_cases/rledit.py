@@ -30,6 +30,7 @@ SOURCE = Repository("zhrli324/RLEdit", "c6576a1e8e8a122c54d61ec5580ec7397e740a42
 EDITS, ANSWER_TOKENS, BATCHES = 6, 2, 3
 TOKENS = EDITS * ANSWER_TOKENS
 BOTH = (FIRST, LAST)
+PORTION = 3
 DEPTH = 2
 """Their back_depth: of a trajectory of three batches, so that it ends before the first."""
 EQUAL = "network and statistics equal"
@@ -216,23 +217,33 @@ def compare_gradients(clone: Path, tiny: TinyModel) -> Iterator[Comparison]:
     unedited = "its locality loss goes backward through the weights without the delta"
     yield gradients(clone, tiny, edits, BOTH, options, unedited)
     yield gradients(clone, tiny, edits, BOTH, options | {"locality": 0.0}, "rounding")
+    portions = f"it sums the means of its {EDITS // PORTION} forward passes, where here is one mean"
+    yield gradients(clone, tiny, edits, (LAST,), options, portions, PORTION)
     depth = options | {"memory_batches": DEPTH}
     yield gradients(clone, tiny, edits, (LAST,), depth, f"its depth of {DEPTH} counts the batch at hand")
 
 
 def gradients(
-    clone: Path, tiny: TinyModel, edits: Sequence[Edit], modules: Sequence[str], options: dict[str, Any], why: str
+    clone: Path,
+    tiny: TinyModel,
+    edits: Sequence[Edit],
+    modules: Sequence[str],
+    options: dict[str, Any],
+    why: str,
+    portion: int = EDITS,
 ) -> Comparison:
-    """Both sides' policy gradients, with these options of this project's."""
+    """Both sides' policy gradients, with these options of this project's, and so many edits in their forward passes."""
     trainer = training(tiny, edits, modules, **options)
-    public = Public(clone, tiny, modules)
+    public = Public(clone, tiny, modules, portion=portion)
     editor = public.editor(reg_coef=options["regularization"], loc_coef=trainer.config.locality)
     batches = public.batches(order_of(trainer))
     editor.cache(batches[0]["edit_tuples"])
     frozen(editor)
-    policy = malmen_policy(editor.net, modules, TOKENS)
+    policy = malmen_policy(editor.net, modules, portion * ANSWER_TOKENS)
     editor.train(batches)
     what = f"the policy gradient of {BATCHES} batches, {COUNT[len(modules)]}"
     said = ", ".join(f"{name}={value!r}" for name, value in options.items())
     said = f"{EQUAL}; {said}"
+    if portion != EDITS:
+        said += f"; {portion} edits in a forward pass there"
     return compared("rledit", what, public_gradients(editor.net), gradient(trainer, policy), said, why)

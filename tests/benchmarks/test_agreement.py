@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,9 +14,11 @@ from benchmarks.agreement import Args, as_markdown, chosen_cases, closest, main,
 from benchmarks.agreement_cases import CASES, rect
 from benchmarks.agreement_cases.comparison import compared, distance
 from benchmarks.agreement_cases.locate_then_edit import public_model
+from benchmarks.agreement_cases.networks import malmen_policy, our_gradients, public_gradients
 from benchmarks.agreement_cases.public_code import OnCPU, Package, Repository, imported, leave_out, without_init
 from benchmarks.agreement_cases.tiny_model import TinyModel, labelled
 from benchmarks.documents import rewritten
+from editenv.language_model.editable_lm import Gradient
 
 RECORDED = Path(__file__).parents[2] / "docs" / "results" / "agreement.json"
 RECT = """
@@ -233,6 +236,54 @@ def test_a_package_can_be_imported_without_what_it_needs(tmp_path, monkeypatch):
     without_init("somebodys", package)
     leave_out("heavy")
     assert imported(tmp_path, "somebodys.part").answer == 42
+
+
+class Network(torch.nn.Module):
+    """A network with the parts that MALMEN's public ones have, by their names."""
+
+    def __init__(self, key_size, value_size, rank, blocks):
+        super().__init__()
+        self.key_size, self.value_size, size = key_size, value_size, key_size + value_size
+        self.normalizer = SimpleNamespace(mean=torch.randn(size), std=torch.rand(size) + 0.5, n=torch.tensor([30.0]))
+        self.blocks = torch.nn.ModuleList()
+        for _ in range(blocks):
+            block = torch.nn.Module()
+            for name, shape in (("A", (size, rank)), ("B", (rank, size)), ("bias", (size,))):
+                setattr(block, name, torch.nn.Parameter(torch.randn(shape)))
+            block.scale, block.shift = torch.nn.Embedding(2, size), torch.nn.Embedding(2, size)
+            self.blocks.append(block)
+        self.lr, self.lamda = torch.nn.Embedding(2, 1), torch.nn.Embedding(2, 1)
+        self.lr.weight.data.abs_()
+
+
+def test_a_public_network_as_a_policy_computes_the_papers_formula():
+    """MALMEN, section 4: the regression of ``-lr (u . u~) d~`` on the keys, here of gradients five times as large."""
+    torch.manual_seed(0)
+    network, keys, gradients = Network(4, 3, rank=2, blocks=2), torch.randn(6, 4), torch.randn(6, 3)
+    policy = malmen_policy({"(4, 3)": network}, ["first", "second"], gradient_scale=5.0)
+    deltas = policy({name: Gradient(keys, 5 * gradients) for name in ("first", "second")})
+    for i, name in enumerate(("first", "second")):
+        x = (torch.cat([keys, gradients], 1) - network.normalizer.mean) / network.normalizer.std
+        for block in network.blocks:
+            x = x + block.scale.weight[i] * (x @ block.A @ block.B + block.bias).relu() + block.shift.weight[i]
+        values = -network.lr.weight[i] * (keys * x[:, :4]).sum(1, keepdim=True) * x[:, 4:]
+        regression = keys.T @ keys + network.lamda.weight[i].exp() * torch.eye(4)
+        expected = torch.linalg.solve(regression, keys.T @ values)
+        torch.testing.assert_close(deltas[name].dense(), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_gradients_of_a_public_network_have_the_policys_names():
+    network = Network(4, 3, rank=2, blocks=2)
+    policy = malmen_policy({"(4, 3)": network}, ["first", "second"], gradient_scale=1.0)
+    for parameters in (network.parameters(), policy.parameters()):
+        for parameter in parameters:
+            parameter.grad = torch.ones_like(parameter)
+    public, ours = public_gradients({"(4, 3)": network}), our_gradients(policy, factor=3.0)
+    assert public.keys() == ours.keys()
+    assert {name: tuple(value.shape) for name, value in public.items()} == {n: tuple(v.shape) for n, v in ours.items()}
+    # The policy has the logarithm of lr, whose gradient is lr times that of lr.
+    torch.testing.assert_close(public["log_step_size"], network.lr.weight[:, 0].detach())
+    assert all((value == 3).all() for value in ours.values())
 
 
 def test_layers_that_give_tuples_compute_the_same(tiny):
