@@ -1,7 +1,7 @@
 """Keeps the tables of documents what the records say.
 
-    python -m benchmarks.documents README.md docs/results/*.md
-    python -m benchmarks.documents README.md docs/results/*.md --check
+    python -m benchmarks.documents README.md docs/results/*.md docs/reference/papers_and_code.md
+    python -m benchmarks.documents README.md docs/results/*.md docs/reference/papers_and_code.md --check
 
 A table stands between two comments, which readers of the page do not see::
 
@@ -13,7 +13,8 @@ The first word is the kind of table (:data:`KINDS`), the second the file of reco
 Then come one suite or several; a suite may be a pattern (``capacity-*``).
 ``agents=no-edit,rledit-p`` behind them shows these rows alone, in this order.
 Records of several files are joined by a plus: ``atlas-50x20.jsonl+methods-50x20.jsonl``.
-``<!-- rl: rl.jsonl steps -->`` is the table of benchmarks.rl_report after equal steps (or seconds).
+``<!-- rl: rl.jsonl steps -->`` is the table of benchmarks.rl_report after equal steps (or seconds),
+``<!-- agreement: agreement.json -->`` that of benchmarks.agreement (``agreement.json closest``: the least differences).
 Everything between the comments is written anew; --check only says which documents would change.
 """
 
@@ -26,7 +27,7 @@ from pathlib import Path
 
 import tyro
 
-from benchmarks import capacity
+from benchmarks import agreement, capacity
 from benchmarks.results.leaderboard import MEAN, Entry, entries
 from benchmarks.results.records import Record, read
 from benchmarks.results.statistics import interquartile_mean
@@ -90,6 +91,9 @@ KINDS: dict[str, Callable[[Sequence[Record]], str]] = {
 
 RL = "rl"
 """The kind whose file holds runs of benchmarks.rl, not records."""
+AGREEMENT = "agreement"
+"""The kind whose file is of benchmarks.agreement."""
+CLOSEST = "closest"
 BEGIN = re.compile(r"^<!-- (\w+): (.*) -->\n", re.MULTILINE)
 END = "<!-- end -->\n"
 AGENTS = "agents="
@@ -140,8 +144,14 @@ def table_of(kind: str, source: Sequence[str], folder: Path) -> str:
     """
     file, *suites = [word for word in source if not word.startswith(AGENTS)] or [""]
     options = [word.removeprefix(AGENTS) for word in source if word.startswith(AGENTS)]
+    if kind == AGREEMENT and suites in ([], [CLOSEST]) and not options:
+        comparisons = agreement.read(folder / file)
+        return agreement.as_markdown(agreement.closest(comparisons) if suites else comparisons)
     if kind not in (*KINDS, RL) or not suites or len(options) > 1:
-        raise ValueError(f"must be '<!-- KIND: FILE SUITE -->', KIND being {' or '.join((*KINDS, RL))}")
+        kinds = " or ".join((*KINDS, RL))
+        raise ValueError(
+            f"must be '<!-- KIND: FILE SUITE -->', KIND being {kinds}, or '<!-- {AGREEMENT}: FILE [{CLOSEST}] -->'"
+        )
     if kind == RL:
         return _as_rl(folder / file, source[1:])
     records = [record for name in file.split("+") for record in read(folder / name)]

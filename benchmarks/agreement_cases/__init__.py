@@ -1,0 +1,20 @@
+"""The comparisons of :mod:`benchmarks.agreement`: a file for each public repository.
+
+Each has ``SOURCE``, what it compares with, and ``compare``, which runs both sides on the tiny model.
+"""
+
+CASES = {
+    "rledit": ("rledit",),
+    "malmen": ("malmen",),
+    "mend": ("mend",),
+    "dafnet": ("dafnet",),
+    "ultraedit": ("ultraedit",),
+    "rome": ("rome",),
+    "memit": ("memit",),
+    "alphaedit": ("memit", "memit-seq", "alphaedit", "rect", "prune", "ft-l"),
+    "rect": ("rect",),
+    "prune": ("prune",),
+    "easyedit": ("fine-tune", "ft-l"),
+    "lora": ("lora",),
+}
+"""The methods of each file, by their rows' names."""

@@ -1,0 +1,75 @@
+"""Fine-tuning against zjunlp/EasyEdit."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from agents.baselines.fine_tune import FineTune
+from benchmarks.agreement_cases.comparison import Comparison, compared
+from benchmarks.agreement_cases.public_code import Repository, imported, without_init
+from benchmarks.agreement_cases.tiny_model import LAST, TinyModel, total_delta
+from editenv.data import Edit
+
+SOURCE = Repository("zjunlp/EasyEdit", "14cea8245f06715684592ab55184939b99d70784")
+EDITS = 4
+
+
+def compare(clone: Path, tiny: TinyModel) -> Iterator[Comparison]:
+    for package in ("easyeditor", "easyeditor.models", "easyeditor.util"):
+        without_init(package, clone / package.replace(".", "/"))
+    plain = FineTune(steps=10, learning_rate=1e-2)
+    bounded = FineTune(steps=10, learning_rate=1e-2, norm_constraint=3e-2)
+    any_length, one, two = tiny.edits(EDITS), tiny.edits(EDITS, answer_tokens=1), tiny.edits(EDITS, answer_tokens=2)
+    yield run(clone, tiny, any_length, plain, "target_new", "FT-M", "steps and rate equal")
+    equal, one_token = "steps, rate and norm_constraint equal", "FT-L, targets of one token"
+    at_last = "it asks for all of a target's tokens at the prompt's last one"
+    yield run(clone, tiny, two, bounded, "prompt_last", "FT-L, targets of two tokens", equal, at_last)
+    padding = (
+        "padded on the left, as in its editor, it takes another token for the last one of all but the longest prompt"
+    )
+    yield run(clone, tiny, one, bounded, "prompt_last", one_token, f"{equal}; its padding", padding, "left")
+    yield run(clone, tiny, one, bounded, "prompt_last", one_token, f"{equal}; padded on the right")
+
+
+def run(
+    clone: Path,
+    tiny: TinyModel,
+    edits: list[Edit],
+    agent: FineTune,
+    objective: str,
+    what: str,
+    options: str,
+    why: str = "rounding",
+    padding_side: str | None = None,
+) -> Comparison:
+    """The delta of a batch on both sides."""
+    public = imported(clone, "easyeditor.models.ft.ft_main")
+    model, tokenizer, layer = tiny.model(), tiny.tokenizer, LAST.split(".")[2]
+    tokenizer.padding_side = padding_side or ("left" if objective == "target_new" else "right")
+    before = model.get_submodule(LAST).weight.detach().clone()
+    hyperparameters = public.FTHyperParams(
+        layers=[int(layer)],
+        num_steps=agent.steps,
+        lr=agent.learning_rate,
+        weight_decay=0,
+        kl_factor=0,
+        norm_constraint=agent.norm_constraint or False,
+        rewrite_module_tmp=LAST.replace(layer, "{}", 1) + ".weight",
+        layer_module_tmp="",
+        mlp_module_tmp="",
+        attn_module_tmp="",
+        ln_f_module="",
+        lm_head_module="",
+        device="cpu",
+        alg_name="FT",
+        model_name="tiny",
+        objective_optimization=objective,
+    )
+    requests = [{"prompt": edit.prompt, "target_new": edit.target} for edit in edits]
+    try:
+        public.apply_ft_to_model(model, tokenizer, requests, hyperparameters)
+    finally:
+        tokenizer.padding_side = "right"
+    theirs = (model.get_submodule(LAST).weight.detach() - before).T
+    ours = total_delta(tiny.environment(edits, [LAST], edits_per_step=EDITS), agent)
+    method = "fine-tune" if agent.norm_constraint is None else "ft-l"
+    return compared(method, f"the delta of a batch of {EDITS} edits, {what}", {LAST: theirs}, ours, options, why)
