@@ -129,13 +129,14 @@ def changed(model: Any, before: dict[str, torch.Tensor]) -> dict[str, torch.Tens
 def divergence_at_subject() -> Iterator[None]:
     """Within the context this project takes ROME's divergence where public code does, which it does not offer."""
 
-    def at_subject(lm: EditableLM, edits: Sequence[Edit], token: str) -> values.Essence:
+    def at_subject(lm: EditableLM, module: nn.Module, edits: Sequence[Edit], token: str) -> values.Essence:
         # The token that predicts an answer's first one is the prompt's last: the subject's.
         about = [Edit(edit.id, str(edit.subject), "is a", subject=edit.subject) for edit in edits]
         lookup = values.look_up(lm, about, token)
         first = lookup.prompts.lengths.cumsum(0) - lookup.prompts.lengths
         with torch.no_grad():
-            return values.Essence(lookup, lm.logits(lookup.prompts)[first].log_softmax(-1))
+            before = lm.cut_model.logits(lookup.prompts)[first].log_softmax(-1)
+        return values.Essence(values.ChangedRun(lm, module, lookup), before)
 
     with patch.object(values.Essence, "of", at_subject):
         yield

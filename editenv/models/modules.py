@@ -136,7 +136,7 @@ def _linear_modules(model: "nn.Module", text_only: bool = False) -> dict[str, "n
     linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
     if not text_only or not hasattr(model, "get_decoder"):
         return linear
-    decoder = model.get_decoder()
+    decoder = model.get_decoder()  # type: ignore[operator]
     prefix = next((f"{name}." for name, module in model.named_modules() if module is decoder and name), "")
     return {name: module for name, module in linear.items() if name.startswith(prefix)}
 
