@@ -157,6 +157,7 @@ def evaluate(args: EvaluateArgs) -> None:
     from agents.editing.edit_command import edits_for, show_scores
     from editenv.evaluation import metrics
     from editenv.evaluation.batch import encode_evaluation
+    from editenv.evaluation.prefix import beginnings_of_initial_model, generation_prefix
     from editenv.language_model.editable_lm import EditableLM
     from editenv.models import load_model
     from editenv.models.modules import stream_outputs
@@ -167,17 +168,19 @@ def evaluate(args: EvaluateArgs) -> None:
     modules = stream_outputs(model)[-1:]
     lm = EditableLM(model, tokenizer, modules)
     batch = encode_evaluation(lm, edits)
-    before = None
+    before = beginnings = None
     if args.base is not None:
         other, other_tokenizer = load_model(args.base, args.device, args.dtype)
         base = EditableLM(other, other_tokenizer, stream_outputs(other)[-1:])
         base_batch = encode_evaluation(base, edits)
         batch.initial_tokens, before = base_batch.initial_tokens, metrics.initial_generations(base, base_batch)
+        beginnings = beginnings_of_initial_model(base, base_batch)
     report: dict[str, Any] = {
         "edits": len(edits),
         "left_out": dict(edit_file.report.bad),
         "teacher_forced": metrics.teacher_forced(lm, batch).percentages(),
         "generation": metrics.generation(lm, batch, before).percentages(),
+        "generation_prefix": generation_prefix(lm, batch, beginnings).percentages(),
     }
     if any(edit.old_answer for edit in edits):
         report["probability"] = metrics.probability(lm, edits).percentages()
@@ -240,9 +243,11 @@ def inspect(args: InspectArgs) -> None:
     for between, (count, example) in report.borders.items():
         table.add_row(f"{between} before the target", printable(f"{count:,}, as in {example}"))
     if report.already_believed is not None:
-        table.add_row(f"{model} says the target already", f"{report.already_believed}% of {report.asked} asked")
+        table.add_row(f"{model} begins with the target already", f"{report.already_believed}% of {report.asked} asked")
     if report.old_answer_known is not None:
-        table.add_row(f"{model} says the old answer", f"{report.old_answer_known}%")
+        table.add_row(f"{model} begins with the old answer", f"{report.old_answer_known}%")
+    if report.stops is not None:
+        table.add_row(f"{model} stops after its answer", f"{report.stops}%")
     if report.overlap is not None:
         table.add_row(
             "prompts in the training file too",

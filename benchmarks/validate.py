@@ -41,6 +41,7 @@ RECOMPUTED = (
     "edits",
     "teacher_forced",
     "generation",
+    "generation_prefix",
     "immediate",
     "retention",
     "failures",
@@ -53,7 +54,7 @@ RECOMPUTED = (
 )
 """Fields of a record that a replay gives again."""
 
-PERCENTAGES = ("teacher_forced", "generation", "immediate", "retention", "probability", "probes")
+PERCENTAGES = ("teacher_forced", "generation", "generation_prefix", "immediate", "retention", "probability", "probes")
 """Fields of percentages."""
 
 NOT_PERCENTAGES = ("edits", "one_hop_questions", "two_hop_questions")

@@ -41,8 +41,10 @@ class Inspection:
         target_tokens: Least, median, 90% quantile and largest number of tokens of a target.
         one_token_targets: Share of the targets that are one token, 0 to 100.
         borders: What stands between prompt and target, in words: of how many edits, and the first of them.
-        already_believed: Share of a sample of edits whose target the model generates already; None if not asked.
-        old_answer_known: Share of the same sample whose old answer the model generates.
+        already_believed: Share of a sample of edits to which the model's own text begins with the target already
+            (:func:`editenv.evaluation.prefix.begins_with`); None if not asked.
+        old_answer_known: Share of the same sample to which it begins with the old answer.
+        stops: Share of the same sample after which the model stops by itself.
         asked: Size of that sample.
         overlap: With the training file: ``prompts`` in both, those of them with another target (``contradicting``), and
             edits whose ``subjects`` occur in both.
@@ -64,6 +66,7 @@ class Inspection:
     borders: dict[str, tuple[int, str]] = field(default_factory=dict)
     already_believed: float | None = None
     old_answer_known: float | None = None
+    stops: float | None = None
     asked: int = 0
     overlap: dict[str, int] | None = None
     notes: list[str] = field(default_factory=list)
@@ -122,18 +125,21 @@ def inspect(file: str, train: Path | None = None, model: str = "atlas", sample: 
 
 
 def _sample_beliefs(inspection: Inspection, edits: EditFile, model: str, sample: int) -> None:
-    """What the model generates for some of the prompts: the target already, or the old answer?"""
-    from editenv.evaluation.greedy import generate
+    """What the model's own text begins with for some of the prompts: the target already, or the old answer?"""
+    from editenv.evaluation.greedy import continuations
+    from editenv.evaluation.prefix import begins_with
 
     indices = np.unique(np.linspace(0, len(edits) - 1, min(sample, len(edits))).astype(int))
     sampled: list[Edit] = edits.where(indices)[:]
     longest_target = int(inspection.target_tokens[-1])
     base, tokenizer = load_model(model)
-    written = generate(base, tokenizer, [edit.prompt for edit in sampled], limit=longest_target + 2)
+    token_ids = continuations(base, tokenizer, [edit.prompt for edit in sampled], limit=longest_target + 2)
+    inspection.stops = _percentage([tokens[-1:] == [tokenizer.eos_token_id] for tokens in token_ids])
+    written = tokenizer.batch_decode(token_ids, skip_special_tokens=True)
     pairs = list(zip(written, sampled, strict=True))
     inspection.asked = len(sampled)
-    inspection.already_believed = _percentage([same_text(text or "", edit.target) for text, edit in pairs])
-    old = [same_text(text or "", edit.old_answer) for text, edit in pairs if edit.old_answer]
+    inspection.already_believed = _percentage([begins_with(text, edit.target, ended=True) for text, edit in pairs])
+    old = [begins_with(text, edit.old_answer, ended=True) for text, edit in pairs if edit.old_answer]
     inspection.old_answer_known = _percentage(old) if old else None
 
 

@@ -9,8 +9,10 @@ from typing import Any
 from agents.editing.editor import LifelongEditor
 from editenv.atomic_files import atomic_write_text
 from editenv.data import Edit
-from editenv.data.text import comparable, same_text
+from editenv.data.text import same_text
 from editenv.evaluation import metrics
+from editenv.evaluation.greedy import ELLIPSIS
+from editenv.evaluation.prefix import begins_with
 from editenv.journal import JournalError
 from editenv.language_model.prompts import token_ids
 
@@ -70,16 +72,10 @@ def outcomes(editor: LifelongEditor, edits: Sequence[Edit]) -> list[dict[str, An
             "applied": edit.id not in reasons,
             "said": text,
             "right": text is not None and same_text(text, edit.target),
-            "begins_right": _begins_with(str(text), edit.target),
+            "begins_right": begins_with(str(text).removesuffix(ELLIPSIS), edit.target, ended=True),
         }
         rows.append(row | ({"reason": reasons[edit.id]} if edit.id in reasons else {}))
     return rows
-
-
-def _begins_with(text: str, target: str) -> bool:
-    """Whether it begins with the target and not only with the same letters: 19 does not begin with 1."""
-    text, target = comparable(text), comparable(target)
-    return text.startswith(target) and not (text[len(target) :][:1].isalnum() and target[-1:].isdigit())
 
 
 def as_record(edit: Edit) -> dict[str, Any]:

@@ -314,7 +314,7 @@ def _hold(hold: int, asked: int) -> str:
 def show_scores(title: str, report: dict[str, Any]) -> None:
     """Prints the three scores of each protocol as a table."""
     table = Table("%", "efficacy", "generalization", "specificity", title=title, title_justify="left")
-    for protocol in ("teacher_forced", "generation", "probability"):
+    for protocol in ("teacher_forced", "generation", "generation_prefix", "probability"):
         if protocol in report:
             scores = report[protocol]
             cells = (scores[name] for name in ("efficacy", "generalization", "specificity"))

@@ -38,6 +38,7 @@ from editenv.deltas import Delta
 from editenv.env import RefusedActionError
 from editenv.evaluation import metrics
 from editenv.evaluation.batch import encode_evaluation
+from editenv.evaluation.prefix import generation_prefix
 from editenv.identity import cautions, differences, fingerprint
 from editenv.journal import Journal
 from editenv.language_model.editable_lm import ObservedTokens
@@ -337,6 +338,7 @@ class LifelongEditor:
             "edits": len(self.edits),
             "teacher_forced": metrics.teacher_forced(self.lm, batch).percentages(),
             "generation": metrics.generation(self.lm, batch).percentages(),
+            "generation_prefix": generation_prefix(self.lm, batch).percentages(),
             "drift": metrics.drift(self.lm, HELD_OUT),
             "rolled_back": rolled_back,
         }

@@ -93,6 +93,7 @@ class Record:
         peak_memory_bytes: Of the process, or of the accelerator where there is one.
         versions: Of Python and the packages that matter, and the hardware.
         failures: Edits whose action was refused or whose figures are not finite.
+        generation_prefix: Free generation begins with the answer; for models that do not stop after one.
         probability: CounterFact's comparison of target and old answer, where old answers are known.
         drift: ``perplexity_before``, ``perplexity`` and ``kl`` on text that no edit is about; see
             editenv/evaluation/metrics.py.
@@ -127,6 +128,7 @@ class Record:
     versions: Annotated[dict[str, str], versions_of]
     failures: Annotated[int, rules.whole_number(least=0)]
     probability: Annotated[MetricValues | None, scores | None] = None
+    generation_prefix: Annotated[MetricValues | None, scores | None] = None
     drift: Annotated[MetricValues | None, drift_values | None] = None
     probes: Annotated[MetricValues | None, probe_values | None] = None
     mean_reward: Annotated[float | None, rules.finite_number | None] = None

@@ -191,6 +191,10 @@ DETAILS = (
     Column("perplexity", "perplexity before, after", _perplexities),
     Column("kl", "KL", _drift("kl", 3)),
 )
+PREFIX_DETAILS = (
+    Column("generation_prefix", "generation-prefix Eff / Gen / Spe", _scores_of("generation_prefix")),
+    Column("generation_prefix_mean", "mean", _estimate_of("generation_prefix", MEAN)),
+)
 PROBE_DETAILS = (
     Column("negation", "not", _probe("negation")),
     Column("distractor", "distractor", _probe("distractor")),
@@ -254,7 +258,9 @@ def as_details(records: Sequence[Record]) -> str:
         for entry in entries(records)
     )
     probed = any(record.probes for record in records)
-    return _markdown(DETAILS + PROBE_DETAILS if probed else DETAILS, [entry for entry in measured if entry.records])
+    prefix = any(record.generation_prefix for record in records)
+    columns = DETAILS + (PREFIX_DETAILS if prefix else ()) + (PROBE_DETAILS if probed else ())
+    return _markdown(columns, [entry for entry in measured if entry.records])
 
 
 # -- the terminal -------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from editenv.data import Edit
 from editenv.env import Action, LifelongEditEnv, RefusedActionError
 from editenv.evaluation import metrics
 from editenv.evaluation.batch import EvaluationBatch, encode_evaluation
+from editenv.evaluation.prefix import generation_prefix
 from editenv.evaluation.probes import probe
 from editenv.language_model.activation_cache import ActivationCache
 from editenv.language_model.editable_lm import EditableLM
@@ -106,6 +107,7 @@ def run(
         peak_memory_bytes=peak_memory,
         versions=versions(),
         failures=trace.failures,
+        generation_prefix=optional.get("generation_prefix"),
         probability=optional.get("probability"),
         drift=optional.get("drift"),
         probes=optional.get("probes"),
@@ -345,7 +347,7 @@ def required_protocols(lm: EditableLM, edits: Sequence[Edit]) -> tuple[MetricVal
 def optional_protocols(
     lm: EditableLM, edits: Sequence[Edit], suite: Suite, drift_sentences: Sequence[str], probes: bool
 ) -> dict[str, MetricValues]:
-    """``probability``, ``drift`` and ``probes``: those of them that the suite asks for and its data allows.
+    """``generation_prefix``, ``probability``, ``drift`` and ``probes``: those of them that the suite asks for and its data allows.
 
     Args:
         lm: The edited model.
@@ -355,6 +357,8 @@ def optional_protocols(
         probes: Whether the probes may be asked.
     """
     figures: dict[str, MetricValues] = {}
+    if "generation_prefix" in suite.protocols:
+        figures["generation_prefix"] = generation_prefix(lm, encode_evaluation(lm, edits)).percentages()
     if "probability" in suite.protocols and any(edit.old_answer for edit in edits):
         figures["probability"] = metrics.probability(lm, edits).percentages()
     if "drift" in suite.protocols:

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 from benchmarks.results import rules
 from editenv.models.modules import PRESETS
 
-PROTOCOLS = ("teacher_forced", "generation", "probability", "drift", "probes")
+PROTOCOLS = ("teacher_forced", "generation", "generation_prefix", "probability", "drift", "probes")
 """What a run can be judged by; the first two always are. See editenv/evaluation/metrics.py and
 editenv/evaluation/probes.py.
 """

@@ -9,6 +9,9 @@
 ``generation``
     The model writes freely (greedy) until it stops by itself; right is only the exact answer, white space at its
     ends aside (:mod:`editenv.evaluation.matching`).
+``generation_prefix``
+    The free continuation begins with the answer, for models that do not stop after one
+    (:mod:`editenv.evaluation.prefix`).
 
 Each reports **efficacy** on the edit's own prompt, **generalization** on its rephrases, and **specificity** on its
 locality prompts: agreement with the model's *own* output before any edit, whatever that was (with ``probability``: the
