@@ -138,8 +138,10 @@ def _sample_beliefs(inspection: Inspection, edits: EditFile, model: str, sample:
     written = tokenizer.batch_decode(token_ids, skip_special_tokens=True)
     pairs = list(zip(written, sampled, strict=True))
     inspection.asked = len(sampled)
-    inspection.already_believed = _percentage([begins_with(text, edit.target, ended=True) for text, edit in pairs])
-    old = [begins_with(text, edit.old_answer, ended=True) for text, edit in pairs if edit.old_answer]
+    inspection.already_believed = _percentage(
+        [bool(begins_with(text, edit.target, ended=True)) for text, edit in pairs]
+    )
+    old = [bool(begins_with(text, edit.old_answer, ended=True)) for text, edit in pairs if edit.old_answer]
     inspection.old_answer_known = _percentage(old) if old else None
 
 
