@@ -35,11 +35,11 @@ def file(tmp_path):
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_dimension_count(WIDTH // HEADS)
     writer.add_vocab_size(VOCABULARY)
-    tokens = ["<s>", "</s>", *(chr(33 + i) for i in range(VOCABULARY - 4)), "Ġ", "ab"]
+    tokens = ["<s>", "</s>", "<|endoftext|>", *(chr(33 + i) for i in range(VOCABULARY - 5)), "Ġ", "ab"]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("default")
     writer.add_token_list(tokens)
-    writer.add_token_types([3, 3, *[1] * (VOCABULARY - 2)])
+    writer.add_token_types([3, 3, 3, *[1] * (VOCABULARY - 3)])
     writer.add_token_merges(["a b"])
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(1)
@@ -93,10 +93,15 @@ def test_an_environment_edits_it_and_saves_a_plain_folder(file, tmp_path):
 
     (tmp_path / "edits.jsonl").write_text('{"prompt": "ab", "target": "cd"}\n{"prompt": "ba", "target": "dc"}\n')
     env = gym.make(
-        "LifelongEdit-v0", model=str(file), dataset=str(tmp_path / "edits.jsonl"), batch_size=1, episode_length=2
+        "LifelongEdit-v0",
+        model=str(file),
+        dataset=str(tmp_path / "edits.jsonl"),
+        split="all",
+        edits_per_step=1,
+        horizon=2,
     )
     env.reset(seed=0)
-    env.step({name: np.ones_like(value) for name, value in env.action_space.sample().items()})
+    env.step({name: np.full(space.shape, 0.01, np.float32) for name, space in env.action_space.items()})
     lm = env.unwrapped.lm
     save_model(lm, tmp_path / "saved", {}, str(file))
     saved = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", dtype=torch.float32)
