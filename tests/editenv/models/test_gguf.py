@@ -102,7 +102,7 @@ def test_an_environment_edits_it_and_saves_a_plain_folder(file, tmp_path):
     )
     env.reset(seed=0)
     env.step({name: np.full(space.shape, 0.01, np.float32) for name, space in env.action_space.items()})
-    lm = env.unwrapped.lm
+    lm = env.unwrapped.language_model
     save_model(lm, tmp_path / "saved", {}, str(file))
     saved = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", dtype=torch.float32)
     ids = torch.tensor([[5, 6, 7]])
