@@ -71,6 +71,7 @@ def write_delta_file(
     frozen: str | None = None,
     model: Identity | None = None,
     weights: Mapping[str, torch.Tensor] = MappingProxyType({}),
+    digest: bool = True,
 ) -> None:
     """One file of all actions in order; whole or not at all.
 
@@ -81,6 +82,7 @@ def write_delta_file(
         frozen: :func:`editenv.identity.frozen_fingerprint` of it; None leaves open what else is in the model.
         model: Its :func:`editenv.identity.identity`; None leaves that open.
         weights: Of :func:`editenv.rounding.sampled_weights`, by which a result is judged that differs in the last bits.
+        digest: Note one over all of it, by which a change is noticed; of what a benchmark records its record has one.
 
     Raises:
         OSError: If the disk is full or read-only.
@@ -92,7 +94,8 @@ def write_delta_file(
         metadata["frozen"] = frozen
     if model is not None:
         metadata["identity"] = json.dumps(model)
-    metadata[DIGEST] = _digest_of(tensors, metadata)
+    if digest:
+        metadata[DIGEST] = _digest_of(tensors, metadata)
     with atomic_write(path) as partial:
         save_file(tensors, partial, metadata)
 
@@ -122,7 +125,7 @@ def _read(path: Path) -> tuple[list[dict[str, Delta]], dict[str, str], dict[str,
     with _opened(path) as (file, metadata):
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dictionary
     rest = {name: value for name, value in metadata.items() if name != DIGEST}
-    if DIGEST in metadata and metadata[DIGEST] != _digest_of(tensors, rest):  # older files do not say
+    if DIGEST in metadata and metadata[DIGEST] != _digest_of(tensors, rest):  # not all files say
         raise ValueError(f"{path} was changed after it was written: its content is not what its digest is of")
     actions = read_delta(tensors)
     if str(len(actions)) != metadata.get("actions"):

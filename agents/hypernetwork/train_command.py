@@ -8,7 +8,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from io import BytesIO
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -125,12 +124,11 @@ class Checkpoint:
         """
         if not self.path.exists():
             return False
-        content = BytesIO(self.path.read_bytes())
         try:
-            if (torn := ZipFile(content).testzip()) is not None:  # torch does not look at checksums
-                raise BadZipFile(f"{torn} was changed")
-            content.seek(0)
-            state = torch.load(content, map_location=trainer.lm.device, weights_only=True)
+            with ZipFile(self.path) as parts:
+                if (changed := parts.testzip()) is not None:  # torch does not look at checksums
+                    raise BadZipFile(f"{changed} was changed")
+            state = torch.load(self.path, map_location=trainer.lm.device, weights_only=True)
             if state["identity"] == self.identity and not (other := self._differences(state.get("made_of"))):
                 trainer.load_state(state["trainer"])
                 return True
@@ -163,10 +161,11 @@ class Checkpoint:
             OSError: If it cannot be written.
         """
         state = {"identity": self.identity, "made_of": dict(self.made_of), "trainer": trainer.state()}
-        with atomic_write(self.path) as partial:
-            buffer = BytesIO()  # torch.save tells of a full disk by a RuntimeError
-            torch.save(state, buffer)
-            partial.write_bytes(buffer.getbuffer())
+        with atomic_write(self.path) as partial, partial.open("wb") as file:
+            try:
+                torch.save(state, file)
+            except RuntimeError as error:  # what torch makes of a full disk
+                raise OSError(f"{self.path} could not be written: {error.__context__ or error}") from error
 
 
 def train(args: Args, trainer: Trainer, checkpoint: Checkpoint) -> None:

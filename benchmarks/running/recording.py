@@ -36,7 +36,7 @@ class Recording:
 
     def write(self, path: Path) -> None:
         """Writes a file of deltas, for ``editenv apply`` and :class:`Replay`; to be called after the last action."""
-        write_delta_file(path, self.actions, self._before, fingerprint(self._lm))
+        write_delta_file(path, self.actions, self._before, fingerprint(self._lm), digest=False)
 
 
 def digest(path: Path) -> str:

@@ -12,7 +12,7 @@ pytest.importorskip("stable_baselines3", reason="the sb3 extra is not installed"
 from stable_baselines3.common.callbacks import BaseCallback
 
 from agents.hypernetwork.config import TrainConfig
-from agents.rl.sb3 import Args, SB3Agent, main, make_model, read_settings, train, wrapped
+from agents.rl.sb3 import Args, SB3Agent, check_identity, main, make_model, read_settings, train, wrapped
 from agents.rl.sb3_checkpoints import load_buffer, restore, save, save_buffer
 from editenv.env import LifelongEditEnv
 
@@ -266,3 +266,20 @@ def test_bad_settings_are_named(tmp_path, content, word):
 def test_unknown_algorithms_are_named():
     with pytest.raises(ValueError, match="ppo, a2c"):
         SB3Agent("reinforce")
+
+
+def test_a_folder_is_of_one_model_and_one_set_of_edits(tmp_path):
+    file = tmp_path / "options.json"
+    rest = {"config": {"hidden_act": "silu"}, "tokenizer": {"merges": "a"}, "buffers": "b"}
+    identity = rest | {"libraries": {"torch": "1", "transformers": "1", "tokenizers": "1"}}
+    run = {"algo": "ppo", "weights": "1", "frozen": "2", "edits": "3", "identity": identity}
+    file.write_text(json.dumps({"algo": "ppo"}))  # as an earlier version wrote it
+    check_identity(file, run)
+    check_identity(file, run)
+    gelu = identity | {"config": {"hidden_act": "gelu"}}
+    for other in ({"algo": "sac"}, {"edits": "4"}, {"frozen": "5"}, {"identity": gelu}):
+        with pytest.raises(SystemExit, match="other options, model or edits"):
+            check_identity(file, run | other)
+    file.write_text(file.read_text().replace('"3"', '"4"'))
+    with pytest.raises(SystemExit, match=r"options\.json was changed after it was written"):
+        check_identity(file, run)

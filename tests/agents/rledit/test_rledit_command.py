@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import resource
 import shutil
 import signal
 import subprocess
@@ -208,6 +209,19 @@ def test_as_a_command_it_says_what_is_wrong_in_one_line(args, monkeypatch):
     def full(*_, **__):
         raise SafetensorError("I/O error: No space left on device")
 
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with monkeypatch.context() as patched:
+        patched.setattr(  # its log is no matter here
+            "agents.hypernetwork.train_command.SummaryWriter",
+            lambda *_, **__: SimpleNamespace(add_scalar=print, close=print),
+        )
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))  # takes part of a write, as a full disk does
+        try:
+            with pytest.raises(SystemExit, match=r"too large.*checkpoint\.pt"):
+                run(args, RLEditTrainer)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(args.output.glob("checkpoint*"))
     monkeypatch.setattr("agents.hypernetwork.networks.save_file", full)
     with pytest.raises(SystemExit, match=r"policy\.safetensors could not be written: .*No space left"):
         run(args, RLEditTrainer)
