@@ -272,10 +272,10 @@ def test_the_divergence_is_of_the_edited_model_from_the_original(sharp, tokenize
     original, edited = plain(torch.zeros_like(change)), plain(change)
     expected = torch.nn.functional.kl_div(original, edited, reduction="sum", log_target=True)
     reverse = torch.nn.functional.kl_div(edited, original, reduction="sum", log_target=True)
-    assert abs(float(expected / reverse) - 1) > 0.1
+    assert abs((expected / reverse).item() - 1) > 0.1
     essence = Essence.of(lm, lm.modules[f"model.{MIDDLE}"], [edit], "subject_last")
     (divergence,) = essence.divergence(change)
-    assert float(divergence) == pytest.approx(float(expected), rel=1e-3)
+    assert divergence.item() == pytest.approx(expected.item(), rel=1e-3)
     (slope,), (expected_slope,) = torch.autograd.grad(divergence, change), torch.autograd.grad(expected, change)
     torch.testing.assert_close(slope, expected_slope, rtol=1e-2, atol=1e-2 * float(expected_slope.abs().max()))
 
