@@ -50,7 +50,8 @@ def test_it_runs_from_top_to_bottom(notebook, tmp_path):
     ends = last["ends"]
     assert ends["no edit"]["specificity"] == 100
     assert ends["no edit"]["efficacy"] < 5
-    assert ends["closed form, step 2"]["specificity"] < 10  # "breaks the model later on"
+    assert ends["closed form, step 6"]["efficacy"] > ends["closed form"]["efficacy"] + 20  # "corrects more"
+    assert ends["closed form, step 6"]["specificity"] < 20  # "most of the other facts are lost"
     assert ends["RLEdit, trained"]["return"] > ends["RLEdit, untrained"]["return"] + 50
     assert ends["RLEdit, trained"]["efficacy"] > 2 * ends["RLEdit, untrained"]["efficacy"]  # "makes it bolder"
 
