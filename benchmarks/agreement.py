@@ -130,9 +130,14 @@ def agreements(args: Args) -> Iterator[Agreement]:
 
     Raises:
         ValueError: As :func:`chosen_cases` and :func:`sources` do, before anything is compared.
+        RuntimeError: If public code, or what runs it, fails; names the repository.
     """
     for case, (source, commit) in sources(chosen_cases(args.methods), args.public).items():
-        for comparison in in_own_process(case, source.clone(args.public)):
+        try:
+            comparisons = in_own_process(case, source.clone(args.public))
+        except Exception as error:
+            raise RuntimeError(f"the comparison with {source.name} failed: {error}") from error
+        for comparison in comparisons:
             if not args.methods or comparison.method in args.methods:
                 yield Agreement(source.name, commit, comparison)
 

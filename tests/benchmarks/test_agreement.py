@@ -162,6 +162,15 @@ def test_a_repository_that_agrees(clones, tmp_path, capsys):
     assert rewritten(page) == f"<!-- agreement: out/agreement.json -->\n{shown}<!-- end -->\n"
 
 
+def test_code_that_fails_is_named(clones):
+    folder = clones / "Model-Editing-Hurt"
+    (folder / "easyeditor/models/rome/rome_main.py").write_text("set_min_to_zero = None", encoding="utf-8")
+    git(folder, "commit", "--quiet", "--all", "--message", "broken")
+    rect.SOURCE = Repository(rect.SOURCE.name, git(folder, "rev-parse", "HEAD"))
+    with pytest.raises(RuntimeError, match=r"^the comparison with JasonForJoy/Model-Editing-Hurt failed: 'NoneType'"):
+        main(Args(public=clones))
+
+
 @pytest.mark.slow  # a process that imports torch and transformers
 def test_it_runs_in_a_process_of_its_own(clones, tmp_path, monkeypatch):
     monkeypatch.undo()
