@@ -96,7 +96,7 @@ class Checkpoint:
             # Nothing but tensors and plain values is unpickled.
             state = torch.load(self.path, map_location=trainer.lm.device, weights_only=True)
             identity = state["identity"]
-        except (RuntimeError, EOFError, LookupError, TypeError, pickle.UnpicklingError):
+        except (OSError, RuntimeError, EOFError, LookupError, TypeError, pickle.UnpicklingError):
             raise SystemExit(
                 f"{self.path} is damaged, or no checkpoint: remove it to train anew, or choose another --output"
             ) from None

@@ -6,12 +6,15 @@ import pytest
 import torch
 from documents import ROOT
 from plain import answer_logits
+from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
+from agents.baselines.values import ValueConfig, look_up, optimise_values, read_token
 from agents.covariance import key_covariance
 from benchmarks import architectures
 from benchmarks.architectures import ARCHITECTURES, EDITS, as_row, examine, save_tiny
+from editenv.data import Edit
 from editenv.language_model.cut import Cut
 from editenv.language_model.editable_lm import EditableLM
 from editenv.models import load_model
@@ -44,6 +47,9 @@ def test_a_row_is_what_the_code_gives(name, tmp_path):
         warnings.simplefilter("ignore")
         finding = examine(architecture, tmp_path)
     assert finding.same or finding.refusal
+    if finding.same:
+        before, after = (load_file(tmp_path / folder / "model.safetensors") for folder in ("model", "out/model"))
+        assert any(not torch.equal(weight, after[name]) for name, weight in before.items()), "nothing was edited"
     assert list(as_row(architecture, finding)) == table()[architecture.models]
 
 
@@ -73,6 +79,11 @@ def test_the_observation_of_unusual_layers_is_that_of_the_plain_model(name, tmp_
     _, gradients = lm.gradients(
         prompts, lambda logits: cross_entropy(logits, prompts.labels, reduction="sum"), answer_positions=True
     )
+    edits = [Edit(prompt, prompt, target) for prompt, target in EDITS]
+    lookup, first = look_up(lm, edits, "last"), prompts.lengths.cumsum(0) - prompts.lengths
+    for module, gradient in gradients.items():
+        torch.testing.assert_close(read_token(lm, lm.modules[module], lookup)[0], gradient.keys[first])
+        assert optimise_values(lm, lm.modules[module], edits, lookup, ValueConfig(steps=1, token="last")).norm() > 0
     plain = AutoModelForCausalLM.from_pretrained(tmp_path).eval().requires_grad_(False)
     inputs = {module: [] for module in lm.modules}
     for module, kept in inputs.items():
