@@ -83,7 +83,7 @@ def check_folder(path: str) -> None:
             if name == INDEX:
                 _check_index(folder / name, content.get("weight_map"))
     if not _first(folder, "*.safetensors"):
-        if pickled := next((name for pattern in PICKLES if (name := _first(folder, pattern))), None):
+        if pickled := next(filter(None, (_first(folder, pattern) for pattern in PICKLES)), None):
             raise ValueError(
                 f"{path} has its weights in {pickled}, a pickle, which can run code when it is read; only safetensors files are "
                 f"read: {TO_SAFETENSORS}"

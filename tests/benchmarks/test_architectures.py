@@ -22,8 +22,8 @@ from editenv.models.modules import default_modules
 
 DOCUMENT = ROOT / "docs" / "reference" / "architectures.md"
 
-FAST = ("falcon-7b", "opt-350m", "mixtral", "bamba", "gemma3-vl", "t5", "zamba2")
-"""Each of a kind of its own: parallel blocks, MLPs on flat batches, fused experts, run whole, two towers, refused."""
+FAST = ("falcon-7b", "gpt1", "opt-350m", "mixtral", "gemma3-vl", "t5", "zamba2")
+"""Each of a kind of its own: parallel blocks, lists of outputs, flat batches, fused experts, two towers, refused."""
 
 
 def table():
