@@ -1,5 +1,6 @@
 """The table of architectures is what the code gives: each row is made again, and compared with the committed one."""
 
+import json
 import warnings
 
 import pytest
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
+from agents import cli
 from agents.baselines.values import ValueConfig, look_up, optimise_values, read_token
 from agents.covariance import key_covariance
 from benchmarks import architectures
@@ -133,3 +135,13 @@ def test_the_command_prints_and_writes_rows(tmp_path, capsys, monkeypatch):
     with pytest.raises(SystemExit, match="has no lines"):
         architectures.main(architectures.Args(document=document))
     assert architectures.FROM.keys() == set(Cut)
+
+
+def test_a_mixture_without_linear_experts_is_evaluated(tmp_path, monkeypatch, capsys):
+    """``editenv evaluate`` runs the model from its last module that can be edited, wherever that is."""
+    save_tiny(ARCHITECTURES["mixtral"], tmp_path / "model")
+    (tmp_path / "edits.jsonl").write_text(json.dumps(dict(zip(("prompt", "target"), EDITS[0], strict=True))) + "\n")
+    words = ["evaluate", "--model", tmp_path / "model", "--edits", tmp_path / "edits.jsonl", "--json"]
+    monkeypatch.setattr("sys.argv", ["editenv", *map(str, words)])
+    cli.main()
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["edits"] == 1
