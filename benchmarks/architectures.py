@@ -217,11 +217,11 @@ def examine(architecture: Architecture, folder: Path) -> Finding:
     env = LifelongEditEnv(str(folder / "model"), dataset=None)
     lm = env.language_model
     apply_file(lm, folder / "out/deltas.safetensors")
-    texts, answers = [prompt for prompt, _ in EDITS], [target for _, target in EDITS]
-    prompts = lm.encode(texts, answers)
+    texts, targets = (list(column) for column in zip(*EDITS, strict=True))
+    prompts = lm.encode(texts, targets)
     with torch.no_grad():
         logits = lm.logits(prompts)
-    expected = plain_logits(folder / "out/model", lm.tokenize(texts, answers))
+    expected = plain_logits(folder / "out/model", lm.tokenize(texts, targets))
     same = bool((logits - expected).abs().max() <= TOLERANCE * expected.abs().max())
     modules = tuple(dict.fromkeys(re.sub(r"\.\d+\.", ".N.", name, count=1) for name in lm.modules))
     return Finding(modules, lm.cut, same)

@@ -160,7 +160,12 @@ def score(
     with random_state_kept():
         results = simple_evaluate(
             # A copy, because a tokenizer without a padding token is given one.
-            model=HFLM(pretrained=lm.model, tokenizer=copy.deepcopy(lm.tokenizer), batch_size=batch_size),
+            model=HFLM(
+                pretrained=lm.model,
+                tokenizer=copy.deepcopy(lm.tokenizer),
+                batch_size=batch_size,
+                trust_remote_code=False,
+            ),
             tasks=list(tasks) if data is None else [_local_group(tasks, data)],
             task_manager=manager,
             limit=limit,

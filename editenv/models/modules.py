@@ -4,7 +4,7 @@ torch is imported inside the functions: command lines take :data:`PRESETS` from 
 """
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from editenv.models.presets import PRESETS, Preset, modules_of, preset
@@ -134,9 +134,10 @@ def _linear_modules(model: "nn.Module", text_only: bool = False) -> dict[str, "n
     from transformers.pytorch_utils import Conv1D
 
     linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
-    if not text_only or not hasattr(model, "get_decoder"):
+    get_decoder: Callable[[], nn.Module] | None = getattr(model, "get_decoder", None)
+    if not text_only or get_decoder is None:
         return linear
-    decoder = model.get_decoder()  # type: ignore[operator]
+    decoder = get_decoder()
     prefix = next((f"{name}." for name, module in model.named_modules() if module is decoder and name), "")
     return {name: module for name, module in linear.items() if name.startswith(prefix)}
 

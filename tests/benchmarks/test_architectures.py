@@ -1,17 +1,22 @@
 """The table of architectures is what the code gives: each row is made again, and compared with the committed one."""
 
+import json
 import warnings
 
 import pytest
 import torch
 from documents import ROOT
 from plain import answer_logits
+from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
+from agents import cli
+from agents.baselines.values import ValueConfig, look_up, optimise_values, read_token
 from agents.covariance import key_covariance
 from benchmarks import architectures
 from benchmarks.architectures import ARCHITECTURES, EDITS, as_row, examine, save_tiny
+from editenv.data import Edit
 from editenv.language_model.cut import Cut
 from editenv.language_model.editable_lm import EditableLM
 from editenv.models import load_model
@@ -19,8 +24,8 @@ from editenv.models.modules import default_modules
 
 DOCUMENT = ROOT / "docs" / "reference" / "architectures.md"
 
-FAST = ("falcon-7b", "opt-350m", "mixtral", "bamba", "gemma3-vl", "t5", "zamba2")
-"""Each of a kind of its own: parallel blocks, MLPs on flat batches, fused experts, run whole, two towers, refused."""
+FAST = ("falcon-7b", "gpt1", "opt-350m", "mixtral", "gemma3-vl", "t5", "zamba2")
+"""Each of a kind of its own: parallel blocks, lists of outputs, flat batches, fused experts, two towers, refused."""
 
 
 def table():
@@ -44,6 +49,9 @@ def test_a_row_is_what_the_code_gives(name, tmp_path):
         warnings.simplefilter("ignore")
         finding = examine(architecture, tmp_path)
     assert finding.same or finding.refusal
+    if finding.same:
+        before, after = (load_file(tmp_path / folder / "model.safetensors") for folder in ("model", "out/model"))
+        assert any(not torch.equal(weight, after[name]) for name, weight in before.items()), "nothing was edited"
     assert list(as_row(architecture, finding)) == table()[architecture.models]
 
 
@@ -73,6 +81,11 @@ def test_the_observation_of_unusual_layers_is_that_of_the_plain_model(name, tmp_
     _, gradients = lm.gradients(
         prompts, lambda logits: cross_entropy(logits, prompts.labels, reduction="sum"), answer_positions=True
     )
+    edits = [Edit(prompt, prompt, target) for prompt, target in EDITS]
+    lookup, first = look_up(lm, edits, "last"), prompts.lengths.cumsum(0) - prompts.lengths
+    for module, gradient in gradients.items():
+        torch.testing.assert_close(read_token(lm, lm.modules[module], lookup)[0], gradient.keys[first])
+        assert optimise_values(lm, lm.modules[module], edits, lookup, ValueConfig(steps=1, token="last")).norm() > 0
     plain = AutoModelForCausalLM.from_pretrained(tmp_path).eval().requires_grad_(False)
     inputs = {module: [] for module in lm.modules}
     for module, kept in inputs.items():
@@ -122,3 +135,13 @@ def test_the_command_prints_and_writes_rows(tmp_path, capsys, monkeypatch):
     with pytest.raises(SystemExit, match="has no lines"):
         architectures.main(architectures.Args(document=document))
     assert architectures.FROM.keys() == set(Cut)
+
+
+def test_a_mixture_without_linear_experts_is_evaluated(tmp_path, monkeypatch, capsys):
+    """``editenv evaluate`` runs the model from its last module that can be edited, wherever that is."""
+    save_tiny(ARCHITECTURES["mixtral"], tmp_path / "model")
+    (tmp_path / "edits.jsonl").write_text(json.dumps(dict(zip(("prompt", "target"), EDITS[0], strict=True))) + "\n")
+    words = ["evaluate", "--model", tmp_path / "model", "--edits", tmp_path / "edits.jsonl", "--json"]
+    monkeypatch.setattr("sys.argv", ["editenv", *map(str, words)])
+    cli.main()
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["edits"] == 1

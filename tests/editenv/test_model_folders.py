@@ -79,17 +79,34 @@ def test_kernels_of_the_hub_are_not_run(key, folder):
     assert "'somebody/kernel', code of the hub" in refusal(folder)
 
 
-def test_the_command_says_it_in_one_line(folder, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("break_it", "says"),
+    [
+        (
+            lambda folder: change(folder / "config.json", model_type="evil", auto_map={"AutoConfig": "evil.C"}),
+            "auto_map",
+        ),
+        (lambda folder: (folder / "config.json").write_text('{"dtype": '), "is not JSON"),
+        (lambda folder: (folder / "model.safetensors").rename(folder / "model.gguf"), "is a GGUF file"),
+    ],
+    ids=["code", "cut", "gguf"],
+)
+def test_commands_say_it_in_one_line(break_it, says, folder, tmp_path, monkeypatch, capsys):
     (tmp_path / "edits.jsonl").write_text('{"prompt": "Who owns Tumblr?", "target": "Automattic"}\n')
-    change(folder / "config.json", model_type="evil", auto_map={"AutoConfig": "evil.Config"})
-    words = ["edit", "--model", folder, "--edits", tmp_path / "edits.jsonl", "--output", tmp_path / "out"]
-    for command in (words, ["inspect", tmp_path / "edits.jsonl", "--model", folder]):
+    break_it(folder)
+    edits, out = tmp_path / "edits.jsonl", tmp_path / "out"
+    for command in (
+        ["edit", "--model", folder, "--edits", edits, "--method", "fine-tune", "--output", out],
+        ["inspect", edits, "--model", folder],
+        ["evaluate", "--model", folder, "--edits", edits],
+    ):
         monkeypatch.setattr("sys.argv", ["editenv", *map(str, command)])
         with pytest.raises(SystemExit) as ended:
             cli.main()
         assert ended.value.code == 1
         (line,) = capsys.readouterr().err.strip().splitlines()
-        assert line.startswith(f"editenv: {folder} needs Python code of its own")
+        assert line.startswith(f"editenv: {folder}")
+        assert says in line
 
 
 class Trap:
@@ -151,7 +168,9 @@ def test_every_place_that_loads_files_loads_no_code():
     for package in ("editenv", "agents", "benchmarks", "examples"):
         for path in (ROOT / package).rglob("*.py"):
             for name, keywords in calls(path):
-                if name.endswith(".from_pretrained"):
+                if name == "HFLM":  # lm-eval's
+                    assert keywords.get("trust_remote_code") == "False", path
+                elif name.endswith(".from_pretrained"):
                     auto = name.startswith("Auto")
                     assert not auto or keywords.get("trust_remote_code") == "False", path
                     assert ("Model" not in name and "ForCausalLM" not in name) or keywords.get(
@@ -164,7 +183,7 @@ def test_every_place_that_loads_files_loads_no_code():
                 assert not name.startswith(("pickle.load", "cloudpickle.load", "joblib.load", "yaml.load")), path
                 assert name not in ("eval", "exec"), path
                 seen.add(name.rpartition(".")[2])
-    assert {"from_pretrained", "load"} <= seen
+    assert {"from_pretrained", "load", "HFLM"} <= seen
 
 
 # -- what cannot be read is named -------------------------------------------------------------------------------------
