@@ -888,6 +888,8 @@ def test_white_space_between_prompt_and_target_is_kept(write):
 def test_a_correction_of_case_alone_is_one(write):
     (edit,) = load(write([{"prompt": "He lives in", "target": "New York", "old_answer": "new york"}]))
     assert (edit.target, edit.old_answer) == ("New York", "new york")
+    with pytest.raises(BadRecordError, match="field 'alt': equals the old answer, \"rome\", but for case"):
+        load(write([RECORDS["zsre"] | {"answers": ["rome"]}], "zsre.json"))
     composed, apart = "Zo\u00eb", "Zoe\u0308"
     with pytest.raises(BadRecordError, match="equals the old answer"):
         load(write([{"prompt": "She is", "target": composed, "old_answer": apart}]))
