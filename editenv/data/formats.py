@@ -4,7 +4,8 @@ Their field names with their sources are in docs/reference/data_formats.md. Wher
 
 ``zsre``
     The target is ``alt`` where there is one, then ``ans``, then the first of ``answers``. ``answers`` is the old answer
-    only if it differs from the target: some files repeat the target there. Locality prompts carry MEND's prefix
+    only if it differs from the target: some files repeat the target there, and some in other case, which is no
+    correction. Locality prompts carry MEND's prefix
     ``nq question: ``; it is kept or stripped by ``nq_prefix``, and a question mark is added if it has none, as MEMIT's
     loader does.
 ``fever``
@@ -144,6 +145,10 @@ def _zsre(record: Fields, nq_prefix: str) -> dict[str, Any]:
         raise record.bad(source, "is empty")
     target = targets[0]
     answers = [answer.strip() for answer in record.texts("answers")] if record.has("answers") else []
+    old_answer = None if target.strip() in answers else next(iter(answers), None)
+    if old_answer is not None and old_answer.casefold() == target.strip().casefold():
+        what = f"equals the old answer, {_shown(old_answer)}, but for case: there is nothing to edit"
+        raise record.bad(source, what, "unchanged")
     question = record.trimmed("loc")
     if nq_prefix == "strip":
         question = question.removeprefix(NQ_PREFIX)
@@ -155,7 +160,7 @@ def _zsre(record: Fields, nq_prefix: str) -> dict[str, Any]:
         "rephrases": record.texts("rephrase"),
         "locality": (Locality(question, record.trimmed("loc_ans")),),
         "subject": record.optional("subject"),
-        "old_answer": None if target.strip() in answers else next(iter(answers), None),
+        "old_answer": old_answer,
     }
 
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from editenv.data.edit_file import EditFile, digest
 from editenv.data.edits import Edit
+from editenv.data.text import comparable
 
 
 def true_rephrases(edits: Sequence[Edit]) -> np.ndarray:
@@ -17,8 +18,9 @@ def true_rephrases(edits: Sequence[Edit]) -> np.ndarray:
     """
     answers_of_templates: dict[str, set[bytes]] = {}
     for edit in edits:
-        if edit.subject and edit.subject in edit.prompt:
-            template = edit.prompt.replace(edit.subject, "{}", 1)
+        subject, prompt = comparable(edit.subject or ""), comparable(edit.prompt)
+        if subject and subject in prompt:
+            template = prompt.replace(subject, "{}", 1)
             answers_of_templates.setdefault(template, set()).update(_answers(edit))
     # Templates by their last word: few have to be tried on each rephrase.
     templates_by_end: dict[str, list[str]] = {}
@@ -29,10 +31,11 @@ def true_rephrases(edits: Sequence[Edit]) -> np.ndarray:
     def passes(text: str, edit: Edit) -> bool:
         if not edit.subject:
             return False
+        text, subject = comparable(text), comparable(edit.subject)
         answers, last_word = _answers(edit), _last_word(text)
-        ends = {last_word, last_word.replace(_last_word(edit.subject), ""), ""}
+        ends = {last_word, last_word.replace(_last_word(subject), ""), ""}
         return any(
-            text.endswith(template.replace("{}", edit.subject)) and answers_of_templates[template] & answers
+            text.endswith(template.replace("{}", subject)) and answers_of_templates[template] & answers
             for end in ends
             for template in templates_by_end.get(end, ())
         )

@@ -160,7 +160,7 @@ class GreedyMatcher:
 
     def _letters(self, text: str) -> str:
         """A text without white space, accents apart from their letters: what comes next cannot change what is there."""
-        return "".join(unicodedata.normalize("NFD" if self._form == "NFC" else "NFKD", text).split())
+        return "".join(unicodedata.normalize("NFKD" if self._form == "NFKC" else "NFD", text).split())
 
     def _begins(self, text: str, beginning: str) -> bool:
         """Whether it does, whatever accents the last letter of the beginning may still get."""

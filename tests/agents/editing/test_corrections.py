@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from agents import cli
 from agents.editing.arguments import EditArgs
+from agents.editing.edit_command import _needs_subjects, edits_for
 from agents.editing.edit_command import edit as run_edit
 from agents.editing.editor import LifelongEditor
 from agents.editing.guard import Guard
@@ -526,3 +527,30 @@ def test_a_saved_model_may_be_read_by_others(edit, tmp_path):
     edit()
     modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "out" / "model").iterdir()}
     assert modes["model.safetensors"] == modes["config.json"]
+
+
+def test_facts_that_cannot_be_looked_up_are_left_out_for_methods_that_look_them_up(model_folder, tmp_path, capsys):
+    path = write(tmp_path / "edits.jsonl", [*rows(2), rows(1, 2)[0] | {"subject": "some\x1b[1mbody"}])
+    with pytest.raises(
+        ValueError, match=r"record 3, field 'subject': .*does not stand .*--bad-records skip leaves such"
+    ):
+        edits_for(path, "error", model_folder, "cpu", "float32", subjects=True)
+    edits = edits_for(path, "skip", model_folder, "cpu", "float32", subjects=True)
+    assert [edit.id for edit in edits] == ["edits.jsonl/1", "edits.jsonl/2"]
+    said = capsys.readouterr().err
+    assert "left out: edits.jsonl, record 3, field 'subject'" in said
+    assert "\x1b" not in said
+    assert len(edits_for(path, "error", model_folder, "cpu", "float32")) == 3
+    arguments = {"edits": path, "output": tmp_path / "out", "model": model_folder}
+    assert _needs_subjects(EditArgs(**arguments, method="memit-seq"))
+    assert not _needs_subjects(EditArgs(**arguments, method="fine-tune"))
+    assert not _needs_subjects(EditArgs(**arguments))
+
+
+def test_what_is_left_of_a_file_of_bad_records_is_its_reasons(model_folder, tmp_path, capsys):
+    path = write(tmp_path / "edits.jsonl", [row | {"note": "x"} for row in rows(2)])
+    assert len(edits_for(path, "skip", model_folder, "cpu", "float32")) == 2
+    assert "note: field 'note' is not used (2 records, from record 1)" in capsys.readouterr().err
+    path = write(tmp_path / "edits.jsonl", [row | {"subject": "x"} for row in rows(2)])
+    with pytest.raises(ValueError, match=r"(?s)can be used.*2 subject:.*record 1, field.*record 2, field"):
+        edits_for(path, "skip", model_folder, "cpu", "float32", subjects=True)

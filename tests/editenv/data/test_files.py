@@ -548,12 +548,17 @@ def test_generation_prompts_are_told_from_paraphrases(write):
         ),  # a template, but not for languages
         record("Gus", "People know {}", "Rome", "Oslo", "Then it snowed. People know Gus"),
     ]
+    records[0] |= {
+        "prompt": "Zoe\u0308 speaks",
+        "subject": "Zo\u00eb",
+        "rephrase_prompt": "It rained. Zoe\u0308 talks in",
+    }
     path = write(records)
     expected = [True, False, False, False, True]
     assert true_rephrases(load(path)).tolist() == expected
     assert [bool(edit.rephrases) for edit in load(path, rephrases="checked")] == expected
     first = load(path, rephrases="checked-first", limit=3)
-    assert [edit.subject for edit in first] == ["Ada", "Gus", "Cy"]
+    assert [edit.subject for edit in first] == ["Zo\u00eb", "Gus", "Cy"]
     assert [len(edit.rephrases) for edit in first] == [1, 1, 0]
 
 
@@ -811,7 +816,7 @@ def test_what_is_unambiguous_is_read(tmp_path, name, content):
     ("name", "content", "words"),
     [
         ("e.xlsx", b"PK\x03\x04rest", "is a zip archive .or a spreadsheet.*save it as CSV"),
-        ("e.xls", b"\xd0\xcf\x11\xe0\xa1\xb1", "old Excel: save it as CSV"),
+        ("e.xls", b"\xd0\xcf\x11\xe0\xa1\xb1", "old Excel.*: save it as CSV"),
         ("e.parquet", b"PAR1....", "is a Parquet file.*JSON lines"),
         ("e.csv.gz", gzip.compress(b"PAR1...."), "is a Parquet file"),
         ("e.bz2", b"BZh91AY", "packed by bzip2.*unpack it"),
@@ -883,6 +888,8 @@ def test_white_space_between_prompt_and_target_is_kept(write):
 def test_a_correction_of_case_alone_is_one(write):
     (edit,) = load(write([{"prompt": "He lives in", "target": "New York", "old_answer": "new york"}]))
     assert (edit.target, edit.old_answer) == ("New York", "new york")
+    with pytest.raises(BadRecordError, match="field 'alt': equals the old answer, \"rome\", but for case"):
+        load(write([RECORDS["zsre"] | {"answers": ["rome"]}], "zsre.json"))
     composed, apart = "Zo\u00eb", "Zoe\u0308"
     with pytest.raises(BadRecordError, match="equals the old answer"):
         load(write([{"prompt": "She is", "target": composed, "old_answer": apart}]))

@@ -1,7 +1,9 @@
 import copy
+import unicodedata
 
 import pytest
 from plain import greedy, tokens
+from tokenizers import normalizers
 
 from editenv.evaluation import matching, metrics
 from editenv.evaluation.matching import GreedyMatcher, Verdict, generate_from_guesses
@@ -101,3 +103,28 @@ def test_without_an_end_of_sequence_nothing_matches(taught_lm, edits, monkeypatc
     endless.eos_token = None
     monkeypatch.setattr(taught_lm, "tokenizer", endless)
     assert not GreedyMatcher(taught_lm, 9).matches([edits[1].prompt], [edits[1].target]).any()
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_right_answer_is_right_in_every_normal_form(taught_lm, edits, monkeypatch, forms):
+    """The file has one form, the tokenizer writes the other."""
+    text, target = (unicodedata.normalize(form, "Zo\u00eb M\u00fcller") for form in forms)
+    prompts = [edit.prompt for edit in edits[:2]]
+    ids = taught_lm.tokenizer(f" {text}", add_special_tokens=False)["input_ids"]
+
+    def says(self, prompts):
+        return (([*ids, taught_lm.eos_token], False) for _ in range(len(prompts)))
+
+    monkeypatch.setattr(GreedyMatcher, "_certain_tokens", says)
+    matcher = GreedyMatcher(taught_lm, 32)
+    assert matcher.matches(prompts, [target, target.replace("M", "N")]).tolist() == [True, False]
+    for end in range(1, len(ids)):
+        verdict = matcher._verdict(ids[:end], target)
+        assert verdict is Verdict.UNDECIDED, taught_lm.tokenizer.decode(ids[:end])
+
+
+def test_compatibility_characters_are_compared_as_the_tokenizer_writes_them(tokenizer):
+    assert matching.normal_form(tokenizer) == "NFC"
+    rewriting = copy.deepcopy(tokenizer)
+    rewriting.backend_tokenizer.normalizer = normalizers.NFKC()
+    assert matching.normal_form(rewriting) == "NFKC"
