@@ -3,7 +3,7 @@
 import torch
 
 from agents.baselines.memit import MEMIT
-from agents.baselines.values import LayerValueConfig
+from agents.baselines.values import LayerValueConfig, ValueConfig
 from agents.preconditioner import Preconditioner, null_space
 from editenv.arguments import PositiveFloat, PositiveInt
 
@@ -32,7 +32,7 @@ class AlphaEdit(MEMIT):
 
     def __init__(
         self,
-        value: LayerValueConfig | None = None,
+        value: LayerValueConfig | ValueConfig | None = None,
         threshold: PositiveFloat = 1e-2,
         ridge: PositiveFloat = 1.0,
         samples: PositiveInt = 100_000,

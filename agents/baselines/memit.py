@@ -9,6 +9,7 @@ from torch import nn
 from agents.base import Agent, Observation, ProgressCallback
 from agents.baselines.values import (
     LayerValueConfig,
+    ValueConfig,
     look_up,
     mean_keys,
     optimise_values,
@@ -57,7 +58,7 @@ class MEMIT(Agent):
 
     def __init__(
         self,
-        value: LayerValueConfig | None = None,
+        value: LayerValueConfig | ValueConfig | None = None,
         weight: PositiveFloat = 15_000.0,
         samples: PositiveInt = 100_000,
         epsilon: NonNegativeFloat = 1e-4,

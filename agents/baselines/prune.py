@@ -10,7 +10,7 @@ import torch
 
 from agents.base import Observation
 from agents.baselines.memit import MEMIT
-from agents.baselines.values import LayerValueConfig
+from agents.baselines.values import LayerValueConfig, ValueConfig
 from editenv.arguments import NonNegativeFloat, PositiveFloat, PositiveInt, above
 from editenv.deltas import Delta, dense
 from editenv.env import Action, LifelongEditEnv
@@ -46,7 +46,7 @@ class PRUNE(MEMIT):
 
     def __init__(
         self,
-        value: LayerValueConfig | None = None,
+        value: LayerValueConfig | ValueConfig | None = None,
         weight: PositiveFloat = 15_000.0,
         samples: PositiveInt = 100_000,
         epsilon: NonNegativeFloat = 1e-4,

@@ -6,7 +6,7 @@ import torch
 
 from agents.base import Observation
 from agents.baselines.memit import MEMIT
-from agents.baselines.values import LayerValueConfig
+from agents.baselines.values import LayerValueConfig, ValueConfig
 from editenv.arguments import NonNegativeFloat, PositiveFloat, PositiveInt, PositiveShare
 from editenv.deltas import dense
 from editenv.env import Action
@@ -40,7 +40,7 @@ class RECT(MEMIT):
 
     def __init__(
         self,
-        value: LayerValueConfig | None = None,
+        value: LayerValueConfig | ValueConfig | None = None,
         weight: PositiveFloat = 15_000.0,
         samples: PositiveInt = 100_000,
         epsilon: NonNegativeFloat = 1e-4,
