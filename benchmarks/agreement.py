@@ -29,6 +29,7 @@ from benchmarks.agreement_cases.comparison import Comparison
 from benchmarks.agreement_cases.public_code import OnCPU, Package, Repository
 from benchmarks.results.records import versions
 from benchmarks.results.tables import markdown
+from benchmarks.running.processes import end_with_parent
 from editenv.atomic_files import atomic_write_text
 
 HEADINGS = ("method", "compared with", "what", "options", "relative difference", "cosine", "what explains it")
@@ -121,7 +122,7 @@ def run_case(case: str, clone: Path) -> list[Comparison]:
 
 def in_own_process(case: str, clone: Path) -> list[Comparison]:
     """:func:`run_case` in a fresh process: repositories have modules of the same names, and change global state."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
         return pool.submit(run_case, case, clone.absolute()).result()
 
 

@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
@@ -62,6 +60,8 @@ def named_in_errors(path: Path) -> Iterator[None]:
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
     except Exception as error:
+        from safetensors import SafetensorError  # command lines are checked before anything heavy is imported
+
         if type(error) not in (SafetensorError, Exception):  # tokenizers raises no narrower one
             raise
         raise OSError(f"{path} could not be written: {error}") from error

@@ -103,7 +103,7 @@ class Prompts:
             overhead: What a forward costs besides its tokens, in tokens.
         """
         if self.starts is None or not self.pieces:  # no padding
-            return [torch.ones(len(self), dtype=torch.bool)]
+            return [torch.ones_like(self.lengths, dtype=torch.bool)]
         sizes = torch.tensor([len(piece) for piece in self.pieces])
         lengths, counts = sizes.unique(return_counts=True)
         up_to = [0, *counts.cumsum(0).tolist()]
@@ -117,7 +117,7 @@ class Prompts:
         end = len(lengths)
         while end:
             first = firsts[end]
-            groups.append((lengths[first] <= sizes) & (sizes <= lengths[end - 1]))
+            groups.append(((lengths[first] <= sizes) & (sizes <= lengths[end - 1])).to(self.lengths.device))
             end = first
         return groups
 

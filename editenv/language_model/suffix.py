@@ -69,32 +69,45 @@ class SuffixRun:
     def __init__(self, lm: EditableLM, prompts: Prompts, columns: torch.Tensor, module: nn.Module) -> None:
         if prompts.starts is None:
             raise SuffixError("only the tokens that predict an answer are run already")
-        self.lm, self.labels = lm, prompts.labels
+        self.lm = lm
         self._cut = lm.cut_model
         self._layer = self._cut.layer_with(module)
         sizes = torch.tensor([len(piece) for piece in prompts.pieces], device=lm.device)
-        layer_inputs, states, logits = self._run_whole(prompts)
-        # Right-padded: each prompt's tokens before its column, and those from there on.
-        past, length = int(columns.max()), int((sizes - columns).max())
-        steps = torch.arange(length, device=lm.device)
-        self.positions = columns[:, None] + steps
-        index = self.positions.clamp(max=layer_inputs.shape[1] - 1)[..., None].expand(-1, -1, layer_inputs.shape[2])
-        self.hidden = layer_inputs.gather(1, index)
-        self.mask = torch.cat(
-            [torch.arange(past, device=lm.device) < columns[:, None], self.positions < sizes[:, None]], 1
-        ).long()
-        self.past = {layer: (keys[:, :, :past], values[:, :, :past]) for layer, (keys, values) in states.items()}
-        self.past_length = past
-        self.rows, self.columns = prompts.rows, prompts.columns - columns[prompts.prompt_index]
         try:
+            layer_inputs, states, logits = self._run_whole(prompts)
+            self._keep(prompts, columns, sizes, layer_inputs, states)
             from_token = self.logits()
-        except torch.OutOfMemoryError:
+        except (SuffixError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # layers that take or return something else than other models' fail in many ways
             raise SuffixError(str(error)) from error
         tolerance = 1e-4 if lm.model.dtype == torch.float32 else 5e-2
         if not bool((from_token - logits).abs().max() <= tolerance * logits.abs().max()):
             raise SuffixError("the logits are not those of whole prompts")
+
+    def _keep(
+        self,
+        prompts: Prompts,
+        columns: torch.Tensor,
+        sizes: torch.Tensor,
+        layer_inputs: torch.Tensor,
+        states: dict[int, tuple[torch.Tensor, torch.Tensor]],
+    ) -> None:
+        """What every run needs: the layer's inputs from each prompt's token on, and what was kept of those before."""
+        device = self.lm.device
+        layer_inputs = layer_inputs.to(device)
+        # Right-padded: each prompt's tokens before its column, and those from there on.
+        past, length = int(columns.max()), int((sizes - columns).max())
+        steps = torch.arange(length, device=device)
+        self.positions = columns[:, None] + steps
+        index = self.positions.clamp(max=layer_inputs.shape[1] - 1)[..., None].expand(-1, -1, layer_inputs.shape[2])
+        self.hidden = layer_inputs.gather(1, index)
+        self.mask = torch.cat(
+            [torch.arange(past, device=device) < columns[:, None], self.positions < sizes[:, None]], 1
+        ).long()
+        self.past = {layer: (keys[:, :, :past], values[:, :, :past]) for layer, (keys, values) in states.items()}
+        self.past_length = past
+        self.rows, self.columns = prompts.rows, prompts.columns - columns[prompts.prompt_index]
 
     def _run_whole(
         self, prompts: Prompts

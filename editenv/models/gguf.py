@@ -12,6 +12,8 @@ import shutil
 import uuid
 from pathlib import Path
 
+from editenv.atomic_files import make_folder, replace_folder
+
 MAGIC = b"GGUF"
 """The first four bytes of such a file."""
 
@@ -55,15 +57,12 @@ def dequantise(path: Path, folder: Path) -> Path:
     """
     if folder.is_dir():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent)
     partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:12]}.partial")
     try:
         _save_dequantised(path, partial)
-        try:
-            os.replace(partial, folder)
-        except OSError:
-            if not folder.is_dir():  # another process was faster
-                raise
+        if not folder.is_dir():  # another process may have been faster
+            replace_folder(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder
@@ -73,10 +72,12 @@ def _save_dequantised(path: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    source = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name, "trust_remote_code": False}
+    parent, name = str(path.parent), path.name
     try:
-        quantised = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(**source)
+        quantised = AutoModelForCausalLM.from_pretrained(
+            parent, gguf_file=name, dtype=torch.float32, trust_remote_code=False
+        )
+        tokenizer = AutoTokenizer.from_pretrained(parent, gguf_file=name, trust_remote_code=False)
     except ImportError:
         raise ValueError(
             f"{path} is a GGUF file, which is read with the package gguf: pip install 'lifelongedit[gguf]'"

@@ -155,6 +155,7 @@ from agents.base import Agent
 
 class Drawing(Agent):
     actions_per_batch = 2
+    looks_at_model = True
 
     def prepare(self, env, seed, progress):
         assert env.split == "train"

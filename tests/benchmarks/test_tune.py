@@ -191,7 +191,7 @@ def test_settings_become_objects_and_unknown_ones_are_named():
     nested = build(RLEdit, {"config": {"horizon": 7, "policy": {"rank": 5}}, "train": False})
     assert (nested.config.horizon, nested.config.policy.rank, nested.train) == (7, 5, False)
     assert build(FineTune, {"steps": 3}).steps == 3
-    with pytest.raises(ValueError, match="ValueConfig has no setting 'tokens'; known are token, steps"):
+    with pytest.raises(ValueError, match=r"LayerValueConfig has no setting 'value\.tokens'; known are token, steps"):
         build(MEMIT, {"value": {"tokens": "last"}})
 
 

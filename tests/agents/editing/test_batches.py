@@ -4,10 +4,10 @@ import unicodedata
 
 import pytest
 
-from agents.editing.corrections import _begins_with
 from agents.editing.preparation import batch_of
 from editenv.data import Edit
 from editenv.data.records import BadRecordError
+from editenv.evaluation.prefix import begins_with
 
 ROME = {"prompt": "The home of Ada is", "target": "Rome"}
 
@@ -52,7 +52,7 @@ def test_the_place_of_a_subject_is_filled_or_refused():
 
 def test_a_beginning_is_one_in_every_normal_form():
     composed, apart = (unicodedata.normalize(form, "Zo\u00eb") for form in ("NFC", "NFD"))
-    assert _begins_with(f"{apart} and on", composed)
-    assert _begins_with(f"{composed} and on", apart)
-    assert not _begins_with("Zoe and on", composed)
-    assert not _begins_with("19", "1")
+    assert begins_with(f"{apart} and on", composed, ended=True)
+    assert begins_with(f"{composed} and on", apart, ended=True)
+    assert not begins_with("Zoe and on", composed, ended=True)
+    assert not begins_with("19", "1", ended=True)

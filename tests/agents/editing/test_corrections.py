@@ -231,7 +231,7 @@ def test_what_the_method_cannot_make_is_refused_before_the_first_edit(edit, tmp_
     write(tmp_path / "edits.jsonl", without)
     text = tmp_path / "text.txt"
     text.write_text("Ada is in Rome.\n")
-    with pytest.raises(ValueError, match="has no subject"):
+    with pytest.raises(ValueError, match="field 'subject': is missing"):
         edit(method="rome", text=str(text), modules=("layers.1.mlp.down_proj",))
     assert not (tmp_path / "out").exists()
     with pytest.raises(ValueError, match="edits_per_step must be a whole number of at least 1, not 0"):

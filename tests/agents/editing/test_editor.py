@@ -28,6 +28,7 @@ from editenv.identity import fingerprint
 from editenv.journal import JournalError
 from editenv.language_model.editable_lm import EditableLM, Gradient
 from editenv.models import load_model
+from editenv.sealed_json import read_sealed, write_sealed
 
 LAST = "model.layers.2.mlp.down_proj"
 ROOT = Path(__file__).parents[3]
@@ -382,8 +383,7 @@ def test_a_policy_edits_with_the_tokens_it_was_trained_with(make_editor, policy_
     with pytest.raises(ValueError, match="trained with observed_tokens 'answers', and the environment has 'all'"):
         make_editor(policy=policy_folder, observed_tokens="all", **options)
     file = Path(policy_folder) / "policy.json"
-    record = json.loads(file.read_text())
-    file.write_text(json.dumps(record | {"observed_tokens": "all"}))
+    write_sealed(file, read_sealed(file) | {"observed_tokens": "all"})
     with pytest.raises(ValueError, match="give observed_tokens='all'"):
         make_editor(policy=policy_folder, **options)
     assert make_editor(policy=policy_folder, observed_tokens="all", **options).env.observed_tokens == "all"

@@ -22,6 +22,7 @@ from agents.rledit.trainer import RLEditTrainer
 from editenv.deltas import LowRank
 from editenv.identity import fingerprint
 from editenv.rewards import RewardConfig
+from editenv.sealed_json import read_sealed, write_sealed
 
 LAST = "model.layers.2.mlp.down_proj"
 CONFIG = TrainConfig(
@@ -449,14 +450,14 @@ def test_an_environment_that_shows_a_batch_another_number_of_times_is_refused(
 
 def test_a_policy_of_another_model_or_another_teaching_is_told(make_env, saved, small_world, tmp_path):
     shutil.copytree(saved, tmp_path / "policy")
-    record = json.loads((tmp_path / "policy/policy.json").read_text())
+    record = read_sealed(tmp_path / "policy/policy.json")
     record |= {"weights": "0" * 64, "end_of_answer": True}
-    (tmp_path / "policy/policy.json").write_text(json.dumps(record))
+    write_sealed(tmp_path / "policy/policy.json", record)
     with pytest.warns(UserWarning, match="with other") as told:
         RLEdit(policy=tmp_path / "policy").prepare(make_env(), 0, lambda *_: None)
     assert ["weights" in str(w.message) for w in told] == [True, False]
     record["weights"], record["end_of_answer"] = fingerprint(make_env().language_model), False
-    (tmp_path / "policy/policy.json").write_text(json.dumps(record))
+    write_sealed(tmp_path / "policy/policy.json", record)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         RLEdit(policy=tmp_path / "policy").prepare(make_env(), 0, lambda *_: None)

@@ -97,4 +97,10 @@ def test_every_place_that_starts_processes_watches_the_parent():
                 assert "end_with_parent" in text, path
                 pools = re.findall(r"ProcessPoolExecutor\((.*)\)", text)
                 assert all("initializer=end_with_parent" in arguments for arguments in pools), path
-    assert found == {"benchmarks/run.py", "benchmarks/rl.py", "benchmarks/speed.py", "benchmarks/vector_speed.py"}
+    assert found == {
+        "benchmarks/agreement.py",
+        "benchmarks/run.py",
+        "benchmarks/rl.py",
+        "benchmarks/speed.py",
+        "benchmarks/vector_speed.py",
+    }
