@@ -1,6 +1,7 @@
 """The console script ``editenv``; also ``python -m editenv``.
 
-The commands are those of :mod:`agents.cli`, and ``editenv bench NAME ...`` for ``python -m benchmarks.NAME ...``.
+The commands are those of :mod:`agents.cli`, and ``editenv bench``, which runs a command of
+:mod:`benchmarks`.
 They are looked up by name, after it is clear that ``agents`` is ours: a foreign package of that name would end in an
 error that says nothing of it.
 """

@@ -173,9 +173,9 @@ def test_every_place_that_loads_files_loads_no_code():
                 elif name.endswith(".from_pretrained"):
                     auto = name.startswith("Auto")
                     assert not auto or keywords.get("trust_remote_code") == "False", path
-                    assert ("Model" not in name and "ForCausalLM" not in name) or keywords.get(
-                        "use_safetensors"
-                    ) == "True"
+                    is_model = "Model" in name or "ForCausalLM" in name
+                    no_pickle = keywords.get("use_safetensors") == "True" or "gguf_file" in keywords
+                    assert not is_model or no_pickle, path
                 elif name == "torch.load":
                     assert keywords.get("weights_only") == "True", path
                 elif name == "np.load":
