@@ -67,12 +67,14 @@ class TinyModel:
 
     def model(self) -> Any:
         """The model, anew, as public code loads it."""
-        model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32).eval()
+        model = AutoModelForCausalLM.from_pretrained(
+            self.folder, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
+        ).eval()
         return model.requires_grad_(False)
 
     @cached_property
     def tokenizer(self) -> Any:
-        return AutoTokenizer.from_pretrained(self.folder)
+        return AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
 
     def edits(self, count: int, answer_tokens: int | None = None) -> list[Edit]:
         """So many edits, each with one rephrase and one locality prompt.
