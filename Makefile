@@ -5,7 +5,7 @@ VENV := .venv
 TORCH ?= torch==2.13.0
 PYTEST := $(VENV)/bin/python -m pytest --numprocesses auto --dist worksteal
 
-.PHONY: help demo test test-slow lint format docs setup clean
+.PHONY: help demo test test-slow test-real lint format docs setup clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -15,10 +15,13 @@ demo: setup ## Train RLEdit, edit 1,000 held-out facts, print the table
 	$(VENV)/bin/python -m benchmarks.demo
 
 test: setup ## Run all tests but the slow ones
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not real"
 
 test-slow: setup ## Run the slow tests
-	$(PYTEST) -m slow
+	$(PYTEST) -m "slow and not real"
+
+test-real: setup ## Run the tests on a public model, which is fetched once (93 MB)
+	$(PYTEST) -m real
 
 lint: setup ## Check style and types: ruff, mypy
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy

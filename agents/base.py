@@ -61,6 +61,10 @@ class Agent(ABC):
     kept_seconds: float = 0.0
     """What making the things taken from the workspace had cost; part of the reported setup."""
 
+    environment: Mapping[str, Any] = {}
+    """Where it edits, if its settings say: arguments of the environment (:data:`agents.settings.ENVIRONMENT`), which hold
+    where a suite leaves them open."""
+
     constructor_arguments: Mapping[str, Any]
     """What the agent was constructed with, defaults included; set by the class, for records.
 

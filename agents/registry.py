@@ -69,7 +69,14 @@ def find_agent(name: str) -> "Callable[[], Agent]":
     method, at, folder = name.partition("@")
     if at and takes_settings(method):
         settings = ROWS[method].read_settings(folder)  # a missing file is told at once
-        return lambda: ROWS[method].make(settings)
+        environment = ROWS[method].read_environment(folder)
+
+        def make() -> "Agent":
+            agent = ROWS[method].make(settings)
+            agent.environment = environment
+            return agent
+
+        return make
     source, colon, attribute = name.rpartition(":")
     if not colon:
         raise ValueError(f"unknown agent {name!r}; known are {', '.join(ROWS)}, METHOD@FOLDER, or file.py:Class")
@@ -103,6 +110,8 @@ def settings_of(name: str, agent: "Agent") -> dict[str, Any]:
     arguments = {"actions_per_batch": agent.actions_per_batch}
     for argument, value in agent.constructor_arguments.items():
         arguments[argument] = _plain(getattr(agent, argument, None) if value is None else value)
+    if agent.environment:
+        arguments["environment"] = _plain(dict(agent.environment))
     files = {"source": Path(name.rpartition(":")[0])}
     if (policy := agent.constructor_arguments.get("policy")) is not None:
         files["policy_file"] = Path(policy) / "policy.safetensors"

@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agents.settings import build, check_settings, merged, read_settings, settings_path
+from agents.settings import build, check_settings, merged, read_environment, read_settings, settings_path
 
 if TYPE_CHECKING:
     from agents.base import Agent
@@ -66,6 +66,10 @@ class Row:
             return {}
         own_folder, _, method = self.settings.rpartition("/")
         return read_settings(method, folder or own_folder)
+
+    def read_environment(self, folder: str) -> dict[str, Any]:
+        """Where these settings edit, if their file says; raises as :meth:`read_settings` does."""
+        return read_environment(str(self.settings).rpartition("/")[2], folder)
 
     def chosen(self) -> str:
         """How those settings were chosen; empty if it takes none."""

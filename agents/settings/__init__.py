@@ -1,8 +1,9 @@
 """Hyperparameters as files: one for each method and model. Each file says how its values were chosen; most were by
 `python -m benchmarks.tune` on the validation split.
 
-A file ``FOLDER/METHOD.json`` is an object with ``settings`` (constructor arguments; dataclasses as objects) and
-``chosen`` (how). FOLDER is one of this package, or with a slash in it (``./mine``) one of your own.
+A file ``FOLDER/METHOD.json`` is an object with ``settings`` (constructor arguments; dataclasses as objects), ``chosen``
+(how) and, where the place belongs to the settings, ``environment`` (:data:`ENVIRONMENT`).
+FOLDER is one of this package, or with a slash in it (``./mine``) one of your own.
 """
 
 import json
@@ -16,6 +17,9 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 from editenv.arguments import check, hints_of
 
 T = TypeVar("T")
+
+ENVIRONMENT = ("modules", "observed_tokens")
+"""Arguments of the environment that may be part of a method's settings: where it edits, and which tokens it observes."""
 
 
 def settings_path(method: str, folder: str = "atlas") -> Path:
@@ -31,6 +35,26 @@ def read_settings(method: str, folder: str = "atlas") -> dict[str, Any]:
         FileNotFoundError: If the folder has none.
         ValueError: If the file is not one of settings.
     """
+    settings: dict[str, Any] = _read(method, folder)["settings"]
+    return settings
+
+
+def read_environment(method: str, folder: str) -> dict[str, Any]:
+    """The arguments of the environment that these settings were chosen for, if their file says: see :data:`ENVIRONMENT`.
+
+    Raises:
+        FileNotFoundError: If the folder has no settings of the method.
+        ValueError: If the file is not one of settings, or says something else of the environment.
+    """
+    environment = _read(method, folder).get("environment", {})
+    if not isinstance(environment, dict) or (unknown := sorted(environment.keys() - set(ENVIRONMENT))):
+        known = ", ".join(ENVIRONMENT)
+        what = f"has no {unknown[0]!r}; known are {known}" if isinstance(environment, dict) else "must be an object"
+        raise ValueError(f"{settings_path(method, folder)}: environment {what}")
+    return environment
+
+
+def _read(method: str, folder: str) -> dict[str, Any]:
     path = settings_path(method, folder)
     if not path.exists():
         hint = "" if "/" in folder else f"; a folder of your own is named with a slash: ./{folder}"
@@ -43,8 +67,7 @@ def read_settings(method: str, folder: str = "atlas") -> dict[str, Any]:
             )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    settings: dict[str, Any] = content["settings"]
-    return settings
+    return content
 
 
 def merged(settings: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -104,13 +104,20 @@ class Cell:
 
     @property
     def activation_cache_path(self) -> Path:
-        """Of what the frozen layers make of this cell's prompts, for other cells of its suite and seed."""
-        return self.out / "frozen" / self.suite.id / f"seed{self.seed}.safetensors"
+        """Of what the frozen layers make of this cell's prompts, for other cells of its suite, place and seed."""
+        place = f"-{'-'.join(self._own_modules)}" if self._own_modules else ""
+        return self.out / "frozen" / self.suite.id / f"{file_name(f'seed{self.seed}{place}')}.safetensors"
+
+    @property
+    def _own_modules(self) -> tuple[str, ...]:
+        """Those that the agent's settings name, where the suite names none."""
+        return () if self.suite.modules else tuple(make_agent(self.agent).environment.get("modules", ()))
 
     @property
     def activation_cache_identity(self) -> dict[str, Any]:
         """What cells must agree on to share that file."""
-        return self.configuration() | {"seed": self.seed, "device": self.suite.device, "versions": versions()}
+        place = {"modules": list(self._own_modules)} if self._own_modules else {}
+        return self.configuration() | place | {"seed": self.seed, "device": self.suite.device, "versions": versions()}
 
     def run(self, progress: ProgressCallback, activation_cache: "ActivationCache | None" = None) -> Record:
         """Prepares the agent, edits, judges; a file of deltas is all that is written, and what the agent keeps.
@@ -127,7 +134,7 @@ class Cell:
 
         agent = make_agent(self.agent)
         settings = settings_of(self.agent, agent)
-        modules = "-".join(self.suite.modules or ())
+        modules = "-".join(self.suite.modules or self._own_modules)
         agent.workspace = (
             self.out / "policies" / (file_name(f"{self.agent}-{modules}".rstrip("-")) + f"-seed{self.seed}")
         )

@@ -138,7 +138,7 @@ def prepare(suite: Suite, agent: Agent, seed: int, progress: ProgressCallback) -
         Seconds it took, with those of what the agent kept from an earlier run; and sentences of the training split,
         which no edit of the stream is about.
     """
-    env = LifelongEditEnv(**suite.environment(training=True), edits_per_step=suite.edits_per_step)
+    env = LifelongEditEnv(**suite.environment(agent.environment, training=True), edits_per_step=suite.edits_per_step)
     env.language_model.activation_cache.limit = ACTIVATION_CACHE_BYTES
     started = time.perf_counter()
     agent.prepare(env, seed, progress)
@@ -149,7 +149,7 @@ def prepare(suite: Suite, agent: Agent, seed: int, progress: ProgressCallback) -
 def editing_environment(suite: Suite, agent: Agent) -> LifelongEditEnv:
     """The environment with the suite's stream, which ends at its horizon."""
     return LifelongEditEnv(
-        **suite.environment(),
+        **suite.environment(agent.environment),
         edits_per_step=suite.edits_per_step,
         actions_per_batch=agent.actions_per_batch,
         horizon=suite.batches,

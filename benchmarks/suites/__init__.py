@@ -140,21 +140,29 @@ class Suite:
             raise ValueError(f"suite {self.id} has 1 to {self.batches} batches, not {batches}")
         return replace(self, name=f"{self.name}@{batches}", batches=batches)
 
-    def environment(self, training: bool = False) -> dict[str, Any]:
-        """Arguments of the environment that is edited, or of the one that agents are prepared on."""
+    def environment(self, open_arguments: Mapping[str, Any] | None = None, training: bool = False) -> dict[str, Any]:
+        """Arguments of the environment that is edited, or of the one that agents are prepared on.
+
+        Args:
+            open_arguments: An agent's own modules and tokens (:attr:`agents.base.Agent.environment`), for a suite that
+                leaves them open.
+            training: Of the one that agents are prepared on.
+        """
+        own = dict(open_arguments or {})
         dataset = (self.training or self.dataset) if training else self.dataset
         arguments: dict[str, Any] = {
             "model": self.model,
             "dataset": dataset.format(data=self.data),
             "split": "train" if training else self.split,
-            "modules": self.modules,
+            "modules": self.modules or own.get("modules"),
             "device": self.device,
             "dtype": self.dtype,
         }
         if self.train_eos:
             arguments["train_eos"] = True
-        if self.observed_tokens != "answers":
-            arguments["observed_tokens"] = self.observed_tokens
+        observed_tokens = self.observed_tokens if self.observed_tokens != "answers" else own.get("observed_tokens")
+        if observed_tokens is not None:
+            arguments["observed_tokens"] = observed_tokens
         return arguments if dataset == "atlas" else arguments | {"dataset_options": dict(self.options)}
 
     def at(
@@ -259,8 +267,10 @@ def model_fingerprint(model: str) -> str | None:
     Raises:
         ValueError: If the folder holds no weights.
     """
-    from editenv.models import model_path
+    from editenv.models import PUBLIC, fetch, model_path
 
+    if model in PUBLIC:
+        fetch(model)
     folder = Path(model_path(model))
     if not folder.is_dir():
         return None
