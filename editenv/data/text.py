@@ -86,13 +86,10 @@ def end_of(part: str, text: str) -> int | None:
     if start >= 0:
         return start + len(part)
     form = unicodedata.normalize("NFC", part)
-    if form not in unicodedata.normalize("NFC", text):
-        return None
-    for end in range(1, len(text) + 1):
-        whole_letters = end == len(text) or not unicodedata.combining(text[end])
-        if whole_letters and unicodedata.normalize("NFC", text[:end]).endswith(form):
-            return end
-    return None
+    ends = [end for end in range(1, len(text) + 1) if unicodedata.normalize("NFC", text[:end]).endswith(form)]
+    # The first with all of its marks, where there is one.
+    whole = (end for end in ends if end == len(text) or not unicodedata.combining(text[end]))
+    return next(whole, min(ends, default=None))
 
 
 def without_invisible(text: str) -> str:
