@@ -57,6 +57,17 @@ def make_agent(name: str) -> "Agent":
     return agent
 
 
+def environment_of(name: str) -> Mapping[str, Any]:
+    """Where a row with the settings of a folder edits (:attr:`agents.base.Agent.environment`), without making it.
+
+    Raises:
+        ValueError: If the settings' file is not one.
+        FileNotFoundError: If the folder has no settings of the method.
+    """
+    method, at, folder = name.partition("@")
+    return ROWS[method].read_environment(folder) if at and takes_settings(method) else {}
+
+
 def find_agent(name: str) -> "Callable[[], Agent]":
     """What makes the agent of this name, without making it.
 
@@ -69,7 +80,7 @@ def find_agent(name: str) -> "Callable[[], Agent]":
     method, at, folder = name.partition("@")
     if at and takes_settings(method):
         settings = ROWS[method].read_settings(folder)  # a missing file is told at once
-        environment = ROWS[method].read_environment(folder)
+        environment = environment_of(name)
 
         def make() -> "Agent":
             agent = ROWS[method].make(settings)

@@ -14,12 +14,13 @@ Files are written whole or not at all: whatever is killed, what has finished sta
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agents.base import ProgressCallback
-from agents.registry import make_agent, settings_of
+from agents.registry import environment_of, make_agent, settings_of
 from agents.rows import ROWS
 from benchmarks.results.records import Record, commit, disagreements, hardware, read, versions
 from benchmarks.suites import Suite, name_of
@@ -105,18 +106,19 @@ class Cell:
     @property
     def activation_cache_path(self) -> Path:
         """Of what the frozen layers make of this cell's prompts, for other cells of its suite, place and seed."""
-        place = f"-{'-'.join(self._own_modules)}" if self._own_modules else ""
+        modules = self._modules_of(environment_of(self.agent))
+        place = f"-{'-'.join(modules)}" if modules else ""
         return self.out / "frozen" / self.suite.id / f"{file_name(f'seed{self.seed}{place}')}.safetensors"
 
-    @property
-    def _own_modules(self) -> tuple[str, ...]:
-        """Those that the agent's settings name, where the suite names none."""
-        return () if self.suite.modules else tuple(make_agent(self.agent).environment.get("modules", ()))
+    def _modules_of(self, environment: Mapping[str, Any]) -> tuple[str, ...]:
+        """Those that are the agent's own: the suite leaves them open."""
+        return () if self.suite.modules else tuple(environment.get("modules", ()))
 
     @property
     def activation_cache_identity(self) -> dict[str, Any]:
         """What cells must agree on to share that file."""
-        place = {"modules": list(self._own_modules)} if self._own_modules else {}
+        modules = self._modules_of(make_agent(self.agent).environment)
+        place = {"modules": list(modules)} if modules else {}
         return self.configuration() | place | {"seed": self.seed, "device": self.suite.device, "versions": versions()}
 
     def run(self, progress: ProgressCallback, activation_cache: "ActivationCache | None" = None) -> Record:
@@ -134,7 +136,7 @@ class Cell:
 
         agent = make_agent(self.agent)
         settings = settings_of(self.agent, agent)
-        modules = "-".join(self.suite.modules or self._own_modules)
+        modules = "-".join(self.suite.modules or self._modules_of(agent.environment))
         agent.workspace = (
             self.out / "policies" / (file_name(f"{self.agent}-{modules}".rstrip("-")) + f"-seed{self.seed}")
         )
