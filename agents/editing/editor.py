@@ -37,7 +37,7 @@ from editenv.delta_files import read_delta, tensors_of, write_delta_file
 from editenv.deltas import Delta
 from editenv.env import RefusedActionError
 from editenv.evaluation import metrics
-from editenv.evaluation.batch import encode_evaluation
+from editenv.evaluation.batch import encode_evaluation, greedy_tokens
 from editenv.evaluation.prefix import generation_prefix
 from editenv.identity import cautions, differences, fingerprint
 from editenv.journal import Journal
@@ -334,11 +334,12 @@ class LifelongEditor:
         if not self.edits:
             return {"edits": 0, "rolled_back": rolled_back}
         batch = encode_evaluation(self.lm, self.edits)
+        choices = greedy_tokens(self.lm, batch.prompts)
         return {
             "edits": len(self.edits),
-            "teacher_forced": metrics.teacher_forced(self.lm, batch).percentages(),
-            "generation": metrics.generation(self.lm, batch).percentages(),
-            "generation_prefix": generation_prefix(self.lm, batch).percentages(),
+            "teacher_forced": metrics.teacher_forced(self.lm, batch, choices=choices).percentages(),
+            "generation": metrics.generation(self.lm, batch, choices=choices).percentages(),
+            "generation_prefix": generation_prefix(self.lm, batch, choices=choices).percentages(),
             "drift": metrics.drift(self.lm, HELD_OUT),
             "rolled_back": rolled_back,
         }

@@ -17,10 +17,9 @@ from benchmarks.results.records import MetricValues, Record, versions
 from benchmarks.running.recording import Recording
 from benchmarks.running.timing import clock, peak_memory_bytes, time_floor, time_observation_and_update
 from benchmarks.suites import Suite, name_of
-from editenv.data import Edit
 from editenv.env import Action, LifelongEditEnv, RefusedActionError
 from editenv.evaluation import metrics
-from editenv.evaluation.batch import EvaluationBatch, encode_evaluation
+from editenv.evaluation.batch import EvaluationBatch, encode_evaluation, greedy_tokens
 from editenv.evaluation.prefix import generation_prefix
 from editenv.evaluation.probes import probe
 from editenv.language_model.activation_cache import ActivationCache
@@ -85,9 +84,11 @@ def run(
 
     progress("judging", suite.batches, suite.batches)
     lm, edits = env.language_model, list(env.edits_done)
-    teacher_forced, generation = required_protocols(lm, edits)
+    evaluation = encode_evaluation(lm, edits)
+    choices = greedy_tokens(lm, evaluation.prompts)
+    teacher_forced, generation = required_protocols(lm, evaluation, choices)
     peak_memory = peak_memory_bytes(lm.device)  # before the optional protocols, which not every suite asks for
-    optional = optional_protocols(lm, edits, suite, drift_sentences, probes)
+    optional = optional_protocols(lm, evaluation, choices, suite, drift_sentences, probes)
 
     step_seconds = trace.step_seconds(agent.actions_per_batch)
     return Record(
@@ -337,28 +338,43 @@ def play(env: LifelongEditEnv, agent: Agent) -> Iterator[Step]:
 # -- after the stream ---------------------------------------------------------------------------------------------
 
 
-def required_protocols(lm: EditableLM, edits: Sequence[Edit]) -> tuple[MetricValues, MetricValues]:
-    """The protocols that every suite is judged by, over all edits: teacher-forced, and generation."""
-    evaluation = encode_evaluation(lm, edits)
-    teacher_forced = metrics.teacher_forced(lm, evaluation).percentages()
-    return teacher_forced, metrics.generation(lm, evaluation).percentages()
-
-
-def optional_protocols(
-    lm: EditableLM, edits: Sequence[Edit], suite: Suite, drift_sentences: Sequence[str], probes: bool
-) -> dict[str, MetricValues]:
-    """``generation_prefix``, ``probability``, ``drift`` and ``probes``: those of them that the suite asks for and its data allows.
+def required_protocols(
+    lm: EditableLM, evaluation: EvaluationBatch, choices: torch.Tensor
+) -> tuple[MetricValues, MetricValues]:
+    """The protocols that every suite is judged by, over all edits: teacher-forced, and generation.
 
     Args:
         lm: The edited model.
-        edits: All that were made, in order.
+        evaluation: What is asked; ``A`` answer tokens.
+        choices: ``(A,)`` the edited model's greedy tokens there.
+    """
+    teacher_forced = metrics.teacher_forced(lm, evaluation, choices=choices).percentages()
+    return teacher_forced, metrics.generation(lm, evaluation, choices=choices).percentages()
+
+
+def optional_protocols(
+    lm: EditableLM,
+    evaluation: EvaluationBatch,
+    choices: torch.Tensor,
+    suite: Suite,
+    drift_sentences: Sequence[str],
+    probes: bool,
+) -> dict[str, MetricValues]:
+    """``generation_prefix``, ``probability``, ``drift`` and ``probes``: those of them that the suite asks for and its
+    data allows.
+
+    Args:
+        lm: The edited model.
+        evaluation: What is asked about all edits that were made, in order; ``A`` answer tokens.
+        choices: ``(A,)`` the edited model's greedy tokens there.
         suite: What was edited.
         drift_sentences: Text that no edit is about.
         probes: Whether the probes may be asked.
     """
+    edits = evaluation.edits
     figures: dict[str, MetricValues] = {}
     if "generation_prefix" in suite.protocols:
-        figures["generation_prefix"] = generation_prefix(lm, encode_evaluation(lm, edits)).percentages()
+        figures["generation_prefix"] = generation_prefix(lm, evaluation, choices=choices).percentages()
     if "probability" in suite.protocols and any(edit.old_answer for edit in edits):
         figures["probability"] = metrics.probability(lm, edits).percentages()
     if "drift" in suite.protocols:

@@ -69,7 +69,11 @@ class GreedyMatcher:
         self._form = normal_form(lm.tokenizer)
 
     def matches(
-        self, texts: Sequence[str], targets: Sequence[str | None], encoded: Prompts | None = None
+        self,
+        texts: Sequence[str],
+        targets: Sequence[str | None],
+        encoded: Prompts | None = None,
+        choices: torch.Tensor | None = None,
     ) -> np.ndarray:
         """``(n,)`` bool: whether greedy generation writes the target, and stops.
 
@@ -77,8 +81,9 @@ class GreedyMatcher:
             texts: ``n`` prompts.
             targets: ``n`` continuations; None is never written.
             encoded: The prompts with these continuations, if the frozen layers have been run over them.
+            choices: ``(A,)`` the model's greedy tokens at their answer positions, if they are known.
         """
-        verdicts = [comparison.verdict for comparison in self.compare(texts, targets, encoded)]
+        verdicts = [comparison.verdict for comparison in self.compare(texts, targets, encoded, choices)]
         matches = np.array([verdict is Verdict.MATCH for verdict in verdicts], dtype=bool)
         undecided = [i for i, verdict in enumerate(verdicts) if verdict is Verdict.UNDECIDED]
         written = generate(
@@ -90,7 +95,11 @@ class GreedyMatcher:
         return matches
 
     def compare(
-        self, texts: Sequence[str], targets: Sequence[str | None], encoded: Prompts | None = None
+        self,
+        texts: Sequence[str],
+        targets: Sequence[str | None],
+        encoded: Prompts | None = None,
+        choices: torch.Tensor | None = None,
     ) -> list[Comparison]:
         """What the greedy tokens alone say about each target; arguments as of :meth:`matches`. Generates nothing."""
         undecided = Comparison(Verdict.UNDECIDED)
@@ -104,7 +113,8 @@ class GreedyMatcher:
             agreeing = []
             for chunk in self._chunks(rows):
                 chosen = torch.isin(torch.arange(len(texts)), torch.tensor(chunk)).to(self.lm.device)
-                for i, (tokens, agrees) in zip(chunk, self._certain_tokens(encoded.select(chosen)), strict=True):
+                known = None if choices is None else choices[chosen.repeat_interleave(encoded.lengths)]
+                for i, (tokens, agrees) in zip(chunk, self._certain_tokens(encoded.select(chosen), known), strict=True):
                     if agrees:
                         agreeing.append(i)
                     else:
@@ -120,15 +130,22 @@ class GreedyMatcher:
     def _chunks(self, rows: Sequence[int]) -> Iterator[Sequence[int]]:
         return (rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size))
 
-    def _certain_tokens(self, prompts: Prompts) -> Iterator[tuple[list[int], bool]]:
+    def _certain_tokens(
+        self, prompts: Prompts, choices: torch.Tensor | None = None
+    ) -> Iterator[tuple[list[int], bool]]:
         """For each prompt the tokens that generation begins with, and whether they are the whole answer's.
 
         These are the greedy tokens up to and including the first that is not the answer's: the model has then read
         nothing but what it would have written itself.
+
+        Args:
+            prompts: ``A`` answer tokens.
+            choices: ``(A,)`` the model's greedy tokens there, if they are known.
         """
         lengths = prompts.lengths.tolist()
-        answers, choices = prompts.labels.cpu().split(lengths), greedy_tokens(self.lm, prompts).cpu().split(lengths)
-        for answer, choice in zip(answers, choices, strict=True):
+        if choices is None:
+            choices = greedy_tokens(self.lm, prompts)
+        for answer, choice in zip(prompts.labels.cpu().split(lengths), choices.cpu().split(lengths), strict=True):
             differing = (answer != choice).nonzero()
             agrees = len(differing) == 0
             yield choice.tolist() if agrees else choice[: int(differing[0]) + 1].tolist(), agrees

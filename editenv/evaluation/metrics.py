@@ -188,7 +188,11 @@ def drift(lm: EditableLM, texts: Sequence[str], batch_size: int = 64) -> dict[st
 
 
 def generation(
-    lm: EditableLM, batch: EvaluationBatch, initial_texts: Sequence[str | None] | None = None, batch_size: int = 512
+    lm: EditableLM,
+    batch: EvaluationBatch,
+    initial_texts: Sequence[str | None] | None = None,
+    batch_size: int = 512,
+    choices: torch.Tensor | None = None,
 ) -> Scores:
     """Exact match of free greedy generation; for locality prompts, the same text as theta_0 wrote.
 
@@ -197,6 +201,7 @@ def generation(
         batch: What is asked.
         initial_texts: What theta_0 wrote for the locality prompts, if known from :func:`initial_generations`.
         batch_size: Prompts run together.
+        choices: ``(A,)`` the model's greedy tokens at the answer positions, if they are known.
     """
     if initial_texts is None:
         initial_texts = initial_generations(lm, batch)
@@ -211,7 +216,10 @@ def generation(
     for chosen, matcher in ((~is_locality, ending), (is_locality, any_text)):
         rows = chosen.nonzero().flatten().tolist()
         matches_answer[rows] = matcher.matches(
-            [prompts[i] for i in rows], [answers[i] for i in rows], encoded=batch.prompts.select(chosen)
+            [prompts[i] for i in rows],
+            [answers[i] for i in rows],
+            encoded=batch.prompts.select(chosen),
+            choices=None if choices is None else choices[chosen.repeat_interleave(batch.prompts.lengths)],
         )
     # On locality prompts theta_0's own text counts; where it was the data set's answer, that is known by now.
     first = len(prompts) - len(initial_texts)

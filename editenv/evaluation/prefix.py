@@ -70,7 +70,11 @@ class PrefixMatcher(GreedyMatcher):
     """Compares the beginning of what a model writes, at its current weights, with target texts."""
 
     def matches(
-        self, texts: Sequence[str], targets: Sequence[str | None], encoded: Prompts | None = None
+        self,
+        texts: Sequence[str],
+        targets: Sequence[str | None],
+        encoded: Prompts | None = None,
+        choices: torch.Tensor | None = None,
     ) -> np.ndarray:
         """``(n,)`` bool: whether greedy generation begins with the target; as soon as that is decided it ends.
 
@@ -78,8 +82,9 @@ class PrefixMatcher(GreedyMatcher):
             texts: ``n`` prompts.
             targets: ``n`` continuations; None is never written.
             encoded: The prompts with these continuations, if the frozen layers have been run over them.
+            choices: ``(A,)`` the model's greedy tokens at their answer positions, if they are known.
         """
-        verdicts = [comparison.verdict for comparison in self.compare(texts, targets, encoded)]
+        verdicts = [comparison.verdict for comparison in self.compare(texts, targets, encoded, choices)]
         matches = np.array([verdict is Verdict.MATCH for verdict in verdicts], dtype=bool)
         undecided = [i for i, verdict in enumerate(verdicts) if verdict is Verdict.UNDECIDED]
 
@@ -106,6 +111,7 @@ def generation_prefix(
     batch: EvaluationBatch,
     initial_beginnings: Sequence[Sequence[int]] | None = None,
     batch_size: int = 512,
+    choices: torch.Tensor | None = None,
 ) -> Scores:
     """Whether the free greedy continuation begins with the target; on locality prompts, as theta_0's does.
 
@@ -116,12 +122,13 @@ def generation_prefix(
         batch: What is asked.
         initial_beginnings: What theta_0 writes on the locality prompts, if known from :func:`beginnings`.
         batch_size: Prompts run together.
+        choices: ``(A,)`` the model's greedy tokens at the answer positions, if they are known.
     """
     if initial_beginnings is None:
         initial_beginnings = beginnings_of_initial_model(lm, batch)
     matcher = PrefixMatcher(lm, prefix_limit(batch), batch_size)
     prompts, answers = [prompt for prompt, _ in batch.texts], [answer for _, answer in batch.texts]
-    matches_answer = matcher.matches(prompts, answers, encoded=batch.prompts)
+    matches_answer = matcher.matches(prompts, answers, encoded=batch.prompts, choices=choices)
     correct = matches_answer.copy()
     is_locality = (batch.kind == LOCALITY).cpu().numpy()
     questions = [prompt for prompt, chosen in zip(prompts, is_locality, strict=True) if chosen]

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from editenv.evaluation import metrics
-from editenv.evaluation.batch import LOCALITY, encode_evaluation
+from editenv.evaluation.batch import LOCALITY, encode_evaluation, greedy_tokens
 from editenv.evaluation.prefix import (
     PrefixMatcher,
     beginnings_of_initial_model,
@@ -153,3 +153,10 @@ def test_generation_stops_when_it_is_decided(make_lm, tokenizer, edits, monkeypa
     )
     assert lengths == [2]
     assert {len(tokens) for tokens in written} <= {1, 2}
+
+
+def test_tokens_that_are_known_change_no_score(taught_lm, edits):
+    batch = encode_evaluation(taught_lm, edits)
+    choices = greedy_tokens(taught_lm, batch.prompts)
+    for judge in (metrics.generation, generation_prefix, metrics.teacher_forced):
+        assert judge(taught_lm, batch, choices=choices).percentages() == judge(taught_lm, batch).percentages()
