@@ -6,6 +6,7 @@ so that the help and usage errors come at once.
 
 import json
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -370,7 +371,8 @@ validate, ..."""
 
 
 def main() -> None:
-    """Entry point; errors about the input go to stderr, in one line, with exit status 1."""
+    """Entry point; errors about the input go to stderr, in one line, with exit status 1; warnings likewise, without."""
+    warnings.showwarning = _show_warning
     words = renamed_options(sys.argv[1:])
     if words[:1] == ["train"]:
         _train(words[1:])
@@ -383,6 +385,11 @@ def main() -> None:
     args: Any = tyro.cli(union, prog="editenv", args=words, description=ABOUT)
     kept = args.output / "journal.jsonl" if isinstance(args, EditArgs) else None
     _run(COMMANDS[type(args)], args, kept)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    """A warning for people: what it says, without the line of code that it comes from."""
+    print(f"editenv: {printable(str(message))}", file=sys.stderr)
 
 
 def _train(words: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import warnings
 
 import pytest
 
@@ -122,6 +123,7 @@ def test_an_unknown_row_is_named(monkeypatch, capsys):
 def test_help_and_usage_errors_come_without_importing_torch(words, code):
     script = f"""
 import sys
+import warnings
 sys.argv = ["editenv", *{words!r}]
 from editenv.__main__ import main
 try:
@@ -146,3 +148,17 @@ def test_old_options_of_the_command_line_are_taken_and_said(tmp_path, monkeypatc
     error = capsys.readouterr().err
     assert "--end-of-answer is now called --train-eos" in error
     assert "none.jsonl" in error
+
+
+def test_a_warning_is_a_line_for_people(monkeypatch, capsys):
+    """Not the path and the code of the line that warned."""
+
+    def warn(args):
+        warnings.warn("the layers cannot be run from the middle \x1b[31m", stacklevel=2)
+
+    monkeypatch.setitem(cli.COMMANDS, cli.ModelsArgs, warn)
+    monkeypatch.setattr(sys, "argv", ["editenv", "models"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        cli.main()
+    assert capsys.readouterr().err == "editenv: the layers cannot be run from the middle \\x1b[31m\n"
