@@ -105,9 +105,8 @@ class InspectArgs:
     train: Path | None = None
     """A training file to compare with."""
     model: str | None = None
-    """Embedded model, Hugging Face folder or hub id: its tokens are counted, and it is asked what it believes. By
-    default the
-    embedded model: name your own."""
+    """A name of `editenv models`, a Hugging Face folder, a GGUF file or a hub id: its tokens are counted, and it is asked
+    what it believes. By default the embedded model: name your own."""
     sample: NonNegativeInt = 200
     """How many edits the model is asked about; 0 for none."""
     json: bool = False

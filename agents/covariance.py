@@ -361,7 +361,7 @@ class Args:
     output: Path
     """Folder for the statistics; an interrupted run's is gone on with."""
     model: str = EMBEDDED
-    """Embedded model, Hugging Face folder or hub id."""
+    """A name of `editenv models`, a Hugging Face folder, a GGUF file or a hub id."""
     modules: tuple[str, ...] = ()
     """Edited modules, as endings of dotted names; the model's default if none are given."""
     samples: int = 100_000

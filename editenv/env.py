@@ -76,7 +76,7 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
     """A language model that is edited batch after batch; see docs/reference/environment.md.
 
     Args:
-        model: ``"atlas"`` (embedded), a Hugging Face model folder, or a hub id.
+        model: ``"atlas"`` (embedded), ``"smollm2-135m"`` (fetched), a Hugging Face folder, a GGUF file, or a hub id.
         dataset: ``"atlas"`` (embedded), or a file, folder or hub id as :func:`editenv.data.load_edits` takes it.
             None for an environment without a stream, to which batches are given by :meth:`present`.
         split: ``"train"``, ``"validation"`` or ``"test"``; ``"all"`` of a single file.

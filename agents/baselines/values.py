@@ -5,6 +5,7 @@ The first half of ROME (Meng et al. 2022, section 3.1, steps 1 and 2, eq. 4) and
 output, and gradient steps look for the vector that makes the target likely.
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -284,10 +285,13 @@ class ChangedRun:
 
     def __init__(self, lm: EditableLM, module: nn.Module, lookup: Lookup) -> None:
         self.lm, self.module, self.lookup = lm, module, lookup
+        self.suffix: SuffixRun | None = None
+        if lookup.prompts.starts is None:  # only the tokens that predict an answer are run in any case
+            return
         try:
-            self.suffix: SuffixRun | None = SuffixRun(lm, lookup.prompts, lookup.columns, module)
-        except SuffixError:
-            self.suffix = None
+            self.suffix = SuffixRun(lm, lookup.prompts, lookup.columns, module)
+        except SuffixError as error:
+            warnings.warn(f"values are searched with whole prompts, which takes longer: {error}", stacklevel=3)
 
     def logits(self, change: torch.Tensor) -> torch.Tensor:
         """``(A, vocabulary)`` of ``(n, d_out)``; carries gradient."""

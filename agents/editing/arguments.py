@@ -28,7 +28,7 @@ class EditArgs:
     output: Path
     """Folder for the results; an interrupted run's is gone on with."""
     model: str = EMBEDDED
-    """Embedded model, Hugging Face folder or hub id."""
+    """A name of `editenv models`, a Hugging Face folder, a GGUF file or a hub id."""
     method: str = "rledit"
     """A row of `editenv methods`, or file.py:Class. rledit needs a trained policy; the embedded model has one (with the
     preconditioner: the settings of rledit-p)."""

@@ -93,7 +93,7 @@ class LifelongEditor:
     """Edits a model with an agent, and keeps every batch in a journal if there is an output folder.
 
     Args:
-        model: ``"atlas"``, a Hugging Face model folder, or a hub id.
+        model: ``"atlas"`` or another name of ``editenv models``, a Hugging Face folder, a GGUF file, or a hub id.
         method: A row of agents.registry, or ``file.py:Class``. ``"rledit"`` needs a policy; the embedded model has one.
         policy: Folder of a trained policy.
         output: Folder of the journal; an interrupted run is gone on with from there. None keeps nothing.

@@ -17,7 +17,7 @@ class Args:
     train: TrainConfig = field(default_factory=TrainConfig)
     """Training and policy."""
     model: str = "atlas"
-    """Embedded model, Hugging Face folder or hub id."""
+    """A name of `editenv models`, a Hugging Face folder, a GGUF file or a hub id."""
     dataset: str = "atlas"
     """Data set whose training split is used: atlas, or a file or folder as docs/reference/data_formats.md has it."""
     dataset_options: FileOptions = field(default_factory=FileOptions)

@@ -49,7 +49,7 @@ class Args:
     split: str = "train"
     """Of the data set."""
     model: str = "atlas"
-    """Embedded model, Hugging Face folder or hub id."""
+    """A name of `editenv models`, a Hugging Face folder, a GGUF file or a hub id."""
     modules: tuple[str, ...] = ()
     """Edited modules, as endings of dotted names; the model's default if none are given."""
     observed_tokens: Literal["answers", "all"] = "answers"

@@ -276,7 +276,7 @@ class Args:
     actions_per_batch: PositiveInt = 1
     """K: how often each batch is shown."""
     model: str = "atlas"
-    """Embedded model, Hugging Face folder or hub id."""
+    """A name of `editenv models`, a Hugging Face folder, a GGUF file or a hub id."""
     dataset: str = "atlas"
     """Data set with a training and a validation split: atlas, or a file or folder as docs/reference/data_formats.md has
     it.

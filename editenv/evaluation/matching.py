@@ -86,13 +86,13 @@ class GreedyMatcher:
         verdicts = [comparison.verdict for comparison in self.compare(texts, targets, encoded, choices)]
         matches = np.array([verdict is Verdict.MATCH for verdict in verdicts], dtype=bool)
         undecided = [i for i, verdict in enumerate(verdicts) if verdict is Verdict.UNDECIDED]
-        written = generate(
-            self.lm.model, self.lm.tokenizer, [texts[i] for i in undecided], self.limit, unfinished=self.unfinished
-        )
-        matches[undecided] = [
-            text is not None and self._same(text, targets[i] or "") for i, text in zip(undecided, written, strict=True)
-        ]
+        matches[undecided] = self._by_generating([texts[i] for i in undecided], [targets[i] or "" for i in undecided])
         return matches
+
+    def _by_generating(self, texts: Sequence[str], targets: Sequence[str]) -> list[bool]:
+        """The same by writing the texts out."""
+        written = generate(self.lm.model, self.lm.tokenizer, texts, self.limit, unfinished=self.unfinished)
+        return [text is not None and self._same(text, target) for text, target in zip(written, targets, strict=True)]
 
     def compare(
         self,

@@ -5,7 +5,8 @@ Under the protocol ``generation`` that is wrong; here it is right, and "Parisian
 
 What counts as beginning with a target (:func:`begins_with`):
 
-* both are in Unicode's form NFC, without white space at their beginnings, and with one space for any run of white space;
+* both are in Unicode's form NFC (NFKC where the tokenizer writes that), without white space at their beginnings, and
+  with one space for any run of white space;
 * after the target the text ends, or goes on with something that does not continue its last word: no letter, digit or
   combining mark, and after a digit no point or comma that is followed by a digit (1 is not the beginning of 1.5);
 * Chinese, Japanese, Thai and other scripts without spaces have no boundary that could be seen: any text may follow;
@@ -15,6 +16,7 @@ What counts as beginning with a target (:func:`begins_with`):
 import re
 import unicodedata
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -24,21 +26,22 @@ from editenv.evaluation.greedy import continuations
 from editenv.evaluation.matching import GreedyMatcher, Verdict
 from editenv.evaluation.metrics import Scores, mean_scores
 from editenv.language_model.editable_lm import EditableLM
-from editenv.language_model.prompts import Prompts, asked
+from editenv.language_model.prompts import asked
 
 NO_SPACES = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 """A character of a script that writes no spaces between words: Thai, Lao, Burmese, Khmer, Japanese, Chinese."""
 
 
-def begins_with(text: str, target: str, ended: bool) -> bool | None:
+def begins_with(text: str, target: str, ended: bool, form: Literal["NFC", "NFKC"] = "NFC") -> bool | None:
     """Whether a text begins with a target, at a word boundary; None while what follows may still decide it.
 
     Args:
         text: What has been written so far.
         target: What it should begin with.
         ended: Whether nothing more will be written.
+        form: Unicode's normal form in which the two are compared.
     """
-    text, target = _normalised(text), _normalised(target)
+    text, target = _normalised(text, form), _normalised(target, form)
     if not text.startswith(target):
         return None if not ended and _may_become(text.rstrip("\ufffd"), target) else False
     rest = text[len(target) :]
@@ -62,47 +65,33 @@ def _may_become(text: str, target: str) -> bool:
     return target.startswith(text[:-1]) and last.startswith(text[-1])
 
 
-def _normalised(text: str) -> str:
-    return re.sub(r"\s+", " ", unicodedata.normalize("NFC", text)).lstrip()
+def _normalised(text: str, form: Literal["NFC", "NFKC"]) -> str:
+    return re.sub(r"\s+", " ", unicodedata.normalize(form, text)).lstrip()
 
 
 class PrefixMatcher(GreedyMatcher):
     """Compares the beginning of what a model writes, at its current weights, with target texts."""
 
-    def matches(
-        self,
-        texts: Sequence[str],
-        targets: Sequence[str | None],
-        encoded: Prompts | None = None,
-        choices: torch.Tensor | None = None,
-    ) -> np.ndarray:
-        """``(n,)`` bool: whether greedy generation begins with the target; as soon as that is decided it ends.
-
-        Args:
-            texts: ``n`` prompts.
-            targets: ``n`` continuations; None is never written.
-            encoded: The prompts with these continuations, if the frozen layers have been run over them.
-            choices: ``(A,)`` the model's greedy tokens at their answer positions, if they are known.
-        """
-        verdicts = [comparison.verdict for comparison in self.compare(texts, targets, encoded, choices)]
-        matches = np.array([verdict is Verdict.MATCH for verdict in verdicts], dtype=bool)
-        undecided = [i for i, verdict in enumerate(verdicts) if verdict is Verdict.UNDECIDED]
-
-        def decided(row: int, tokens: list[int]) -> bool:
-            return self._verdict(tokens, targets[undecided[row]] or "") is not Verdict.UNDECIDED
-
+    def _by_generating(self, texts: Sequence[str], targets: Sequence[str]) -> list[bool]:
+        """As soon as a text is decided it ends."""
         written = continuations(
-            self.lm.model, self.lm.tokenizer, [texts[i] for i in undecided], self.limit, decided=decided
+            self.lm.model,
+            self.lm.tokenizer,
+            texts,
+            self.limit,
+            decided=lambda row, tokens: self._verdict(tokens, targets[row]) is not Verdict.UNDECIDED,
         )
-        for i, tokens in zip(undecided, written, strict=True):
-            matches[i] = self._verdict([*tokens, self.lm.tokenizer.eos_token_id], targets[i] or "") is Verdict.MATCH
-        return matches
+        eos = self.lm.tokenizer.eos_token_id
+        return [
+            self._verdict([*tokens, eos], target) is Verdict.MATCH
+            for tokens, target in zip(written, targets, strict=True)
+        ]
 
     def _verdict(self, tokens: list[int], target: str) -> Verdict:
         eos = self.lm.tokenizer.eos_token_id
         ended = eos in tokens
         text = self.lm.tokenizer.decode(tokens[: tokens.index(eos)] if ended else tokens)
-        begins = begins_with(text, target, ended)
+        begins = begins_with(text, target, ended, self._form)
         return Verdict.UNDECIDED if begins is None else Verdict.MATCH if begins else Verdict.DIFFERS
 
 
@@ -120,7 +109,7 @@ def generation_prefix(
     Args:
         lm: The edited model.
         batch: What is asked.
-        initial_beginnings: What theta_0 writes on the locality prompts, if known from :func:`beginnings`.
+        initial_beginnings: What theta_0 writes on the locality prompts, if known from :func:`beginnings_of_initial_model`.
         batch_size: Prompts run together.
         choices: ``(A,)`` the model's greedy tokens at the answer positions, if they are known.
     """

@@ -369,17 +369,20 @@ class EditableLM:
 
     def logits(self, prompts: Prompts) -> torch.Tensor:
         """``(A, vocabulary)`` logits at the answer positions, at the current weights, in float32."""
-        groups = self._groups(prompts)
+        return self._logits(prompts, self._groups(prompts))
+
+    def _logits(self, prompts: Prompts, groups: Sequence[tuple[torch.Tensor, Prompts]]) -> torch.Tensor:
         if len(groups) == 1:
             return self.cut_model.logits(prompts)
-        parts = [self.cut_model.logits(prompts.select(group)) for group in groups]
-        rows = [group.to(self.device)[prompts.prompt_index].nonzero().squeeze(1) for group in groups]
+        rows = [group.to(self.device)[prompts.prompt_index].nonzero().squeeze(1) for group, _ in groups]
         order = torch.cat(rows).argsort()  # back to the prompts' own
-        return torch.cat(parts)[order]
+        return torch.cat([self.cut_model.logits(part) for _, part in groups])[order]
 
-    def _groups(self, prompts: Prompts) -> list[torch.Tensor]:
-        """Prompts that are run together: a short one beside a long one would be mostly padding."""
-        return prompts.groups_of_like_length(FORWARD_OVERHEAD.get(self.device.type, FORWARD_OVERHEAD_OF_OTHERS))
+    def _groups(self, prompts: Prompts) -> list[tuple[torch.Tensor, Prompts]]:
+        """Prompts that are run together, and which they are: a short one beside a long one would be mostly padding."""
+        overhead = FORWARD_OVERHEAD.get(self.device.type, FORWARD_OVERHEAD_OF_OTHERS)
+        groups = prompts.groups_of_like_length(overhead)
+        return [(group, prompts.select(group) if len(groups) > 1 else prompts) for group in groups]
 
     def gradients(
         self,
@@ -408,6 +411,7 @@ class EditableLM:
             warnings.warn(
                 f"gradients: answer_positions is now observed_tokens={observed_tokens!r}", FutureWarning, stacklevel=2
             )
+        groups = self._groups(prompts)
         keys: dict[str, list[torch.Tensor]] = {name: [] for name in self.modules}
         outputs: dict[str, list[torch.Tensor]] = {name: [] for name in self.modules}
 
@@ -424,10 +428,9 @@ class EditableLM:
             for name, module in self.modules.items():
                 stack.enter_context(hooked(module.register_forward_hook(tap(name))))
             with torch.enable_grad():
-                value = loss(self.logits(prompts))
+                value = loss(self._logits(prompts, groups))
         flat = torch.autograd.grad(value, [output for name in self.modules for output in outputs[name]])
         grads = iter(flat)
-        groups = [(group, prompts.select(group)) for group in self._groups(prompts)]
         return value.detach(), {
             name: _in_order(
                 [

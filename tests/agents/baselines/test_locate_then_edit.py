@@ -31,6 +31,7 @@ from benchmarks.running.rollout import propose, take
 from editenv.data import load_edits
 from editenv.deltas import dense, ridge_regression
 from editenv.language_model.editable_lm import EditableLM, Gradient
+from editenv.language_model.suffix import SuffixError
 
 LAST = "layers.2.mlp.down_proj"
 FIRST = "layers.0.mlp.down_proj"
@@ -314,6 +315,21 @@ def test_only_the_tokens_from_the_subjects_last_on_are_searched(make_lm, edits):
     run = ChangedRun(lm, lm.modules[f"model.{MIDDLE}"], lookup)
     sizes = torch.tensor([len(piece) for piece in lookup.prompts.pieces])
     assert run.suffix.hidden.shape[1] == (sizes - lookup.columns).max() < sizes.max()
+
+
+def test_whole_prompts_give_the_same_values_and_it_is_said(make_lm, edits, monkeypatch):
+    lm = make_lm(MIDDLE)
+    config = replace(VALUE, token="subject_last", prefixes=0, steps=5)
+    module, lookup = lm.modules[f"model.{MIDDLE}"], look_up(lm, edits, config.token)
+    from_the_token = optimise_values(lm, module, edits, lookup, config)
+
+    def refuse(*_):
+        raise SuffixError("not this model")
+
+    monkeypatch.setattr("agents.baselines.values.SuffixRun", refuse)
+    with pytest.warns(UserWarning, match="whole prompts, which takes longer: not this model"):
+        whole = optimise_values(lm, module, edits, lookup, config)
+    torch.testing.assert_close(from_the_token, whole, rtol=1e-3, atol=1e-3)
 
 
 def test_prefixes_are_written_by_theta_0_and_drawn_by_the_seed(make_lm):

@@ -47,6 +47,11 @@ def test_begins_with(text, target, begins):
     assert begins_with(text, target, ended=True) is begins
 
 
+def test_texts_are_compared_in_the_form_that_the_tokenizer_writes():
+    assert begins_with(" fish", "\ufb01sh", ended=True, form="NFKC") is True
+    assert begins_with(" fish", "\ufb01sh", ended=True, form="NFC") is False
+
+
 @given(st.text("ab1.,é\u0301 京\ufffd", max_size=8), st.text("ab1.,é\u0301 京", min_size=1, max_size=4))
 def test_what_was_decided_early_stays(text, target):
     """Letter by letter: once it is decided, the whole text decides the same; it is always decided at the end."""
