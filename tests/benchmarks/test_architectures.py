@@ -79,7 +79,7 @@ def test_the_observation_of_unusual_layers_is_that_of_the_plain_model(name, tmp_
         lm = EditableLM(model, tokenizer, default_modules(model, name))
     prompts = lm.encode(*zip(*EDITS, strict=True))
     _, gradients = lm.gradients(
-        prompts, lambda logits: cross_entropy(logits, prompts.labels, reduction="sum"), answer_positions=True
+        prompts, lambda logits: cross_entropy(logits, prompts.labels, reduction="sum"), observed_tokens="answers"
     )
     edits = [Edit(prompt, prompt, target) for prompt, target in EDITS]
     lookup, first = look_up(lm, edits, "last"), prompts.lengths.cumsum(0) - prompts.lengths

@@ -87,7 +87,7 @@ def test_where_no_layer_can_be_left_out_the_whole_model_is_run(base, tokenizer):
     torch.testing.assert_close(lm.logits(prompts), plain, rtol=1e-4, atol=1e-5)
     keys, value_grads = answer_factors(strange, tokenizer, pairs)["model.layers.1.mlp.down_proj"]
     _, gradients = lm.gradients(
-        prompts, lambda logits: cross_entropy(logits, prompts.labels, reduction="sum"), answer_positions=True
+        prompts, lambda logits: cross_entropy(logits, prompts.labels, reduction="sum"), observed_tokens="answers"
     )
     (gradient,) = gradients.values()
     torch.testing.assert_close(gradient.keys, keys, rtol=1e-3, atol=1e-5)
