@@ -116,6 +116,11 @@ class Trial:
         return self.settings | ({"environment": self.environment} if self.environment else {})
 
 
+def settings_name(method: str) -> str:
+    """The file of settings that a row reads: an untrained network's are those of the row that trains it."""
+    return str(ROWS[method].settings).rpartition("/")[2]
+
+
 def search_space(method: str, spaces: str = "atlas") -> Ranges:
     """The ranges of a method's settings.
 
@@ -232,9 +237,10 @@ def tune(method: str, args: Args) -> Trial:
     if args.model is not None:
         about["model"] = suite.check_fingerprints()["model"] or args.model
     trials = read_trials(path, about)
-    folder = args.settings if settings_path(method, args.settings).exists() else "atlas"
-    environment = read_environment(method, folder)
-    start = read_settings(method, folder) | ({"environment": environment} if environment else {})
+    name = settings_name(method)
+    folder = args.settings if settings_path(name, args.settings).exists() else "atlas"
+    environment = read_environment(name, folder)
+    start = read_settings(name, folder) | ({"environment": environment} if environment else {})
     first = trials[0].drawn if 0 in trials else None  # --write may have changed what the search would begin with now
     drawn = draw(start, search_space(method, args.spaces), args.trials, args.seed, first)
     caches: defaultdict[str, ActivationCache] = defaultdict(
@@ -313,11 +319,12 @@ def main(args: Args) -> None:
 def write_settings(method: str, best: Trial, args: Args) -> None:
     """Writes a trial's settings, and how they were chosen, to the folder of settings."""
     searched = args.suite + (f" with model {name_of(args.model)}" if args.model else "")
+    searched_row = "" if settings_name(method) == method else f" with the row {method}"
     chosen = (
-        f"best of {args.trials} trials of {searched}, seed {args.seed}, by the harmonic mean of teacher-forced "
+        f"best of {args.trials} trials of {searched}{searched_row}, seed {args.seed}, by the harmonic mean of teacher-forced "
         f"Eff/Gen/Spe: {triple([best.teacher_forced], '/')} (python -m benchmarks.tune)"
     )
-    path = settings_path(method, args.settings)
+    path = settings_path(settings_name(method), args.settings)
     environment = {"environment": best.environment} if best.environment else {}
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write_text(path, json.dumps({"settings": best.settings, **environment, "chosen": chosen}, indent=2) + "\n")

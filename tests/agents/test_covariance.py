@@ -264,3 +264,21 @@ def test_texts_are_read_from_json_lines_and_a_bad_line_is_named(tmp_path):
     assert [next(texts), next(texts)] == ["one", "two"]
     with pytest.raises(ValueError, match=r"text\.jsonl, line 4"):
         next(texts)
+
+
+def test_the_beginnings_of_web_texts_in_a_file_of_wise_are_text(tmp_path):
+    file = tmp_path / "edits.json"
+    records = [
+        {
+            "prompt": f"The capital of {country} is",
+            "target_new": "Rome",
+            "subject": country,
+            "locality_prompt": f"A page about {country}.\nIt was last seen by",
+            "locality_ground_truth": "the ferry man",
+        }
+        for country in ("France", "Spain")
+    ]
+    file.write_text(json.dumps([*records, records[0]]), encoding="utf-8")
+    assert list(read_texts(f"wise:{file}")) == [
+        f"A page about {country}.\nIt was last seen by" for country in ("France", "Spain")
+    ]

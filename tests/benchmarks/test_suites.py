@@ -198,3 +198,39 @@ def test_suites_on_real_data_say_what_they_need(tmp_path):
     assert located.environment()["dataset"] == f"counterfact:{tmp_path}/counterfact"
     assert located.environment(training=True)["split"] == "train"
     assert SUITES["zsre-50x20"].at("some/model", tmp_path).environment(training=True)["dataset"] == "atlas"
+
+
+@pytest.fixture
+def real(tmp_path):
+    """A suite with text of its own, and with other options for what is learned from."""
+    return Suite(
+        name="real",
+        batches=1,
+        edits_per_step=2,
+        dataset="counterfact:{data}",
+        options=(("limit", 2),),
+        training_options=(("limit", 3),),
+        text="wise:{data}/wise.json",
+        drift_text="wise:{data}/drift.json",
+        data=tmp_path,
+    )
+
+
+def test_what_is_learned_from_may_be_read_with_other_options(real):
+    edited, trained_on = real.environment(), real.environment(training=True)
+    assert edited["dataset_options"] == {"limit": 2}
+    assert trained_on["dataset_options"] == {"limit": 3}
+    assert replace(real, training_options=None).environment(training=True)["dataset_options"] == {"limit": 2}
+
+
+def test_texts_lie_in_the_folder_of_the_data_sets(real, tmp_path):
+    assert real.in_data(real.text) == f"wise:{tmp_path}/wise.json"
+    assert real.in_data(None) is None
+    with pytest.raises(ValueError, match="give its folder with --data"):
+        replace(real, dataset="atlas").at("atlas", None)
+
+
+def test_records_on_other_text_are_not_compared(real):
+    assert real.setting()["drift_text"] == "wise:{data}/drift.json"
+    assert "drift_text" not in replace(real, text=None, drift_text=None).setting()
+    assert replace(real, training_options=None).setting() == real.setting()

@@ -11,7 +11,7 @@ from agents.baselines.memit import MEMIT
 from agents.registry import environment_of, make_agent, make_method, takes_settings
 from agents.rledit.agent import RLEdit
 from agents.rows import ROWS
-from agents.settings import build, read_settings, settings_path
+from agents.settings import ENVIRONMENT, build, read_settings, settings_path
 from benchmarks import tune
 from benchmarks.tune import Args, draw, read_trials, search_space
 
@@ -43,12 +43,28 @@ def test_no_settings_are_tried_twice_where_an_earlier_search_has_found_the_start
     assert again[1:-1] == [settings for settings in earlier[1:] if settings != earlier[5]]
 
 
-def test_every_search_space_is_of_settings_that_the_method_has():
-    spaces = json.loads(tune.resources.files("benchmarks").joinpath("search_spaces/atlas.json").read_text())
-    assert set(spaces) <= set(filter(takes_settings, ROWS))
-    for method in spaces:
-        for settings in draw(read_settings(method), search_space(method), 2, seed=0):
+@pytest.mark.parametrize("spaces", ["atlas", "smollm2-135m"])
+def test_every_search_space_is_of_settings_that_the_method_has(spaces):
+    methods = json.loads(tune.resources.files("benchmarks").joinpath(f"search_spaces/{spaces}.json").read_text())
+    assert set(methods) <= set(filter(takes_settings, ROWS))
+    for method in methods:
+        start = read_settings(tune.settings_name(method), spaces)
+        for settings in draw(start, search_space(method, spaces), 4, seed=0):
+            environment = settings.pop("environment", {})
+            assert environment.keys() <= set(ENVIRONMENT)
             make_method(method, settings)
+
+
+def test_search_spaces_that_are_not_there_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no search spaces 'mars'"):
+        search_space("memit", "mars")
+    with pytest.raises(ValueError, match=r"'no-edit' has no search space in .*atlas.json; there are fine-tune"):
+        search_space("no-edit")
+
+
+def test_an_untrained_network_is_searched_for_the_row_that_trains_it():
+    assert tune.settings_name("untrained") == tune.settings_name("rledit") == "rledit"
+    assert tune.settings_name("memit") == "memit"
 
 
 def test_a_trial_that_its_method_cannot_work_with_counts_nothing_and_the_search_goes_on(world, monkeypatch, capsys):
