@@ -52,7 +52,7 @@ class Args:
     """A name of `editenv models`, a Hugging Face folder, a GGUF file or a hub id."""
     modules: tuple[str, ...] = ()
     """Edited modules, as endings of dotted names; the model's default if none are given."""
-    observed_tokens: Literal["answers", "all"] = "answers"
+    observed_tokens: Literal["answers", "all", "subject"] = "answers"
     """Which tokens of a batch are observed: those that predict an answer token, or all that have a gradient."""
     seed: int = 0
     """Seeds streams and actions."""

@@ -285,7 +285,7 @@ class Args:
     """How a file is read."""
     modules: tuple[str, ...] = ()
     """Edited modules, as endings of dotted names; the model's default if none are given."""
-    observed_tokens: Literal["answers", "all"] = "answers"
+    observed_tokens: Literal["answers", "all", "subject"] = "answers"
     """Which tokens of a batch are observed: those that predict an answer token, or all that have a gradient."""
     device: str = "cpu"
     """Torch device of the language model."""
