@@ -148,7 +148,7 @@ class FetchArgs:
 
 @dataclass
 class ModelsArgs:
-    """Lists the models that have a name, and the presets, of the paper's Table 3 and others: which modules are edited."""
+    """Lists the models that have a name, and the presets of the paper's Table 3 and others: which modules are edited."""
 
     json: bool = False
 

@@ -25,14 +25,15 @@ class Args:
     modules: tuple[str, ...] = ()
     """Edited modules, as endings of dotted names; the model's default if none are given."""
     preset: str | None = None
-    """Modules, rank and lambda_loc of the paper's Table 3, such as llama-3-8b/zsre, or of a small public model, by rule and
-    not run here, such as qwen3-0.6b/gradients; in place of --train.policy.rank and --train.locality. `editenv models`
-    lists them."""
+    """Modules, rank and lambda_loc of the paper's Table 3, such as llama-3-8b/zsre, or of a small public model, by rule
+    and not run here, such as qwen3-0.6b/gradients; in place of --train.policy.rank and --train.locality. `editenv
+    models` lists them."""
     train_eos: bool = False
     """Teach the end-of-sequence token after each target, and protect it after each locality answer."""
     observed_tokens: Literal["answers", "all", "subject"] = "answers"
     """Which tokens of a batch the policy sees: those that predict an answer token, all that have a gradient, or of each
-    edit its subject's last. They differ where several layers are edited; the policy is for environments with the same."""
+    edit its subject's last. They differ where several layers are edited; the policy is for environments with the same.
+    """
     device: str = "cpu"
     """Torch device."""
     seed: int = 0
@@ -55,8 +56,8 @@ def with_preset(args: Args) -> Args:
     chosen = preset(args.preset)
     if chosen.methods != "gradients":
         raise ValueError(
-            f"preset: {args.preset} is for methods that look a fact up at its subject (MEMIT and its kin), and have nothing "
-            f"to train; take {args.preset.partition('/')[0]}/gradients"
+            f"preset: {args.preset} is for methods that look a fact up at its subject (MEMIT and its kin), and have "
+            f"nothing to train; take {args.preset.partition('/')[0]}/gradients"
         )
     policy = replace(args.train.policy, rank=chosen.rank)
     train = replace(args.train, locality=chosen.locality, policy=policy)

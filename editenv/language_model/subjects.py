@@ -60,6 +60,7 @@ def check_subjects_have_gradient(lm: EditableLM) -> None:
         inside_attention = any(word in part for part in name.split(".")[:-1] for word in ATTENTION)
         if layer_number(stack, name) == last and not inside_attention:
             raise ValueError(
-                f"observed_tokens: 'subject' needs modules that a later layer's attention reads; {name} lies in the last "
-                "layer, where answer positions alone have a gradient: edit earlier layers (modules), or observe 'answers'"
+                f"observed_tokens: 'subject' needs modules that a later layer's attention reads; {name} lies in the "
+                "last layer, where answer positions alone have a gradient: edit earlier layers (modules), or observe "
+                "'answers'"
             )

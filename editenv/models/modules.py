@@ -43,8 +43,8 @@ def default_modules(model: "PreTrainedModel", name: str) -> Sequence[str]:
     """The modules edited unless the user says otherwise.
 
     What the model's config lists as ``edited_modules``, or what its preset has
-    (:data:`editenv.models.presets.OF_MODEL`); otherwise the projections out of the MLPs of two layers, at two thirds and
-    at three quarters of the depth (:func:`editenv.models.presets.gradient_layers`). Where no MLP has a linear module
+    (:data:`editenv.models.presets.OF_MODEL`); otherwise the projections out of the MLPs of two layers, at two thirds
+    and at three quarters of the depth (:func:`editenv.models.presets.gradient_layers`). Where no MLP has a linear module
     (Mixtral: all experts are one tensor), those out of the attention, with a warning.
 
     Args:

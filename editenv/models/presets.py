@@ -28,8 +28,8 @@ class Preset:
         modules: Endings of the edited modules' names.
         rank: Of the hypernetwork's linear maps.
         locality: lambda_loc of eq. 8.
-        methods: What it is for: methods that work on ``"gradients"``, or those that ``"look up"`` a fact at its subject,
-            which take its modules alone.
+        methods: What it is for: methods that work on ``"gradients"``, or those that ``"look up"`` a fact at its
+            subject, which take its modules alone.
         source: Where it comes from.
     """
 
@@ -56,7 +56,7 @@ def _layers(projection: str, first: int, last: int) -> tuple[str, ...]:
 
 
 def _by_rule(layers: int) -> dict[str, Preset]:
-    """Both kinds, for a model of so many layers whose MLPs are Llama's; rank and lambda_loc as most of Table 3 have them."""
+    """Both kinds, for a model of so many layers whose MLPs are Llama's; rank and lambda_loc are among Table 3's."""
     modules = {
         "gradients": tuple(f"layers.{i}.mlp.down_proj" for i in gradient_layers(layers)),
         "look-up": tuple(f"layers.{i}.mlp.down_proj" for i in lookup_layers(layers)),

@@ -218,7 +218,7 @@ def token_of(tokenizer, text, end):
 
 
 def contribution_of(base, tokenizer, edit, token, weights, names, ends):
-    """What one token of a prompt adds to each module's weight gradient, ``(d_in, d_out)``: by hooks on the whole model."""
+    """What one token of a prompt adds to each module's weight gradient, ``(d_in, d_out)``: hooks on the whole model."""
     seen = {}
 
     def watch(name):
@@ -238,7 +238,7 @@ def contribution_of(base, tokenizer, edit, token, weights, names, ends):
 @pytest.mark.parametrize("ends", [False, True])
 @pytest.mark.parametrize("overhead", [0, 10**6])
 def test_the_subjects_last_token_alone_is_observed(make_env, base, tokenizer, monkeypatch, small_world, ends, overhead):
-    """Against autograd on the whole model, one prompt at a time, at edited weights; prompts run apart or padded together."""
+    """Against autograd on the whole model, one prompt at a time; prompts run apart or padded together."""
     monkeypatch.setattr(editable_lm, "FORWARD_OVERHEAD", {"cpu": overhead})
     modules = [f"model.layers.{i}.mlp.down_proj" for i in range(2)]
     env = make_env(modules=modules, observed_tokens="subject", train_eos=ends, edits_per_step=4, horizon=2)
