@@ -105,7 +105,7 @@ def introduction(suite: Suite, parameters: int) -> str:
     if PREFIX not in suite.protocols:
         what = f"A language model of {size} knows {len(atlas.facts()):,} facts. {edits} of them now become false."
         return _wrapped(f"{what} {how}") + "\n"
-    about = PUBLIC[str(suite.model)].about.partition(",")[0] if suite.model in PUBLIC else str(suite.model)
+    about = PUBLIC[str(suite.model)].about.partition(" (")[0] if suite.model in PUBLIC else str(suite.model)
     what = f"{about} is a language model of {size} that was not made for this. {edits} facts now become false."
     says = (
         "It goes on talking after an answer. So an answer is right if the text that the model writes by itself begins "
