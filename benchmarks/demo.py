@@ -103,7 +103,7 @@ def introduction(suite: Suite, parameters: int) -> str:
         "(Eff), other phrasings of it (Gen), and what must not change (Spe)."
     )
     if PREFIX not in suite.protocols:
-        what = f"A language model of {size} knows {len(atlas.facts()):,} facts. {edits} of them now become false."
+        what = f"A language model of {size} knows {len(atlas.facts()):,} facts. {edits:,} of them now become false."
         return _wrapped(f"{what} {how}") + "\n"
     about = PUBLIC[str(suite.model)].about.partition(" (")[0] if suite.model in PUBLIC else str(suite.model)
     what = f"{about} is a language model of {size} that was not made for this. {edits} facts now become false."
@@ -121,10 +121,10 @@ def legend(suite: Suite) -> str:
             "'mean' is the harmonic mean of the generation figures;\n'x floor' is the time of an edit by that of a "
             "plain forward and partial\nbackward over the same prompts."
         )
-    return (
-        "'begins right' counts texts that the model writes by itself,\n'teacher-forced' single words with the right "
-        "ones before them; 'mean' is the\nharmonic mean of the former. 'setup' is training or statistics of text, "
-        "once for all\nedits. What stands behind @ names the settings: agents/settings."
+    return "\n" + _wrapped(
+        "'begins right' counts texts that the model writes by itself, 'teacher-forced' single tokens with the right ones "
+        "before them; 'mean' is the harmonic mean of the former. 'setup' is training, or statistics of text, once for all "
+        "edits. What stands behind @ is where the settings are: a folder of agents/settings."
     )
 
 

@@ -39,6 +39,8 @@ def test_it_runs_and_explains_itself(tmp_path, monkeypatch, model_folder, capsys
     assert "2 facts now become false" in shown
     assert "begins right" in shown
     assert "generation" not in shown
+    assert "SmolLM2-135M-Instruct is a language model of 135 M parameters" in demo.introduction(find(REAL), 134_515_008)
+    assert "21,546 facts. 1,000 of them" in demo.introduction(find("atlas-50x20"), 12_000_000).replace("\n", " ")
     assert all(len(line) <= 80 for line in shown.splitlines() if "Saved" not in line and "s, " not in line)
     records = read(tmp_path / "results.jsonl")
     assert [record.agent for record in records] == list(rows)
