@@ -63,7 +63,7 @@ def main(args: Args) -> None:
     figures.draw_retention(records, args.out / "retention.png")
     print()
     tables.show(records, shown(suite))
-    print(f"\nDone in {time.monotonic() - started:.0f} s. {legend(suite)}")
+    print("\n" + _wrapped(f"Done in {time.monotonic() - started:.0f} s. {legend(suite)}"))
     print(f"Saved {args.out / 'results.jsonl'} and {args.out / 'retention.png'}.")
 
 
@@ -118,10 +118,10 @@ def legend(suite: Suite) -> str:
     """What the table's words mean."""
     if PREFIX not in suite.protocols:
         return (
-            "'mean' is the harmonic mean of the generation figures;\n'x floor' is the time of an edit by that of a "
-            "plain forward and partial\nbackward over the same prompts."
+            "'mean' is the harmonic mean of the generation figures; 'x floor' is the time of an edit by that of a plain "
+            "forward and partial backward over the same prompts."
         )
-    return "\n" + _wrapped(
+    return (
         "'begins right' counts texts that the model writes by itself, 'teacher-forced' single tokens with the right ones "
         "before them; 'mean' is the harmonic mean of the former. 'setup' is training, or statistics of text, once for all "
         "edits. What stands behind @ is where the settings are: a folder of agents/settings."
