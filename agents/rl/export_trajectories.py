@@ -53,7 +53,8 @@ class Args:
     modules: tuple[str, ...] = ()
     """Edited modules, as endings of dotted names; the model's default if none are given."""
     observed_tokens: Literal["answers", "all", "subject"] = "answers"
-    """Which tokens of a batch are observed: those that predict an answer token, or all that have a gradient."""
+    """Which tokens of a batch are observed: those that predict an answer token, all that have a gradient, or of each
+    edit its subject's last."""
     seed: int = 0
     """Seeds streams and actions."""
 
