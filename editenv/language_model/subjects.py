@@ -55,7 +55,7 @@ def check_subjects_have_gradient(lm: EditableLM) -> None:
         ValueError: If one has none: it lies behind the last layer's attention. Names it.
     """
     stack = layer_stack(lm.model, lm.modules)
-    last = len(lm.model.get_submodule(stack)) - 1  # type: ignore[arg-type]
+    last = len(lm.model.get_submodule(stack)) - 1
     for name in lm.modules:
         inside_attention = any(word in part for part in name.split(".")[:-1] for word in ATTENTION)
         if layer_number(stack, name) == last and not inside_attention:
