@@ -5,7 +5,7 @@ VENV := .venv
 TORCH ?= torch==2.13.0
 PYTEST := $(VENV)/bin/python -m pytest --numprocesses auto --dist worksteal
 
-.PHONY: help demo test test-slow test-real lint format docs setup clean
+.PHONY: help demo demo-real test test-slow test-real lint format docs setup clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -13,6 +13,9 @@ help: ## List the targets
 
 demo: setup ## Train RLEdit, edit 1,000 held-out facts, print the table
 	$(VENV)/bin/python -m benchmarks.demo
+
+demo-real: setup ## The same on a public language model: 200 corrections; the model is fetched once (93 MB)
+	$(VENV)/bin/python -m benchmarks.demo --suite demo-real-10x20 --out runs/demo-real
 
 test: setup ## Run all tests but the slow ones
 	$(PYTEST) -m "not slow and not real"

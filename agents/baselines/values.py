@@ -17,10 +17,10 @@ from torch.nn import functional as F
 
 from editenv.arguments import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, check_fields
 from editenv.data import Edit
-from editenv.data.text import end_of
 from editenv.env import LifelongEditEnv
 from editenv.language_model.editable_lm import EditableLM
 from editenv.language_model.prompts import Prompts
+from editenv.language_model.subjects import end_of_subject, token_at
 from editenv.language_model.suffix import SuffixError, SuffixRun
 
 PROMPTS_TOGETHER = 64
@@ -142,30 +142,8 @@ def look_up(lm: EditableLM, edits: Sequence[Edit], token: str, prefixes: Sequenc
                 "another; edit earlier layers (modules), or look facts up at the prompt's last token (token='last')"
             )
         ends = [len(start) + end_of_subject(edit) for edit in edits for start in starts]
-        columns = torch.tensor([_token_at(lm, text, end) for text, end in zip(texts, ends, strict=True)], device=device)
+        columns = torch.tensor([token_at(lm, text, end) for text, end in zip(texts, ends, strict=True)], device=device)
     return Lookup(prompts, rows, columns, torch.arange(len(edits), device=device).repeat_interleave(len(starts)))
-
-
-def end_of_subject(edit: Edit) -> int:
-    """Where the subject ends in the prompt, in characters.
-
-    Raises:
-        ValueError: If there is none, or it does not stand there.
-    """
-    if not edit.subject:
-        raise ValueError(
-            f"{edit.id} has no subject, at whose last token facts are looked up; give it one, or set token='last'"
-        )
-    end = end_of(edit.subject, edit.prompt)
-    if end is None:
-        raise ValueError(f"{edit.id}: the subject {edit.subject!r} does not stand in the prompt {edit.prompt!r}")
-    return end
-
-
-def _token_at(lm: EditableLM, text: str, end: int) -> int:
-    """The token that holds the last of the first ``end`` characters."""
-    spans = lm.tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
-    return max(i for i, (start, stop) in enumerate(spans) if start < end and stop > start)
 
 
 @torch.no_grad()

@@ -51,14 +51,16 @@ class EditArgs:
     """Teach the model to stop after each target, and to go on stopping after other answers: for a model that
     answers questions and stops. Without it the target's own tokens are all that is taught, as in the paper.
     """
-    observed_tokens: Literal["answers", "all"] = "answers"
-    """Which tokens of a batch the method sees the gradient of: those that predict an answer token, or all that have
-    one. They differ where several layers are edited; a policy needs those that it was trained with.
+    observed_tokens: Literal["answers", "all", "subject"] = "answers"
+    """Which tokens of a batch the method sees the gradient of: those that predict an answer token, all that have one,
+    or of each edit its subject's last. They differ where several layers are edited; a policy needs those that it was
+    trained with.
     """
     modules: tuple[str, ...] = ()
     """Edited modules, as endings of dotted names; the model's default if none are given."""
     preset: str | None = None
-    """Modules of the paper's Table 3, such as mistral-7b/zsre; `editenv models` lists them."""
+    """Modules of the paper's Table 3, such as mistral-7b/zsre, or by rule, not run here, such as qwen3-0.6b/gradients;
+    `editenv models` lists them."""
     device: str = "cpu"
     """Torch device, or auto."""
     dtype: str = "float32"

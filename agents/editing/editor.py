@@ -113,7 +113,7 @@ class LifelongEditor:
         dtype: In which precision.
         seed: For methods that draw anything.
         train_eos: Teach the model to stop after each target, as :class:`editenv.env.LifelongEditEnv` has it.
-        observed_tokens: Which tokens of a batch the method sees, ``"answers"`` or ``"all"``, likewise.
+        observed_tokens: Which tokens of a batch the method sees, ``"answers"``, ``"all"`` or ``"subject"``, likewise.
         progress: Called while the method is prepared.
         renamed: ``end_of_answer``, which is what ``train_eos`` was called; it works for one more version.
 
@@ -162,7 +162,7 @@ class LifelongEditor:
         self._reverted = False
         self.agent = choose_agent(method, policy, model, settings)
         constructed_with = settings_of(method, self.agent)
-        require_subjects(self.agent, to_come)
+        require_subjects(self.agent, to_come, observed_tokens)
         self.agent.text = text
         model_arguments: dict[str, Any] = {
             "model": model,

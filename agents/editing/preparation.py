@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from agents.base import Agent
-from agents.baselines.values import end_of_subject
 from agents.covariance import training_edits
 from agents.editing.guard import HELD_OUT, Guard
 from agents.registry import make_agent, make_method, takes_settings
@@ -22,8 +21,9 @@ from editenv.data.tables import content_digest
 from editenv.data.text import end_of
 from editenv.env import LifelongEditEnv
 from editenv.identity import fingerprint, frozen_fingerprint, identity
-from editenv.language_model.editable_lm import EditableLM
+from editenv.language_model.editable_lm import EditableLM, ObservedTokens
 from editenv.language_model.prompts import Prompts
+from editenv.language_model.subjects import end_of_subject
 from editenv.models import EMBEDDED
 
 LEARNING_BATCH = 20
@@ -98,12 +98,16 @@ def batch_of(edits: "Edit | Mapping[str, Any] | Iterable[Edit | Mapping[str, Any
     return batch
 
 
-def require_subjects(agent: Agent, edits: Sequence[Edit]) -> None:
+def require_subjects(agent: Agent, edits: Sequence[Edit], observed_tokens: ObservedTokens = "answers") -> None:
     """Whether every edit has what the method looks facts up by.
 
     Raises:
-        ValueError: If the method needs subjects and an edit has none, or none that stands in its prompt.
+        ValueError: If the method, or what it observes, needs subjects and an edit has none, or none that stands in its
+            prompt.
     """
+    if observed_tokens == "subject":
+        for edit in edits:
+            end_of_subject(edit, "observe other tokens (observed_tokens)")
     if "subjects" in agent.needs:
         for edit in edits:
             end_of_subject(edit)

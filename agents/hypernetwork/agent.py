@@ -101,7 +101,8 @@ class HypernetworkAgent(Agent):
         missing = set(lm.modules) ^ set(self.policy.shapes)
         if missing:
             raise ValueError(
-                f"the policy and the environment do not edit the same modules; they differ in {sorted(missing)}"
+                f"the policy and the environment do not edit the same modules; they differ in {sorted(missing)}: give the "
+                f"policy's (--modules {' '.join(self.policy.shapes)})"
             )
         for name, shape in self.policy.shapes.items():
             if lm.shape(name) != tuple(shape):

@@ -25,13 +25,15 @@ class Args:
     modules: tuple[str, ...] = ()
     """Edited modules, as endings of dotted names; the model's default if none are given."""
     preset: str | None = None
-    """Modules, rank and lambda_loc of the paper's Table 3, such as llama-3-8b/zsre, in place of --train.policy.rank and
-    --train.locality; `editenv models` lists them."""
+    """Modules, rank and lambda_loc of the paper's Table 3, such as llama-3-8b/zsre, or of a small public model, by rule
+    and not run here, such as qwen3-0.6b/gradients; in place of --train.policy.rank and --train.locality. `editenv
+    models` lists them."""
     train_eos: bool = False
     """Teach the end-of-sequence token after each target, and protect it after each locality answer."""
-    observed_tokens: Literal["answers", "all"] = "answers"
-    """Which tokens of a batch the policy sees: those that predict an answer token, or all that have a gradient. They
-    differ where several layers are edited; the policy is for environments with the same."""
+    observed_tokens: Literal["answers", "all", "subject"] = "answers"
+    """Which tokens of a batch the policy sees: those that predict an answer token, all that have a gradient, or of each
+    edit its subject's last. They differ where several layers are edited; the policy is for environments with the same.
+    """
     device: str = "cpu"
     """Torch device."""
     seed: int = 0
@@ -47,11 +49,16 @@ def with_preset(args: Args) -> Args:
     """The options that a preset sets, set.
 
     Raises:
-        ValueError: If there is no such preset.
+        ValueError: If there is no such preset, or it is for methods without a network.
     """
     if args.preset is None:
         return args
     chosen = preset(args.preset)
+    if chosen.methods != "gradients":
+        raise ValueError(
+            f"preset: {args.preset} is for methods that look a fact up at its subject (MEMIT and its kin), and have "
+            f"nothing to train; take {args.preset.partition('/')[0]}/gradients"
+        )
     policy = replace(args.train.policy, rank=chosen.rank)
     train = replace(args.train, locality=chosen.locality, policy=policy)
     return replace(args, train=train, modules=args.modules or chosen.modules)

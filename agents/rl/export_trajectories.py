@@ -52,8 +52,9 @@ class Args:
     """A name of `editenv models`, a Hugging Face folder, a GGUF file or a hub id."""
     modules: tuple[str, ...] = ()
     """Edited modules, as endings of dotted names; the model's default if none are given."""
-    observed_tokens: Literal["answers", "all"] = "answers"
-    """Which tokens of a batch are observed: those that predict an answer token, or all that have a gradient."""
+    observed_tokens: Literal["answers", "all", "subject"] = "answers"
+    """Which tokens of a batch are observed: those that predict an answer token, all that have a gradient, or of each
+    edit its subject's last."""
     seed: int = 0
     """Seeds streams and actions."""
 

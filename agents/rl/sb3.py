@@ -285,8 +285,9 @@ class Args:
     """How a file is read."""
     modules: tuple[str, ...] = ()
     """Edited modules, as endings of dotted names; the model's default if none are given."""
-    observed_tokens: Literal["answers", "all"] = "answers"
-    """Which tokens of a batch are observed: those that predict an answer token, or all that have a gradient."""
+    observed_tokens: Literal["answers", "all", "subject"] = "answers"
+    """Which tokens of a batch are observed: those that predict an answer token, all that have a gradient, or of each
+    edit its subject's last."""
     device: str = "cpu"
     """Torch device of the language model."""
     streams: PositiveInt = 1

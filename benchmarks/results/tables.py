@@ -1,7 +1,7 @@
 """Records as Markdown tables, and as a table on the terminal."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from benchmarks.results.leaderboard import MEAN, Entry, entries
@@ -286,8 +286,13 @@ SHOWN = {
 """Columns that a terminal of 80 characters has room for, with headings of two lines."""
 
 
-def show(records: Sequence[Record]) -> None:
-    """The table on the terminal; nothing of it is cut at 80 characters, but a long name goes on in the next line."""
+def show(records: Sequence[Record], shown: Mapping[str, str] = SHOWN) -> None:
+    """The table on the terminal; nothing of it is cut at 80 characters, but a long name goes on in the next line.
+
+    Args:
+        records: Of one suite.
+        shown: Keys of columns, and what stands above each.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -299,14 +304,14 @@ def show(records: Sequence[Record]) -> None:
     title = printable(f"{first.suite}: {first.edits} edits of {first.dataset} in {first.model}")
     view = Table(title=Text(title), title_justify="left")
     view.box, view.padding, view.pad_edge = box.SIMPLE_HEAD, (0, 1, 0, 0), False
-    for key, heading in SHOWN.items():
+    for key, heading in shown.items():
         if key == "agent":
             view.add_column(heading, overflow="fold")
         else:
             view.add_column(heading, justify="right", no_wrap=True)
-    columns = {column.key: column for column in COLUMNS}
+    columns = {column.key: column for column in (*COLUMNS, *PREFIX_DETAILS)}
     for entry in entries(records):
-        view.add_row(*(Text(printable(_without_interval(columns[key].text(entry)))) for key in SHOWN))
+        view.add_row(*(Text(printable(_without_interval(columns[key].text(entry)))) for key in shown))
     Console().print(view)
 
 

@@ -22,7 +22,7 @@ PROTOCOLS = ("teacher_forced", "generation", "generation_prefix", "probability",
 editenv/evaluation/probes.py.
 """
 
-OBSERVED_TOKENS = ("answers", "all")
+OBSERVED_TOKENS = ("answers", "all", "subject")
 """Which tokens of a batch an agent sees the gradient of (docs/reference/environment.md)."""
 
 ORDERS = ("shuffled", "as-is")

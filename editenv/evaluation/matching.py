@@ -166,10 +166,19 @@ class GreedyMatcher:
 
     def _compare_text(self, tokens: list[int], target: str) -> Comparison:
         """Compares a text that begins with these tokens with the target."""
-        verdict = self._verdict(tokens, target) if len(tokens) <= self.limit else Verdict.UNDECIDED
+        tokens = tokens[: self.limit]
+        if len(tokens) == self.limit and self.lm.eos_token not in tokens:
+            verdict = self._verdict_at_limit(tokens, target)
+        else:
+            verdict = self._verdict(tokens, target)
         if verdict is not Verdict.DIFFERS:
             return Comparison(verdict)
         return Comparison(verdict, self.lm.tokenizer.decode(tokens, skip_special_tokens=True).strip())
+
+    def _verdict_at_limit(self, tokens: list[int], target: str) -> Verdict:
+        """Of a text that the model has not ended when the limit comes: nothing is left to generate."""
+        text = self.lm.tokenizer.decode(tokens).strip() + ELLIPSIS
+        return Verdict.MATCH if self.unfinished and self._same(text, target) else Verdict.DIFFERS
 
     def _verdict(self, tokens: list[int], target: str) -> Verdict:
         tokenizer = self.lm.tokenizer

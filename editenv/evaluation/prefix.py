@@ -87,6 +87,9 @@ class PrefixMatcher(GreedyMatcher):
             for tokens, target in zip(written, targets, strict=True)
         ]
 
+    def _verdict_at_limit(self, tokens: list[int], target: str) -> Verdict:
+        return self._verdict([*tokens, self.lm.eos_token], target)
+
     def _verdict(self, tokens: list[int], target: str) -> Verdict:
         eos = self.lm.tokenizer.eos_token_id
         ended = eos in tokens

@@ -44,7 +44,7 @@ FORWARD_OVERHEAD_OF_OTHERS = 1024
 TEXTS_KEPT = 2**16
 """Texts whose tokens are kept, about 40 MB of them."""
 
-ObservedTokens = Literal["answers", "all"]
+ObservedTokens = Literal["answers", "all", "subject"]
 """Which tokens of a batch a gradient's factors are kept of."""
 
 
@@ -390,6 +390,7 @@ class EditableLM:
         loss: Callable[[torch.Tensor], torch.Tensor],
         observed_tokens: ObservedTokens = "all",
         answer_positions: bool | None = None,
+        subjects: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, dict[str, Gradient]]:
         """A loss of the answer logits, and its weight gradient in factors.
 
@@ -399,8 +400,10 @@ class EditableLM:
             observed_tokens: Which tokens are kept. ``"answers"``: the ``A`` that predict an answer token.
                 ``"all"``: those, and every other one that has a gradient. That are the earlier tokens of prompt and
                 answer wherever a later layer's attention reads them: ``keys^T value_grads`` is the whole weight
-                gradient then. Padding is never among them.
+                gradient then. Padding is never among them. ``"subject"``: one of each prompt.
             answer_positions: What ``observed_tokens="answers"`` was called; it works for one more version.
+            subjects: With ``"subject"``, ``(B,)`` the column of that token in each of the ``B`` prompts
+                (:func:`editenv.language_model.subjects.subject_tokens`).
 
         Returns:
             The loss, and for each edited module ``keys`` and ``value_grads`` of the tokens kept, prompt after prompt.
@@ -411,6 +414,8 @@ class EditableLM:
             warnings.warn(
                 f"gradients: answer_positions is now observed_tokens={observed_tokens!r}", FutureWarning, stacklevel=2
             )
+        if (observed_tokens == "subject") != (subjects is not None):
+            raise ValueError("gradients: subjects belong to observed_tokens='subject', and are needed for it")
         groups = self._groups(prompts)
         keys: dict[str, list[torch.Tensor]] = {name: [] for name in self.modules}
         outputs: dict[str, list[torch.Tensor]] = {name: [] for name in self.modules}
@@ -434,8 +439,14 @@ class EditableLM:
         return value.detach(), {
             name: _in_order(
                 [
-                    _kept_tokens(key.to(self.device), next(grads).to(self.device), part, observed_tokens)
-                    for key, (_, part) in zip(keys[name], groups, strict=True)
+                    _kept_tokens(
+                        key.to(self.device),
+                        next(grads).to(self.device),
+                        part,
+                        observed_tokens,
+                        None if subjects is None else subjects[group.to(subjects.device)],
+                    )
+                    for key, (group, part) in zip(keys[name], groups, strict=True)
                 ],
                 [group for group, _ in groups],
             )
@@ -444,7 +455,11 @@ class EditableLM:
 
 
 def _kept_tokens(
-    keys: torch.Tensor, grads: torch.Tensor, prompts: Prompts, observed_tokens: ObservedTokens
+    keys: torch.Tensor,
+    grads: torch.Tensor,
+    prompts: Prompts,
+    observed_tokens: ObservedTokens,
+    subjects: torch.Tensor | None = None,
 ) -> tuple[Gradient, torch.Tensor]:
     """The factors at the tokens that are kept of one forward, and which of its prompts each token is of.
 
@@ -454,13 +469,17 @@ def _kept_tokens(
         grads: Of the loss at its outputs.
         prompts: The forward's.
         observed_tokens: As :meth:`EditableLM.gradients` takes it.
+        subjects: Likewise, of the forward's prompts.
     """
     keys, grads = keys.flatten(0, -2), grads.flatten(0, -2)
     if prompts.starts is None:  # there are no other tokens
         return Gradient(keys.float(), grads.float()), prompts.prompt_index
     width = len(keys) // len(prompts)
     kept = torch.zeros(len(keys), dtype=torch.bool, device=keys.device)
-    kept[prompts.rows * width + prompts.columns] = True
+    if subjects is None:
+        kept[prompts.rows * width + prompts.columns] = True
+    else:
+        kept[torch.arange(len(prompts), device=keys.device) * width + subjects.to(keys.device)] = True
     if observed_tokens == "all":
         kept |= grads.any(-1)
     prompt_of_row = torch.arange(len(kept), device=keys.device) // width

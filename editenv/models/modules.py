@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from editenv.models.presets import PRESETS, Preset, modules_of, preset
+from editenv.models.presets import OF_MODEL, PRESETS, Preset, gradient_layers, modules_of, preset
 
 if TYPE_CHECKING:
     from torch import nn
@@ -42,13 +42,14 @@ ATTENTION = ("attn", "attention")
 def default_modules(model: "PreTrainedModel", name: str) -> Sequence[str]:
     """The modules edited unless the user says otherwise.
 
-    What the model's config lists as ``edited_modules``; otherwise the projections out of the MLPs of two layers just
-    behind the middle, as in the paper's preset for Mistral (layers 17 and 18 of 32). Where no MLP has a linear module
+    What the model's config lists as ``edited_modules``, or what its preset has
+    (:data:`editenv.models.presets.OF_MODEL`); otherwise the projections out of the MLPs of two layers, at two thirds
+    and at three quarters of the depth (:func:`editenv.models.presets.gradient_layers`). Where no MLP has a linear module
     (Mixtral: all experts are one tensor), those out of the attention, with a warning.
 
     Args:
         model: A causal LM.
-        name: Named in messages.
+        name: What it was loaded by; named in messages.
 
     Raises:
         ValueError: If the model has no such projections.
@@ -58,6 +59,8 @@ def default_modules(model: "PreTrainedModel", name: str) -> Sequence[str]:
         if not isinstance(listed, list | tuple) or not all(isinstance(pattern, str) for pattern in listed):
             raise ValueError(f"{name}: edited_modules in config.json must be a list of module names, not {listed!r}")
         return tuple(listed)
+    if name in OF_MODEL:
+        return preset(OF_MODEL[name]).modules
     outputs = stream_outputs(model)
     if not outputs:
         known = _endings(_linear_modules(model, text_only=True))
@@ -66,8 +69,7 @@ def default_modules(model: "PreTrainedModel", name: str) -> Sequence[str]:
             f"no projections out of an MLP or an attention (called {', '.join(OUTPUTS + MIXER_OUTPUTS)}) were found in {name!r}; "
             f"name the modules to edit: {there_are}"
         )
-    start = min(17 * len(outputs) // 32, max(0, len(outputs) - 2))
-    chosen = tuple(outputs[start : start + 2])
+    chosen = tuple(outputs[i] for i in gradient_layers(len(outputs)))
     if not mlp_outputs(model):
         warnings.warn(
             f"{name}: no MLP has a linear module that could be edited (a mixture's experts are one tensor); edited are "

@@ -4,10 +4,12 @@ import json
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 
 import pytest
 
 from agents import cli
+from agents.hypernetwork.arguments import Args, with_preset
 from agents.registry import make_agent
 from editenv.models.modules import PRESETS
 
@@ -74,9 +76,20 @@ def test_models_are_listed_with_the_papers_presets(said):
         "modules": ["layers.17.mlp.down_proj", "layers.18.mlp.down_proj"],
         "rank": 1024,
         "locality": 0.8,
+        "methods": "gradients",
+        "source": "RLEdit, Table 3",
     }
     assert set(PRESETS) < set(found)
-    assert "mistral-7b/zsre" in said("models")
+    shown = said("models")
+    assert shown.index("RLEdit, Table 3") < shown.index("mistral-7b/zsre")
+    assert shown.index("by rule, not run here") < shown.index("qwen3-0.6b/gradients")
+
+
+def test_a_preset_of_methods_that_look_up_is_not_trained_with(tmp_path):
+    args = Args(output=tmp_path, preset="qwen3-0.6b/look-up")
+    with pytest.raises(ValueError, match=r"preset: qwen3-0\.6b/look-up is for methods .* take qwen3-0\.6b/gradients"):
+        with_preset(args)
+    assert with_preset(replace(args, preset="qwen3-0.6b/gradients")).train.policy.rank == 512
 
 
 def test_modules_and_a_preset_are_not_both_taken(monkeypatch, capsys, tmp_path):

@@ -40,6 +40,14 @@ def test_it_is_prepared_there_too(folder, monkeypatch):
     assert len(seen[0].language_model.modules) == 2
 
 
+def test_the_subjects_token_may_be_part_of_settings_and_of_a_suite(folder):
+    place = {"modules": ["layers.1.mlp.down_proj"], "observed_tokens": "subject"}
+    env = editing_environment(SUITES["smoke"], make_agent(folder(environment=place)))
+    assert env.observed_tokens == "subject"
+    assert env.max_tokens == SUITES["smoke"].edits_per_step
+    assert SUITES["smoke"].at(None, None, observed_tokens="subject").setting()["observed_tokens"] == "subject"
+
+
 def test_records_say_it_and_cells_of_another_place_share_nothing(folder, tmp_path):
     name = folder(environment=PLACE)
     assert settings_of(name, make_agent(name))["environment"] == PLACE

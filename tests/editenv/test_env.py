@@ -3,6 +3,7 @@ import json
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 
 import gymnasium as gym
 import numpy as np
@@ -14,6 +15,7 @@ from plain import answer_factors, answer_logits, batch_loss, edited_weights, mea
 import editenv  # noqa: F401 - registers the environment
 from editenv.data import load_edits
 from editenv.deltas import LowRank
+from editenv.language_model import editable_lm
 
 LAST = "model.layers.2.mlp.down_proj"
 MIDDLE = "model.layers.1.mlp.down_proj"
@@ -206,6 +208,88 @@ def test_the_last_layers_mlp_is_observed_alike_either_way(make_env):
     assert second[LAST]["token_mask"].sum() == tokens
     for key, value in first[LAST].items():
         np.testing.assert_array_equal(value[:tokens], second[LAST][key][:tokens])
+
+
+def token_of(tokenizer, text, end):
+    """The first token up to which the decoded text reaches a number of characters."""
+    ids = tokenizer(text)["input_ids"]
+    lengths = [len(tokenizer.decode(ids[: i + 1], skip_special_tokens=True)) for i in range(len(ids))]
+    return next(i for i, length in enumerate(lengths) if length >= end)
+
+
+def contribution_of(base, tokenizer, edit, token, weights, names, ends):
+    """What one token of a prompt adds to each module's weight gradient, ``(d_in, d_out)``: hooks on the whole model."""
+    seen = {}
+
+    def watch(name):
+        def hook(_, args, output):
+            seen[name] = (args[0].detach(), output.retain_grad() or output)
+
+        return hook
+
+    handles = [base.get_submodule(name).register_forward_hook(watch(name)) for name in names]
+    logits, labels = answer_logits(base, tokenizer, edit.prompt, edit.target, weights, ends)
+    for handle in handles:
+        handle.remove()
+    torch.nn.functional.cross_entropy(logits, labels, reduction="sum").backward()
+    return {name: torch.outer(keys[0, token], output.grad[0, token]) for name, (keys, output) in seen.items()}
+
+
+@pytest.mark.parametrize("ends", [False, True])
+@pytest.mark.parametrize("overhead", [0, 10**6])
+def test_the_subjects_last_token_alone_is_observed(make_env, base, tokenizer, monkeypatch, small_world, ends, overhead):
+    """Against autograd on the whole model, one prompt at a time; prompts run apart or padded together."""
+    monkeypatch.setattr(editable_lm, "FORWARD_OVERHEAD", {"cpu": overhead})
+    modules = [f"model.layers.{i}.mlp.down_proj" for i in range(2)]
+    env = make_env(modules=modules, observed_tokens="subject", train_eos=ends, edits_per_step=4, horizon=2)
+    assert len({len(tokenizer(edit.prompt)["input_ids"]) for edit in small_world}) > 2
+    observation, _ = env.reset(seed=1)
+    deltas = {name: torch.zeros(env.language_model.shape(name)) for name in modules}
+    for step in range(2):
+        assert observation in env.observation_space
+        weights = {n: w.requires_grad_() for n, w in edited_weights(base, deltas).items()}
+        for i, edit in enumerate(env.batch):
+            end = edit.prompt.index(edit.subject) + len(edit.subject)
+            token = token_of(tokenizer, edit.prompt, end)
+            expected = contribution_of(base, tokenizer, edit, token, weights, modules, ends)
+            for name in modules:
+                part = env.gradients[name]
+                assert part.keys.shape == (4, 64)
+                torch.testing.assert_close(
+                    torch.outer(part.keys[i], part.value_grads[i]), expected[name], rtol=1e-3, atol=1e-6
+                )
+                assert expected[name].abs().max() > 1e-5
+        torch.testing.assert_close(env.gradient_of(env.batch)[modules[0]].keys, env.gradients[modules[0]].keys)
+        added = deltas_for(env, step)
+        deltas = {name: deltas[name] + added[name] for name in modules}
+        observation, *_ = env.step(arrays(added))
+
+
+@pytest.mark.parametrize("modules", [[LAST], ["layers.0.mlp.down_proj", LAST]])
+def test_the_subject_is_not_observed_where_it_has_no_gradient(make_env, modules):
+    with pytest.raises(ValueError, match=rf"observed_tokens: 'subject' .*{LAST} lies in the last layer"):
+        make_env(modules=modules, observed_tokens="subject")
+    assert make_env(modules=["layers.2.self_attn.k_proj"], observed_tokens="subject").max_tokens == 3
+
+
+def test_edits_without_their_subject_are_named_where_it_is_observed(make_env, small_world, monkeypatch):
+    bare = replace(small_world[1], id="bare", subject=None)
+    absent = replace(small_world[2], id="absent", subject="Nobody")
+    for edit, words in (
+        (bare, "bare has no subject.*observed_tokens"),
+        (absent, "absent: the subject 'Nobody' does not"),
+    ):
+        monkeypatch.setattr("editenv.env.load_edits", lambda *_, edit=edit: [*small_world[3:], edit])
+        with pytest.raises(ValueError, match=words):
+            make_env(modules=[MIDDLE], observed_tokens="subject")
+        env = make_env(modules=[MIDDLE], observed_tokens="subject", dataset=None)
+        env.reset()
+        env.present(small_world[3:5])
+        before = env.gradients
+        with pytest.raises(ValueError, match=words):
+            env.present([small_world[0], edit])
+        assert env.gradients is before
+        assert env.batch == small_world[3:5]
 
 
 @pytest.mark.parametrize("redraw", [False, True])

@@ -13,7 +13,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from editenv.evaluation.greedy import generate
 from editenv.language_model.editable_lm import EditableLM
 from editenv.models import load_model
-from editenv.models.modules import PRESETS, default_modules, mlp_outputs
+from editenv.models.modules import PRESETS, default_modules, find_modules, mlp_outputs
+from editenv.models.presets import SMALL_MODELS, TABLE_3, gradient_layers, lookup_layers
 
 
 def test_the_folder_is_loaded_as_it_is_and_once(model_folder):
@@ -46,11 +47,45 @@ def test_the_edited_modules_stand_in_the_config_or_have_to_be_named(base):
 
 
 def test_presets_name_what_the_paper_edits():
-    layers = {key: len(preset.modules) for key, preset in PRESETS.items()}
+    layers = {key: len(preset.modules) for key, preset in PRESETS.items() if preset.source == TABLE_3}
     assert layers["llama-3-8b/zsre"] == 5 + 7
     assert layers["llama-3-8b/counterfact"] == layers["gemma-2-9b/fever"] == 18
     assert PRESETS["mistral-7b/counterfact"].modules == tuple(f"layers.{i}.mlp.down_proj" for i in (17, 18, 19))
-    assert {preset.locality for key, preset in PRESETS.items() if "mistral" not in key} == {0.6}
+    assert {PRESETS[key].locality for key in layers if "mistral" not in key} == {0.6}
+
+
+@pytest.mark.parametrize(
+    ("layers", "of_gradients", "looked_up"),
+    [(1, (0,), (0,)), (2, (0, 1), (0,)), (3, (1, 2), (0,)), (4, (2, 3), (0, 1)), (12, (8, 9), (1, 2, 3)),
+     (28, (18, 21), (4, 5, 6, 7, 8)), (30, (20, 22), (4, 5, 6, 7, 8, 9)), (32, (21, 24), (4, 5, 6, 7, 8, 9))],
+)  # fmt: skip
+def test_layers_by_rule(layers, of_gradients, looked_up):
+    assert gradient_layers(layers) == of_gradients
+    assert lookup_layers(layers) == looked_up
+
+
+KINDS = {"qwen3": "qwen3-", "llama": ("llama-3.2-", "smollm2-"), "gemma3_text": "gemma-3-"}
+
+
+@pytest.mark.parametrize("name", [name for name, row in PRESETS.items() if row.source != TABLE_3])
+def test_every_module_of_a_small_models_preset_exists(name):
+    """In a model of the true number of layers that is built without memory, and as narrow as can be."""
+    model_name = name.partition("/")[0]
+    (kind,) = [kind for kind, beginnings in KINDS.items() if name.startswith(beginnings)]
+    layers = SMALL_MODELS.get(model_name, 30)
+    config = AutoConfig.for_model(
+        kind, vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=layers, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=8,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    found = find_modules(model, PRESETS[name].modules)
+    assert len(found) == len(PRESETS[name].modules)
+    assert set(found) <= set(mlp_outputs(model))
+    if name.endswith("/gradients"):
+        assert default_modules(model, "anything") == tuple(found)
+    if model_name == "smollm2-135m":
+        assert default_modules(model, model_name) == PRESETS[name].modules
 
 
 VOCABULARY = 420

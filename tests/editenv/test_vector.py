@@ -27,6 +27,17 @@ def make(model_folder):
     return make
 
 
+def test_the_subjects_token_is_observed_in_every_stream(make):
+    arguments = {"modules": ["layers.1.mlp.down_proj"], "observed_tokens": "subject"}
+    name = "model.layers.1.mlp.down_proj"
+    envs, single = make(2, **arguments), make(1, **arguments).streams[0]
+    observations, _ = envs.reset(seed=4)
+    observation, _ = single.reset(seed=5)
+    for key, value in observation[name].items():
+        np.testing.assert_allclose(observations[name][key][1], value, rtol=1e-3, atol=1e-5)
+    assert observation[name]["token_mask"].tolist() == [1.0] * single.edits_per_step
+
+
 def test_what_is_no_seed_option_or_wrapper_is_named(make):
     envs = make(2)
     for wrong in (1.5, "ab", [1.5, 2], True):

@@ -8,7 +8,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.suites import model_fingerprint
+from benchmarks import demo
+from benchmarks.results.records import read
+from benchmarks.suites import find, model_fingerprint
 from editenv.evaluation.prefix import begins_with
 from editenv.models.public import fetch
 
@@ -46,6 +48,19 @@ def continuation(model, tokenizer, prompt, tokens=6):
 
 def test_its_weights_are_the_same_everywhere(folder):
     assert model_fingerprint(NAME) == FINGERPRINT
+    assert find("demo-real-10x20").model_fingerprint == FINGERPRINT
+
+
+@pytest.mark.slow
+def test_the_demo_corrects_one_batch(folder, tmp_path, capsys):
+    demo.main(demo.Args(out=tmp_path, suite="demo-real-10x20@1"))
+    records = {record.agent: record for record in read(tmp_path / "results.jsonl")}
+    assert list(records) == list(find("demo-real-10x20").agents)
+    efficacy = {name.partition("@")[0]: record.generation_prefix["efficacy"] for name, record in records.items()}
+    assert efficacy["no-edit"] <= 10
+    assert efficacy["memit-seq"] >= 80
+    assert efficacy["demo-rledit"] > efficacy["no-edit"]
+    assert "begins right" in capsys.readouterr().out
 
 
 def test_it_says_what_it_is_known_to_say(folder):

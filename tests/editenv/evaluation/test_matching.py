@@ -94,8 +94,21 @@ def test_nothing_is_generated_where_the_greedy_tokens_decide(taught_lm, prompts,
     assert written[0] == "Rome"  # and not in a first token of nothing but white space, which would decide nothing
     assert not matcher.matches(prompts[:1], ["Nowhere at all"]).any()
     assert generated_for == []
-    GreedyMatcher(taught_lm, 1).matches(prompts[:1], written[:1])  # the limit comes before the end
-    assert generated_for == prompts[:1]
+    assert not GreedyMatcher(taught_lm, 1).matches(prompts[:1], written[:1]).any()  # the limit comes before the end
+    assert generated_for == []
+
+
+def test_nothing_is_generated_where_the_limit_comes_first(taught_lm, prompts, monkeypatch):
+    """What the model has not ended by then is known from its greedy tokens; another text is, too."""
+    limit = 2
+    texts = metrics.generate(taught_lm, prompts, limit, unfinished=True)
+    unended = [i for i, text in enumerate(texts[:5]) if text.endswith(" ...")]
+    assert unended
+    monkeypatch.setattr(matching, "generate", lambda model, tokenizer, texts, *_, **__: [None] * len(texts))
+    for end, expected in (("", True), ("~", False)):
+        targets = [f"{texts[i].removesuffix(' ...')}{end} ..." for i in unended]
+        matcher = GreedyMatcher(taught_lm, limit, unfinished=True)
+        assert (matcher.matches([prompts[i] for i in unended], targets) == expected).all()
 
 
 def test_without_an_end_of_sequence_nothing_matches(taught_lm, edits, monkeypatch):
