@@ -20,7 +20,7 @@ from editenv import renamed
 from editenv.collisions import warn_of_foreign_packages
 
 if TYPE_CHECKING:
-    from editenv.data import Edit, Locality, Question, load_edits
+    from editenv.data import Edit, Locality, load_edits
     from editenv.deltas import LowRank, ridge_regression
     from editenv.env import LifelongEditEnv, RefusedActionError
     from editenv.language_model.editable_lm import EditableLM, Gradient
@@ -37,7 +37,6 @@ _HOMES = {
     "LifelongEditVectorEnv": "editenv.vector",
     "Locality": "editenv.data",
     "LowRank": "editenv.deltas",
-    "Question": "editenv.data",
     "RefusedActionError": "editenv.env",
     "load_edits": "editenv.data",
     "load_model": "editenv.models",
@@ -52,7 +51,6 @@ __all__ = [
     "LifelongEditVectorEnv",
     "Locality",
     "LowRank",
-    "Question",
     "RefusedActionError",
     "load_edits",
     "load_model",
