@@ -538,6 +538,9 @@ FORMATS: dict[str, tuple[tuple[tuple[str, ...], Parser], ...]] = {
     "own": ((("prompt", "target"), _own),),
 }
 
+WITH_PORTABILITY = ("hallueditbench", "knowedit", "own")
+"""Formats whose records may have portability questions."""
+
 
 def detect(
     record: Mapping[str, Any], file: str, name: str | None = None, number: int = 1, line: int | None = None

@@ -121,7 +121,7 @@ def generation_prefix(
     correct = matches_answer.copy()
     is_locality = (batch.kind == LOCALITY).cpu().numpy()
     questions = [prompt for prompt, chosen in zip(prompts, is_locality, strict=True) if chosen]
-    correct[is_locality] = _writes_tokens(lm, questions, initial_beginnings, batch_size)
+    correct[is_locality] = writes_tokens(lm, questions, initial_beginnings, batch_size)
     return mean_scores(batch, correct.astype(np.float32), matches_answer.astype(np.float32))
 
 
@@ -160,7 +160,7 @@ def beginnings_of_initial_model(lm: EditableLM, batch: EvaluationBatch) -> list[
 
 
 @torch.no_grad()
-def _writes_tokens(
+def writes_tokens(
     lm: EditableLM, texts: Sequence[str], beginnings: Sequence[Sequence[int]], batch_size: int
 ) -> np.ndarray:
     """``(n,)`` bool: whether the greedy continuation of each text begins with these tokens."""
