@@ -1,10 +1,10 @@
 """``portability``: what follows from an edit, or must not be touched by it, each kind of question a metric of its own.
 
 A question with an answer is right if the model's free greedy continuation begins with the answer, as under
-``generation_prefix`` (:func:`editenv.evaluation.prefix.begins_with`: at the end of a word, upper and lower case differ).
-A question without one is right if the continuation begins with the same :data:`TOKENS_WITHOUT_ANSWER` tokens as
-theta_0's. HalluEditBench itself (Huang et al. 2024) asks through a chat template for a short answer, and lets a language
-model judge what is not a part of the answer or the other way round; no such judge is used here.
+``generation_prefix`` (:func:`editenv.evaluation.prefix.begins_with`: at the end of a word; upper and lower case
+differ). A question without one is right if the continuation begins with the same :data:`TOKENS_WITHOUT_ANSWER` tokens
+as theta_0's. HalluEditBench itself (Huang et al. 2024) asks through a chat template for a short answer, and lets a
+language model judge what is not a part of the answer or the other way round; no such judge is used here.
 
 What a model that was not edited can do is the row ``no-edit``, not a part of the figures.
 """
