@@ -41,9 +41,9 @@ others.
 PROBED_EDITS = 1000
 """The first so many edits of a stream are asked the probes; see editenv/evaluation/probes.py."""
 
-PORTABILITY_EDITS = 300
-"""So many edits of a stream, evenly spread over it, are asked their portability questions. With a dozen questions each
-they take as long as all other judging of 1,000 edits.
+PORTABILITY_EDITS = 200
+"""So many edits of a stream, evenly spread over it, are asked their portability questions. With HalluEditBench's eleven
+questions each these are as many prompts as 700 edits have for the other protocols.
 """
 
 ACTIVATION_CACHE_BYTES = 4 * 2**30

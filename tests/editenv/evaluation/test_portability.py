@@ -82,4 +82,4 @@ def test_kinds_and_edits_may_be_missing(make_lm, edits):
 def test_edits_are_drawn_from_the_whole_stream():
     assert evenly_spread(range(10), 4) == [0, 3, 6, 9]
     assert evenly_spread(range(3), 4) == [0, 1, 2]
-    assert len(set(evenly_spread(range(2000), 300))) == 300
+    assert len(set(evenly_spread(range(2000), 200))) == 200
