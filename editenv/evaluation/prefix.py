@@ -72,20 +72,9 @@ def _normalised(text: str, form: Literal["NFC", "NFKC"]) -> str:
 class PrefixMatcher(GreedyMatcher):
     """Compares the beginning of what a model writes, at its current weights, with target texts."""
 
-    def _by_generating(self, texts: Sequence[str], targets: Sequence[str]) -> list[bool]:
-        """As soon as a text is decided it ends."""
-        written = continuations(
-            self.lm.model,
-            self.lm.tokenizer,
-            texts,
-            self.limit,
-            decided=lambda row, tokens: self._verdict(tokens, targets[row]) is not Verdict.UNDECIDED,
-        )
-        eos = self.lm.tokenizer.eos_token_id
-        return [
-            self._verdict([*tokens, eos], target) is Verdict.MATCH
-            for tokens, target in zip(written, targets, strict=True)
-        ]
+    def _matches(self, tokens: list[int], target: str) -> bool:
+        """The text counts as it is where the limit ends it."""
+        return self._verdict([*tokens, self.lm.tokenizer.eos_token_id], target) is Verdict.MATCH
 
     def _verdict(self, tokens: list[int], target: str) -> Verdict:
         eos = self.lm.tokenizer.eos_token_id

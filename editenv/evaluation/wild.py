@@ -67,20 +67,9 @@ class WildMatcher(GreedyMatcher):
     def __init__(self, lm: EditableLM, batch_size: int = 512) -> None:
         super().__init__(lm, LIMIT, batch_size)
 
-    def _by_generating(self, texts: Sequence[str], targets: Sequence[str]) -> list[bool]:
-        """As soon as a text is decided it ends."""
-        written = continuations(
-            self.lm.model,
-            self.lm.tokenizer,
-            texts,
-            self.limit,
-            decided=lambda row, tokens: self._verdict(tokens, targets[row]) is not Verdict.UNDECIDED,
-        )
-        eos = self.lm.tokenizer.eos_token_id
-        return [
-            self._verdict([*tokens, eos], target) is Verdict.MATCH
-            for tokens, target in zip(written, targets, strict=True)
-        ]
+    def _matches(self, tokens: list[int], target: str) -> bool:
+        """The text counts as it is where the limit ends it."""
+        return self._verdict([*tokens, self.lm.tokenizer.eos_token_id], target) is Verdict.MATCH
 
     def _verdict(self, tokens: list[int], target: str) -> Verdict:
         text, ended = text_to_stop(self.lm, tokens)
