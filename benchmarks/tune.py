@@ -31,6 +31,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from agents.base import Agent, ProgressCallback
 from agents.registry import make_method, takes_settings
 from agents.rows import ROWS
 from agents.settings import read_environment, read_settings, settings_path
@@ -267,18 +268,24 @@ def try_settings(method: str, suite: Suite, trial: Trial, activation_cache: Acti
     try:
         agent = make_method(method, trial.settings)
         agent.environment = trial.environment
-        seed = trial.about["seed"]
         with console_progress(f"{method}, trial {trial.number}") as progress:
-            prepare(suite, agent, seed, progress)
-            env = editing_environment(suite, agent)
-            trace = edit_stream(env, agent, suite, seed, progress, None, activation_cache)
-        scores = {metric: trace.retention[-1][metric] for metric in METRICS}  # over all edits, after the last batch
+            scores = teacher_forced_after(suite, agent, trial.about["seed"], progress, activation_cache)
         trial = replace(trial, teacher_forced=scores, score=harmonic_mean(scores))
     except (ArithmeticError, RuntimeError) as error:  # a setting that its method cannot work with
         trial = replace(trial, error=f"{type(error).__name__}: {error}")
     trial = replace(trial, seconds=time.perf_counter() - started)
     print(f"{method} {trial.number}: {trial.score:.1f} {trial.error or trial.teacher_forced} {trial.drawn}", flush=True)
     return trial
+
+
+def teacher_forced_after(
+    suite: Suite, agent: Agent, seed: int, progress: ProgressCallback, activation_cache: ActivationCache
+) -> MetricValues:
+    """Teacher-forced percentages over all edits after the last batch; nothing else is asked, for a search asks often."""
+    prepare(suite, agent, seed, progress)
+    env = editing_environment(suite, agent)
+    trace = edit_stream(env, agent, suite, seed, progress, None, activation_cache)
+    return {metric: trace.retention[-1][metric] for metric in METRICS}
 
 
 def main(args: Args) -> None:

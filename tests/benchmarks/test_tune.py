@@ -8,7 +8,7 @@ import pytest
 
 from agents.baselines.fine_tune import FineTune
 from agents.baselines.memit import MEMIT
-from agents.registry import make_agent, make_method, takes_settings
+from agents.registry import environment_of, make_agent, make_method, takes_settings
 from agents.rledit.agent import RLEdit
 from agents.rows import ROWS
 from agents.settings import build, read_settings, settings_path
@@ -52,12 +52,12 @@ def test_every_search_space_is_of_settings_that_the_method_has():
 
 
 def test_a_trial_that_its_method_cannot_work_with_counts_nothing_and_the_search_goes_on(world, monkeypatch, capsys):
-    def run(suite, name, agent, *rest, play=tune.run, **options):
+    def play(suite, agent, *rest, play=tune.teacher_forced_after):
         if agent.weight > 100:
             raise FloatingPointError("the policy gradient is not finite")
-        return play(suite, name, agent, *rest, **options)
+        return play(suite, agent, *rest)
 
-    monkeypatch.setattr(tune, "run", run)
+    monkeypatch.setattr(tune, "teacher_forced_after", play)
     best = tune.tune("memit", world.args)
     assert best.error is None
     trials = read_trials(world.args.out / "memit.jsonl", best.about)
@@ -74,12 +74,12 @@ def world(monkeypatch, tmp_path):
     """Runs that cost nothing: the nearer the weight is to 100, the better."""
     calls = []
 
-    def run(suite, name, agent, seed, progress, probes, activation_cache):
+    def play(suite, agent, seed, progress, activation_cache):
         calls.append(agent.weight)
         score = 100 / (1 + abs(np.log(agent.weight / 100)))
-        return SimpleNamespace(teacher_forced=dict.fromkeys(("efficacy", "generalization", "specificity"), score))
+        return dict.fromkeys(("efficacy", "generalization", "specificity"), score)
 
-    monkeypatch.setattr(tune, "run", run)
+    monkeypatch.setattr(tune, "teacher_forced_after", play)
     (tmp_path / "atlas").mkdir()
     monkeypatch.setattr(tune, "settings_path", lambda method, folder: tmp_path / folder / f"{method}.json")
     return SimpleNamespace(calls=calls, args=Args(methods=("memit",), out=tmp_path / "out", trials=8, write=True))
@@ -171,8 +171,14 @@ def test_trials_of_other_ranges_are_not_mixed_in(world, monkeypatch):
         tune.main(world.args)
 
 
-def test_the_place_is_searched_like_any_other_setting(world, tmp_path):
+def test_the_place_is_searched_like_any_other_setting(world, tmp_path, monkeypatch):
     """Where a method edits goes to its settings' file, from which a row of the benchmarks takes it."""
+
+    def play(suite, agent, *rest):
+        assert suite.environment(agent.environment)["modules"] == agent.environment.get("modules")
+        return dict.fromkeys(("efficacy", "generalization", "specificity"), 10.0 + agent.steps)
+
+    monkeypatch.setattr(tune, "teacher_forced_after", play)
     spaces = tmp_path / "spaces.json"
     places = [["layers.1.mlp.down_proj"], ["layers.3.mlp.down_proj"]]
     spaces.write_text(json.dumps({"fine-tune": {"environment.modules": {"choices": places}, "steps": [1, 3]}}))
