@@ -36,6 +36,7 @@ from benchmarks.results.tables import (
     as_intervals,
     as_markdown,
     as_means,
+    as_portability,
     as_summary,
     as_times,
     markdown,
@@ -74,6 +75,7 @@ KINDS: dict[str, Callable[[Sequence[Record]], str]] = {
     "generated": partial(as_scores, protocol="generation"),
     "table": as_markdown,
     "details": as_details,
+    "portability": as_portability,
     "summary": as_summary,
     "intervals": as_intervals,
     "means": as_means,
@@ -85,6 +87,7 @@ KINDS: dict[str, Callable[[Sequence[Record]], str]] = {
 * ``scores``: the columns that a reader needs first; ``generated``: the same of free generation.
 * ``table``: all of benchmarks.results.tables; ``summary``: both protocols without costs.
 * ``details``: the probability comparison, drift and probes; ``intervals``: each figure with its interval.
+* ``portability``: a column for each kind of portability question.
 * ``means``: a column for each suite; ``times``: what an edit takes with and without the setup.
 * ``capacity``: the breaking points of benchmarks.capacity.
 """

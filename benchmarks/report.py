@@ -250,6 +250,8 @@ def _suite(task: Task, rows: Sequence[Entry], failed: Sequence[FailedCell]) -> l
     parts += _without_row(task, rows, failed)
     if any(record.drift for record in records):
         parts.append(table.as_details(records))
+    if any(record.portability for record in records):
+        parts += ["Portability questions that are right, by kind:\n", table.as_portability(records)]
     return parts
 
 

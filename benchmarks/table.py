@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.results import figures
 from benchmarks.results.records import read
-from benchmarks.results.tables import as_details, as_markdown
+from benchmarks.results.tables import as_details, as_markdown, as_portability
 
 
 @dataclass
@@ -40,6 +40,8 @@ def main(args: Args) -> None:
         print(f"{suite} on {model}:\n\n{as_markdown(group)}")
         if any(record.drift for record in group):
             print(as_details(group))
+        if any(record.portability for record in group):
+            print(as_portability(group))
     if args.figure is not None:
         figures.draw_retention(records, args.figure)
 

@@ -42,11 +42,13 @@ RECOMPUTED = (
     "teacher_forced",
     "generation",
     "generation_prefix",
+    "wild",
     "immediate",
     "retention",
     "failures",
     "probability",
     "drift",
+    "portability",
     "probes",
     "mean_reward",
     "actions_per_batch",
@@ -54,10 +56,20 @@ RECOMPUTED = (
 )
 """Fields of a record that a replay gives again."""
 
-PERCENTAGES = ("teacher_forced", "generation", "generation_prefix", "immediate", "retention", "probability", "probes")
+PERCENTAGES = (
+    "teacher_forced",
+    "generation",
+    "generation_prefix",
+    "wild",
+    "immediate",
+    "retention",
+    "probability",
+    "portability",
+    "probes",
+)
 """Fields of percentages."""
 
-NOT_PERCENTAGES = ("edits", "one_hop_questions", "two_hop_questions")
+NOT_PERCENTAGES = ("edits", "questions", "one_hop_questions", "two_hop_questions")
 """Entries of those fields that are no percentages."""
 
 SMALL = 0.01

@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from agents.editing.editor import LifelongEditor
 from editenv.atomic_files import atomic_write_text
 from editenv.data import Edit
+from editenv.data.edit_file import given_id
+from editenv.data.edits import as_json
 from editenv.data.text import same_text
 from editenv.evaluation import metrics
 from editenv.evaluation.greedy import ELLIPSIS
@@ -30,7 +31,7 @@ def done_already(editor: LifelongEditor, edits: Sequence[Edit]) -> int:
     contents = [content for entry in entries for content in entry["content"]]
     for i, content in enumerate(contents):
         edit = edits[i] if i < len(edits) else None
-        if edit is None or _without_id(asdict(edit)) != _without_id(content):
+        if edit is None or _as_edited(as_json(edit)) != _as_edited(content):
             in_file = repr(edit.prompt) if edit is not None else "nothing"
             raise JournalError(
                 f"the journal's edit {i + 1} was {content['prompt']!r} -> {content['target']!r}, the file has {in_file} "
@@ -39,9 +40,9 @@ def done_already(editor: LifelongEditor, edits: Sequence[Edit]) -> int:
     return len(contents)
 
 
-def _without_id(content: dict[str, Any]) -> dict[str, Any]:
-    """All but the id, in which the file's name stands; as JSON has it."""
-    return json.loads(json.dumps({key: value for key, value in content.items() if key != "id"}))
+def _as_edited(content: dict[str, Any]) -> dict[str, Any]:
+    """All but the id, in which the file's name may stand, and what is only asked afterwards; as JSON has it."""
+    return json.loads(json.dumps({key: value for key, value in content.items() if key not in ("id", "portability")}))
 
 
 def not_applied(editor: LifelongEditor, edits: Sequence[Edit]) -> list[tuple[Edit, str]]:
@@ -78,9 +79,10 @@ def outcomes(editor: LifelongEditor, edits: Sequence[Edit]) -> list[dict[str, An
     return rows
 
 
-def as_record(edit: Edit) -> dict[str, Any]:
-    """An edit as a line of a file of edits."""
-    return {key: value for key, value in asdict(edit).items() if key != "id" and value}
+def as_record(edit: Edit, source: str) -> dict[str, Any]:
+    """An edit as a line of a file of edits; with its id if it has one in its own file, whose name is ``source``."""
+    named = given_id(edit.id, source) is not None
+    return {key: value for key, value in as_json(edit).items() if value and (named or key != "id")}
 
 
 def write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:

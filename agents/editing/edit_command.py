@@ -252,7 +252,7 @@ def _save(args: EditArgs, editor: LifelongEditor, edits: EditFile, display: _Dis
         saved.append("model")
     elif (args.output / "model").exists():
         display.say(f"{args.output / 'model'} is of an earlier run, which saved it")
-    refused = [corrections.as_record(edit) for edit, _ in corrections.not_applied(editor, edits)]
+    refused = [corrections.as_record(edit, edits.report.source) for edit, _ in corrections.not_applied(editor, edits)]
     if refused:
         corrections.write_lines(args.output / "not-applied.jsonl", refused)
         saved.append("not-applied.jsonl")

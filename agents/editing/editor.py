@@ -30,7 +30,8 @@ from agents.progress import silent
 from agents.registry import settings_of
 from agents.view import Actor
 from editenv.arguments import checked_arguments
-from editenv.data import Edit, Locality
+from editenv.data import Edit
+from editenv.data.edits import as_json, of_json
 from editenv.data.records import BadRecordError
 from editenv.data.text import joined
 from editenv.delta_files import read_delta, tensors_of, write_delta_file
@@ -213,7 +214,7 @@ class LifelongEditor:
             self.agent.load_batch_state(state)
             self.results.append(BatchResult(**{name: entry[name] for name in BatchResult.__dataclass_fields__}))
             if entry["applied"]:
-                self.edits += [_edit_of_journal(content) for content in entry["content"]]
+                self.edits += [of_json(content) for content in entry["content"]]
         self.env.continue_after(len(self.journal.entries))
         self._perplexity = self._held_out_perplexity()
 
@@ -320,7 +321,7 @@ class LifelongEditor:
         if self.journal is None:
             return
         state = {f"{STATE}{name}": tensor for name, tensor in self.agent.batch_state().items()}
-        entry = asdict(result) | {"ids": [edit.id for edit in batch], "content": [asdict(edit) for edit in batch]}
+        entry = asdict(result) | {"ids": [edit.id for edit in batch], "content": [as_json(edit) for edit in batch]}
         try:
             self.journal.append(entry, tensors_of(actions) | state)
         except BaseException:
@@ -410,8 +411,3 @@ class LifelongEditor:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _edit_of_journal(content: Mapping[str, Any]) -> Edit:
-    locality = tuple(Locality(**item) for item in content["locality"])
-    return Edit(**{**content, "rephrases": tuple(content["rephrases"]), "locality": locality})

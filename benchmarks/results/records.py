@@ -47,6 +47,9 @@ retention_point = rules.object_of(
 )
 drift_values = rules.object_of(dict.fromkeys(DRIFT, rules.finite_number | None))
 probe_values = rules.object_of(dict.fromkeys(PROBES, rules.finite_number | None))
+portability_figures = rules.object_of(
+    others=rules.object_of({"right": rules.percentage, "questions": rules.whole_number(least=1)})
+)
 versions_of = Rule(
     "an object of texts of 1 to 300 characters, all of which are visible",
     lambda value: isinstance(value, dict) and all(map(is_name, (*value.keys(), *value.values()))),
@@ -94,9 +97,12 @@ class Record:
         versions: Of Python and the packages that matter, and the hardware.
         failures: Edits whose action was refused or whose figures are not finite.
         generation_prefix: Free generation begins with the answer; for models that do not stop after one.
+        wild: QAEdit's way of judging free generation; see editenv/evaluation/wild.py.
         probability: CounterFact's comparison of target and old answer, where old answers are known.
         drift: ``perplexity_before``, ``perplexity`` and ``kl`` on text that no edit is about; see
             editenv/evaluation/metrics.py.
+        portability: By kind of question ``right``, a percentage, and ``questions``, how many were asked; see
+            editenv/evaluation/portability.py.
         probes: Negation, distractors and consequences, of the embedded world; see editenv/evaluation/probes.py.
         mean_reward: Mean over actions of the environment's reward without its memory term; None if one is not finite.
         actions_per_batch: K, how often the agent saw each batch.
@@ -129,7 +135,9 @@ class Record:
     failures: Annotated[int, rules.whole_number(least=0)]
     probability: Annotated[MetricValues | None, scores | None] = None
     generation_prefix: Annotated[MetricValues | None, scores | None] = None
+    wild: Annotated[MetricValues | None, scores | None] = None
     drift: Annotated[MetricValues | None, drift_values | None] = None
+    portability: Annotated[dict[str, dict[str, Any]] | None, portability_figures | None] = None
     probes: Annotated[MetricValues | None, probe_values | None] = None
     mean_reward: Annotated[float | None, rules.finite_number | None] = None
     actions_per_batch: Annotated[int | None, rules.whole_number(least=1) | None] = None

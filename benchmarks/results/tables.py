@@ -195,6 +195,7 @@ PREFIX_DETAILS = (
     Column("generation_prefix", "generation-prefix Eff / Gen / Spe", _scores_of("generation_prefix")),
     Column("generation_prefix_mean", "mean", _estimate_of("generation_prefix", MEAN)),
 )
+WILD_DETAILS = (Column("wild", "WILD Eff / Gen / Spe", _scores_of("wild")),)
 PROBE_DETAILS = (
     Column("negation", "not", _probe("negation")),
     Column("distractor", "distractor", _probe("distractor")),
@@ -259,8 +260,27 @@ def as_details(records: Sequence[Record]) -> str:
     )
     probed = any(record.probes for record in records)
     prefix = any(record.generation_prefix for record in records)
-    columns = DETAILS + (PREFIX_DETAILS if prefix else ()) + (PROBE_DETAILS if probed else ())
+    wild = any(record.wild for record in records)
+    columns = DETAILS + (PREFIX_DETAILS if prefix else ()) + (WILD_DETAILS if wild else ())
+    columns += PROBE_DETAILS if probed else ()
     return _markdown(columns, [entry for entry in measured if entry.records])
+
+
+def as_portability(records: Sequence[Record]) -> str:
+    """A column for each kind of portability question, over the seeds whose records have it: percentages that are right.
+    The row ``no-edit`` is what the model could do before.
+    """
+    kinds = dict.fromkeys(kind for record in records for kind in record.portability or ())
+    columns = [AGENT, SEEDS, *(Column(kind, kind.replace("_", " "), _portability(kind)) for kind in kinds)]
+    return _markdown(columns, [entry for entry in entries(records) if any(r.portability for r in entry.records)])
+
+
+def _portability(kind: str) -> Callable[[Entry], str]:
+    def text(entry: Entry) -> str:
+        figures = [record.portability for record in entry.records if record.portability is not None]
+        return _mean([by_kind[kind]["right"] for by_kind in figures if kind in by_kind])
+
+    return text
 
 
 # -- the terminal -------------------------------------------------------------------------------------------------

@@ -21,8 +21,10 @@ from benchmarks.suites import Suite, name_of
 from editenv.env import Action, LifelongEditEnv, RefusedActionError
 from editenv.evaluation import metrics
 from editenv.evaluation.batch import EvaluationBatch, encode_evaluation, greedy_tokens
+from editenv.evaluation.portability import evenly_spread, portability
 from editenv.evaluation.prefix import generation_prefix
 from editenv.evaluation.probes import probe
+from editenv.evaluation.wild import wild
 from editenv.language_model.activation_cache import ActivationCache
 from editenv.language_model.editable_lm import EditableLM
 
@@ -42,6 +44,11 @@ DRIFT_TEXTS = 100
 
 PROBED_EDITS = 1000
 """The first so many edits of a stream are asked the probes; see editenv/evaluation/probes.py."""
+
+PORTABILITY_EDITS = 200
+"""So many edits of a stream, evenly spread over it, are asked their portability questions. With HalluEditBench's eleven
+questions each these are as many prompts as 700 edits have for the other protocols.
+"""
 
 ACTIVATION_CACHE_BYTES = 4 * 2**30
 """Room for what the frozen layers make of prompts. A run comes back to each of its prompts at the end, under every
@@ -68,8 +75,8 @@ def run(
         agent: The agent.
         seed: Seeds the agent's training and the stream's order.
         progress: Called with what is going on, and how far it is.
-        probes: Ask the probes of editenv/evaluation/probes.py too, if the suite does; they take longer than all
-            other judging.
+        probes: Ask the probes of editenv/evaluation/probes.py and portability questions too, if the suite does; they
+            take longer than all other judging.
         recording: Is given every action.
         activation_cache: What the frozen layers made of the suite's prompts in an earlier run, and takes in what this
             one adds: runs on one stream meet the same prompts. What an agent asks on its own is not among them, for
@@ -113,8 +120,10 @@ def run(
         versions=versions(),
         failures=trace.failures,
         generation_prefix=optional.get("generation_prefix"),
+        wild=optional.get("wild"),
         probability=optional.get("probability"),
         drift=optional.get("drift"),
+        portability=optional.get("portability"),
         probes=optional.get("probes"),
         mean_reward=mean_reward(trace.rewards),
         actions_per_batch=agent.actions_per_batch,
@@ -368,9 +377,8 @@ def optional_protocols(
     suite: Suite,
     drift_sentences: Sequence[str],
     probes: bool,
-) -> dict[str, MetricValues]:
-    """``generation_prefix``, ``probability``, ``drift`` and ``probes``: those of them that the suite asks for and its
-    data allows.
+) -> dict[str, Any]:
+    """All other protocols: those of them that the suite asks for and its data allows.
 
     Args:
         lm: The edited model.
@@ -378,16 +386,20 @@ def optional_protocols(
         choices: ``(A,)`` the edited model's greedy tokens there.
         suite: What was edited.
         drift_sentences: Text that no edit is about.
-        probes: Whether the probes may be asked.
+        probes: Whether the probes and portability questions may be asked.
     """
     edits = evaluation.edits
-    figures: dict[str, MetricValues] = {}
+    figures: dict[str, Any] = {}
     if "generation_prefix" in suite.protocols:
         figures["generation_prefix"] = generation_prefix(lm, evaluation, choices=choices).percentages()
+    if "wild" in suite.protocols:
+        figures["wild"] = wild(lm, evaluation, choices=choices).percentages()
     if "probability" in suite.protocols and any(edit.old_answer for edit in edits):
         figures["probability"] = metrics.probability(lm, edits).percentages()
     if "drift" in suite.protocols:
         figures["drift"] = finite(metrics.drift(lm, drift_sentences))
+    if "portability" in suite.protocols and probes and any(edit.portability for edit in edits):
+        figures["portability"] = portability(lm, evenly_spread(edits, PORTABILITY_EDITS))
     if "probes" in suite.protocols and probes and suite.dataset == "atlas":
         figures["probes"] = probe(lm, edits[:PROBED_EDITS])
     return figures

@@ -15,12 +15,20 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from benchmarks.results import rules
+from editenv.data.formats import WITH_PORTABILITY
 from editenv.models.modules import PRESETS
 
-PROTOCOLS = ("teacher_forced", "generation", "generation_prefix", "probability", "drift", "probes")
-"""What a run can be judged by; the first two always are. See editenv/evaluation/metrics.py and
-editenv/evaluation/probes.py.
-"""
+PROTOCOLS = (
+    "teacher_forced",
+    "generation",
+    "generation_prefix",
+    "wild",
+    "probability",
+    "drift",
+    "portability",
+    "probes",
+)
+"""What a run can be judged by; the first two always are. See editenv/evaluation/metrics.py."""
 
 OBSERVED_TOKENS = ("answers", "all", "subject")
 """Which tokens of a batch an agent sees the gradient of (docs/reference/environment.md)."""
@@ -239,7 +247,7 @@ class Suite:
         )
         fingerprints = {
             "model": model_fingerprint(edited["model"]),
-            "edits": edits_digest(edits),
+            "edits": edits_digest(edits, portability="portability" in self.protocols),
             "training": edits_digest(training),
         }
         for what, expected, source in (
@@ -335,6 +343,9 @@ def read_suite(path: Path) -> Suite:
             raise ValueError(f"name and version are those of {suite.id}.json")
         if "probes" in suite.protocols and suite.dataset != "atlas":
             raise ValueError("protocols: probes are only known for the data set atlas")
+        if "portability" in suite.protocols and suite.dataset.partition(":")[0] not in WITH_PORTABILITY:
+            formats = ", ".join(WITH_PORTABILITY)
+            raise ValueError(f"protocols: portability needs a data set FORMAT:PATH with such questions: {formats}")
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return suite

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from editenv.data import atlas
-from editenv.data.edits import Edit, Locality, edits_digest
+from editenv.data.edits import Edit, Locality, Question, edits_digest
 
-__all__ = ["Edit", "Locality", "edits_digest", "load_edits"]
+__all__ = ["Edit", "Locality", "Question", "edits_digest", "load_edits"]
 
 
 def load_edits(

@@ -2,13 +2,13 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from editenv.data.edits import Edit, Locality
+from editenv.data.edits import Edit, Locality, Question
 from editenv.data.options import FileOptions
 from editenv.data.records import BadRecordError, place_of
 from editenv.data.text import comparable, end_of, joined
@@ -168,6 +168,14 @@ class EditFile(Sequence[Edit]):
             subject=values["subject"],
             old_answer=values["old_answer"],
             relation=values["relation"],
+            portability=tuple(
+                map(
+                    Question,
+                    values["portability_kinds"],
+                    values["portability_prompts"],
+                    values["portability_answers"],
+                )
+            ),
         )
 
     def where(self, keep: np.ndarray) -> "EditFile":
@@ -194,15 +202,15 @@ class EditFile(Sequence[Edit]):
         pairs = zip(self.column("subject"), self.column("prompt"), strict=True)
         return np.array([digest(subject or prompt) for subject, prompt in pairs], dtype="S8")
 
-    def place(self, index: int) -> tuple[int, int | None]:
-        """The record that one of these edits was read from, and its line if that is known."""
+    def place(self, index: int) -> tuple[int, int | None, str | None]:
+        """The record that one of these edits was read from, its line if that is known, and its id if it has one."""
         values = self._table[int(self._rows[index])]
-        return record_of(values["id"])[1], values["line"]
+        return values["record"], values["line"], given_id(values["id"], self.report.source)
 
     def bad(self, index: int, what: str, field: str | None, kind: str) -> BadRecordError:
         """An error about one of these edits, with the place where it stands in the file."""
-        number, line = self.place(index)
-        return BadRecordError(self.report.source, number, what, field, kind, line=line)
+        number, line, id = self.place(index)
+        return BadRecordError(self.report.source, number, what, field, kind, line=line, id=id)
 
     def check_lengths(self, tokenizer: "PreTrainedTokenizerBase", context: int, options: FileOptions) -> "EditFile":
         """Without the edits of which a prompt with its answer is longer than the model's context.
@@ -222,6 +230,10 @@ class EditFile(Sequence[Edit]):
             texts |= {
                 f"locality prompt {j}": joined(item.prompt, item.answer)
                 for j, item in enumerate(edit.locality, start=1)
+            }
+            texts |= {
+                f"portability question {j}": joined(item.prompt, item.answer or "")
+                for j, item in enumerate(edit.portability, start=1)
             }
             if max(len(text.encode()) for text in texts.values()) < context:
                 continue  # a token is at least one byte, and there is one BOS
@@ -255,10 +267,14 @@ class EditFile(Sequence[Edit]):
         return self.where(keep) if not keep.all() else self
 
 
-def record_of(id: str) -> tuple[str, int]:
-    """The file that an edit was read from, and the number of its record, by the edit's id."""
-    file, _, number = id.rpartition("/")
-    return file, int(number.partition(".")[0])
+def given_id(id: str, source: str) -> str | None:
+    """The id that an edit has in its file; None if it was made from the file's name and the record's number.
+
+    Args:
+        id: Of the edit.
+        source: Name of the file.
+    """
+    return None if id.startswith(f"{source}/") else id
 
 
 def digest(text: str) -> bytes:
@@ -266,9 +282,19 @@ def digest(text: str) -> bytes:
     return hashlib.blake2b(" ".join(comparable(text).casefold().split()).encode(), digest_size=8).digest()
 
 
-def repeats(prompts: Iterable[str]) -> list[tuple[int, int]]:
-    """The index of each prompt that an earlier one is the same as, and that one's."""
-    digests = np.array([digest(prompt) for prompt in prompts], dtype="S8")
+def digest_as_written(text: str) -> bytes:
+    """8 bytes that stand for a text, letter by letter."""
+    return hashlib.blake2b(text.encode(), digest_size=8).digest()
+
+
+def repeats(texts: Iterable[str], digest_of: Callable[[str], bytes] = digest) -> list[tuple[int, int]]:
+    """The index of each text that an earlier one is the same as, and that one's.
+
+    Args:
+        texts: Prompts, say.
+        digest_of: 8 bytes of a text; texts are the same if theirs are.
+    """
+    digests = np.array([digest_of(text) for text in texts], dtype="S8")
     order = np.argsort(digests, kind="stable")  # equal prompts side by side, in their order
     is_first = np.ones(len(order), dtype=bool)
     is_first[1:] = digests[order[1:]] != digests[order[:-1]]

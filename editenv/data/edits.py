@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,11 +16,26 @@ class Locality:
 
 
 @dataclass(frozen=True, slots=True)
+class Question:
+    """A question about what an edit entails, or must not touch; for evaluation only (portability).
+
+    Attributes:
+        kind: What sort of question it is, e.g. ``"two_hop"``: each kind is a metric of its own.
+        prompt: The question.
+        answer: What is right after the edit; None if the model is to say what it said before, whatever that was.
+    """
+
+    kind: str
+    prompt: str
+    answer: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Edit:
     """One correction: make the model continue ``prompt`` with ``target``.
 
     Attributes:
-        id: Names the edit in reports, e.g. ``"atlas/test/17"``.
+        id: Names the edit in reports, e.g. ``"atlas/test/17"``; of a file's edits no two are the same.
         prompt: The text the fine-tuning gradient is taken on (x).
         target: The answer the model should give afterwards (y). What stands between it and a prompt is white space of
             theirs, or what :func:`editenv.data.text.separator` puts there.
@@ -28,6 +44,7 @@ class Edit:
         subject: The entity the edit is about, if known; a substring of ``prompt``.
         old_answer: What the model is believed to answer before the edit, if known.
         relation: The kind of fact, if known.
+        portability: Questions that are asked after editing, and never learned from.
     """
 
     id: str
@@ -38,11 +55,38 @@ class Edit:
     subject: str | None = None
     old_answer: str | None = None
     relation: str | None = None
+    portability: tuple[Question, ...] = ()
 
 
-def edits_digest(edits: Sequence[Edit]) -> str:
-    """Tells one list of edits from another."""
+def as_json(edit: Edit) -> dict[str, Any]:
+    """By field; without ``portability`` where there is none, as before there was the field."""
+    content = asdict(edit)
+    if not edit.portability:
+        del content["portability"]
+    return content
+
+
+def of_json(content: Mapping[str, Any]) -> Edit:
+    """The edit of what :func:`as_json` gave, now or before there was ``portability``, after JSON has had it."""
+    return Edit(
+        **{
+            **content,
+            "rephrases": tuple(content["rephrases"]),
+            "locality": tuple(Locality(**item) for item in content["locality"]),
+            "portability": tuple(Question(**item) for item in content.get("portability", ())),
+        }
+    )
+
+
+def edits_digest(edits: Sequence[Edit], portability: bool = False) -> str:
+    """Tells one list of edits from another.
+
+    Args:
+        edits: The edits.
+        portability: Whether their portability questions count, too; nothing that is learned depends on them.
+    """
     digest = hashlib.sha256()
     for edit in edits:
-        digest.update(json.dumps(asdict(edit), sort_keys=True).encode())
+        content = as_json(edit if portability else replace(edit, portability=()))
+        digest.update(json.dumps(content, sort_keys=True).encode())
     return digest.hexdigest()

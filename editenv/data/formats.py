@@ -18,8 +18,9 @@ Their field names with their sources are in docs/reference/data_formats.md. Wher
 ``mquake``
     A record has several rewrites, and each is an edit; one that an earlier record makes, too, is made once.
 ``own``
-    Your own: ``prompt, target``, and optional ``subject, old_answer, relation, rephrases, locality``. Field names may
-    be written with capitals and spaces (:func:`own_names`), and other fields are passed over with a note.
+    Your own: ``prompt, target``, and optional ``id, subject, old_answer, relation, rephrases, locality, portability``.
+    Field names may be written with capitals and spaces (:func:`own_names`), and other fields are passed over with a
+    note.
 
 Texts are kept as they are written, but for what :func:`to_edits` says.
 """
@@ -30,11 +31,14 @@ from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any, Literal
 
-from editenv.data.edits import Edit, Locality
+from editenv.data.edits import Edit, Locality, Question
 from editenv.data.records import BadRecordError
 from editenv.data.text import INVISIBLE, end_of, same_text, separator, without_invisible
 
 NQ_PREFIX = "nq question: "
+
+HOPS = ("two", "three", "four", "five", "six")
+"""How many facts one of HalluEditBench's questions goes through."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,7 @@ class Fields:
         values: By field, as JSON has them.
         line: The line that the record begins in, if that is known.
         notes: What is to be said about a record that is good all the same, in words that fit other records, too.
+        id: The record's own name, if it has one.
     """
 
     file: str
@@ -54,10 +59,11 @@ class Fields:
     values: Mapping[str, Any]
     line: int | None = None
     notes: list[str] = field(default_factory=list)
+    id: str | None = None
 
     def bad(self, field: str | None, what: str, kind: str = "field") -> BadRecordError:
         """An error that names file, record and field; to be raised."""
-        return BadRecordError(self.file, self.number, what, field, kind, line=self.line)
+        return BadRecordError(self.file, self.number, what, field, kind, line=self.line, id=self.id)
 
     def of(self, values: Mapping[str, Any]) -> "Fields":
         """Other values of the same record."""
@@ -248,27 +254,32 @@ def _knowedit(record: Fields, nq_prefix: str) -> dict[str, Any]:
         "prompt": record.text("text" if wikibio else "prompt"),
         "target": record.text("labels" if wikibio else "target_new"),
         "rephrases": record.texts(rephrase) if rephrase else (),
-        "locality": (*_flat_locality(record), *_knowedit_locality(record)),
+        "locality": (
+            *_flat_locality(record),
+            *(Locality(item.prompt, item.answer or "") for item in _knowedit_questions(record, "locality")),
+        ),
         "subject": record.optional("concept" if wikibio else "subject"),
         "old_answer": old.strip() if isinstance(old, str) and old.strip() else None,
+        "portability": tuple(_knowedit_questions(record, "portability")),
     }
 
 
-def _knowedit_locality(record: Fields) -> Iterator[Locality]:
-    """From an object of lists (KnowEdit: Relation_Specificity, Forgetfulness), or one list (CKnowEdit)."""
-    if not record.has("locality"):
+def _knowedit_questions(record: Fields, name: str) -> Iterator[Question]:
+    """From an object of lists, whose names are the kinds (KnowEdit: Relation_Specificity, Reasoning), or from one list
+    (CKnowEdit), whose kind is the field's name. A question without an answer is left out.
+    """
+    if not record.has(name):
         return
-    if isinstance(record.values["locality"], Mapping):
-        groups = record.inside("locality")
-        items = [item for name in groups.values if groups.has(name) for item in groups.objects(name)]
+    if isinstance(record.values[name], Mapping):
+        groups = record.inside(name)
+        items = [(key, item) for key in groups.values if groups.has(key) for item in groups.objects(key)]
     else:
-        items = list(record.objects("locality"))
-    for item in items:
-        fields = item.of({name.rpartition(".")[2]: value for name, value in item.values.items()})
+        items = [(name, item) for item in record.objects(name)]
+    for key, item in items:
+        fields = item.of({field.rpartition(".")[2]: value for field, value in item.values.items()})
         answer = _first_text(fields.values.get("ground_truth", fields.values.get("answer")))
         if answer is not None:
-            prompts = fields.texts("prompt")
-            yield Locality(prompts[0].strip(), answer.strip())
+            yield Question(key.rpartition(".")[2].lower(), fields.texts("prompt")[0].strip(), answer.strip())
 
 
 def _first_text(value: Any) -> str | None:
@@ -352,13 +363,38 @@ def _hallueditbench(record: Fields, nq_prefix: str) -> dict[str, Any]:
         "subject": record.optional("subject"),
         "old_answer": record.optional(said[0]) if len(said) == 1 else None,
         "relation": record.optional("relation"),
+        "portability": tuple(_hallueditbench_questions(record)),
     }
+
+
+def _hallueditbench_questions(record: Fields) -> Iterator[Question]:
+    """Each of its kinds of question with the answer that its own code (``edit_all_method.py``) expects."""
+    for kind, question, answer in HALLUEDITBENCH_QUESTIONS:
+        if record.has(question):
+            yield Question(kind, record.trimmed(question), record.trimmed(answer))
+    for kind, question, answer in (("yes", "yes_question", "Yes"), ("no", "no_question", "No")):
+        if record.has(question):
+            yield Question(kind, record.trimmed(question), answer)
+    if record.has("multiple_choice_with_letters"):
+        choices = f"{record.trimmed('question')} {record.trimmed('multiple_choice_with_letters')}"
+        yield Question("multiple_choice", choices, record.trimmed("multiple_choice_labels"))
+    if record.has("locality_question"):
+        yield Question("locality", record.trimmed("locality_question"))
+
+
+HALLUEDITBENCH_QUESTIONS = (
+    ("paraphrase", "paraphrased_question", "object"),
+    ("reversed", "reversed_relation_question", "subject"),
+    *((f"{number}_hop", f"question_{n}hop", f"answer_{n}hop") for n, number in enumerate(HOPS, start=2)),
+)
+"""Kinds of question with the fields of question and answer."""
 
 
 def _own(record: Fields, nq_prefix: str) -> dict[str, Any]:
     record = _under_own_names(record)
+    record = replace(record, id=_own_id(record))
     values = dict(record.values)
-    for name in ("rephrases", "locality"):  # a CSV cell holds a JSON list, or one text
+    for name in ("rephrases", "locality", "portability"):  # a CSV cell holds a JSON list, or one text
         if isinstance(values.get(name), str) and values[name].lstrip().startswith("["):
             try:
                 values[name] = json.loads(values[name])
@@ -367,6 +403,7 @@ def _own(record: Fields, nq_prefix: str) -> dict[str, Any]:
     record = record.of(values)
     locality = tuple(_own_locality(record))
     return {
+        "id": record.id,
         "prompt": record.text("prompt"),
         "target": record.text("target"),
         "rephrases": record.texts("rephrases") if record.has("rephrases") else (),
@@ -374,7 +411,20 @@ def _own(record: Fields, nq_prefix: str) -> dict[str, Any]:
         "subject": record.optional("subject"),
         "old_answer": record.optional("old_answer"),
         "relation": record.optional("relation"),
+        "portability": tuple(_own_questions(record)),
     }
+
+
+def _own_id(record: Fields) -> str | None:
+    """Text, or a whole number.
+
+    Raises:
+        BadRecordError: If it is something else.
+    """
+    value = record.values.get("id")
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return record.optional("id")
 
 
 def _under_own_names(record: Fields) -> Fields:
@@ -419,17 +469,34 @@ def _plain(name: str) -> str:
 
 def _own_locality(record: Fields) -> Iterator[Locality]:
     """From a list of objects, and from the two fields that a spreadsheet has."""
-    if record.has("locality"):
-        items = record.values["locality"]
-        if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
-            raise record.bad("locality", 'must be a list of objects like {"prompt": "...", "answer": "..."}')
-        for item in record.objects("locality"):
-            yield Locality(item.text("locality.prompt"), item.text("locality.answer"))
+    for item in _own_objects(record, "locality", '{"prompt": "...", "answer": "..."}'):
+        yield Locality(item.text("locality.prompt"), item.text("locality.answer"))
     if record.has("locality_prompt"):
         yield Locality(record.text("locality_prompt"), record.text("locality_answer"))
 
 
+def _own_questions(record: Fields) -> Iterator[Question]:
+    """From a list of objects; one without an answer asks for what the model said before."""
+    for item in _own_objects(record, "portability", '{"kind": "...", "prompt": "...", "answer": "..."}'):
+        prompt, answer = item.text("portability.prompt"), item.optional("portability.answer")
+        yield Question(item.trimmed("portability.kind"), prompt, answer)
+
+
+def _own_objects(record: Fields, name: str, like: str) -> Iterator[Fields]:
+    """The objects of a field's list, if there is one.
+
+    Raises:
+        BadRecordError: If the field holds something else.
+    """
+    if record.has(name):
+        items = record.values[name]
+        if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+            raise record.bad(name, f"must be a list of objects like {like}")
+        yield from record.objects(name)
+
+
 OWN_FIELDS = (
+    "id",
     "prompt",
     "target",
     "subject",
@@ -439,6 +506,7 @@ OWN_FIELDS = (
     "locality",
     "locality_prompt",
     "locality_answer",
+    "portability",
 )
 
 OTHER_NAMES = {"question": "prompt", "answer": "target", "completion": "target", "rephrase": "rephrases"}
@@ -469,6 +537,9 @@ FORMATS: dict[str, tuple[tuple[tuple[str, ...], Parser], ...]] = {
     "hallueditbench": ((("subject", "relation", "object", "question"), _hallueditbench),),
     "own": ((("prompt", "target"), _own),),
 }
+
+WITH_PORTABILITY = ("hallueditbench", "knowedit", "own")
+"""Formats whose records may have portability questions."""
 
 
 def detect(
@@ -535,8 +606,12 @@ def to_edits(record: Fields, parse: Parser, nq_prefix: Literal["keep", "strip"])
     """
     parsed = parse(record, nq_prefix)
     rows = parsed if isinstance(parsed, list) else [parsed]
-    names = [f"{record.file}/{record.number}" + (f".{i}" if i > 1 else "") for i in range(1, len(rows) + 1)]
-    return [_checked(Edit(id=name, **row), record) for name, row in zip(names, rows, strict=True)]
+    edits = []
+    for i, row in enumerate(rows, start=1):
+        own_id = row.pop("id", None)
+        id = own_id or f"{record.file}/{record.number}" + (f".{i}" if i > 1 else "")
+        edits.append(_checked(Edit(id=id, **row), replace(record, id=own_id)))
+    return edits
 
 
 def to_edit(record: Fields, parse: Parser, nq_prefix: Literal["keep", "strip"]) -> Edit:
@@ -567,9 +642,14 @@ def _checked(edit: Edit, record: Fields) -> Edit:
     if old_answer is not None:  # it stands where the target stands
         old_answer = target[: len(target) - len(target.lstrip())] + old_answer.strip()
     pairs = (_without_usual_space(item.answer.rstrip(), item.prompt) for item in edit.locality)
-    locality = tuple(Locality(prompt, answer) for answer, prompt in pairs)
     return replace(
-        edit, prompt=prompt, target=target, rephrases=tuple(rephrases), locality=locality, old_answer=old_answer
+        edit,
+        prompt=prompt,
+        target=target,
+        rephrases=tuple(rephrases),
+        locality=tuple(Locality(prompt, answer) for answer, prompt in pairs),
+        old_answer=old_answer,
+        portability=tuple(map(_with_usual_space, edit.portability)),
     )
 
 
@@ -584,6 +664,14 @@ def _filled(prompt: str, subject: str | None, record: Fields) -> str:
         return prompt
     record.notes.append("the subject was put in the place of {} in a prompt")
     return prompt.replace("{}", subject)
+
+
+def _with_usual_space(question: Question) -> Question:
+    """A question and its answer without the one space between them that would be put there anyway."""
+    if question.answer is None:
+        return question
+    answer, prompt = _without_usual_space(question.answer.rstrip(), question.prompt)
+    return replace(question, prompt=prompt, answer=answer)
 
 
 def _without_usual_space(answer: str, *prompts: str) -> list[str]:

@@ -40,6 +40,7 @@ class BadRecordError(ValueError):
         kind: See below.
         fatal: See below.
         line: The line of the file that the record begins in, from 1, if that is known.
+        id: The name that the record has in the file, if it has one.
 
     Attributes:
         kind: What is wrong, in a word: ``syntax``, ``encoding``, ``field``, ``unchanged``, ``length``, ``subject``,
@@ -56,15 +57,18 @@ class BadRecordError(ValueError):
         kind: str = "field",
         fatal: bool = False,
         line: int | None = None,
+        id: str | None = None,
     ) -> None:
-        where = f"{printable(file)}, {place_of(record, line)}" + (f", field {field!r}" if field else "")
+        where = f"{printable(file)}, {place_of(record, line, id)}" + (f", field {field!r}" if field else "")
         super().__init__(f"{where}: {what}")
         self.kind, self.fatal = kind, fatal
 
 
-def place_of(record: int, line: int | None) -> str:
-    """``record 3``, with its line where that is another number."""
-    return f"record {record}" + (f" (line {line})" if line not in (None, record) else "")
+def place_of(record: int, line: int | None, id: str | None = None) -> str:
+    """``record 3``, with its line where that is another number, and with its id if it has one."""
+    about = [f"line {line}"] if line not in (None, record) else []
+    about += [f"id {id!r}"] if id is not None else []
+    return f"record {record}" + (f" ({', '.join(about)})" if about else "")
 
 
 class RawRecord(NamedTuple):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from editenv.atomic_files import atomic_write_text, replace, sync
-from editenv.data.edit_file import EDITS_AT_A_TIME, EditFile, ReadReport, record_of, repeat_error, repeats
+from editenv.data.edit_file import EDITS_AT_A_TIME, EditFile, ReadReport, digest_as_written, repeat_error, repeats
 from editenv.data.edits import Edit
 from editenv.data.formats import Fields, detect, to_edits
 from editenv.data.options import FileOptions
@@ -23,12 +23,21 @@ from editenv.data.records import BadRecordError, RawRecord, place_of, read_recor
 if TYPE_CHECKING:
     import pyarrow as pa
 
-VERSION = 3
+VERSION = 4
 """Of the tables kept on disk; raised when the same file would give other edits."""
 
 TEXTS = ("id", "prompt", "target", "subject", "old_answer", "relation")
-LISTS = ("rephrases", "locality_prompts", "locality_answers")
-"""The columns of a table: one text each, and lists of texts; beside them ``line``, where the record begins."""
+LISTS = (
+    "rephrases",
+    "locality_prompts",
+    "locality_answers",
+    "portability_kinds",
+    "portability_prompts",
+    "portability_answers",
+)
+"""The columns of a table: one text each, and lists of texts, of which ``portability_answers`` has null for none; beside
+them ``record``, the record's number, and ``line``, where it begins.
+"""
 
 
 def read_edits(path: Path, name: str, options: FileOptions) -> EditFile:
@@ -114,8 +123,8 @@ def write_table(table: Path, source: str, name: str, options: FileOptions, recor
             _progress(f"reading {source}") as show_progress,
         ):
             rows: list[dict[str, Any]] = []
-            for edit, line in _parsed(records, report, name, options):
-                rows.append(_row(edit, line))
+            for edit, number, line in _parsed(records, report, name, options):
+                rows.append(_row(edit, number, line))
                 if len(rows) == EDITS_AT_A_TIME:
                     writer.write_batch(pa.RecordBatch.from_pylist(rows, schema))
                     rows = []
@@ -131,8 +140,8 @@ def write_table(table: Path, source: str, name: str, options: FileOptions, recor
 
 def _parsed(
     records: Iterable[RawRecord], report: ReadReport, name: str, options: FileOptions
-) -> Iterator[tuple[Edit, int | None]]:
-    """The edits of raw records, each with its line; the first record that can be read tells the format."""
+) -> Iterator[tuple[Edit, int, int | None]]:
+    """The edits of raw records, each with its record's number and line; the first record that can be read tells the format."""
     parse = None
     first_error: BadRecordError | None = None
     for number, line, record in records:
@@ -152,7 +161,7 @@ def _parsed(
         else:
             for note in dict.fromkeys(fields.notes):
                 report.note(note, number, line)
-            yield from ((edit, line) for edit in edits)
+            yield from ((edit, number, line) for edit in edits)
     if parse is None and first_error is not None:  # not a file of edits at all
         if report.records > 1:
             first_error.args = ("\n".join((f"{report}", *report.reasons())),)
@@ -163,15 +172,19 @@ def _schema() -> "pa.Schema":
     import pyarrow as pa
 
     texts, lists = dict.fromkeys(TEXTS, pa.string()), dict.fromkeys(LISTS, pa.list_(pa.string()))
-    return pa.schema(texts | lists | {"line": pa.int64()})
+    return pa.schema(texts | lists | {"record": pa.int64(), "line": pa.int64()})
 
 
-def _row(edit: Edit, line: int | None) -> dict[str, Any]:
+def _row(edit: Edit, number: int, line: int | None) -> dict[str, Any]:
     return {name: getattr(edit, name) for name in TEXTS} | {
+        "record": number,
         "line": line,
         "rephrases": list(edit.rephrases),
         "locality_prompts": [item.prompt for item in edit.locality],
         "locality_answers": [item.answer for item in edit.locality],
+        "portability_kinds": [item.kind for item in edit.portability],
+        "portability_prompts": [item.prompt for item in edit.portability],
+        "portability_answers": [item.answer for item in edit.portability],
     }
 
 
@@ -189,7 +202,7 @@ def _progress(what: str) -> Iterator[Callable[[int], None]]:
 
 
 def open_table(path: Path, options: FileOptions) -> EditFile:
-    """Opens a table, without the edits that repeat or contradict an earlier one.
+    """Opens a table, without the edits that repeat or contradict an earlier one, or have its id.
 
     Raises:
         BadRecordError: For the first such edit, unless bad records are to be skipped.
@@ -203,10 +216,24 @@ def open_table(path: Path, options: FileOptions) -> EditFile:
     for i, earlier in repeats(edits.column("prompt")):
         keep[i] = False
         row, first = table[i], table[earlier]
-        number, first_number = record_of(row["id"])[1], record_of(first["id"])[1]
-        error = repeat_error(row["target"], first["target"], place_of(first_number, first["line"]))
+        error = repeat_error(row["target"], first["target"], place_of(*edits.place(earlier)))
         if error[-1] == "duplicate" and report.format == "mquake":  # several of its questions rest on the same fact
-            report.note("a fact that an earlier record edits, too, is edited once", number, None)
+            report.note("a fact that an earlier record edits, too, is edited once", row["record"], None)
         else:
             report.refuse(edits.bad(i, *error), options)
+    return _without_repeated_ids(edits.where(keep), options)
+
+
+def _without_repeated_ids(edits: EditFile, options: FileOptions) -> EditFile:
+    """The edits without those whose id an earlier one has.
+
+    Raises:
+        BadRecordError: For the first such edit, unless bad records are to be skipped.
+    """
+    keep = np.ones(len(edits), dtype=bool)
+    for i, earlier in repeats(edits.column("id"), digest_as_written):
+        keep[i] = False
+        number, line, _ = edits.place(earlier)
+        what = f"is that of {place_of(number, line)}, too: results could not be told apart"
+        edits.report.refuse(edits.bad(i, what, "id", "duplicate"), options)
     return edits.where(keep)

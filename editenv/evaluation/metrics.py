@@ -12,10 +12,16 @@
 ``generation_prefix``
     The free continuation begins with the answer, for models that do not stop after one
     (:mod:`editenv.evaluation.prefix`).
+``wild``
+    QAEdit's way: the question alone, a natural stop at the sentence's end, and exact match but for case, articles and
+    punctuation (:mod:`editenv.evaluation.wild`).
 
 Each reports **efficacy** on the edit's own prompt, **generalization** on its rephrases, and **specificity** on its
 locality prompts: agreement with the model's *own* output before any edit, whatever that was (with ``probability``: the
 data set's answer is likelier than the edit's target). **Locality accuracy** is agreement with the data set's answer.
+
+What follows from an edit is not among the three: ``portability`` (:mod:`editenv.evaluation.portability`) and, of the
+embedded world, ``probes`` (:mod:`editenv.evaluation.probes`).
 """
 
 from collections.abc import Sequence
@@ -138,7 +144,7 @@ def probability(lm: EditableLM, edits: Sequence[Edit], batch_size: int = 512) ->
     edit_index = np.array([choice.edit_index for choice in choices], dtype=int)
     kinds = np.array([choice.kind for choice in choices], dtype=int)
     efficacy, generalization, specificity = (
-        _mean_by_edit(edit_index[kinds == kind], likelier[kinds == kind], len(edits))
+        mean_by_edit(edit_index[kinds == kind], likelier[kinds == kind], len(edits))
         for kind in (PROMPT, REPHRASE, LOCALITY)
     )
     return Scores(efficacy, generalization, specificity, locality_accuracy=np.full(len(edits), np.nan))
@@ -263,7 +269,7 @@ def mean_scores(batch: EvaluationBatch, correct: np.ndarray, matches_answer: np.
     edit_index, kinds = batch.edit_index.cpu().numpy(), batch.kind.cpu().numpy()
 
     def mean(values: np.ndarray, kind: int) -> np.ndarray:
-        return _mean_by_edit(edit_index[kinds == kind], values[kinds == kind], len(batch.edits))
+        return mean_by_edit(edit_index[kinds == kind], values[kinds == kind], len(batch.edits))
 
     return Scores(
         efficacy=mean(correct, PROMPT),
@@ -273,7 +279,7 @@ def mean_scores(batch: EvaluationBatch, correct: np.ndarray, matches_answer: np.
     )
 
 
-def _mean_by_edit(edit_index: np.ndarray, values: np.ndarray, edits: int) -> np.ndarray:
+def mean_by_edit(edit_index: np.ndarray, values: np.ndarray, edits: int) -> np.ndarray:
     """``(edits,)`` the mean of each edit's values, NaN where it has none."""
     total = np.bincount(edit_index, weights=values, minlength=edits)
     count = np.bincount(edit_index, minlength=edits)

@@ -72,20 +72,9 @@ def _normalised(text: str, form: Literal["NFC", "NFKC"]) -> str:
 class PrefixMatcher(GreedyMatcher):
     """Compares the beginning of what a model writes, at its current weights, with target texts."""
 
-    def _by_generating(self, texts: Sequence[str], targets: Sequence[str]) -> list[bool]:
-        """As soon as a text is decided it ends."""
-        written = continuations(
-            self.lm.model,
-            self.lm.tokenizer,
-            texts,
-            self.limit,
-            decided=lambda row, tokens: self._verdict(tokens, targets[row]) is not Verdict.UNDECIDED,
-        )
-        eos = self.lm.tokenizer.eos_token_id
-        return [
-            self._verdict([*tokens, eos], target) is Verdict.MATCH
-            for tokens, target in zip(written, targets, strict=True)
-        ]
+    def _matches(self, tokens: list[int], target: str) -> bool:
+        """The text counts as it is where the limit ends it."""
+        return self._verdict([*tokens, self.lm.tokenizer.eos_token_id], target) is Verdict.MATCH
 
     def _verdict_at_limit(self, tokens: list[int], target: str) -> Verdict:
         return self._verdict([*tokens, self.lm.eos_token], target)
@@ -124,7 +113,7 @@ def generation_prefix(
     correct = matches_answer.copy()
     is_locality = (batch.kind == LOCALITY).cpu().numpy()
     questions = [prompt for prompt, chosen in zip(prompts, is_locality, strict=True) if chosen]
-    correct[is_locality] = _writes_tokens(lm, questions, initial_beginnings, batch_size)
+    correct[is_locality] = writes_tokens(lm, questions, initial_beginnings, batch_size)
     return mean_scores(batch, correct.astype(np.float32), matches_answer.astype(np.float32))
 
 
@@ -163,7 +152,7 @@ def beginnings_of_initial_model(lm: EditableLM, batch: EvaluationBatch) -> list[
 
 
 @torch.no_grad()
-def _writes_tokens(
+def writes_tokens(
     lm: EditableLM, texts: Sequence[str], beginnings: Sequence[Sequence[int]], batch_size: int
 ) -> np.ndarray:
     """``(n,)`` bool: whether the greedy continuation of each text begins with these tokens."""

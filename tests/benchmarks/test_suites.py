@@ -118,6 +118,7 @@ def test_what_is_no_suite_is_refused(folder, text):
         ({"protocols": ["generation"]}, "protocols"),
         ({"protocols": ["teacher_forced", "generation", "taste"]}, "protocols"),
         ({"dataset": "counterfact:x", "options": {}}, "probes"),
+        ({"protocols": [*suites.PROTOCOLS[:2], "portability"]}, "portability needs a data set FORMAT:PATH"),
         ({"options": []}, "options"),
         ({"agents": "rledit"}, "agents"),
         ({"agents": [1]}, "agents"),
@@ -188,6 +189,20 @@ def test_other_edits_are_refused_and_so_are_too_few(model_folder, tmp_path):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(ValueError, match="is about edits with fingerprint"):
         pinned.check_fingerprints()
+
+
+def test_questions_that_are_asked_are_part_of_the_edits(model_folder, tmp_path):
+    path = tmp_path / "edits.jsonl"
+    row = {"prompt": "The home of Ada is", "target": "Oslo", "portability": [{"kind": "a", "prompt": "p"}]}
+    path.write_text(json.dumps(row))
+    plain = Suite("own", 1, 1, model=model_folder, dataset=f"own:{path}", split="all", protocols=suites.PROTOCOLS[:2])
+    asking = replace(plain, protocols=(*plain.protocols, "portability"))
+    before = [suite.check_fingerprints() for suite in (plain, asking)]
+    row["portability"][0]["prompt"] = "q"
+    path.write_text(json.dumps(row))
+    after = [suite.check_fingerprints() for suite in (plain, asking)]
+    assert [a["edits"] == b["edits"] for a, b in zip(before, after, strict=True)] == [True, False]
+    assert [a["training"] == b["training"] for a, b in zip(before, after, strict=True)] == [True, True]
 
 
 def test_suites_on_real_data_say_what_they_need(tmp_path):

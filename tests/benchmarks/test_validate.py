@@ -53,6 +53,10 @@ def data(tmp_path_factory):
             "subject": f"number {i}",
             "rephrases": [f"People find number {i} in"],
             "locality": [{"prompt": f"Who saw item {i}?", "answer": cities[(i + 1) % 6]}],
+            "portability": [
+                {"kind": "reversed", "prompt": f"Who is found in {cities[i % 6]}?", "answer": f"number {i}"},
+                {"kind": "locality", "prompt": f"Who saw item {i} first?"},
+            ],
         }
         for i in range(30)
     ]
@@ -64,7 +68,8 @@ def data(tmp_path_factory):
 def suite(model_folder, data):
     """Three batches of two edits, on the tiny model and on no other."""
     micro = Suite("micro", 3, 2, model=model_folder, dataset="own:{data}/edits.jsonl", data=data)
-    micro = replace(micro, modules=("layers.2.mlp.down_proj",), protocols=("teacher_forced", "generation", "drift"))
+    protocols = ("teacher_forced", "generation", "wild", "drift", "portability")
+    micro = replace(micro, modules=("layers.2.mlp.down_proj",), protocols=protocols)
     return replace(micro, model_fingerprint=suites.model_fingerprint(model_folder))
 
 
@@ -125,7 +130,19 @@ def test_low_rank_deltas_are_kept_low_rank_and_give_the_edited_model(submission,
 
 
 @pytest.mark.parametrize(
-    "field", ["teacher_forced", "generation", "immediate", "drift", "mean_reward", "retention", "edits", "modules"]
+    "field",
+    [
+        "teacher_forced",
+        "generation",
+        "wild",
+        "portability",
+        "immediate",
+        "drift",
+        "mean_reward",
+        "retention",
+        "edits",
+        "modules",
+    ],
 )
 def test_a_tampered_result_is_found(check, submission, model_folder, capsys, field):
     (record,) = read(place(submission)[0])
@@ -138,6 +155,9 @@ def test_a_tampered_result_is_found(check, submission, model_folder, capsys, fie
         value *= 0.98
     elif field == "modules":
         value = {name: [2 * d_in, d_out] for name, (d_in, d_out) in value.items()}
+    elif field == "portability":
+        assert {kind: figure["questions"] for kind, figure in value.items()} == {"reversed": 6, "locality": 6}
+        value = value | {"reversed": value["reversed"] | {"right": 99.0}}
     elif field == "drift":
         value = value | {"kl": value["kl"] * 0.9}
     else:
@@ -395,6 +415,11 @@ def test_a_folder_without_cells_is_refused(tmp_path):
         ("retention", [{"efficacy": 1.0}], [], ["retention"]),
         ("retention", [{"edits": 20}], [{"edits": 21}], ["retention[0].edits"]),
         ("probes", {"one_hop_questions": 30.0}, {"one_hop_questions": 31.0}, ["probes.one_hop_questions"]),
+        ("portability", {"yes": {"right": 50.4}}, {"yes": {"right": 50.0}}, []),
+        ("portability", {"yes": {"right": 50.6}}, {"yes": {"right": 50.0}}, ["portability.yes.right"]),
+        ("portability", {"yes": {"questions": 60}}, {"yes": {"questions": 61}}, ["portability.yes.questions"]),
+        ("portability", {"yes": {}}, {"no": {}}, ["portability"]),
+        ("wild", {"efficacy": 50.6}, {"efficacy": 50.0}, ["wild.efficacy"]),
         ("drift", {"perplexity": 10.09}, {"perplexity": 10.0}, []),
         ("drift", {"perplexity": 10.2}, {"perplexity": 10.0}, ["drift.perplexity"]),
         ("drift", {"kl": 0.00005}, {"kl": 0.0}, []),

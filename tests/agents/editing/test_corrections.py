@@ -211,6 +211,24 @@ def test_corrections_that_were_taken_back_are_a_file_to_try_again(edit, tmp_path
     assert "batch 2 was taken back: too bold" in shown.err
 
 
+def test_corrections_with_ids_are_called_by_them(edit, tmp_path, capsys, monkeypatch):
+    question = {"kind": "two_hop", "prompt": "The country of number 2 is", "answer": "Peru"}
+    records = [row | {"id": f"case-{i}"} for i, row in enumerate(rows(5))]
+    records[2]["portability"] = [question]
+    del records[3]["id"]
+    write(tmp_path / "edits.jsonl", records)
+    monkeypatch.setattr(LifelongEditor, "_broken_bound", lambda self, *_: "too bold" if self.batches == 1 else None)
+    edit()
+    assert "batch 2 was taken back: too bold (case-2, edits.jsonl/4)" in capsys.readouterr().err
+    outcomes = lines(tmp_path / "out/results.jsonl")
+    assert [row["id"] for row in outcomes] == ["case-0", "case-1", "case-2", "edits.jsonl/4", "case-4"]
+    assert lines(tmp_path / "out/not-applied.jsonl") == records[2:4]
+    # The id and the questions are no part of what was edited: the same run goes on without them.
+    write(tmp_path / "edits.jsonl", rows(6))
+    assert edit()["asked"] == 6
+    assert "going on after batch 3: 5 of 6" in capsys.readouterr().err
+
+
 def test_what_is_left_out_is_said(edit, tmp_path, capsys):
     long = {"prompt": "very " * 400 + "long", "target": "Rome"}
     path = write(tmp_path / "edits.jsonl", [*rows(2), long, {"prompt": "no target"}])

@@ -40,6 +40,11 @@ RECORD = Record(
         ("retention", [SCORES], "retention[0]"),
         ("retention", 5, "retention"),
         ("retention", [5], "retention[0]"),
+        ("wild", SCORES | {"efficacy": 100.1}, "wild.efficacy"),
+        ("portability", {"yes": {"right": 101.0, "questions": 5}}, "portability.yes.right"),
+        ("portability", {"yes": {"right": 10.0, "questions": 0}}, "portability.yes.questions"),
+        ("portability", {"yes": {"right": 10.0}}, "portability.yes"),
+        ("portability", {"yes": 10.0}, "portability.yes"),
         ("edits", -1, "edits"),
         ("failures", float("inf"), "failures"),
         ("edit_seconds", float("nan"), "edit_seconds"),
@@ -75,7 +80,8 @@ def test_a_wrong_field_is_named(field, value, named):
 
 def test_a_record_survives_the_file_and_is_one_line(tmp_path):
     path = tmp_path / "deep" / "results.jsonl"
-    second = replace(RECORD, agent='with , " and { in it', seed=1)
+    portability = {"two_hop": {"right": 12.5, "questions": 8}}
+    second = replace(RECORD, agent='with , " and { in it', seed=1, wild=SCORES, portability=portability)
     append(path, RECORD)
     first_line = path.read_text()
     append(path, second)

@@ -12,6 +12,7 @@ from benchmarks.results.tables import (
     as_intervals,
     as_markdown,
     as_means,
+    as_portability,
     as_times,
     markdown,
     one_line,
@@ -127,6 +128,32 @@ def test_markdown_has_a_line_for_each_agent():
     assert {line.count("|") for line in lines} == {len(COLUMNS) + 1}
     assert lines[2].startswith("| no-edit |")
     assert lines[3].startswith("| fine-tune |")
+
+
+def test_each_kind_of_portability_question_has_a_column():
+    def asked(agent, seed, **right):
+        figures = {kind: {"right": value, "questions": 8} for kind, value in right.items()}
+        return replace(RECORD, agent=agent, seed=seed, portability=figures)
+
+    records = [asked("no-edit", 0, two_hop=12.5, yes=40.0), asked("rledit", 0, two_hop=20.0), RECORD]
+    records.append(asked("rledit", 1, two_hop=30.0, locality=90.0))
+    assert [
+        [cell.strip() for cell in line.strip("| ").split("|")] for line in as_portability(records).splitlines()
+    ] == [
+        ["agent", "seeds", "two hop", "yes", "locality"],
+        ["---"] * 5,
+        ["no-edit", "2", "12.5", "40.0", "-"],
+        ["rledit", "2", "25.0", "-", "90.0"],
+    ]
+
+
+def test_details_have_a_column_for_wild_where_it_was_measured():
+    plain = replace(RECORD, drift={"perplexity_before": 17.0, "perplexity": 20.5, "kl": 0.125})
+    judged = replace(plain, wild={"efficacy": 30.0, "generalization": None, "specificity": 90.0})
+    assert as_details([plain]).splitlines()[0].endswith("| KL |")
+    lines = as_details([judged]).splitlines()
+    assert lines[0].endswith("| KL | WILD Eff / Gen / Spe |")
+    assert lines[2].endswith("| 0.125 | 30.0 / - / 90.0 |")
 
 
 def test_details_have_columns_for_probes_where_they_were_asked():

@@ -67,6 +67,8 @@ def test_doing_nothing_keeps_everything(suite):
     assert record.drift["kl"] == pytest.approx(0, abs=1e-6)
     assert record.drift["perplexity"] == pytest.approx(record.drift["perplexity_before"])
     assert record.probes["distractor"] == 100
+    assert record.wild["specificity"] == 100
+    assert record.portability is None  # the embedded world has no such questions
     assert record.peak_memory_bytes > 10**7
 
 

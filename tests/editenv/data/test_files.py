@@ -3,6 +3,7 @@
 import copy
 import csv
 import gzip
+import hashlib
 import json
 import os
 import random
@@ -18,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from editenv.data import Edit, Locality, load_edits, tables
+from editenv.data import Edit, Locality, Question, edits_digest, load_edits, tables
 from editenv.data.files import SHARES, FileOptions, load_file_edits
 from editenv.data.records import BadRecordError, read_records
 from editenv.data.rephrases import true_rephrases
@@ -85,6 +86,10 @@ RECORDS = {
         "old_answer": "Cy",
         "rephrases": ["Ada works for"],
         "locality": [{"prompt": "The boss of Di is", "answer": "Ed"}],
+        "portability": [
+            {"kind": "two_hop", "prompt": "Ada's boss lives in", "answer": "Rome"},
+            {"kind": "locality", "prompt": "Ada lives in"},
+        ],
     },
 }
 EDITS = {
@@ -109,7 +114,8 @@ EDITS = {
         "Ada",
     ),
     "own": Edit(
-        "f/1", "The boss of Ada is", "Bo", ("Ada works for",), (Locality("The boss of Di is", "Ed"),), None, "Cy"
+        "f/1", "The boss of Ada is", "Bo", ("Ada works for",), (Locality("The boss of Di is", "Ed"),), None, "Cy", None,
+        (Question("two_hop", "Ada's boss lives in", "Rome"), Question("locality", "Ada lives in")),
     ),
 }  # fmt: skip
 
@@ -202,20 +208,28 @@ RECORDS |= {
         "locality_question": "Where is Rome?",
         "question_2hop": "What does Ada's shop sell?",
         "answer_2hop": "bread",
+        "question_6hop": "Where is its flour from?",
+        "answer_6hop": "Rome",
+        "reversed_relation_question": "Who is a baker?",
+        "yes_question": "Is Ada a baker?",
+        "no_question": "Is Ada a miller?",
+        "multiple_choice_with_letters": "A. miller  B. baker",
+        "multiple_choice_labels": "B",
     },
 }  # fmt: skip
 EDITS |= {
     "knowedit": Edit(
         "f/1", "The name of the trade of Ada is", "baker", ("Ada works as a",),
         (Locality("The father of Ada is", "Bo"), Locality("The trade of Ada, which is not baker, is", "miller")),
-        "Ada", "miller",
+        "Ada", "miller", None, (Question("reasoning", "Ada's shop sells", "bread"),),
     ),
     "wikibio": Edit(
         "f/1", "This is a passage about ada. Ada was a baker.", "She had three shops.", (),
         (Locality("The town of ada is", "Rome"),), "ada",
     ),
     "cknowedit": Edit(
-        "f/1", "解释成语对牛弹琴", "新", ("对牛弹琴的意思是",), (Locality("首都是", "北京"),), None, "旧"
+        "f/1", "解释成语对牛弹琴", "新", ("对牛弹琴的意思是",), (Locality("首都是", "北京"),), None, "旧", None,
+        (Question("portability", "何时用", "常"),),
     ),
     "mquake": Edit("f/1", "Ada plays", "chess", ("What does Ada play?",), (), "Ada", "golf", "P1"),
     "akew": Edit("f/1", "Ada is led by", "Bo", ("Who leads Ada?",), (Locality("Who leads Di?", "Ed"),), "Ada", "Cy"),
@@ -224,7 +238,17 @@ EDITS |= {
         (Locality("who sings", "Di"), Locality("who dances", "Ed")), "ada",
     ),
     "hallueditbench": Edit(
-        "f/1", "What is the trade of Ada?", "baker", ("What does Ada work as?",), (), "Ada", "Miller", "trade"
+        "f/1", "What is the trade of Ada?", "baker", ("What does Ada work as?",), (), "Ada", "Miller", "trade",
+        (
+            Question("paraphrase", "What does Ada work as?", "baker"),
+            Question("reversed", "Who is a baker?", "Ada"),
+            Question("two_hop", "What does Ada's shop sell?", "bread"),
+            Question("six_hop", "Where is its flour from?", "Rome"),
+            Question("yes", "Is Ada a baker?", "Yes"),
+            Question("no", "Is Ada a miller?", "No"),
+            Question("multiple_choice", "What is the trade of Ada? A. miller  B. baker", "B"),
+            Question("locality", "Where is Rome?", None),
+        ),
     ),
 }  # fmt: skip
 FORMS = {"nested": "counterfact", "wikibio": "knowedit", "cknowedit": "knowedit"}
@@ -951,3 +975,74 @@ def test_a_line_is_named_where_it_is_not_the_records_number(tmp_path):
     path.write_text('\n\n{"prompt": "a", "target": ""}\n', encoding="utf-8")
     with pytest.raises(BadRecordError, match=r"record 1 \(line 3\), field"):
         load(path)
+
+
+@pytest.mark.parametrize("name", ["e.jsonl", "e.csv"])
+def test_a_correction_is_called_by_the_id_that_it_has_in_its_file(write, name):
+    edits = load(write([own(0, id="case-7"), own(1, id=""), own(2, id=" 12 ")], name))
+    assert [edit.id for edit in edits] == ["case-7", f"{name}/2", "12"]
+
+
+def test_an_id_may_be_a_whole_number_and_is_in_every_error_about_its_record(write, tokenizer):
+    assert load(write([own(0, ID=12)]))[0].id == "12"
+    for records, words in (
+        ([own(0, id=1.5)], "record 1, field 'id': must be text, not 1.5"),
+        ([own(0, id="a", target="")], r"record 1 \(id 'a'\), field 'target': is empty"),
+        ([own(0, id="a", old_answer="person 0")], r"record 1 \(id 'a'\), field 'target': equals the old answer"),
+        ([own(0, id="a"), own(0, id="b")], r"record 2 \(id 'b'\), field 'prompt': repeats record 1 \(id 'a'\)"),
+    ):
+        with pytest.raises(BadRecordError, match=words):
+            load(write(records))
+    edits = load_file_edits(str(write([own(0, id="a")])), "all", FileOptions())
+    with pytest.raises(BadRecordError, match=r"record 1 \(id 'a'\), field 'prompt': has .* tokens"):
+        edits.check_lengths(tokenizer, 3, FileOptions())
+
+
+@pytest.mark.parametrize(
+    ("ids", "kept"),
+    [
+        (("a", "b", "a"), ["a", "b"]),
+        (("a", "A", " a"), ["a", "A"]),
+        (("edits.jsonl/3", "b", None), ["edits.jsonl/3", "b"]),
+    ],
+)
+def test_no_two_corrections_have_one_id(write, ids, kept):
+    path = write([own(i, id=id) for i, id in enumerate(ids)])
+    with pytest.raises(BadRecordError, match=r"record 3.*, field 'id': is that of record 1, too: results could not"):
+        load(path)
+    edits = load(path, **SKIP)
+    assert [edit.id for edit in edits] == kept
+    assert edits.report.bad == {"duplicate": 1}
+
+
+def test_portability_questions_are_read_from_a_cell_too(write):
+    cell = '[{"kind": "two_hop", "prompt": "His boss lives in ", "answer": "Rome "}, {"kind": "town", "prompt": "p"}]'
+    (edit,) = load(write([own(0, portability=cell)], "e.csv"))
+    assert edit.portability == (Question("two_hop", "His boss lives in", "Rome"), Question("town", "p"))
+    for value, words in (
+        ({"prompt": "p"}, "field 'portability': must be a list of objects like"),
+        ([{"prompt": "p"}], "field 'portability.kind': is missing"),
+        ([{"kind": "town"}], "field 'portability.prompt': is missing"),
+    ):
+        with pytest.raises(BadRecordError, match=words):
+            load(write([own(0, portability=value)]))
+
+
+def test_a_question_without_the_answer_that_its_file_gives_is_an_error(write):
+    record = {name: value for name, value in RECORDS["hallueditbench"].items() if name != "answer_2hop"}
+    with pytest.raises(BadRecordError, match="record 1, field 'answer_2hop': is missing"):
+        load(write([record]))
+
+
+def test_questions_are_no_part_of_what_is_edited_and_learned_from(write):
+    """Fingerprints of before there were questions stay."""
+    asked = load(write([RECORDS["own"]]))
+    plain = load(write([{name: value for name, value in RECORDS["own"].items() if name != "portability"}], "f.jsonl"))
+    content = {
+        "id": "edits.jsonl/1", "prompt": "The boss of Ada is", "target": "Bo", "rephrases": ["Ada works for"],
+        "locality": [{"prompt": "The boss of Di is", "answer": "Ed"}], "subject": None, "old_answer": "Cy",
+        "relation": None,
+    }  # fmt: skip
+    assert edits_digest(asked) == hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    assert edits_digest(asked, portability=True) != edits_digest(asked)
+    assert edits_digest(plain, portability=True) == edits_digest(plain)
