@@ -18,7 +18,7 @@ A fact is an edit of a data set: its prompt, its subject and its old answer, whi
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -66,12 +66,12 @@ class Restored(NamedTuple):
     Attributes:
         state: Of :data:`STATES`.
         layers: Whose.
-        column: At which token of the prompt, from 0.
+        columns: At which tokens of the prompt, from 0.
     """
 
     state: str
     layers: range
-    column: int
+    columns: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,9 @@ class Tracer:
         subject = subject_tokens(self.lm, fact)
         columns = dict(zip(TOKENS, (subject[-1], len(ids) - 1), strict=True))
         runs = [
-            Restored(state, self._layers_around(layer) if state != "hidden state" else range(layer, layer + 1), column)
+            Restored(
+                state, self._layers_around(layer) if state != "hidden state" else range(layer, layer + 1), (column,)
+            )
             for state, column in itertools.product(STATES, columns.values())
             for layer in range(self.layers)
         ]
@@ -199,7 +201,8 @@ class Tracer:
         with ExitStack() as stack:
             for (state, layer), cells in _cells(runs, draws).items():
                 module = self.parts[state][layer]
-                stack.enter_context(hooked(module.register_forward_hook(_copy_from_first_row(*cells))))
+                hook = _copy_from_first_row(1 + len(runs) * draws, *cells)
+                stack.enter_context(hooked(module.register_forward_hook(hook)))
             yield
 
     def _layers_around(self, layer: int) -> range:
@@ -254,18 +257,21 @@ def _cells(runs: Sequence[Restored | None], draws: int) -> Mapping[tuple[str, in
     for number, run in enumerate(runs):
         for layer in run.layers if run is not None else ():
             rows, columns = cells.setdefault((run.state, layer), ([], []))
-            rows += range(1 + number * draws, 1 + (number + 1) * draws)
-            columns += [run.column] * draws
+            for column in run.columns:
+                rows += range(1 + number * draws, 1 + (number + 1) * draws)
+                columns += [column] * draws
     return cells
 
 
-def _copy_from_first_row(rows: list[int], columns: list[int]) -> Any:
-    """A hook that gives some rows of a module's output the first row's values at a column each."""
+def _copy_from_first_row(height: int, rows: list[int], columns: list[int]) -> Callable[..., Any]:
+    """A hook that gives some of a module's ``height`` rows the first one's output at a column each."""
 
     def hook(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         hidden = output[0] if isinstance(output, tuple) else output  # layers of some models return more
-        restored = hidden.clone()
-        restored[rows, columns] = hidden[0, columns]
+        vectors = hidden.reshape(height, -1, hidden.shape[-1])  # OPT gives its MLPs all tokens in one dimension
+        restored = vectors.clone()
+        restored[rows, columns] = vectors[0, columns]
+        restored = restored.view_as(hidden)
         return (restored, *output[1:]) if isinstance(output, tuple) else restored
 
     return hook
