@@ -145,13 +145,18 @@ def read_texts(source: str) -> Iterator[str]:
     """Texts of a file (``.txt``: one a line; ``.jsonl``: the field ``text``) or of a hub data set, one at a time.
 
     Args:
-        source: A path, or a hub id, with a configuration behind a colon if the data set has several, as in
+        source: A path; or ``wise:`` and the path of a file of WISE, whose locality prompts are beginnings of web
+            texts; or a hub id, with a configuration behind a colon if the data set has several, as in
             ``wikimedia/wikipedia:20231101.en``; its training split's column ``text`` is read.
 
     Raises:
         ValueError: If a line is not such a record, or if the data set has no such column.
         FileNotFoundError: If ``source`` looks like a file that is not there.
     """
+    if source.startswith("wise:"):
+        for edit in load_edits(source, "all", options={"bad_records": "skip"}):
+            yield from (item.prompt for item in edit.locality)
+        return
     path = Path(source)
     if path.suffix in (".txt", ".jsonl"):
         with path.open(encoding="utf-8") as file:

@@ -7,17 +7,24 @@ r"""Chooses a method's hyperparameters, with the same budget for every method th
     python -m benchmarks.tune --methods memit --suite base-50x20-validation --model ./base --settings ./mine \
         --out runs/mine --write
 
-Trial 0 is the settings as they stand; the others are drawn from the method's ranges (benchmarks/search_spaces.json)
-by a scrambled Sobol sequence, log-uniformly. A trial is one pass over the suite and counts by the harmonic mean of
-its teacher-forced figures; one that ends in an error counts 0 and says which. Trials that OUT already holds are not
-run again. --write puts the best into a folder of settings, with how it was found; what is there is a row of
-benchmarks.run: memit@./mine.
+Trial 0 is the settings as they stand; the others are drawn from the method's ranges (benchmarks/search_spaces/atlas.json)
+by a scrambled Sobol sequence, log-uniformly. A range may also be a list of choices, and where a method
+edits is one (environment.modules, environment.observed_tokens): the place is part of a method's settings. A trial is
+one pass over the suite and counts by the harmonic mean of its teacher-forced figures; one that ends in an error counts
+0 and says which. Trials that OUT already holds are not run again. --write puts the best into a folder of settings, with
+how it was found; what is there is a row of benchmarks.run: memit@./mine.
+
+For a real model (benchmarks/search_spaces/smollm2-135m.json has its places):
+
+    python -m benchmarks.tune --methods memit-seq --suite real-counterfact-7x20-validation --data DATA \
+        --spaces smollm2-135m --settings smollm2-135m --out runs/tune-real --write
 """
 
 import copy
 import json
 import math
 import time
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib import resources
@@ -26,19 +33,26 @@ from typing import Any
 
 from agents.registry import make_method, takes_settings
 from agents.rows import ROWS
-from agents.settings import read_settings, settings_path
+from agents.settings import read_environment, read_settings, settings_path
 from benchmarks.results.records import MetricValues, append
 from benchmarks.results.statistics import harmonic_mean
 from benchmarks.results.tables import triple
 from benchmarks.running.progress import console_progress
-from benchmarks.running.rollout import run
+from benchmarks.running.rollout import edit_stream, editing_environment, prepare
 from benchmarks.suites import Suite, find, name_of
 from editenv.atomic_files import atomic_write_text
 from editenv.evaluation.metrics import METRICS
 from editenv.language_model.activation_cache import ActivationCache
 
-Ranges = Mapping[str, tuple[float, float]]
-"""By a setting's dotted name the lower and the upper bound that it is searched within."""
+Ranges = Mapping[str, "tuple[float, float] | Choices"]
+"""By a setting's dotted name the lower and the upper bound that it is searched within, or what is chosen among."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """Values that one of is taken, each as likely."""
+
+    values: tuple[Any, ...]
 
 
 @dataclass
@@ -55,10 +69,16 @@ class Args:
     """Folder of agents/settings, or with a slash in it (./mine) one of your own, for what is chosen; a search
     starts from what is there, or else from those of atlas.
     """
+    spaces: str = "atlas"
+    """Search spaces: a file of benchmarks/search_spaces by its name, or with a slash in it (./spaces.json) your own."""
+    data: Path | None = None
+    """Folder of the data sets, for a suite of real records."""
     model: str | None = None
     """Name, folder or hub id of the language model; the suite's by default."""
     device: str = "cpu"
     """A torch device, or auto for a model larger than one of them."""
+    dtype: str = "float32"
+    """The weights' type: float32, bfloat16 or float16."""
     write: bool = False
     """Put the best settings there."""
     seed: int = 0
@@ -72,10 +92,11 @@ class Trial:
     Attributes:
         number: Counted from 0.
         settings: Arguments of the method.
+        environment: Where it edits and what it observes (:data:`agents.settings.ENVIRONMENT`), if that is searched.
         score: Harmonic mean of the teacher-forced figures; 0 if it ended in an error.
         teacher_forced: Percentages by metric.
         seconds: What the trial took.
-        about: Suite, seed, and model if it is not the suite's: what trials of one search have in common.
+        about: Suite, seed, type of the weights, and model if it is not the suite's: what trials of one search have in common.
         error: What the method could not do with these settings.
     """
 
@@ -86,18 +107,36 @@ class Trial:
     seconds: float = 0.0
     about: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
+    environment: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def drawn(self) -> dict[str, Any]:
+        """What :func:`draw` drew: the settings, and the environment if there is one."""
+        return self.settings | ({"environment": self.environment} if self.environment else {})
 
 
-def search_space(method: str) -> Ranges:
-    """The ranges of a method's settings, of benchmarks/search_spaces.json.
+def search_space(method: str, spaces: str = "atlas") -> Ranges:
+    """The ranges of a method's settings.
+
+    Args:
+        method: A row.
+        spaces: Name of a file of benchmarks/search_spaces, or a path with a slash in it.
 
     Raises:
         ValueError: If the method has none.
+        FileNotFoundError: If there is no such file.
     """
-    spaces = json.loads(resources.files(__package__).joinpath("search_spaces.json").read_text(encoding="utf-8"))
-    if method not in spaces:
-        raise ValueError(f"{method!r} has no search space; there are {', '.join(spaces)}")
-    return {name: (low, high) for name, (low, high) in spaces[method].items()}
+    home = Path(str(resources.files(__package__))) / "search_spaces"
+    path = Path(spaces).expanduser() if "/" in spaces else home / f"{spaces}.json"
+    if not path.exists():
+        raise FileNotFoundError(f"no search spaces {spaces!r}: there is no {path}")
+    file = json.loads(path.read_text(encoding="utf-8"))
+    if method not in file:
+        raise ValueError(f"{method!r} has no search space in {path}; there are {', '.join(file)}")
+    ranges: dict[str, tuple[float, float] | Choices] = {}
+    for name, values in file[method].items():
+        ranges[name] = Choices(tuple(values["choices"])) if isinstance(values, dict) else (values[0], values[1])
+    return ranges
 
 
 def draw(
@@ -121,16 +160,24 @@ def draw(
     drawn = [copy.deepcopy(dict(first or start))]
     for point in points:
         settings = copy.deepcopy(dict(start))
-        for (name, (low, high)), share in zip(ranges.items(), point, strict=True):
-            value = low * (high / low) ** float(share)
-            whole = isinstance(low, int) and isinstance(high, int)
-            _set(settings, name, round(value) if whole else float(f"{value:.3g}"))
+        for (name, values), share in zip(ranges.items(), point, strict=True):
+            _set(settings, name, _at(values, float(share)))
         if settings not in drawn and len(drawn) < count:
             drawn.append(settings)
     return drawn
 
 
-def _set(settings: dict[str, Any], name: str, value: float) -> None:
+def _at(values: "tuple[float, float] | Choices", share: float) -> Any:
+    """What stands at this share of the way through a range, by its logarithm, or through the choices."""
+    if isinstance(values, Choices):
+        return copy.deepcopy(values.values[int(share * len(values.values))])
+    low, high = values
+    value = low * (high / low) ** share
+    whole = isinstance(low, int) and isinstance(high, int)
+    return round(value) if whole else float(f"{value:.3g}")
+
+
+def _set(settings: dict[str, Any], name: str, value: Any) -> None:
     """Sets what has this dotted name."""
     *objects, key = name.split(".")
     for part in objects:
@@ -176,23 +223,32 @@ def tune(method: str, args: Args) -> Trial:
     """
     if not takes_settings(method):
         raise ValueError(f"unknown method {method!r}; there are {', '.join(filter(takes_settings, ROWS))}")
-    suite = find(args.suite).at(args.model, None, device=args.device)
+    suite = find(args.suite).at(args.model, args.data, device=args.device, dtype=args.dtype)
     path = args.out / f"{method}.jsonl"
     about = {"suite": args.suite, "seed": args.seed}
+    if args.dtype != "float32":
+        about["dtype"] = args.dtype
     if args.model is not None:
         about["model"] = suite.check_fingerprints()["model"] or args.model
     trials = read_trials(path, about)
-    start = args.settings if settings_path(method, args.settings).exists() else "atlas"
-    first = trials[0].settings if 0 in trials else None  # --write may have changed what the search would begin with now
-    drawn = draw(read_settings(method, start), search_space(method), args.trials, args.seed, first)
-    activation_cache = ActivationCache()  # the trials meet the same prompts
+    folder = args.settings if settings_path(method, args.settings).exists() else "atlas"
+    environment = read_environment(method, folder)
+    start = read_settings(method, folder) | ({"environment": environment} if environment else {})
+    first = trials[0].drawn if 0 in trials else None  # --write may have changed what the search would begin with now
+    drawn = draw(start, search_space(method, args.spaces), args.trials, args.seed, first)
+    caches: defaultdict[str, ActivationCache] = defaultdict(
+        ActivationCache
+    )  # trials at one place meet the same prompts
     for number, settings in enumerate(drawn):
         if number not in trials:
-            trials[number] = try_settings(method, suite, Trial(number, settings, about=about), activation_cache)
+            place = settings.get("environment", {})
+            arguments = {name: value for name, value in settings.items() if name != "environment"}
+            trial = Trial(number, arguments, about=about, environment=place)
+            trials[number] = try_settings(method, suite, trial, caches[json.dumps(place.get("modules"))])
             append(path, trials[number])
-        elif trials[number].settings != settings:
+        elif trials[number].drawn != settings:
             raise ValueError(
-                f"{path}: trial {number} was of {trials[number].settings}, and would now be of {settings}: the search "
+                f"{path}: trial {number} was of {trials[number].drawn}, and would now be of {settings}: the search "
                 "starts from other settings, or has other ranges; choose another --out"
             )
     return max((trials[number] for number in range(len(drawn))), key=lambda trial: trial.score)
@@ -210,18 +266,18 @@ def try_settings(method: str, suite: Suite, trial: Trial, activation_cache: Acti
     started = time.perf_counter()
     try:
         agent = make_method(method, trial.settings)
+        agent.environment = trial.environment
+        seed = trial.about["seed"]
         with console_progress(f"{method}, trial {trial.number}") as progress:
-            record = run(
-                suite, method, agent, trial.about["seed"], progress, probes=False, activation_cache=activation_cache
-            )
-        scores = record.teacher_forced
+            prepare(suite, agent, seed, progress)
+            env = editing_environment(suite, agent)
+            trace = edit_stream(env, agent, suite, seed, progress, None, activation_cache)
+        scores = {metric: trace.retention[-1][metric] for metric in METRICS}  # over all edits, after the last batch
         trial = replace(trial, teacher_forced=scores, score=harmonic_mean(scores))
     except (ArithmeticError, RuntimeError) as error:  # a setting that its method cannot work with
         trial = replace(trial, error=f"{type(error).__name__}: {error}")
     trial = replace(trial, seconds=time.perf_counter() - started)
-    print(
-        f"{method} {trial.number}: {trial.score:.1f} {trial.error or trial.teacher_forced} {trial.settings}", flush=True
-    )
+    print(f"{method} {trial.number}: {trial.score:.1f} {trial.error or trial.teacher_forced} {trial.drawn}", flush=True)
     return trial
 
 
@@ -242,7 +298,7 @@ def main(args: Args) -> None:
             best = tune(method, args)
         except (ValueError, FileNotFoundError) as error:
             raise SystemExit(str(error)) from None
-        print(f"{method}: best is trial {best.number} with {best.score:.1f}: {best.settings}")
+        print(f"{method}: best is trial {best.number} with {best.score:.1f}: {best.drawn}")
         if args.write:
             write_settings(method, best, args)
 
@@ -255,7 +311,9 @@ def write_settings(method: str, best: Trial, args: Args) -> None:
         f"Eff/Gen/Spe: {triple([best.teacher_forced], '/')} (python -m benchmarks.tune)"
     )
     path = settings_path(method, args.settings)
-    atomic_write_text(path, json.dumps({"settings": best.settings, "chosen": chosen}, indent=2) + "\n")
+    environment = {"environment": best.environment} if best.environment else {}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write_text(path, json.dumps({"settings": best.settings, **environment, "chosen": chosen}, indent=2) + "\n")
     print(f"Saved {path}: the row {method}@{args.settings} of benchmarks.run")
 
 

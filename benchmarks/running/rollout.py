@@ -4,13 +4,14 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from agents.base import Agent, Observation, ProgressCallback, nan_action, zero_action
-from agents.covariance import sample_text, training_edits
+from agents.covariance import read_texts, sample_text, training_edits
 from agents.progress import silent
 from agents.view import Actor
 from benchmarks.results.records import MetricValues, Record, versions
@@ -35,6 +36,9 @@ DRIFT_SENTENCES = 300
 """Sentences of the training split on which drift is measured; methods with a covariance have it from these and
 others.
 """
+
+DRIFT_TEXTS = 100
+"""Texts on which drift is measured, of a suite that names text for it; they are longer."""
 
 PROBED_EDITS = 1000
 """The first so many edits of a stream are asked the probes; see editenv/evaluation/probes.py."""
@@ -136,14 +140,19 @@ def prepare(suite: Suite, agent: Agent, seed: int, progress: ProgressCallback) -
     """Prepares the agent on the training split.
 
     Returns:
-        Seconds it took, with those of what the agent kept from an earlier run; and sentences of the training split,
-        which no edit of the stream is about.
+        Seconds it took, with those of what the agent kept from an earlier run; and what drift is measured on: the
+        suite's text for that, or sentences of the training split, which no edit of the stream is about.
     """
     env = LifelongEditEnv(**suite.environment(agent.environment, training=True), edits_per_step=suite.edits_per_step)
+    if agent.reads_text and agent.text is None:
+        agent.text = suite.in_data(suite.text)
     env.language_model.activation_cache.limit = ACTIVATION_CACHE_BYTES
     started = time.perf_counter()
     agent.prepare(env, seed, progress)
     seconds = time.perf_counter() - started + agent.kept_seconds
+    drift_text = suite.in_data(suite.drift_text)
+    if drift_text is not None:
+        return seconds, list(islice(read_texts(drift_text), DRIFT_TEXTS))
     return seconds, sample_text(training_edits(env), DRIFT_SENTENCES)
 
 

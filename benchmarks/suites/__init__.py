@@ -28,6 +28,9 @@ OBSERVED_TOKENS = ("answers", "all")
 ORDERS = ("shuffled", "as-is")
 """A stream's order: drawn from the seed, or as the data set has it."""
 
+MAY_BE_LEFT_OUT = ("training_fingerprint", "training_options", "text", "drift_text")
+"""Fields that older files do not have; null is what they say then."""
+
 texts = rules.list_of(rules.text, tuple)
 protocol_names = rules.Rule(
     f"{', '.join(PROTOCOLS[:2])} and any of {', '.join(PROTOCOLS[2:])}",
@@ -71,6 +74,10 @@ class Suite:
         split: What is edited.
         training: Data set whose training split agents learn from; the same by default.
         options: How files are read.
+        training_options: How those that agents learn from are read; None, or left out of a file: as the others.
+        text: Ordinary text that agents take statistics of, as :func:`agents.covariance.read_texts` takes it; None, or
+            left out of a file: sentences of the training split.
+        drift_text: Ordinary text that drift is measured on, likewise.
         data: The folder that ``{data}`` stands for.
         version: Counted from 1.
         about: What it is for, in a sentence.
@@ -114,6 +121,9 @@ class Suite:
     command: Annotated[str | None, rules.text | None] = None
     observed_tokens: Annotated[str, rules.one_of(OBSERVED_TOKENS)] = "answers"
     train_eos: Annotated[bool, rules.boolean] = False
+    training_options: tuple[tuple[str, str | int], ...] | None = None
+    text: Annotated[str | None, rules.text | None] = None
+    drift_text: Annotated[str | None, rules.text | None] = None
     device: str = "cpu"
     dtype: str = "float32"
 
@@ -163,7 +173,14 @@ class Suite:
         observed_tokens = self.observed_tokens if self.observed_tokens != "answers" else own.get("observed_tokens")
         if observed_tokens is not None:
             arguments["observed_tokens"] = observed_tokens
-        return arguments if dataset == "atlas" else arguments | {"dataset_options": dict(self.options)}
+        if dataset == "atlas":
+            return arguments
+        options = self.training_options if training and self.training_options is not None else self.options
+        return arguments | {"dataset_options": dict(options)}
+
+    def in_data(self, source: str | None) -> str | None:
+        """A text's source with this machine's folder of data sets in it; None for none."""
+        return source and source.format(data=self.data)
 
     def at(
         self,
@@ -179,7 +196,7 @@ class Suite:
         Raises:
             ValueError: If the suite needs one that is not given.
         """
-        if "{data}" in self.dataset and data is None:
+        if data is None and any("{data}" in (source or "") for source in self._sources):
             raise ValueError(
                 f"suite {self.name} reads real data: give its folder with --data (see docs/results/real.md)"
             )
@@ -199,6 +216,10 @@ class Suite:
             device=device,
             dtype=dtype,
         )
+
+    @property
+    def _sources(self) -> tuple[str | None, ...]:
+        return self.dataset, self.training, self.text, self.drift_text
 
     def check_fingerprints(self) -> dict[str, str | None]:
         """Of the model, of the edits that are made and of those that agents may learn from, as they are here.
@@ -242,7 +263,10 @@ class Suite:
     def setting(self) -> dict[str, Any]:
         """What must be alike in records that are compared, as JSON has it."""
         # What agents learned from is left out: it is in a record's fingerprints, whether a suite pins it or not.
-        descriptive = ("about", "agents", "paper", "command", "data", "device", "training_fingerprint")
+        descriptive = (
+            *("about", "agents", "paper", "command", "data", "device"),
+            *("training_fingerprint", "training_options"),
+        )
         row = {name: value for name, value in asdict(self).items() if name not in descriptive}
         row |= {"options": dict(self.options), "model": name_of(str(self.model))}
         row["end_of_answer"] = row.pop("train_eos")  # the name that records have had from the beginning
@@ -250,6 +274,9 @@ class Suite:
             del row["end_of_answer"]  # as in records from before there was the choice
         if self.observed_tokens == "answers":
             del row["observed_tokens"]  # likewise
+        for source in ("text", "drift_text"):
+            if row[source] is None:
+                del row[source]
         as_json: dict[str, Any] = json.loads(json.dumps(row))
         return as_json
 
@@ -299,7 +326,7 @@ def read_suite(path: Path) -> Suite:
             raise ValueError("must be an object")
         if "end_of_answer" in row:  # as suites made before the option was renamed have it
             row["train_eos"] = row.pop("end_of_answer")
-        row = {"train_eos": False, "observed_tokens": "answers", "training_fingerprint": None} | row
+        row = dict.fromkeys(MAY_BE_LEFT_OUT) | {"train_eos": False, "observed_tokens": "answers"} | row
         if row.keys() != allowed:
             missing, unknown = sorted(allowed - row.keys()), sorted(row.keys() - allowed)
             raise ValueError(f"missing fields {missing}, unknown fields {unknown}")
@@ -320,8 +347,10 @@ def from_json(row: Mapping[str, Any]) -> Suite:
         ValueError: If a field is wrong; names it.
     """
     values: dict[str, Any] = _with_tuples(row)
-    rules.any_object.check("options", values["options"])
-    values["options"] = tuple(values["options"].items())
+    for name in ("options", "training_options"):
+        if name == "options" or values.get(name) is not None:
+            rules.any_object.check(name, values[name])
+            values[name] = tuple(values[name].items())
     if (paper := values["paper"]) is not None:
         names = {field.name for field in fields(Paper)}
         if not isinstance(paper, dict) or paper.keys() != names:

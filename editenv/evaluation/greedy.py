@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 ELLIPSIS = " ..."
 """Stands at the end of a text that the model did not finish."""
 
+MIN_BATCH = 16
+"""Prompts that are continued together whatever padding they need."""
+
 
 @torch.no_grad()
 def generate(
@@ -114,6 +117,7 @@ def _stop_when(
 def _batches(lengths: Sequence[int], batch_size: int, limit: int, context: int | None) -> Iterator[list[int]]:
     """Which prompts are continued together, in order of their lengths.
 
+    A batch ends where its shortest prompt would be a fifth padding, once it is large enough to be run well.
     A prompt near the end of the model's context has less room than the limit, and a shorter one, which has more, must
     not share it: each is continued as far as if it were alone.
 
@@ -129,7 +133,8 @@ def _batches(lengths: Sequence[int], batch_size: int, limit: int, context: int |
         if batch:
             same_length = lengths[i] == lengths[batch[0]]
             has_room = context is None or lengths[i] + limit - 1 <= context
-            if len(batch) == batch_size or not (same_length or has_room):
+            mostly_padding = len(batch) >= MIN_BATCH and lengths[i] > 1.25 * lengths[batch[0]]
+            if len(batch) == batch_size or mostly_padding or not (same_length or has_room):
                 yield batch
                 batch = []
         batch.append(i)

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from editenv.evaluation.batch import greedy_tokens
-from editenv.evaluation.greedy import ELLIPSIS, generate
+from editenv.evaluation.greedy import ELLIPSIS, continuations, generate
 from editenv.language_model.editable_lm import EditableLM
 from editenv.language_model.prompts import Prompts
 
@@ -90,9 +90,23 @@ class GreedyMatcher:
         return matches
 
     def _by_generating(self, texts: Sequence[str], targets: Sequence[str]) -> list[bool]:
-        """The same by writing the texts out."""
-        written = generate(self.lm.model, self.lm.tokenizer, texts, self.limit, unfinished=self.unfinished)
-        return [text is not None and self._same(text, target) for text, target in zip(written, targets, strict=True)]
+        """The same by writing the texts out; as soon as a text is decided it ends."""
+        written = continuations(
+            self.lm.model,
+            self.lm.tokenizer,
+            texts,
+            self.limit,
+            decided=lambda row, tokens: self._verdict(tokens, targets[row]) is not Verdict.UNDECIDED,
+        )
+        return [self._matches(tokens, target) for tokens, target in zip(written, targets, strict=True)]
+
+    def _matches(self, tokens: list[int], target: str) -> bool:
+        """Whether a text of these tokens, which goes on no further, is the target."""
+        verdict = self._verdict(tokens, target)
+        if verdict is not Verdict.UNDECIDED:
+            return verdict is Verdict.MATCH
+        # The limit came before the text's end.
+        return self.unfinished and self._same(self.lm.tokenizer.decode(tokens).strip() + ELLIPSIS, target)
 
     def compare(
         self,
@@ -158,7 +172,8 @@ class GreedyMatcher:
         return Comparison(verdict, self.lm.tokenizer.decode(tokens, skip_special_tokens=True).strip())
 
     def _verdict(self, tokens: list[int], target: str) -> Verdict:
-        tokenizer, eos = self.lm.tokenizer, self.lm.eos_token
+        tokenizer = self.lm.tokenizer
+        eos = tokenizer.eos_token_id
         if eos in tokens:
             text = tokenizer.decode(tokens[: tokens.index(eos)])
             return Verdict.MATCH if self._same(text, target) else Verdict.DIFFERS

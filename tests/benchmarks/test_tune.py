@@ -44,7 +44,7 @@ def test_no_settings_are_tried_twice_where_an_earlier_search_has_found_the_start
 
 
 def test_every_search_space_is_of_settings_that_the_method_has():
-    spaces = json.loads(tune.resources.files("benchmarks").joinpath("search_spaces.json").read_text())
+    spaces = json.loads(tune.resources.files("benchmarks").joinpath("search_spaces/atlas.json").read_text())
     assert set(spaces) <= set(filter(takes_settings, ROWS))
     for method in spaces:
         for settings in draw(read_settings(method), search_space(method), 2, seed=0):
@@ -166,9 +166,27 @@ def test_as_many_trials_count_as_were_asked_for(world, tmp_path):
 def test_trials_of_other_ranges_are_not_mixed_in(world, monkeypatch):
     world.args.trials = 2
     tune.main(world.args)
-    monkeypatch.setattr(tune, "search_space", lambda method: {"weight": (1.0, 2.0)})
+    monkeypatch.setattr(tune, "search_space", lambda method, spaces: {"weight": (1.0, 2.0)})
     with pytest.raises(SystemExit, match=r"trial 1 was of .* choose another --out"):
         tune.main(world.args)
+
+
+def test_the_place_is_searched_like_any_other_setting(world, tmp_path):
+    """Where a method edits goes to its settings' file, from which a row of the benchmarks takes it."""
+    spaces = tmp_path / "spaces.json"
+    places = [["layers.1.mlp.down_proj"], ["layers.3.mlp.down_proj"]]
+    spaces.write_text(json.dumps({"fine-tune": {"environment.modules": {"choices": places}, "steps": [1, 3]}}))
+    settings = tmp_path / "settings"
+    world.args.methods, world.args.spaces, world.args.settings = ("fine-tune",), str(spaces), str(settings)
+    world.args.trials, world.args.write = 4, True
+    tune.main(world.args)
+    trials = [json.loads(line) for line in (world.args.out / "fine-tune.jsonl").read_text().splitlines()]
+    assert {json.dumps(trial["environment"].get("modules")) for trial in trials[1:]} == set(map(json.dumps, places))
+    best = max(trials, key=lambda trial: trial["score"])
+    written = json.loads((settings / "fine-tune.json").read_text())
+    assert written.get("environment", {}) == best["environment"]
+    assert environment_of(f"fine-tune@{settings}") == best["environment"]
+    assert all(1 <= trial["settings"]["steps"] <= 3 for trial in trials[1:])
 
 
 def test_other_trials_and_the_test_split_are_refused(world):

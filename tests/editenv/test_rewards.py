@@ -143,7 +143,9 @@ def test_a_long_memory_is_looked_back_at_in_parts(lm, base, tokenizer, edits, mo
     leaves = {name: delta.clone().requires_grad_() for name, delta in deltas.items()}
     by_hand(base, tokenizer, batches, leaves, config)["loss"].backward()
     together, gradients_of = [], lm.gradients
-    monkeypatch.setattr(lm, "gradients", lambda prompts, loss: together.append(len(prompts)) or gradients_of(prompts, loss))
+    monkeypatch.setattr(
+        lm, "gradients", lambda prompts, loss: together.append(len(prompts)) or gradients_of(prompts, loss)
+    )
     terms, gradients = reward.step_with_gradient(current, deltas)
     assert len(together) == 3
     assert max(together) <= 4 * max(len(prepare(lm, encode_evaluation(lm, batch)).prompts) for batch in batches)

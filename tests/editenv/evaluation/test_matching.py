@@ -84,11 +84,11 @@ def test_the_text_counts_whatever_tokens_it_is_in(taught_lm, tokenizer, edits, m
 def test_nothing_is_generated_where_the_greedy_tokens_decide(taught_lm, prompts, edits, monkeypatch):
     generated_for = []
 
-    def generate(model, tokenizer, texts, limit, unfinished):
+    def continuations(model, tokenizer, texts, limit, decided):
         generated_for.extend(texts)
-        return [""] * len(texts)
+        return [[] for _ in texts]
 
-    monkeypatch.setattr(matching, "generate", generate)
+    monkeypatch.setattr(matching, "continuations", continuations)
     matcher, written = GreedyMatcher(taught_lm, 16), [e.target for e in edits[:5]]
     assert matcher.matches(prompts[:5], written).all()
     assert written[0] == "Rome"  # and not in a first token of nothing but white space, which would decide nothing
