@@ -79,7 +79,8 @@ class Args:
     texts: int = 3000
     """Texts that key covariances are taken of, for rows that need them."""
     text: str | None = None
-    """Where they come from, as agents.covariance reads it; sentences of the training split by default."""
+    """Where they come from, as agents.covariance reads it; by default the suite's text, or else
+    sentences of the training split."""
     facts: int = 100
     """Facts that are traced; 0 leaves the trace out."""
     draws: int = 3
@@ -277,19 +278,20 @@ def take_statistics(suite: Suite, modules: Mapping[int, str], folders: Mapping[i
     base, tokenizer = load_model(str(suite.model), suite.device, suite.dtype)
     lm = EditableLM(base, tokenizer, [modules[layer] for layer in missing])
     arguments = suite.environment(training=True)
-    if args.text is None:
+    text = args.text or suite.in_data(suite.text)
+    if text is None:
         edits = load_edits(arguments["dataset"], "train", options=arguments.get("dataset_options"))
         texts = sample_text(edits, args.texts)
     else:
-        texts = list(islice(read_texts(args.text), args.texts))
-    statistics = KeyStatistics(lm, bos=args.text is not None)
+        texts = list(islice(read_texts(text), args.texts))
+    statistics = KeyStatistics(lm, bos=text is not None)
     with console_progress("covariances") as progress:
         for start in range(0, len(texts), TEXTS_TOGETHER):
             progress(f"of {len(missing)} layers", start, len(texts))
             statistics.add(lm, texts[start : start + TEXTS_TOGETHER])
     for layer in missing:
         one = EditableLM(base, tokenizer, [modules[layer]])
-        source = args.text or f"{arguments['dataset']}, split train"
+        source = text or f"{arguments['dataset']}, split train"
         write_statistics(one, statistics, folders[layer], f"{source}: {len(texts)} texts")
 
 

@@ -7,9 +7,9 @@ import torch
 
 from agents.covariance import covariance_of
 from agents.registry import make_agent
-from benchmarks import place
+from benchmarks import figures, place
 from benchmarks.place import Args, EditedLayer, Row, choose_layers, main
-from benchmarks.results.charts import draw
+from benchmarks.results.charts import digest, draw, saved_digest
 from benchmarks.results.place import Trial, as_markdown, best_steps, chart, read_effects, read_trials
 from benchmarks.results.statistics import harmonic_mean
 from benchmarks.running import rollout
@@ -264,6 +264,18 @@ def test_the_trace_beside_it_is_the_mean_over_facts(tmp_path):
     path.write_text(json.dumps({"facts": [{"clean": 1}]}))
     with pytest.raises(ValueError, match=r"trace\.json is no trace"):
         read_effects(path)
+
+
+def test_the_figure_of_the_documents_is_drawn_again_from_its_trials(tmp_path, capsys):
+    assert "place.png" not in {figure.name for figure in figures.figures_in(tmp_path)}
+    (tmp_path / "place.jsonl").write_text("".join(json.dumps(asdict(one)) + "\n" for one in TRIALS))
+    arguments = figures.Args(("place.png",), tmp_path)
+    assert figures.main(arguments) == 0
+    assert saved_digest(tmp_path / "place.png") == digest(chart(TRIALS))
+    assert figures.main(replace(arguments, check=True)) == 0
+    facts = [traced("x", 0.8, 0.1, [0.2] * 6)]
+    (tmp_path / "trace.json").write_text(json.dumps({"about": {"window": 3}, "examined": 9, "facts": facts}))
+    assert figures.main(replace(arguments, check=True)) == 1
 
 
 def test_a_table_has_a_line_for_each_row_and_layer():
