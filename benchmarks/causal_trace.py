@@ -255,7 +255,9 @@ def _cells(runs: Sequence[Restored | None], draws: int) -> Mapping[tuple[str, in
     """
     cells: dict[tuple[str, int], tuple[list[int], list[int]]] = {}
     for number, run in enumerate(runs):
-        for layer in run.layers if run is not None else ():
+        if run is None:
+            continue
+        for layer in run.layers:
             rows, columns = cells.setdefault((run.state, layer), ([], []))
             for column in run.columns:
                 rows += range(1 + number * draws, 1 + (number + 1) * draws)

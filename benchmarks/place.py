@@ -399,7 +399,7 @@ def main(args: Args) -> int:
         suite = suite.at(args.model, args.data, device=args.device)
         fingerprints = suite.check_fingerprints()
         modules = modules_by_layer(suite)
-        about = {"suite": args.suite, "model": name_of(str(suite.model)), "fingerprints": fingerprints}
+        about: dict[str, Any] = {"suite": args.suite, "model": name_of(str(suite.model)), "fingerprints": fingerprints}
         about |= {"seed": args.seed, "layers": max(modules) + 1, "texts": args.texts, "text": args.text}
         trials = run_trials(suite, args, about, modules)
         if args.facts:

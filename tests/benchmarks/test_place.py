@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from agents.covariance import covariance_of
+from agents.covariance import key_covariance, load_covariance, sample_text
 from agents.registry import make_agent
 from benchmarks import figures, place
 from benchmarks.place import Args, EditedLayer, Row, choose_layers, main
@@ -14,7 +14,9 @@ from benchmarks.results.place import Trial, as_markdown, best_steps, chart, read
 from benchmarks.results.statistics import harmonic_mean
 from benchmarks.running import rollout
 from benchmarks.suites import find
-from editenv.env import LifelongEditEnv
+from editenv.data import load_edits
+from editenv.language_model.editable_lm import EditableLM
+from editenv.models import load_model
 
 SUITE = "atlas-50x20-validation@1"
 METRICS = ("efficacy", "generalization", "specificity")
@@ -36,7 +38,7 @@ def measured(tmp_path_factory):
         SUITE,
         rows=("ultraedit", "memit-seq@subject-last"),
         layers=(3, 2),
-        steps=(1.0, 0.5),
+        steps=(1.0,),
         facts=2,
         draws=1,
         texts=40,
@@ -47,7 +49,7 @@ def measured(tmp_path_factory):
 def test_trials_trace_table_and_figures_are_written(measured):
     assert measured.status == 0
     trials = read_trials(measured.out / "place.jsonl")
-    keys = [(row, layer, step) for layer in (2, 3) for row in measured.args.rows for step in (1.0, 0.5)]
+    keys = [(row, layer, step) for layer in (2, 3) for row in measured.args.rows for step in (1.0,)]
     assert [trial.key for trial in trials] == keys
     assert {trial.modules for trial in trials} == {(f"model.layers.{layer}.mlp.down_proj",) for layer in (2, 3)}
     for trial in trials:
@@ -82,6 +84,7 @@ def test_the_same_command_again_runs_nothing_and_more_layers_only_those(measured
         return replace(trial, teacher_forced=scores(1.0, 1.0, 1.0), generation_prefix=scores(1.0, 1.0, 1.0))
 
     monkeypatch.setattr(EditedLayer, "run", run)
+    monkeypatch.setattr(place, "save", lambda shown, path: None)
     assert main(measured.args) == 0
     assert ran == []
     assert before == ((measured.out / "place.jsonl").read_bytes(), (measured.out / "trace.json").read_bytes())
@@ -123,7 +126,11 @@ def test_a_kill_costs_the_running_trial(tmp_path, monkeypatch, capsys):
         ({"layers": (2, 4)}, "no MLP output in layer 4; layers are 0 to 3"),
         ({"rows": ("no-edit",)}, "'no-edit' takes no settings; these do: fine-tune"),
         ({"rows": ("memit@nowhere",)}, "no settings of 'memit' in 'nowhere'"),
-        ({"rows": ("joint-fine-tune", "nobody")}, "'nobody' takes no settings"),
+        ({"rows": ("fine-tune", "nobody")}, "'nobody' takes no settings"),
+        (
+            {"rows": ("joint-fine-tune",)},
+            "joint-fine-tune has no step size: none of config.policy.step_size, step_size",
+        ),
     ],
 )
 def test_wrong_arguments_are_named_before_anything_is_run(tmp_path, changes, words):
@@ -181,10 +188,11 @@ def test_one_pass_gives_the_covariance_of_each_layer(tmp_path):
     folders = {layer: tmp_path / f"{layer}" for layer in (1, 3)}
     args = Args(tmp_path, texts=60)
     place.take_statistics(suite, modules, folders, args)
+    texts = sample_text(load_edits("atlas", "train"), 60)
     for layer in folders:
-        env = LifelongEditEnv(modules=[modules[layer]])
-        (kept,) = covariance_of(env, str(folders[layer]), 60).values()
-        (expected,) = covariance_of(env, None, 60).values()
+        lm = EditableLM(*load_model("atlas"), [modules[layer]])
+        (kept,) = load_covariance(lm, folders[layer]).values()
+        (expected,) = key_covariance(lm, texts).values()
         torch.testing.assert_close(kept, expected, rtol=1e-4, atol=1e-6)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*")}
     place.take_statistics(suite, modules, folders, args)
