@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from agents.covariance import key_covariance, load_covariance, sample_text
+from agents.covariance import key_covariance, load_covariance
 from agents.registry import make_agent
 from benchmarks import figures, place
 from benchmarks.place import Args, EditedLayer, Row, choose_layers, main
@@ -186,13 +186,14 @@ def test_one_pass_gives_the_covariance_of_each_layer(tmp_path):
     suite = find(SUITE).at(None, None)
     modules = place.modules_by_layer(suite)
     folders = {layer: tmp_path / f"{layer}" for layer in (1, 3)}
-    args = Args(tmp_path, texts=60)
+    texts = [f"{edit.prompt} {edit.target}" for edit in load_edits("atlas", "validation")[:30]]
+    (tmp_path / "texts.txt").write_text("\n".join([*texts, "one more"]))
+    args = Args(tmp_path, texts=30, text=str(tmp_path / "texts.txt"))
     place.take_statistics(suite, modules, folders, args)
-    texts = sample_text(load_edits("atlas", "train"), 60)
     for layer in folders:
         lm = EditableLM(*load_model("atlas"), [modules[layer]])
         (kept,) = load_covariance(lm, folders[layer]).values()
-        (expected,) = key_covariance(lm, texts).values()
+        (expected,) = key_covariance(lm, texts, bos=True).values()
         torch.testing.assert_close(kept, expected, rtol=1e-4, atol=1e-6)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*")}
     place.take_statistics(suite, modules, folders, args)
