@@ -22,6 +22,7 @@ OUT/place-prefix by free generation (the continuation begins with the answer).
 
 import copy
 import json
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -215,9 +216,9 @@ class EditedLayer:
         """Edits the whole stream; how many batches had an action that was refused."""
         env.reset(seed=seed, options={"shuffle": self.suite.order == "shuffled", "keep_cache": True})
         refused = set()
-        for step in play(env, agent):
+        for number, step in enumerate(play(env, agent)):
             if step.refused:
-                refused.add(step.info["batch"])
+                refused.add(number // agent.actions_per_batch)
             progress("editing", step.info["batch"], self.suite.batches)
         return len(refused)
 
@@ -386,6 +387,22 @@ def write_results(trials: Sequence[Trial], out: Path) -> None:
     print(f"\n{as_markdown(trials)}\nSaved {out}/place.md, place.png, place-prefix.png (and .svg).")
 
 
+def check_numbers(args: Args) -> None:
+    """Whether the numbers can be used.
+
+    Raises:
+        ValueError: If one cannot; names it.
+    """
+    for name, numbers in (("steps", args.steps), ("rows", args.rows)):
+        if not numbers:
+            raise ValueError(f"{name}: give at least one")
+    if not all(math.isfinite(step) and step > 0 for step in args.steps):
+        raise ValueError(f"steps: must be positive, not {', '.join(f'{step:g}' for step in args.steps)}")
+    for name, number, least in (("facts", args.facts, 0), ("draws", args.draws, 1), ("texts", args.texts, 1)):
+        if number < least:
+            raise ValueError(f"{name}: must be at least {least}, not {number}")
+
+
 def main(args: Args) -> int:
     """Runs what is missing and writes table and figures; 1 if a row came to nothing at every layer.
 
@@ -393,6 +410,7 @@ def main(args: Args) -> int:
         SystemExit: For wrong arguments, with a message.
     """
     try:
+        check_numbers(args)
         suite = find(args.suite)
         if suite.split not in ("train", "validation"):
             raise ValueError(f"{args.suite} is of split {suite.split}: choices are never made on the test split")

@@ -123,6 +123,9 @@ def test_a_kill_costs_the_running_trial(tmp_path, monkeypatch, capsys):
     [
         ({"suite": "atlas-50x20@1"}, "is of split test: choices are never made on the test split"),
         ({"suite": "no-suite"}, "unknown suite"),
+        ({"steps": (1.0, 0.0)}, "steps: must be positive, not 1, 0"),
+        ({"rows": ()}, "rows: give at least one"),
+        ({"draws": 0}, "draws: must be at least 1, not 0"),
         ({"layers": (2, 4)}, "no MLP output in layer 4; layers are 0 to 3"),
         ({"rows": ("no-edit",)}, "'no-edit' takes no settings; these do: fine-tune"),
         ({"rows": ("memit@nowhere",)}, "no settings of 'memit' in 'nowhere'"),
