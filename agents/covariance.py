@@ -239,6 +239,22 @@ def collect(
     return statistics
 
 
+def write_statistics(lm: EditableLM, statistics: KeyStatistics, folder: Path, source: str) -> None:
+    """Keeps statistics as :func:`collect` does, for :func:`load_covariance`.
+
+    Args:
+        lm: The model with the edited modules that the folder is for.
+        statistics: Of the same model; may be of more modules, taken in one pass.
+        folder: Where they go.
+        source: Of the texts.
+    """
+    own = KeyStatistics(lm, statistics.bos)
+    own.sums = {name: statistics.sums[name] for name in lm.modules}
+    own.tokens, own.texts = statistics.tokens, statistics.texts
+    about = {"modules": list(lm.modules), **fingerprints(lm), "source": source, "bos": own.bos}
+    _save(own, folder, about | {"finished": True})
+
+
 def _resume(statistics: KeyStatistics, folder: Path, about: Mapping[str, Any]) -> dict[str, Any]:
     """Loads what a folder has, if it is about the same model and source; its record."""
     record = read_sealed(folder / RECORD)

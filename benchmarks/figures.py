@@ -4,7 +4,7 @@
     python -m benchmarks.figures atlas-50x20.png    # one
     python -m benchmarks.figures --check            # only says which are older than their records
 
-:data:`FIGURES` says what each is made of. A figure's file carries a digest of what it shows; --check makes the digest
+:func:`figures_in` says what each is made of. A figure's file carries a digest of what it shows; --check makes the digest
 anew from the records and compares. The page is compared as it is.
 """
 
@@ -16,7 +16,7 @@ import tyro
 
 from benchmarks import capacity, rl, rl_report
 from benchmarks.report import by_task
-from benchmarks.results import figures, leaderboard, records
+from benchmarks.results import figures, leaderboard, place, records
 from benchmarks.results.charts import Chart, digest, save, saved_digest
 from benchmarks.results.leaderboard import RANKED, Entry, Leaderboard, entries
 from benchmarks.results.page import page
@@ -87,6 +87,9 @@ FIGURES = (
 )
 
 
+PLACE = Figure("place.png", "place", place.TRIALS)
+"""Of ``benchmarks.place``; see :func:`figures_in`."""
+
 PAGE = "leaderboard/index.html"
 PAGE_SOURCES = (
     "atlas-50x20.jsonl",
@@ -101,6 +104,11 @@ PAGE_SOURCES = (
 """Records of the leaderboard page."""
 DOCS = "../../"
 """The folder of the documentation, from the page."""
+
+
+def figures_in(folder: Path = RESULTS) -> tuple[Figure, ...]:
+    """Those that a folder has the records of: all, and the place of an edit once it was measured."""
+    return (*FIGURES, PLACE) if (folder / PLACE.source).is_file() else FIGURES
 
 
 def _rows(figure: Figure, folder: Path) -> list[Entry]:
@@ -138,12 +146,17 @@ def _learning(figure: Figure, folder: Path) -> Chart:
     return rl_report.chart(rl.read(folder / figure.source), figure.agents.split())
 
 
+def _place(figure: Figure, folder: Path) -> Chart:
+    return place.chart(place.read_trials(folder / figure.source), place.read_effects(folder / place.TRACE))
+
+
 KINDS: dict[str, Callable[[Figure, Path], Chart]] = {
     "retention": _retention,
     "by edits": _by_edits,
     "by batch size": _by_batch_size,
     "capacity": _capacity,
     "learning by reinforcement": _learning,
+    "place": _place,
 }
 
 
@@ -186,7 +199,7 @@ class Args:
 
 def main(args: Args) -> int:
     """Exit status: 1 if --check found a figure to be drawn anew."""
-    by_name = {figure.name: figure for figure in FIGURES}
+    by_name = {figure.name: figure for figure in figures_in(args.folder)}
     if unknown := set(args.names) - {*by_name, PAGE}:
         raise SystemExit(f"no figure {', '.join(sorted(unknown))}; there are {', '.join([*by_name, PAGE])}")
     stale = 0

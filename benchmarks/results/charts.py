@@ -275,6 +275,8 @@ def _draw_panel(axis: Any, panel: Panel, chart: Chart) -> None:
         _logarithmic(axis, panel)
     else:
         axis.set_xlim(panel.x_limits)
+        if all(x.is_integer() for series in panel.series for x in series.x):  # there is no layer 2.5
+            axis.xaxis.get_major_locator().set_params(integer=True)
 
 
 def _draw_line(axis: Any, series: Series, chart: Chart, style: Style, highlighted: bool) -> None:

@@ -100,6 +100,13 @@ REFERENCES = {
 }
 """No editing, and joint fine-tuning: what the others are measured by."""
 
+STATES = {
+    "hidden state": Style("#22262c", DASHES[0], "o"),
+    "MLP": Style("#22262c", DASHES[1], "s", hollow=True),
+    "attention": Style("#8b6f1d", DASHES[2], "x"),
+}
+"""Of a causal trace: what is restored of a layer. No row has these colours."""
+
 REST = "#cdd1d6"
 """Of the lines that are there to be compared with, and have no name in the legend."""
 
@@ -110,6 +117,8 @@ def style_of(agent: str) -> Style:
     """The row's style, whatever else is in the figure."""
     if agent == LOWER_REFERENCE or is_upper_reference(agent):
         return REFERENCES[UPPER_REFERENCE if is_upper_reference(agent) else LOWER_REFERENCE]
+    if agent in STATES:
+        return STATES[agent]
     name = agent.removeprefix("sb3-")
     family = max(
         (family for family in FAMILIES if f"{name}-".startswith((f"{family}-", f"{family}@"))), key=len, default=""

@@ -11,7 +11,7 @@ from matplotlib.colors import to_hex
 from test_records import RECORD
 
 from agents.rows import ROWS
-from benchmarks.figures import DOCS, FIGURES, RESULTS, Args, chart_of, is_current, main, page_is_current
+from benchmarks.figures import DOCS, RESULTS, Args, chart_of, figures_in, is_current, main, page_is_current
 from benchmarks.results import figures
 from benchmarks.results.charts import (
     MOST_LINES,
@@ -27,6 +27,8 @@ from benchmarks.results.charts import (
 from benchmarks.results.leaderboard import entries
 from benchmarks.results.page import DOCUMENTS, METHOD, OTHER, OWN, SUFFIX
 from benchmarks.results.styles import FAMILIES, REST, Style, style_of
+
+FIGURES = figures_in(RESULTS)
 
 LINES = Chart(
     "Lines",
