@@ -3,32 +3,36 @@
     pip install "lifelongedit[capability]"
     python -m benchmarks.capability --agent rledit-packaged --at 0 200 1000 --data my/glue --out runs/capability
     python -m benchmarks.capability --agent no-edit --at 0 200 1000 --tasks sst2 mrpc --limit 500 --out runs/hub
+    python -m benchmarks.capability --model smollm2-135m --agent no-edit --at 0 --data DATA --tasks real --out runs/real
 
 Writes OUT/capability.jsonl, one record for each agent, seed and number of edits, and OUT/capability.png. What is
 already there is not scored again; agents and seeds that are compared go into one folder, one command after the
-other.
+other. Prints the figures, and how far above chance the unedited model is on each task: where it is at chance, no loss
+can be seen.
 """
 
 import copy
 import logging
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from agents.base import Agent, ProgressCallback
 from agents.registry import make_agent, settings_of
-from benchmarks.capability_report import Capability, Setting, as_markdown, draw, read
+from benchmarks.capability_report import Capability, Setting, as_markdown, draw, read, starts_as_markdown
+from benchmarks.capability_tasks import FILES, GLUE_TASKS, GROUPS, MADE_TASKS, data_file
 from benchmarks.results.records import append, disagreements
 from benchmarks.running.cells import file_name
 from benchmarks.running.progress import console_progress
 from benchmarks.running.rollout import play
-from benchmarks.suites import model_fingerprint
+from benchmarks.suites import Suite, model_fingerprint
 from editenv.data import edits_digest, load_edits
 from editenv.data.files import FileOptions
 from editenv.env import LifelongEditEnv
@@ -36,9 +40,6 @@ from editenv.language_model.editable_lm import EditableLM
 
 TEMPLATES = Path(__file__).parent / "tasks"
 """Folder of the local tasks' descriptions for lm-eval."""
-
-LOCAL_TASKS = ("sst2", "mrpc", "cola", "rte", "nli", "mmlu")
-"""Tasks over FOLDER/NAME.jsonl, each described by benchmarks/tasks/NAME.yaml."""
 
 RESAMPLES = 1000
 """For standard errors that lm-eval bootstraps; its default takes minutes."""
@@ -57,7 +58,13 @@ class Args:
     model: str = "atlas"
     """The embedded model, a Hugging Face folder, or a hub id."""
     modules: tuple[str, ...] | None = None
-    """Edited modules, as endings of dotted names; by default the model's own."""
+    """Edited modules, as endings of dotted names; by default those of the settings of METHOD@FOLDER, if they name
+    some, or else the model's own.
+    """
+    observed_tokens: Literal["answers", "all"] | None = None
+    """Which tokens of a batch agents see, answers or all; by default those of the settings of METHOD@FOLDER, if they
+    name them, or else answers.
+    """
     dataset: str = "atlas"
     """Where the edits come from, as editenv.data.load_edits takes it."""
     split: str = "test"
@@ -69,9 +76,13 @@ class Args:
     edits_per_step: int = 20
     """Edits in one batch."""
     data: Path | None = None
-    """Folder with sst2.jsonl, mrpc.jsonl, ...; without it the tasks are lm-eval's own, from the hub."""
+    """Folder with what the tasks read (sst2.jsonl, mrpc.jsonl, ...); without it the tasks are lm-eval's own, from the
+    hub.
+    """
     tasks: tuple[str, ...] | None = None
-    """What is scored: with --data all six tasks unless named, without it tasks or groups of lm-eval."""
+    """What is scored: with --data local tasks or groups of them (glue, unless named, or real for a language model like
+    smollm2-135m), without it tasks or groups of lm-eval.
+    """
     limit: int | None = None
     """Only the first so many records of each task."""
     batch_size: int = 16
@@ -129,10 +140,16 @@ def task_manager(tasks: Sequence[str], data: Path | None) -> Any:
                 raise SystemExit(f"unknown task {name!r}: lm-eval has no task or group of this name (lm-eval ls tasks)")
         return manager
     for name in tasks:
-        if name not in LOCAL_TASKS:
-            raise SystemExit(f"unknown task {name!r}: with --data there are {', '.join(LOCAL_TASKS)}")
-        if not (data / f"{name}.jsonl").is_file():
-            raise SystemExit(f"--data: there is no file {data / f'{name}.jsonl'}")
+        if name not in FILES:
+            groups = ", ".join(GROUPS)
+            raise SystemExit(
+                f"unknown task {name!r}: with --data there are {', '.join(FILES)}, and the groups {groups}"
+            )
+        for file in FILES[name]:
+            try:
+                data_file(data, file)
+            except FileNotFoundError as error:
+                raise SystemExit(f"--data: {error}, which the task {name} reads") from None
     return TaskManager(include_path=str(TEMPLATES), include_defaults=False)
 
 
@@ -155,8 +172,10 @@ def score(
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
-    # One warning for each prompt that is cut; docs/guides/general_capability.md says that they are.
-    logging.getLogger("lm_eval.models").setLevel(logging.ERROR)
+    # One warning for each prompt that is cut; docs/guides/general_capability.md says that they are. And one for each
+    # task with documents of its own, about options that this command does not have.
+    for name in ("lm_eval.models", "lm_eval.api.task"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     with random_state_kept():
         results = simple_evaluate(
             # A copy, because a tokenizer without a padding token is given one.
@@ -170,7 +189,7 @@ def score(
             task_manager=manager,
             limit=limit,
             bootstrap_iters=RESAMPLES,
-            log_samples=False,
+            log_samples=True,  # for chance
         )
     scores: dict[str, dict[str, float | None]] = {}
     for name in tasks:
@@ -179,7 +198,32 @@ def score(
         scores[name] = {key: float(v) if isinstance(v, int | float) else None for key, v in figures.items()}
         if name in results["n-samples"]:
             scores[name]["records"] = results["n-samples"][name]["effective"]
+        # With mutual information lm-eval asks for every choice a second time, without the question.
+        multiple_choice = results["configs"].get(name, {}).get("output_type") == "multiple_choice"
+        if multiple_choice and "acc_mutual_info" not in figures:
+            scores[name]["chance"] = chance(results["samples"][name])
     return scores
+
+
+def chance(samples: Sequence[Mapping[str, Any]]) -> float:
+    """The accuracy of the best guess by one who has not read the question.
+
+    Args:
+        samples: lm-eval's, of one multiple choice: ``arguments`` are a prompt and a choice each, ``target`` the index
+            of the right one, its text, or a list of such indices.
+
+    Returns:
+        Where every question has the same choices, the share of the commonest right one. Elsewhere the mean share of
+        choices that are right.
+    """
+    choices = [tuple(choice.strip() for _, choice, *_ in sample["arguments"]) for sample in samples]
+    # Two prompts with one ending each are no choices that are the same everywhere.
+    same = len(set(choices)) == 1 and len(set(choices[0])) == len(choices[0])
+    if same and not any(isinstance(sample["target"], list) for sample in samples):
+        commonest = Counter(sample["target"] for sample in samples).most_common(1)
+        return commonest[0][1] / len(samples)
+    right = (len(sample["target"]) if isinstance(sample["target"], list) else 1 for sample in samples)
+    return float(np.mean([number / len(own) for number, own in zip(right, choices, strict=True)]))
 
 
 def _local_group(tasks: Sequence[str], data: Path) -> dict[str, Any]:
@@ -187,8 +231,15 @@ def _local_group(tasks: Sequence[str], data: Path) -> dict[str, Any]:
 
     A task that is named inside a group may override what its YAML file says; one that is named alone may not.
     """
-    files = {name: {"data_files": {"test": str((data / f"{name}.jsonl").resolve())}} for name in tasks}
-    return {"group": "local", "task": [{"task": name, "dataset_kwargs": files[name]} for name in tasks]}
+    return {"group": "local", "task": [{"task": name, "dataset_kwargs": _source(name, data)} for name in tasks]}
+
+
+def _source(task: str, data: Path) -> dict[str, Any]:
+    """The folder, for a task whose documents are made by a function; the file, for one whose records are documents."""
+    if task in MADE_TASKS:
+        return {"data": str(data.resolve())}
+    (file,) = FILES[task]
+    return {"data_files": {"test": str(data_file(data, file).resolve())}}
 
 
 @contextmanager
@@ -256,34 +307,44 @@ def provenance(args: Args, setting: Setting) -> dict[str, Any]:
     }
 
 
-def editing_environment(args: Args, setting: Setting, actions_per_batch: int, edits: int) -> LifelongEditEnv:
-    """The environment with the stream, as long as so many edits, one batch at least."""
-    return LifelongEditEnv(
+def stream(args: Args, setting: Setting) -> Suite:
+    """What is edited, as benchmarks.run has it: an agent's own modules and tokens count if the command names none."""
+    return Suite(
+        name="capability",
+        batches=max(1, max(args.at) // args.edits_per_step),
+        edits_per_step=args.edits_per_step,
         model=args.model,
+        dataset=_literally(args.dataset),
+        split=args.split,
+        training=_literally(setting.training),
+        options=tuple(asdict(args.dataset_options).items()),
         modules=args.modules,
+        observed_tokens=setting.observed_tokens,
         device=args.device,
         dtype=args.dtype,
-        dataset=args.dataset,
-        split=args.split,
-        dataset_options=setting.dataset_options,
+    )
+
+
+def _literally(dataset: str) -> str:
+    """With braces that a suite does not take for the folder of data sets."""
+    return dataset.replace("{", "{{").replace("}", "}}")
+
+
+def editing_environment(args: Args, setting: Setting, agent: Agent, edits: int) -> LifelongEditEnv:
+    """The environment with the stream, as long as so many edits, one batch at least."""
+    return LifelongEditEnv(
+        **stream(args, setting).environment(agent.environment),
         edits_per_step=args.edits_per_step,
-        actions_per_batch=actions_per_batch,
+        actions_per_batch=agent.actions_per_batch,
         horizon=max(1, edits // args.edits_per_step),
         memory_batches=0,  # nothing here reads the reward's memory term
     )
 
 
-def training_environment(args: Args, setting: Setting) -> LifelongEditEnv:
+def training_environment(args: Args, setting: Setting, agent: Agent) -> LifelongEditEnv:
     """The environment that the agent is prepared on."""
     return LifelongEditEnv(
-        model=args.model,
-        modules=args.modules,
-        device=args.device,
-        dtype=args.dtype,
-        dataset=setting.training,
-        split="train",
-        dataset_options=None if setting.training == "atlas" else asdict(args.dataset_options),
-        edits_per_step=args.edits_per_step,
+        **stream(args, setting).environment(agent.environment, training=True), edits_per_step=args.edits_per_step
     )
 
 
@@ -309,7 +370,7 @@ def run(args: Args, setting: Setting, made_with: dict[str, Any], missing: Sequen
             "number of edits besides 0 with --at, and give the command again for each other one"
         )
     agent.workspace = args.out / "policies" / f"{file_name(args.agent)}-seed{args.seed}"
-    env = editing_environment(args, setting, agent.actions_per_batch, edits=missing[-1])
+    env = editing_environment(args, setting, agent, edits=missing[-1])
     env.reset(seed=args.seed)
     if len(env.stream) < missing[-1]:
         raise SystemExit(f"--at {missing[-1]}: {args.dataset}/{args.split} ends after {len(env.stream)} edits")
@@ -319,7 +380,7 @@ def run(args: Args, setting: Setting, made_with: dict[str, Any], missing: Sequen
         append(results, Capability(args.agent, args.seed, edits, failures, setting, tasks, made_with))
 
     with console_progress(f"{args.agent}, seed {args.seed}") as progress:
-        agent.prepare(training_environment(args, setting), args.seed, progress)
+        agent.prepare(training_environment(args, setting, agent), args.seed, progress)
         roll(env, agent, args.seed, missing, visit, progress)
 
 
@@ -345,7 +406,7 @@ def main(args: Args) -> None:
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(str(error)) from None
     records = read(results)
-    print(as_markdown(records))
+    print(f"{as_markdown(records)}\n{starts_as_markdown(records)}")
     draw(records, args.out / "capability.png")
 
 
@@ -362,7 +423,11 @@ def setting_of(args: Args) -> Setting:
         raise SystemExit(f"--limit must be at least 1 record, not {args.limit}")
     if not args.at:
         raise SystemExit("--at: name numbers of edits")
-    tasks = args.tasks or (LOCAL_TASKS if args.data is not None else ())
+    tasks = args.tasks or (GLUE_TASKS if args.data is not None else ())
+    if args.data is not None:
+        tasks = tuple(dict.fromkeys(task for name in tasks for task in GROUPS.get(name, (name,))))
+    elif "real" in tasks:
+        raise SystemExit("--tasks real: a group of local tasks; give the folder of their data with --data")
     if not tasks:
         raise SystemExit("--tasks: name some of lm-eval's, or give --data")
     return Setting(
@@ -378,6 +443,7 @@ def setting_of(args: Args) -> Setting:
         data=None if args.data is None else args.data.resolve().name,
         limit=args.limit,
         lm_eval=installed_version(),
+        observed_tokens=args.observed_tokens or "answers",
     )
 
 

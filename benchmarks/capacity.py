@@ -22,6 +22,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from agents.registry import make_agent
 from benchmarks.results.charts import Chart, Panel, Series, choose_highlighted, save
@@ -61,6 +62,10 @@ class Args:
     """Name, folder or hub id of the language model; each suite's by default."""
     device: str = "cpu"
     """A torch device."""
+    observed_tokens: Literal["answers", "all"] | None = None
+    """Which tokens of a batch agents see, answers or all; each suite's by default, or else those of the settings of
+    METHOD@FOLDER, if they name them, or else answers.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +103,7 @@ def cells_of(suite: Suite, args: Args, seeds: Sequence[int]) -> list[Cell]:
             curve, or if a number of edits for joint fine-tuning is not one of whole batches.
         FileNotFoundError: If a row's settings are not there.
     """
-    suite = suite.at(args.model, None, device=args.device)
+    suite = suite.at(args.model, None, device=args.device, observed_tokens=args.observed_tokens)
     for edits in args.ceiling:
         if edits % suite.edits_per_step:
             raise ValueError(
@@ -113,7 +118,8 @@ def cells_of(suite: Suite, args: Args, seeds: Sequence[int]) -> list[Cell]:
         if make_agent(name).looks_ahead:
             raise ValueError(f"agents: {name} acts by where its stream ends; one run does not give its curve")
     cells = [Cell(suite, fingerprints, agent, seed, out) for seed in seeds for agent in methods]
-    uncut = find(f"{suite.name.partition('@')[0]}-v{suite.version}").at(args.model, None, device=args.device)
+    uncut = find(f"{suite.name.partition('@')[0]}-v{suite.version}")
+    uncut = uncut.at(args.model, None, device=args.device, observed_tokens=args.observed_tokens)
     for batches in sorted({edits // suite.edits_per_step for edits in args.ceiling}):
         if 1 <= batches <= suite.batches:
             cells += [Cell(uncut.first(batches), fingerprints, upper_reference, seed, out) for seed in seeds]
@@ -161,7 +167,7 @@ def curves(records: Sequence[Record]) -> list[Curve]:
         if len(in_common) < 2:
             continue
         points = tuple((n, float(interquartile_mean([quality[n] for quality in by_seed.values()]))) for n in in_common)
-        modules, inputs = modules_and_inputs[suite, model]
+        modules, inputs = modules_and_inputs[suite, model, agent]
         curves_of_runs.append(
             Curve(
                 suite=suite,
@@ -185,16 +191,28 @@ def _suite_of(record: Record) -> str:
     return re.sub(r"@\d+|-v1$", "", record.suite)
 
 
-def _modules_and_inputs(records: Sequence[Record]) -> dict[tuple[str, str], tuple[tuple[str, ...], int]]:
-    """Edited modules of each suite and model, and d_in summed over them.
+def _modules_and_inputs(records: Sequence[Record]) -> dict[tuple[str, str, str], tuple[tuple[str, ...], int]]:
+    """Edited modules of each suite, model and agent, and d_in summed over them.
+
+    A suite may leave its modules to the agent; where an agent's records do not say them, another's of the suite do.
 
     Raises:
         ValueError: If no record of a suite says it, and the suite does not say which model it is about.
     """
-    ids = {(_suite_of(record), record.model): id_of(record.suite) for record in records}
-    recorded = {(_suite_of(record), record.model): record.modules for record in records if record.modules}
-    shapes = {key: recorded.get(key) or _shapes(find(suite)) for key, suite in ids.items()}
-    return {key: (tuple(modules), sum(d_in for d_in, _ in modules.values())) for key, modules in shapes.items()}
+    of_suite: dict[tuple[str, str], dict[str, list[int]]] = {}
+    of_agent: dict[tuple[str, str, str], dict[str, list[int]]] = {}
+    for record in records:
+        if record.modules:
+            of_suite[_suite_of(record), record.model] = record.modules
+            of_agent[_suite_of(record), record.model, record.agent] = record.modules
+    modules_and_inputs = {}
+    for record in records:
+        suite, model, agent = _suite_of(record), record.model, record.agent
+        if (suite, model, agent) not in modules_and_inputs:
+            shapes = of_agent.get((suite, model, agent)) or of_suite.get((suite, model))
+            shapes = shapes or _shapes(find(id_of(record.suite)))
+            modules_and_inputs[suite, model, agent] = tuple(shapes), sum(d_in for d_in, _ in shapes.values())
+    return modules_and_inputs
 
 
 def _shapes(suite: Suite) -> dict[str, list[int]]:
@@ -258,14 +276,14 @@ def _capacity_of(curve: Curve) -> tuple[str, str]:
 
 def chart(curves: Sequence[Curve]) -> Chart:
     """A panel for each set of modules; a cross where a method falls below 90% of its start."""
-    groups: dict[tuple[str, str], list[Curve]] = {}
+    groups: dict[tuple[str, str, tuple[str, ...]], list[Curve]] = {}
     for curve in curves:
         # Joint fine-tuning has one look, whatever its settings.
         curve = replace(curve, agent=UPPER_REFERENCE) if is_upper_reference(curve.agent) else curve
-        groups.setdefault((curve.suite, curve.model), []).append(curve)
+        groups.setdefault((curve.suite, curve.model, curve.modules), []).append(curve)
     columns = min(3, len(groups))
     panels: list[Panel] = []
-    for (suite, model), group in groups.items():
+    for (suite, model, _), group in groups.items():
         title = f"{suite.removeprefix('capacity-')}: {group[0].inputs:,} inputs"
         title += f" (model {model})" if model != EMBEDDED else ""
         label = "harmonic mean (%)" if len(panels) % columns == 0 else None

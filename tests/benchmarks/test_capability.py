@@ -11,7 +11,7 @@ pytest.importorskip("lm_eval")
 
 from benchmarks import capability
 from benchmarks.capability import Args, main, random_state_kept, score, task_manager
-from benchmarks.capability_report import as_markdown, draw, points, read
+from benchmarks.capability_report import as_markdown, chart, draw, points, read, starts_as_markdown
 
 WORDS = ("tin", "fog", "a jazz club", "the long road to Rome", "so so", "Peru", "an old harbour", "nine chess players")
 PAIRS = [
@@ -97,7 +97,7 @@ def data(tmp_path):
 def test_figures_are_those_of_the_log_likelihoods(make_lm, data):
     """Before and after the weights were changed in place, for every task."""
     lm = make_lm()
-    manager = task_manager(capability.LOCAL_TASKS, data)
+    manager = task_manager(capability.GLUE_TASKS, data)
     tokenizer_before = lm.tokenizer.pad_token
     torch.manual_seed(0)
     seen = []
@@ -105,7 +105,7 @@ def test_figures_are_those_of_the_log_likelihoods(make_lm, data):
         for name in lm.modules:
             lm.apply({name: scale * torch.randn(lm.shape(name))})
         weights = lm.snapshot()
-        scores = score(lm, capability.LOCAL_TASKS, manager, data, limit=None, batch_size=3)
+        scores = score(lm, capability.GLUE_TASKS, manager, data, limit=None, batch_size=3)
         for task, records in RECORDS.items():
             golds, predictions = [], []
             for record in records:
@@ -114,6 +114,7 @@ def test_figures_are_those_of_the_log_likelihoods(make_lm, data):
                 predictions.append(choice(lm, text, answers))
             accuracy, error, f1 = figures_by_hand(golds, predictions)
             expected = {"acc": accuracy, "acc_stderr": error, "f1": f1, "f1_stderr": None, "records": len(records)}
+            expected["chance"] = max(Counter(golds).values()) / len(golds)  # always the same answer
             assert scores[task] == pytest.approx(expected), task
             seen.append(tuple(predictions))
         assert all(torch.equal(weight, weights[name]) for name, weight in lm.snapshot().items())
@@ -230,6 +231,8 @@ def test_another_setting_needs_another_folder(arguments):
         ({"tasks": ("sst2", "qqp")}, "unknown task 'qqp': .* sst2, mrpc"),
         ({"data": Path("nowhere")}, "no file nowhere/sst2.jsonl"),
         ({"data": None, "tasks": None}, "--tasks"),
+        ({"data": None, "tasks": ("real",)}, "--tasks real: .* --data"),
+        ({"tasks": ("facts",)}, "no file .*facts.csv.* which the task facts reads"),
         ({"agent": "nobody"}, "unknown agent 'nobody'"),
         ({"limit": 0}, "--limit"),
     ],
@@ -255,6 +258,76 @@ def test_without_lm_eval_the_extra_is_named(arguments, monkeypatch):
         main(arguments)
 
 
+SETTINGS_WITH_A_PLACE = {
+    "settings": {"learning_rate": 0.01, "steps": 2},
+    "chosen": "by hand",
+    "environment": {"modules": ["layers.1.mlp.down_proj"], "observed_tokens": "all"},
+}
+
+
+def test_settings_name_where_a_row_edits_unless_the_command_does(arguments, monkeypatch, tmp_path):
+    (tmp_path / "fine-tune.json").write_text(json.dumps(SETTINGS_WITH_A_PLACE))
+    environments = []
+
+    class Environment(capability.LifelongEditEnv):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            environments.append(self)
+
+    monkeypatch.setattr(capability, "LifelongEditEnv", Environment)
+    row = replace(arguments, agent=f"fine-tune@{tmp_path}/", at=(0, 2), tasks=("cola",), modules=None)
+    main(row)
+    assert len(environments) == 2  # the stream's, and the one to prepare on
+    for env in environments:
+        assert env.language_model.modules == ["model.layers.1.mlp.down_proj"]
+        assert env.observed_tokens == "all"
+    record, _ = read(arguments.out / "capability.jsonl")
+    assert record.setting.modules is None
+    assert record.made_with["settings"]["environment"] == SETTINGS_WITH_A_PLACE["environment"]
+
+    environments.clear()
+    main(replace(row, modules=("layers.2.mlp.down_proj",), out=tmp_path / "other"))
+    assert [env.language_model.modules for env in environments] == [["model.layers.2.mlp.down_proj"]] * 2
+
+
+def test_observed_tokens_are_those_of_the_command(arguments, monkeypatch):
+    observed = []
+    made = capability.LifelongEditEnv
+    monkeypatch.setattr(
+        capability, "LifelongEditEnv", lambda **kwargs: observed.append(kwargs.get("observed_tokens")) or made(**kwargs)
+    )
+    main(replace(arguments, agent="no-edit", at=(0,), tasks=("cola",), observed_tokens="all"))
+    assert observed == ["all", "all"]
+    with pytest.raises(SystemExit, match="made with observed_tokens 'all', not 'answers'"):
+        main(replace(arguments, agent="no-edit", at=(0,), tasks=("cola",)))
+
+
+def test_a_group_stands_for_its_tasks_each_once(arguments):
+    setting = capability.setting_of(replace(arguments, tasks=("cola", "glue")))
+    assert setting.tasks == ["cola", "sst2", "mrpc", "rte", "nli", "mmlu"]
+    assert capability.setting_of(replace(arguments, tasks=("real",))).tasks == list(capability.GROUPS["real"])
+    assert capability.setting_of(replace(arguments, tasks=None)).tasks == list(capability.GLUE_TASKS)
+
+
+def sample(target, *choices):
+    return {"target": target, "arguments": [("Question:", f" {choice}") for choice in choices]}
+
+
+@pytest.mark.parametrize(
+    ("samples", "expected"),
+    [
+        ([sample(0, "no", "yes"), sample(0, "no", "yes"), sample(1, "no", "yes")], 2 / 3),  # who always says no
+        ([sample("no", "no", "yes"), sample("yes", "no", "yes")], 1 / 2),
+        ([sample(0, "a", "b"), sample(0, "c", "d", "e", "f")], (1 / 2 + 1 / 4) / 2),  # a position is not seen
+        ([sample([0, 2], "a", "b", "c"), sample([1], "a", "b", "c")], (2 / 3 + 1 / 3) / 2),
+        # As in WinoGrande the choices are in the prompts, and all have one ending.
+        ([{"target": 1, "arguments": [("He", " is in."), ("She", " is in.")]}] * 3, 1 / 2),
+    ],
+)
+def test_chance_is_the_best_guess_without_reading(samples, expected):
+    assert capability.chance(samples) == pytest.approx(expected)
+
+
 def a_record(agent, seed, edits, accuracy, **figures):
     setting = capability.Setting(
         "m", "float32", None, "d", "test", None, "d", 20, ["sst2", "else"], "glue", None, "0.4"
@@ -278,6 +351,50 @@ def test_table_holds_means_over_seeds():
         "| a | 20 | 2 | 55.0 ± 2.0 | 27.5 | -25.0 | 50.0 ± 10.0 |",
         "| b | 0 | 1 | 10.0 ± 2.0 | 5.0 | -25.0 | 50.0 ± 10.0 |",
     ]
+
+
+def starting(**tasks):
+    record = a_record("a", 0, 0, 0.8)
+    names = list(tasks)
+    return replace(record, setting=replace(record.setting, tasks=names), tasks=tasks)
+
+
+def test_a_task_near_chance_is_marked():
+    four = {"acc_norm": 0.34, "acc_norm_stderr": 0.03, "records": 250, "chance": 0.25}  # at 3 exactly
+    two = {"acc": 0.559, "acc_stderr": 0.02, "f1": 0.5, "f1_stderr": None, "records": 600, "chance": 0.5}
+    perfect = {"acc": 1.0, "acc_stderr": 0.0, "records": 50, "chance": 0.5}
+    older = {"acc": 0.9, "acc_stderr": 0.01, "records": 50}
+    below = {"acc": 0.2, "acc_stderr": 0.03, "records": 50, "chance": 0.5}
+    records = [starting(four=four, two=two, perfect=perfect, older=older, below=below)]
+    assert starts_as_markdown(records).splitlines()[2:] == [
+        "| four | acc_norm | 250 | 25.0 | 34.0 | 3.0 | 3.0 | can be seen |",
+        "| two | acc | 600 | 50.0 | 55.9 | 2.0 | 2.9 | cannot be seen: below 3 |",
+        "| perfect | acc | 50 | 50.0 | 100.0 | 0.0 | inf | can be seen |",
+        "| below | acc | 50 | 50.0 | 20.0 | 3.0 | -10.0 | cannot be seen: below 3 |",
+    ]
+    titles = [panel.title for panel in chart(records).panels]
+    assert titles == [
+        *("four: acc_norm", "two: acc (at chance)", "two: f1 (at chance)", "perfect: acc", "older: acc"),
+        "below: acc (at chance)",
+    ]
+    assert "chance" not in as_markdown(records)
+
+
+def test_a_task_that_one_accuracy_shows_above_chance_is_not_marked():
+    both = {"acc": 0.3, "acc_stderr": 0.03, "acc_norm": 0.5, "acc_norm_stderr": 0.03, "records": 250, "chance": 0.25}
+    assert [panel.title for panel in chart([starting(both=both)]).panels] == ["both: acc", "both: acc_norm"]
+
+
+def test_without_the_unedited_model_nothing_is_said_of_chance():
+    assert "--at 0" in starts_as_markdown([a_record("a", 0, 20, 0.8)])
+
+
+def test_older_records_are_read(tmp_path):
+    row = asdict(a_record("a", 0, 0, 0.5))
+    del row["setting"]["observed_tokens"], row["made_with"]
+    path = tmp_path / "capability.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    assert read(path)[0].setting.observed_tokens == "answers"
 
 
 def test_the_figure_shows_each_agents_curve(tmp_path):

@@ -76,6 +76,28 @@ def test_a_suite_about_any_model_has_the_width_of_the_model_that_was_edited(tmp_
     assert "| 4.mlp.down_proj, 5.mlp.down_proj | 12,288 |" in as_markdown([curve])
 
 
+def test_rows_that_edit_elsewhere_have_inputs_and_panels_of_their_own():
+    points = [{"edits": 20, **level(80.0)}, {"edits": 40, **level(60.0)}]
+    shapes = {"model.layers.4.mlp.down_proj": [6144, 384]}
+    wider = shapes | {"model.layers.5.mlp.down_proj": [6144, 384]}
+    one = replace(RECORD, suite="capacity-wide", agent="untrained", retention=points, modules=shapes)
+    runs = [one, replace(one, agent="untrained@./wide", modules=wider), replace(one, agent="older", modules=None)]
+    inputs = {curve.agent: curve.inputs for curve in curves(runs)}
+    assert inputs["untrained"] == 6144
+    assert inputs["untrained@./wide"] == 12288
+    assert inputs["older"] in (6144, 12288)  # what another row's records of the suite say
+    panels = capacity.chart(curves(runs[:2])).panels
+    assert [[series.agent for series in panel.series] for panel in panels] == [["untrained"], ["untrained@./wide"]]
+
+
+def test_observed_tokens_are_those_of_the_command_for_every_run(tmp_path):
+    suite = find("capacity-1-layer@10")
+    cells = cells_of(suite, Args(tmp_path, agents=("untrained",), ceiling=(20,), observed_tokens="all"), [0])
+    assert [cell.suite.environment()["observed_tokens"] for cell in cells] == ["all", "all"]
+    usual = cells_of(suite, Args(tmp_path, agents=("untrained",), ceiling=(20,)), [0])
+    assert not any("observed_tokens" in cell.suite.environment() for cell in usual)
+
+
 def test_another_version_of_a_suite_has_a_curve_of_its_own(monkeypatch):
     second = replace(find("capacity-1-layer"), version=2)
     monkeypatch.setattr("benchmarks.capacity.find", lambda text: second if text.endswith("-v2") else find(text))
