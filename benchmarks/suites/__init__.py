@@ -184,7 +184,8 @@ class Suite:
         if dataset == "atlas":
             return arguments
         options = self.training_options if training and self.training_options is not None else self.options
-        return arguments | {"dataset_options": dict(options)}
+        in_data = {name: self.in_data(value) if isinstance(value, str) else value for name, value in options}
+        return arguments | {"dataset_options": in_data}
 
     def in_data(self, source: str | None) -> str | None:
         """A text's source with this machine's folder of data sets in it; None for none."""

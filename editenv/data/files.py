@@ -50,6 +50,8 @@ def load_file_edits(dataset: str, split: str, options: FileOptions) -> EditFile:
     if split not in (*SHARES, "all"):
         raise ValueError(f"unknown split {split!r}; there are {', '.join(SHARES)} and, of a single file, all")
     edits = _read_split(dataset, split, options)
+    if options.apart_from is not None:
+        edits = _apart_from(edits, options)
     if options.rephrases != "as-is":
         edits = with_true_rephrases(edits, first=options.rephrases == "checked-first")
     if options.limit is not None:
@@ -172,6 +174,14 @@ def _without_leaks(edits: EditFile, train: Path, name: str, options: FileOptions
         field = "subject" if edit.subject else "prompt"
         edits.report.refuse(edits.bad(i, what, field, "leak"), options)
     return edits.where(~leaks)
+
+
+def _apart_from(edits: EditFile, options: FileOptions) -> EditFile:
+    """Without the edits about subjects that another file edits, and without locality prompts that it asks."""
+    others = load_every_usable_edit(str(options.apart_from), FileOptions("skip", nq_prefix=options.nq_prefix))
+    subjects = set(others.subjects().tolist())
+    shared = np.array([subject in subjects for subject in edits.subjects().tolist()], dtype=bool)
+    return edits.where(~shared).without_locality_among(frozenset(_prompt_digests(others)))
 
 
 def _file_named(folder: Path, parts: Iterable[str]) -> Path | None:

@@ -28,6 +28,10 @@ class FileOptions:
     """checked leaves out locality prompts that some record of the split edits (in FEVER, all of them are edited)."""
     nq_prefix: Literal["keep", "strip"] = "keep"
     """Whether ZsRE's locality questions keep their prefix "nq question: "."""
+    apart_from: str | None = None
+    """Another file of edits (``PATH`` or ``FORMAT:PATH``): edits about a subject that it edits are left out, or with a
+    prompt that it edits where there is no subject. For what is learned before that file's edits are made.
+    """
     limit: PositiveInt | None = None
     """Only the first so many edits."""
 

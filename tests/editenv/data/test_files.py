@@ -1046,3 +1046,19 @@ def test_questions_are_no_part_of_what_is_edited_and_learned_from(write):
     assert edits_digest(asked) == hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     assert edits_digest(asked, portability=True) != edits_digest(asked)
     assert edits_digest(plain, portability=True) == edits_digest(plain)
+
+
+def test_what_is_learned_from_can_be_kept_apart_from_another_file(tmp_path):
+    def record(name, loc):
+        return RECORDS["zsre"] | {"subject": name, "src": f"Where was {name} born?", "loc": loc}
+
+    edited, learned_from = tmp_path / "edited.json", tmp_path / "learned.json"
+    edited.write_text(json.dumps([record("Ada", "who sings"), record("Bo", "who dances")]))
+    learned_from.write_text(
+        json.dumps([record("Ada", "who rows"), record("Cy", "Where was Bo born?"), record("Di", "who rows")])
+    )
+    edits = load_edits(str(learned_from), "all", options={"apart_from": f"zsre:{edited}"})
+    assert [edit.subject for edit in edits] == ["Cy", "Di"]
+    assert [len(edit.locality) for edit in edits] == [0, 1]
+    with pytest.raises(FileNotFoundError, match="no file or folder"):
+        load_edits(str(learned_from), "all", options={"apart_from": str(tmp_path / "nothing.json")})
