@@ -279,7 +279,7 @@ def test_settings_name_where_a_row_edits_unless_the_command_does(arguments, monk
     main(row)
     assert len(environments) == 2  # the stream's, and the one to prepare on
     for env in environments:
-        assert env.language_model.modules == ["model.layers.1.mlp.down_proj"]
+        assert list(env.language_model.modules) == ["model.layers.1.mlp.down_proj"]
         assert env.observed_tokens == "all"
     record, _ = read(arguments.out / "capability.jsonl")
     assert record.setting.modules is None
@@ -287,7 +287,7 @@ def test_settings_name_where_a_row_edits_unless_the_command_does(arguments, monk
 
     environments.clear()
     main(replace(row, modules=("layers.2.mlp.down_proj",), out=tmp_path / "other"))
-    assert [env.language_model.modules for env in environments] == [["model.layers.2.mlp.down_proj"]] * 2
+    assert [list(env.language_model.modules) for env in environments] == [["model.layers.2.mlp.down_proj"]] * 2
 
 
 def test_observed_tokens_are_those_of_the_command(arguments, monkeypatch):
@@ -361,14 +361,14 @@ def starting(**tasks):
 
 def test_a_task_near_chance_is_marked():
     four = {"acc_norm": 0.34, "acc_norm_stderr": 0.03, "records": 250, "chance": 0.25}  # at 3 exactly
-    two = {"acc": 0.559, "acc_stderr": 0.02, "f1": 0.5, "f1_stderr": None, "records": 600, "chance": 0.5}
+    two = {"acc": 0.558, "acc_stderr": 0.02, "f1": 0.5, "f1_stderr": None, "records": 600, "chance": 0.5}
     perfect = {"acc": 1.0, "acc_stderr": 0.0, "records": 50, "chance": 0.5}
     older = {"acc": 0.9, "acc_stderr": 0.01, "records": 50}
     below = {"acc": 0.2, "acc_stderr": 0.03, "records": 50, "chance": 0.5}
     records = [starting(four=four, two=two, perfect=perfect, older=older, below=below)]
     assert starts_as_markdown(records).splitlines()[2:] == [
         "| four | acc_norm | 250 | 25.0 | 34.0 | 3.0 | 3.0 | can be seen |",
-        "| two | acc | 600 | 50.0 | 55.9 | 2.0 | 2.9 | cannot be seen: below 3 |",
+        "| two | acc | 600 | 50.0 | 55.8 | 2.0 | 2.9 | cannot be seen: below 3 |",
         "| perfect | acc | 50 | 50.0 | 100.0 | 0.0 | inf | can be seen |",
         "| below | acc | 50 | 50.0 | 20.0 | 3.0 | -10.0 | cannot be seen: below 3 |",
     ]
