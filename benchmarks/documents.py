@@ -70,9 +70,11 @@ def _scores(entry: Entry, protocol: str, other: str) -> list[str]:
 
 
 PROTOCOLS = {"teacher_forced": "teacher-forced", "generation": "freely generated"}
+"""The two that a table of scores has, and what its last column calls them."""
 KINDS: dict[str, Callable[[Sequence[Record]], str]] = {
     "scores": as_scores,
     "generated": partial(as_scores, protocol="generation"),
+    "begun": partial(as_scores, protocol="generation_prefix"),
     "table": as_markdown,
     "details": as_details,
     "portability": as_portability,
@@ -84,7 +86,8 @@ KINDS: dict[str, Callable[[Sequence[Record]], str]] = {
 }
 """By name, what makes a table of records:
 
-* ``scores``: the columns that a reader needs first; ``generated``: the same of free generation.
+* ``scores``: the columns that a reader needs first; ``generated``: the same of free generation; ``begun``: of its
+  beginning alone, for a model that does not stop after an answer.
 * ``table``: all of benchmarks.results.tables; ``summary``: both protocols without costs.
 * ``details``: the probability comparison, drift and probes; ``intervals``: each figure with its interval.
 * ``portability``: a column for each kind of portability question.
