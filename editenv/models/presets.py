@@ -74,8 +74,9 @@ SMALL_MODELS = {
     "smollm2-360m": 32,
     "smollm2-1.7b": 24,
 }
-"""Layers of public models, ``num_hidden_layers`` of their config.json: Qwen/Qwen3-0.6B, meta-llama/Llama-3.2-1B,
-google/gemma-3-1b-pt, HuggingFaceTB/SmolLM2-360M and HuggingFaceTB/SmolLM2-1.7B on the Hugging Face hub."""
+"""Layers (``num_hidden_layers``) of Qwen/Qwen3-0.6B, meta-llama/Llama-3.2-1B, google/gemma-3-1b-pt,
+HuggingFaceTB/SmolLM2-360M and HuggingFaceTB/SmolLM2-1.7B on the Hugging Face hub; read in copies of their
+configurations, as the hub itself could not be reached."""
 
 _GEMMA = _layers("gate", 32, 40) + _layers("up", 32, 40)
 _LLAMA = _layers("gate", 22, 30) + _layers("up", 22, 30)
