@@ -241,14 +241,22 @@ def generation_limit(batch: EvaluationBatch) -> int:
 
 
 def initial_generations(lm: EditableLM, batch: EvaluationBatch) -> list[str | None]:
-    """What theta_0 writes for the locality prompts, in their order, unfinished texts included."""
+    """What theta_0 writes for the locality prompts, in their order, unfinished texts included.
+
+    Texts are kept beside what the frozen layers made of the prompts: runs that share that share them.
+    """
     is_locality = batch.kind == LOCALITY
     questions = [text for text, chosen in zip(batch.texts, is_locality.tolist(), strict=True) if chosen]
-    prompts, answers = [prompt for prompt, _ in questions], [answer for _, answer in questions]
-    with lm.at_initial_weights():
-        return generate_from_guesses(
-            lm, prompts, answers, generation_limit(batch), encoded=batch.prompts.select(is_locality)
-        )
+    limit, written = generation_limit(batch), lm.activation_cache.written
+    new = [i for i, (prompt, _) in enumerate(questions) if (prompt, limit) not in written]
+    if new:
+        prompts, answers = [questions[i][0] for i in new], [questions[i][1] for i in new]
+        rows = torch.zeros(len(questions), dtype=torch.bool, device=batch.kind.device)
+        rows[new] = True
+        with lm.at_initial_weights():
+            texts = generate_from_guesses(lm, prompts, answers, limit, batch.prompts.select(is_locality).select(rows))
+        written.update(zip(((prompt, limit) for prompt in prompts), texts, strict=True))
+    return [written[prompt, limit] for prompt, _ in questions]
 
 
 def generate(

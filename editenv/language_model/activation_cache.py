@@ -26,11 +26,13 @@ class ActivationCache:
 
     Attributes:
         token_ids: By prompt and answer, the ids of both: tokenizing takes as long as a product with an edited weight.
+        written: By prompt and limit of new tokens, what the unedited model writes, unfinished texts included.
     """
 
     def __init__(self, limit: int = 256 * 2**20) -> None:
         self.limit = limit
         self.token_ids: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
+        self.written: dict[tuple[str, int], str | None] = {}
         self._source: ActivationCache | None = None
         self._bytes = 0
         self._outputs: dict[CacheKey, torch.Tensor] = {}
@@ -69,9 +71,10 @@ class ActivationCache:
             self._bytes -= self._outputs.pop(oldest).nbytes
 
     def clear(self) -> None:
-        """Drops all outputs and token ids."""
+        """Drops all outputs, token ids and texts."""
         self._outputs.clear()
         self.token_ids.clear()
+        self.written.clear()
         self._bytes = 0
 
     def to(self, device: torch.device) -> None:

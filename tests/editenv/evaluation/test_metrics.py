@@ -149,6 +149,27 @@ def test_what_theta_0_wrote_can_be_given(taught_lm, edits):
     assert metrics.generation(taught_lm, questions, wrong).specificity == 0
 
 
+def test_what_theta_0_writes_is_written_once(taught_lm, edits, monkeypatch):
+    """Also by another model that shares the cache of the frozen layers; other prompts are still asked."""
+    taught_lm.activation_cache.clear()
+    monkeypatch.setattr(metrics, "generation_limit", lambda batch: 11)
+    batch = encode_evaluation(taught_lm, edits[:3])
+    texts = metrics.initial_generations(taught_lm, batch)
+    asked = []
+    guess = metrics.generate_from_guesses
+    monkeypatch.setattr(
+        metrics, "generate_from_guesses", lambda lm, prompts, *rest: asked.append(prompts) or guess(lm, prompts, *rest)
+    )
+    assert metrics.initial_generations(taught_lm, batch) == texts
+    assert asked == []
+    more = encode_evaluation(taught_lm, edits[:4])
+    assert metrics.initial_generations(taught_lm, more)[: len(texts)] == texts
+    assert asked == [[item.prompt for item in edits[3].locality]]
+    taught_lm.activation_cache.clear()
+    metrics.initial_generations(taught_lm, batch)
+    assert len(asked[1]) == len(texts)
+
+
 def test_every_name_in_the_atlas_survives_encoding_and_decoding(tokenizer):
     names = sorted({name for group in atlas.objects().values() for name in group})
     rows = tokenizer([f" {name}" for name in names], add_special_tokens=False)["input_ids"]
