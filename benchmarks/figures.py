@@ -77,6 +77,12 @@ FIGURES = (
         "untrained rledit rledit-p",
         "atlas-10x500 atlas-25x200 atlas-50x100 atlas-100x50 atlas-200x25 atlas-500x10 atlas-1000x5",
     ),
+    Figure(
+        "real-model.png",
+        "retention",
+        "real-model.jsonl",
+        agents="memit-seq@smollm2-135m untrained-p@smollm2-135m rledit-p@smollm2-135m no-edit",
+    ),
     Figure("capacity.png", "capacity", "capacity.jsonl"),
     Figure(
         "rl.png",
@@ -100,6 +106,7 @@ PAGE_SOURCES = (
     "ablations-20x100.jsonl",
     "paper.jsonl",
     "real.jsonl",
+    "real-model.jsonl",
 )
 """Records of the leaderboard page."""
 DOCS = "../../"
