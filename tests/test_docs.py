@@ -230,7 +230,7 @@ def test_blocks_of_data_and_code_are_valid(path):
 
 def test_the_site_shows_every_document():
     """mkdocs.yml names all pages in its navigation, and no others."""
-    named = re.findall(r"([\w/]+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
+    named = re.findall(r"([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
     assert sorted(named) == sorted(path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md"))
 
 
