@@ -45,15 +45,19 @@ from editenv.atomic_files import atomic_write_text
 from editenv.evaluation.metrics import METRICS
 from editenv.language_model.activation_cache import ActivationCache
 
-Ranges = Mapping[str, "tuple[float, float] | Choices"]
-"""By a setting's dotted name the lower and the upper bound that it is searched within, or what is chosen among."""
-
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """Values that one of is taken, each as likely."""
+    """Values of which one is taken, each as likely."""
 
     values: tuple[Any, ...]
+
+
+Range = tuple[float, float] | Choices
+"""A lower and an upper bound, or what is chosen among."""
+
+Ranges = Mapping[str, Range]
+"""What is searched within, by a setting's dotted name."""
 
 
 @dataclass
@@ -139,7 +143,7 @@ def search_space(method: str, spaces: str = "atlas") -> Ranges:
     file = json.loads(path.read_text(encoding="utf-8"))
     if method not in file:
         raise ValueError(f"{method!r} has no search space in {path}; there are {', '.join(file)}")
-    ranges: dict[str, tuple[float, float] | Choices] = {}
+    ranges: dict[str, Range] = {}
     for name, values in file[method].items():
         ranges[name] = Choices(tuple(values["choices"])) if isinstance(values, dict) else (values[0], values[1])
     return ranges
@@ -173,7 +177,7 @@ def draw(
     return drawn
 
 
-def _at(values: "tuple[float, float] | Choices", share: float) -> Any:
+def _at(values: Range, share: float) -> Any:
     """What stands at this share of the way through a range, by its logarithm, or through the choices."""
     if isinstance(values, Choices):
         return copy.deepcopy(values.values[int(share * len(values.values))])
