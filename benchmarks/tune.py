@@ -294,7 +294,7 @@ def teacher_forced_after(
     """Teacher-forced percentages over all edits after the last batch; nothing else is asked, for a search asks often."""
     prepare(suite, agent, seed, progress)
     env = editing_environment(suite, agent)
-    trace = edit_stream(env, agent, suite, seed, progress, None, activation_cache)
+    trace = edit_stream(env, agent, suite, seed, progress, None, activation_cache, {suite.batches})
     return {metric: trace.retention[-1][metric] for metric in METRICS}
 
 

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, NamedTuple
@@ -214,6 +214,7 @@ def edit_stream(
     progress: ProgressCallback,
     recording: Recording | None,
     cache: ActivationCache,
+    checkpoints: Collection[int] | None = None,
 ) -> Trace:
     """Edits the stream to its end, timing some of the steps and looking back at the checkpoints.
 
@@ -225,6 +226,7 @@ def edit_stream(
         progress: Called with each batch that is done.
         recording: Is given every action.
         cache: What the frozen layers made of the stream's prompts; takes in what is added.
+        checkpoints: Batches after which to look back; those of :func:`retention_checkpoints` by default.
     """
     _, info = env.reset(seed=seed, options={"shuffle": suite.order == "shuffled"})
     lm = env.language_model
@@ -235,7 +237,9 @@ def edit_stream(
         recording.start(lm)
 
     trace = Trace()
-    timed, checkpoints = timed_batches(suite.batches), retention_checkpoints(suite.batches, agent.looks_ahead)
+    timed = timed_batches(suite.batches)
+    if checkpoints is None:
+        checkpoints = retention_checkpoints(suite.batches, agent.looks_ahead)
     batches: list[EvaluationBatch] = []
     batch_failed = done = False
     while not done:
