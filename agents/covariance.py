@@ -12,7 +12,7 @@ import hashlib
 import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -28,6 +28,7 @@ from editenv.data import Edit, load_edits
 from editenv.env import LifelongEditEnv
 from editenv.identity import differences, fingerprint, frozen_fingerprint, identity
 from editenv.language_model.editable_lm import EditableLM
+from editenv.language_model.hooks import StopForward
 from editenv.models import EMBEDDED, load_model
 from editenv.models.modules import default_modules
 from editenv.output_folders import check_output
@@ -65,7 +66,9 @@ class KeyStatistics:
                 if not self.bos and lm.tokenizer.bos_token_id is not None:
                     real &= ids != lm.tokenizer.bos_token_id
                 # Without an attention mask: the padding is to the right, and a causal model does not see it.
-                lm.model.get_decoder()(input_ids=ids, use_cache=False)
+                inputs.clear()
+                with suppress(StopForward):
+                    lm.model.get_decoder()(input_ids=ids, use_cache=False)
                 for name, hidden in inputs.items():
                     # Some models give their MLPs all tokens of a batch in one dimension.
                     keys = hidden.reshape(*real.shape, -1).to(lm.device)[real].float()
@@ -80,12 +83,17 @@ class KeyStatistics:
 
 @contextmanager
 def _module_inputs(lm: EditableLM) -> Iterator[dict[str, torch.Tensor]]:
-    """Within the context: what each edited module was given in the last forward pass, ``(texts, tokens, d_in)``."""
+    """Within the context: what each edited module was given in the last forward pass, ``(texts, tokens, d_in)``.
+
+    The pass ends with :class:`StopForward` when all of them are known.
+    """
     inputs: dict[str, torch.Tensor] = {}
 
     def hook_of(name: str) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], None]:
         def hook(_: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
             inputs[name] = args[0]
+            if len(inputs) == len(lm.modules):
+                raise StopForward
 
         return hook
 

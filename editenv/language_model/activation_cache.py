@@ -82,7 +82,7 @@ class ActivationCache:
         self._outputs = {key: output.to(device) for key, output in self._outputs.items()}
 
     def save(self, path: Path, identity: Mapping[str, Any]) -> None:
-        """Writes the outputs as safetensors.
+        """Writes the outputs as safetensors, and what the unedited model writes.
 
         Args:
             path: The file; it appears whole or not at all.
@@ -101,7 +101,8 @@ class ActivationCache:
         }
         with atomic_write(path) as partial:
             try:
-                save_file(tensors, partial, {"of": json.dumps(identity, sort_keys=True)})
+                about = {"of": json.dumps(identity, sort_keys=True), "written": json.dumps(list(self.written.items()))}
+                save_file(tensors, partial, about)
             except SafetensorError as error:  # what the library makes of a full disk
                 raise OSError(f"{path}: {error}") from error
 
@@ -113,7 +114,8 @@ class ActivationCache:
         """
         try:
             with safe_open(path, "pt") as file:
-                if (file.metadata() or {}).get("of") != json.dumps(identity, sort_keys=True):
+                about = file.metadata() or {}
+                if about.get("of") != json.dumps(identity, sort_keys=True):
                     return False
                 saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
         except (FileNotFoundError, SafetensorError):  # none, or one that was cut off
@@ -121,4 +123,5 @@ class ActivationCache:
         texts = [tuple(ids.tolist()) for ids in saved["tokens"].split(saved["text_tokens"].tolist())]
         keys = zip(saved["prompt_tokens"].tolist(), texts, strict=True)
         self.put(dict(zip(keys, saved["outputs"].split(saved["rows"].tolist()), strict=True)))
+        self.written.update({(prompt, limit): text for (prompt, limit), text in json.loads(about.get("written", "[]"))})
         return True

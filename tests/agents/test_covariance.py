@@ -56,6 +56,16 @@ def test_covariance_is_the_second_moment_of_the_modules_inputs(base, tokenizer, 
             torch.testing.assert_close(covariance[name], expected[name] / count, rtol=1e-4, atol=1e-5)
 
 
+def test_layers_above_the_last_edited_one_are_not_run(base, tokenizer):
+    lm = EditableLM(base, tokenizer, ["layers.0.mlp.down_proj", "layers.1.mlp.down_proj"])
+    calls = []
+    handle = base.get_submodule("model.layers.2").register_forward_pre_hook(lambda *_: calls.append(1))
+    covariance = key_covariance(lm, TEXTS, batch_size=2)
+    handle.remove()
+    assert not calls
+    assert all(matrix.any() for matrix in covariance.values())
+
+
 def test_every_token_counts_where_the_tokenizer_adds_no_bos(base, tokenizer):
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     backend.post_processor = processors.ByteLevel()

@@ -70,3 +70,11 @@ def test_what_is_looked_up_is_copied_and_nothing_else(base, tokenizer):
     assert list(source._outputs) == list(before)
     with pytest.raises(KeyError):
         cache[next(key for key in before if key not in cache)]
+
+
+def test_what_the_unedited_model_writes_is_kept_with_the_outputs(tmp_path):
+    kept, loaded = ActivationCache(), ActivationCache()
+    kept.written = {("A", 5): "one two", ("A", 6): None, ("Ä “B”", 5): "three ..."}
+    kept.save(tmp_path / "kept", IDENTITY)
+    assert loaded.load(tmp_path / "kept", IDENTITY)
+    assert loaded.written == kept.written
