@@ -188,8 +188,8 @@ class Suite:
         return arguments | {"dataset_options": in_data}
 
     def in_data(self, source: str | None) -> str | None:
-        """A text's source with this machine's folder of data sets in it; None for none."""
-        return source and source.format(data=self.data)
+        """A text's source with this machine's folders of data sets and of suites in it; None for none."""
+        return source and source.format(data=self.data, suites=Path(__file__).parent)
 
     def at(
         self,

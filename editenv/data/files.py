@@ -52,6 +52,8 @@ def load_file_edits(dataset: str, split: str, options: FileOptions) -> EditFile:
     edits = _read_split(dataset, split, options)
     if options.apart_from is not None:
         edits = _apart_from(edits, options)
+    if options.only is not None:
+        edits = _only(edits, Path(options.only).expanduser())
     if options.rephrases != "as-is":
         edits = with_true_rephrases(edits, first=options.rephrases == "checked-first")
     if options.limit is not None:
@@ -182,6 +184,29 @@ def _apart_from(edits: EditFile, options: FileOptions) -> EditFile:
     subjects = set(others.subjects().tolist())
     shared = np.array([subject in subjects for subject in edits.subjects().tolist()], dtype=bool)
     return edits.where(~shared).without_locality_among(frozenset(_prompt_digests(others)))
+
+
+def _only(edits: EditFile, path: Path) -> EditFile:
+    """The edits that a file of ids names.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it names none of these edits; names the file and an id of each side.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise FileNotFoundError(
+            f"only: cannot read {path} ({error.strerror}); it has an edit's id on each line"
+        ) from None
+    ids = {line.strip() for line in lines if line.strip() and not line.startswith("#")}
+    chosen = np.array([edit_id in ids for edit_id in edits.column("id")], dtype=bool)
+    if not chosen.any():
+        raise ValueError(
+            f"only: none of the {len(ids)} ids in {path} (the first is {min(ids, default='not there')}) is that of an edit of "
+            f"{edits.report.source}, whose ids are like {next(edits.column('id'), 'none')}"
+        )
+    return edits.where(chosen)
 
 
 def _file_named(folder: Path, parts: Iterable[str]) -> Path | None:

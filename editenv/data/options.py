@@ -32,6 +32,10 @@ class FileOptions:
     """Another file of edits (``PATH`` or ``FORMAT:PATH``): edits about a subject that it edits are left out, or with a
     prompt that it edits where there is no subject. For what is learned before that file's edits are made.
     """
+    only: str | None = None
+    """A text file of ids, one a line (``#`` begins a comment): all other edits are left out. For a part of a data set
+    that a rule outside the data chose, such as what a model knows (``python -m benchmarks.known``).
+    """
     limit: PositiveInt | None = None
     """Only the first so many edits."""
 

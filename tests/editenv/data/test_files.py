@@ -1062,3 +1062,19 @@ def test_what_is_learned_from_can_be_kept_apart_from_another_file(tmp_path):
     assert [len(edit.locality) for edit in edits] == [0, 1]
     with pytest.raises(FileNotFoundError, match="no file or folder"):
         load_edits(str(learned_from), "all", options={"apart_from": str(tmp_path / "nothing.json")})
+
+
+def test_a_file_of_ids_names_the_edits_that_are_left(tmp_path):
+    (tmp_path / "e.jsonl").write_text(
+        "\n".join(json.dumps({"prompt": f"Prompt {n} is", "target": f"answer {n}"}) for n in range(5))
+    )
+    ids = {edit.prompt: edit.id for edit in load_edits(str(tmp_path / "e.jsonl"), "all")}
+    chosen = f"# what the model knows\n{ids['Prompt 3 is']}\n\n{ids['Prompt 1 is']}\nanother.jsonl/2\n"
+    (tmp_path / "ids.txt").write_text(chosen)
+    edits = load_edits(str(tmp_path / "e.jsonl"), "all", options={"only": str(tmp_path / "ids.txt"), "limit": 1})
+    assert [edit.prompt for edit in edits] == ["Prompt 1 is"], "in the data's order, and before the limit counts"
+    (tmp_path / "ids.txt").write_text("e.csv/3\n")
+    with pytest.raises(ValueError, match=r"only: none of the 1 ids in .*ids\.txt.*e\.csv/3.*e\.jsonl/1"):
+        load_edits(str(tmp_path / "e.jsonl"), "all", options={"only": str(tmp_path / "ids.txt")})
+    with pytest.raises(FileNotFoundError, match=r"only: cannot read .*nothing\.txt"):
+        load_edits(str(tmp_path / "e.jsonl"), "all", options={"only": str(tmp_path / "nothing.txt")})
