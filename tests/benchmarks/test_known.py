@@ -45,6 +45,6 @@ def test_the_ids_are_those_of_facts_that_the_plain_model_says(records, tmp_path,
 
 def test_data_without_old_answers_are_refused(tmp_path):
     (tmp_path / "facts.jsonl").write_text(json.dumps({"prompt": "Nobody knows what", "target": "this is"}))
-    with pytest.raises(SystemExit, match="of 1 edits of .* there is none whose old answer atlas says"):
+    with pytest.raises(SystemExit, match=r"of 1 edits of .* there is none whose old answer atlas says"):
         main(Args(dataset=str(tmp_path / "facts.jsonl"), split="all", model="atlas", out=tmp_path / "known.txt"))
     assert not (tmp_path / "known.txt").exists()
