@@ -26,7 +26,7 @@ from benchmarks.results.texts import message
 from benchmarks.suites import id_of
 from editenv.evaluation.metrics import METRICS
 
-RANKED = ("generation", "generation_prefix", "teacher_forced", "probability")
+RANKED = ("generation", "generation_prefix", "wild", "teacher_forced", "probability")
 """Protocols that rows are ranked by: those with efficacy, generalization and specificity."""
 
 MEAN = "mean"
