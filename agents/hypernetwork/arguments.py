@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from agents.hypernetwork.config import TrainConfig
 from editenv.arguments import PositiveInt, check_fields
 from editenv.data.options import FileOptions
-from editenv.models.presets import preset
+from editenv.models.presets import Preset, preset
 
 
 @dataclass
@@ -26,8 +26,9 @@ class Args:
     """Edited modules, as endings of dotted names; the model's default if none are given."""
     preset: str | None = None
     """Modules, rank and lambda_loc of the paper's Table 3, such as llama-3-8b/zsre, or of a small public model, by rule
-    and not run here, such as qwen3-0.6b/gradients; in place of --train.policy.rank and --train.locality. `editenv
-    models` lists them."""
+    and not run here, such as qwen3-0.6b/gradients; smollm2-135m/counterfact, which was searched here, has the
+    preconditioner, step size, ridge, epsilon, learning rates and observed tokens, too. It takes the place of these
+    options. `editenv models` lists all presets."""
     train_eos: bool = False
     """Teach the end-of-sequence token after each target, and protect it after each locality answer."""
     observed_tokens: Literal["answers", "all", "subject"] = "answers"
@@ -59,6 +60,18 @@ def with_preset(args: Args) -> Args:
             f"preset: {args.preset} is for methods that look a fact up at its subject (MEMIT and its kin), and have "
             f"nothing to train; take {args.preset.partition('/')[0]}/gradients"
         )
-    policy = replace(args.train.policy, rank=chosen.rank)
-    train = replace(args.train, locality=chosen.locality, policy=policy)
-    return replace(args, train=train, modules=args.modules or chosen.modules)
+    policy = replace(args.train.policy, rank=chosen.rank, **_said(chosen, "step_size", "ridge"))
+    train = replace(
+        args.train,
+        locality=chosen.locality,
+        policy=policy,
+        preconditioner=args.train.preconditioner or chosen.epsilon is not None,
+        **_said(chosen, "epsilon", "learning_rate", "scalar_learning_rate"),
+    )
+    options = replace(args, train=train, modules=args.modules or chosen.modules)
+    return replace(options, **_said(chosen, "observed_tokens"))
+
+
+def _said(chosen: Preset, *names: str) -> dict[str, Any]:
+    """Those of a preset's settings that its source says."""
+    return {name: getattr(chosen, name) for name in names if getattr(chosen, name) is not None}

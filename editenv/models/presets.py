@@ -31,6 +31,12 @@ class Preset:
         methods: What it is for: methods that work on ``"gradients"``, or those that ``"look up"`` a fact at its
             subject, which take its modules alone.
         source: Where it comes from.
+        observed_tokens: What the policy sees of a batch; this and what follows None where the source does not say.
+        step_size: Start of lr_m, relative to a typical output.
+        ridge: Start of lambda_m, relative to a key's mean squared norm.
+        epsilon: Ridge on the text's key covariance; with it the network has the preconditioner P.
+        learning_rate: Of the network.
+        scalar_learning_rate: Of step size and ridge.
     """
 
     modules: tuple[str, ...]
@@ -38,6 +44,12 @@ class Preset:
     locality: float
     methods: Literal["gradients", "look up"] = "gradients"
     source: str = TABLE_3
+    observed_tokens: Literal["answers", "all"] | None = None
+    step_size: float | None = None
+    ridge: float | None = None
+    epsilon: float | None = None
+    learning_rate: float | None = None
+    scalar_learning_rate: float | None = None
 
 
 def gradient_layers(layers: int) -> tuple[int, ...]:
@@ -91,9 +103,18 @@ PRESETS: dict[str, Preset] = {
     "mistral-7b/zsre": Preset(_layers("down", 17, 18), 1024, 0.8),
     "mistral-7b/counterfact": Preset(_layers("down", 17, 19), 1024, 0.8),
     "mistral-7b/fever": Preset(_layers("down", 17, 18), 1024, 0.6),
-    # Layers 18 and 20 of 30 are those of docs/results/observed_tokens.md; rank and lambda_loc are TrainConfig's.
+    # As in agents/settings/smollm2-135m/rledit-p.json.
     "smollm2-135m/counterfact": Preset(
-        ("layers.18.mlp.down_proj", "layers.20.mlp.down_proj"), 64, 0.6, source="tried on CounterFact, not searched"
+        ("layers.26.mlp.down_proj",),
+        rank=64,
+        locality=2.0,
+        source="searched here on CounterFact's validation subjects",
+        observed_tokens="all",
+        step_size=0.485,
+        ridge=0.0149,
+        epsilon=0.0889,
+        learning_rate=0.001,
+        scalar_learning_rate=0.05,
     ),
     **{f"{model}/{kind}": row for model, layers in SMALL_MODELS.items() for kind, row in _by_rule(layers).items()},
 }

@@ -10,8 +10,12 @@ import pytest
 
 from agents import cli
 from agents.hypernetwork.arguments import Args, with_preset
+from agents.hypernetwork.config import PolicyConfig, TrainConfig
 from agents.registry import make_agent
+from agents.settings import read_environment, read_settings
 from editenv.models.modules import PRESETS
+
+SEARCHED = read_settings("rledit-p", "smollm2-135m")["config"]
 
 # The rows of the paper's tables, UltraEdit and StableEdit, and the controls: names that others' scripts rely on.
 ROWS = [
@@ -90,6 +94,20 @@ def test_a_preset_of_methods_that_look_up_is_not_trained_with(tmp_path):
     with pytest.raises(ValueError, match=r"preset: qwen3-0\.6b/look-up is for methods .* take qwen3-0\.6b/gradients"):
         with_preset(args)
     assert with_preset(replace(args, preset="qwen3-0.6b/gradients")).train.policy.rank == 512
+
+
+def test_the_searched_preset_is_the_settings_of_the_row(tmp_path):
+    args = with_preset(Args(output=tmp_path, preset="smollm2-135m/counterfact"))
+    config = TrainConfig(**{name: value for name, value in SEARCHED.items() if name != "policy"})
+    for name in ("locality", "preconditioner", "epsilon", "learning_rate", "scalar_learning_rate"):
+        assert getattr(args.train, name) == getattr(config, name)
+    assert args.train.policy == replace(PolicyConfig(), **SEARCHED["policy"])
+    place = read_environment("rledit-p", "smollm2-135m")
+    assert (list(args.modules), args.observed_tokens) == (place["modules"], place["observed_tokens"])
+    plain = with_preset(Args(output=tmp_path, preset="mistral-7b/zsre"))
+    assert plain.train == replace(TrainConfig(), locality=0.8, policy=PolicyConfig(rank=1024)), (
+        "and no more than Table 3"
+    )
 
 
 def test_modules_and_a_preset_are_not_both_taken(monkeypatch, capsys, tmp_path):
