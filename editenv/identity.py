@@ -42,10 +42,15 @@ The generation config is left out as a whole: answers are greedy, whatever it sa
 
 
 def fingerprint(lm: EditableLM) -> str:
-    """SHA-256 over the edited modules: names, shapes, types and every bit of the weights as they are now."""
+    """SHA-256 over the edited modules: names, shapes, types and every bit of the weights and memories as they are
+    now.
+    """
     digest = hashlib.sha256()
     for name in lm.modules:
         _add_tensor(digest, name, lm.model.get_parameter(f"{name}.weight"))
+        if memory := lm.memories.get(name):
+            for part, tensor in memory.parts().items():
+                _add_tensor(digest, f"{name}/{memory.gate}/{part}", tensor)
     return digest.hexdigest()
 
 

@@ -18,6 +18,7 @@ FLOORS = {
     "editenv": [
         {"atomic_files", "renamed", "collisions", "arguments"},
         {"models", "data", "deltas", "sealed_json"},
+        {"memories"},
         {"language_model", "output_folders"},
         {"identity", "rounding"},
         {"evaluation", "delta_files", "journal"},

@@ -35,7 +35,6 @@ from editenv.data.edits import as_json, of_json
 from editenv.data.records import BadRecordError
 from editenv.data.text import joined
 from editenv.delta_files import read_delta, tensors_of, write_delta_file
-from editenv.deltas import Delta
 from editenv.env import RefusedActionError
 from editenv.evaluation import metrics
 from editenv.evaluation.batch import encode_evaluation, greedy_tokens
@@ -43,6 +42,7 @@ from editenv.evaluation.prefix import generation_prefix
 from editenv.identity import cautions, differences, fingerprint
 from editenv.journal import Journal
 from editenv.language_model.editable_lm import ObservedTokens
+from editenv.memories import Change
 from editenv.models import EMBEDDED
 from editenv.output_folders import check_output
 from editenv.renamed import renamed_keywords
@@ -84,7 +84,7 @@ class BatchResult:
 class _Attempt:
     """What applying a batch came to; if there is a reason against it, it is to be taken back."""
 
-    actions: list[dict[str, Delta]]
+    actions: list[dict[str, Change]]
     efficacy: float | None
     perplexity: float
     reason: str | None
@@ -281,7 +281,7 @@ class LifelongEditor:
 
     def _attempt(self, before: Mapping[str, torch.Tensor]) -> _Attempt:
         """Applies the agent's actions for the batch that is presented, until one is refused, and checks the bounds."""
-        actions: list[dict[str, Delta]] = []
+        actions: list[dict[str, Change]] = []
         reason, efficacy = None, None
         while reason is None and len(actions) < self.agent.actions_per_batch:
             try:
@@ -315,7 +315,7 @@ class LifelongEditor:
         self.agent.revert_batch()
 
     def _write_to_journal(
-        self, result: BatchResult, batch: Sequence[Edit], actions: Sequence[Mapping[str, Delta]]
+        self, result: BatchResult, batch: Sequence[Edit], actions: Sequence[Mapping[str, Change]]
     ) -> None:
         """Makes the batch durable; if that fails, the editor takes no more."""
         if self.journal is None:
