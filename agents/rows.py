@@ -156,6 +156,12 @@ ROWS: dict[str, Row] = {
         "Hu et al. 2022, ICLR, arXiv 2106.09685",
         settings="atlas/lora",
     ),
+    "grace": Row(
+        "GRACE: a codebook beside the module, with balls that split and grow",
+        "agents.baselines.grace:GRACE",
+        "Hartvigsen et al. 2023, NeurIPS, arXiv 2211.11031",
+        settings="atlas/grace",
+    ),
     "mend": Row(
         "MEND: a network turns gradients into rank-one updates",
         MEND,

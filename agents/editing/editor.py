@@ -23,6 +23,7 @@ from agents.editing.preparation import (
     held_out_prompts,
     journal_header,
     learning_environment,
+    refuse_side_memory,
     require_subjects,
 )
 from agents.editing.saving import save_model
@@ -162,6 +163,7 @@ class LifelongEditor:
         self._ended: str | None = None
         self._reverted = False
         self.agent = choose_agent(method, policy, model, settings)
+        refuse_side_memory(self.agent, method)
         constructed_with = settings_of(method, self.agent)
         require_subjects(self.agent, to_come, observed_tokens)
         self.agent.text = text

@@ -98,6 +98,20 @@ def batch_of(edits: "Edit | Mapping[str, Any] | Iterable[Edit | Mapping[str, Any
     return batch
 
 
+def refuse_side_memory(agent: Agent, method: str) -> None:
+    """An edited model is saved as a plain folder, which has the weights alone.
+
+    Raises:
+        ValueError: If the method changes anything beside the weights.
+    """
+    if beside := [what for what in agent.changes if what != "weights"]:
+        raise ValueError(
+            f"method {method!r} puts a {' and a '.join(beside)} beside the weights, which the editor cannot save with a model "
+            "yet; run it in the environment or in the benchmarks (editenv bench run), or choose a method that changes "
+            "the weights, such as fine-tune"
+        )
+
+
 def require_subjects(agent: Agent, edits: Sequence[Edit], observed_tokens: ObservedTokens = "answers") -> None:
     """Whether every edit has what the method looks facts up by.
 

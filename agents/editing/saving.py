@@ -59,10 +59,15 @@ def save_model(lm: EditableLM, folder: Path, about: dict[str, Any], base: str | 
         base: As :func:`check_place` has it.
 
     Raises:
-        ValueError: If it may not be saved there.
+        ValueError: If it may not be saved there, or has side memories, which would be lost.
         OSError: If it cannot be written; what was there is as it was.
     """
     check_place(folder, base)
+    if lm.memories:
+        raise ValueError(
+            f"{folder}: the model has side memories ({', '.join(lm.memories)}), which a plain model folder cannot hold; keep them "
+            "with editenv.memories.save_memories, and give the base model the memories again by EditableLM.apply"
+        )
     partial = folder.with_name(f".{folder.name}.partial")
     put_back(folder)
     shutil.rmtree(partial, ignore_errors=True)  # what a killed process left
