@@ -5,7 +5,7 @@ import resource
 import sys
 import time
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -18,7 +18,7 @@ from rich.text import Text
 
 from agents.editing import corrections, summary, unrelated
 from agents.editing.arguments import EditArgs
-from agents.editing.editor import LifelongEditor, TooManyDeltasError
+from agents.editing.editor import BatchResult, LifelongEditor, TooManyDeltasError
 from agents.editing.preparation import choose_agent
 from agents.editing.saving import check_place
 from agents.progress import progress_bars
@@ -224,15 +224,40 @@ def _edit_the_rest(args: EditArgs, editor: LifelongEditor, edits: EditFile, disp
     if editor.batches:
         display.say(f"going on after batch {editor.batches}: {first} of {len(edits)} edits are done")
     started = time.perf_counter()
-    for start in range(first, len(edits), args.edits_per_step):
-        result = editor.edit(edits[start : start + args.edits_per_step])
-        end = start + result.edits
-        rate = (end - first) / (time.perf_counter() - started)
+    done = first
+    while done < len(edits):
+        size = _next_size(editor.results, args.edits_per_step)
+        batch = edits[done : done + size]
+        result = editor.edit(batch, retried=args.guard.retry and len(batch) > 1)
+        done += result.edits
+        rate = (done - first) / (time.perf_counter() - started)
         efficacy = f"{result.efficacy or 0:.0f}% of the batch"
-        display.show(f"{rate:.1f} edits/s, {efficacy}, {_peak_memory():.1f} GB", end)
-        if not result.applied:
-            ids = ", ".join(edit.id for edit in edits[start:end])
+        display.show(f"{rate:.1f} edits/s, {efficacy}, {_peak_memory():.1f} GB", done)
+        if result.retried:
+            display.say(f"batch {result.batch} was taken back: {result.reason}; its edits are tried again in halves")
+        elif not result.applied:
+            ids = ", ".join(edit.id for edit in batch)
             display.say(f"batch {result.batch} was taken back: {result.reason} ({ids})")
+
+
+def _next_size(results: Sequence[BatchResult], edits_per_step: int) -> int:
+    """How many edits are made next: a batch; or of one that was bad half as many, and then twice as many as went well.
+
+    All of it is in the journal, so that a run that was killed goes on with the same batches.
+
+    Args:
+        results: Of all batches so far.
+        edits_per_step: Edits of a batch.
+    """
+    left = 0  # of the batch that is tried again in smaller ones
+    for result in results:
+        left = (left or result.retried) if result.retried else max(0, left - result.edits)
+    if not left:
+        return edits_per_step
+    last = results[-1]
+    if last.retried:
+        return max(1, last.retried // 2)
+    return min(left, 2 * last.edits if last.applied else last.edits)
 
 
 def _too_few_at_first(args: EditArgs, editor: LifelongEditor, edits: EditFile) -> str | None:

@@ -215,6 +215,23 @@ def journal_header(
     return header
 
 
+def other_bounds(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """In what a guard differs from that of a run on disk; an earlier version's goes on with the bounds it did not have.
+
+    Args:
+        there: Of the journal's header.
+        here: Of the editor.
+    """
+    new = {"max_lost", "retry"} - there.keys()
+    if new and there.get("max_drift") is None:  # what earlier versions had by default
+        new.add("max_drift")
+    return [
+        f"guard.{name} was {there.get(name)!r}, is {here[name]!r}"
+        for name in here
+        if name not in new and there.get(name) != here[name]
+    ]
+
+
 def _text_digest(text: str | None) -> str | None:
     """A text is what it says, whatever it is called; a data set of the hub is its name."""
     if text is None:

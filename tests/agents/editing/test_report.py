@@ -1,16 +1,22 @@
 """What a run of edits says it has done: corrections that hold, that were lost, and answers to unrelated questions."""
 
+import contextlib
 import json
 import os
 import shutil
+from dataclasses import asdict
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from agents.editing import summary, unrelated
 from agents.editing.arguments import EditArgs
 from agents.editing.edit_command import edit as run_edit
+from agents.editing.editor import LifelongEditor
 from agents.editing.guard import Guard
+from agents.editing.preparation import other_bounds
 from editenv.data import Edit, Locality
 
 LAST = ("model.layers.2.mlp.down_proj",)
@@ -28,7 +34,12 @@ def run(model_folder, tmp_path):
     def run(records, **options):
         (tmp_path / "edits.jsonl").write_text("".join(json.dumps(row) + "\n" for row in records), encoding="utf-8")
         arguments = {"edits": str(tmp_path / "edits.jsonl"), "output": tmp_path / "out", "model": str(model_folder)}
-        arguments |= {"method": "fine-tune", "modules": LAST, "edits_per_step": 2, "guard": Guard(1e9, 1e9)}
+        arguments |= {
+            "method": "fine-tune",
+            "modules": LAST,
+            "edits_per_step": 2,
+            "guard": Guard(1e9, 1e9, None, None, retry=False),
+        }
         run_edit(EditArgs(**arguments | {"save_model": False} | options))
         return json.loads((tmp_path / "out/report.json").read_text())
 
@@ -186,3 +197,78 @@ def test_the_page_in_a_browser(tmp_path):
         assert page.evaluate("window.broken") is None
         assert not errors
         browser.close()
+
+
+# -- the guard ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_bad_batch_is_tried_again_in_halves_and_a_killed_run_goes_on_with_the_same(
+    run, tmp_path, capsys, monkeypatch
+):
+    """Any batch with correction 2 is bad."""
+    targets = ("Rome", "Oslo", "Bonn", "Lima", "Kiev", "Rome", "Oslo")
+
+    batches = []
+    monkeypatch.setattr(LifelongEditor, "_check_lengths", lambda editor, batch: batches.append(batch))
+    bad = lambda *_: "not that" if any(edit.target == "Bonn" for edit in batches[-1]) else None  # noqa: E731
+    monkeypatch.setattr(LifelongEditor, "_broken_bound", bad)
+    guard = Guard(1e9, 1e9, None, None)
+    report = run(records(*targets), edits_per_step=4, guard=guard)
+    sizes = [
+        (entry["edits"], entry["applied"], entry["retried"]) for entry in lines(tmp_path / "out/journal.jsonl")[1:]
+    ]
+    assert sizes == [(0, False, 4), (2, True, 0), (0, False, 2), (1, False, 0), (1, True, 0), (3, True, 0)]
+    assert report["edits"] == 6
+    assert [row["prompt"] for row in lines(tmp_path / "out/not-applied.jsonl")] == ["The home of number 2 is"]
+    assert "its edits are tried again in halves" in capsys.readouterr().err
+    whole = load_file(tmp_path / "out/deltas.safetensors")
+    edit = LifelongEditor.edit
+    for last in range(1, 7):  # killed after each of the batches
+        shutil.rmtree(tmp_path / "out")
+
+        def killed(editor, *rest, last=last, **options):
+            if editor.batches == last:
+                raise KeyboardInterrupt
+            return edit(editor, *rest, **options)
+
+        with monkeypatch.context() as patched, contextlib.suppress(KeyboardInterrupt):
+            patched.setattr(LifelongEditor, "edit", killed)
+            run(records(*targets), edits_per_step=4, guard=guard)
+        run(records(*targets), edits_per_step=4, guard=guard)
+        deltas = load_file(tmp_path / "out/deltas.safetensors")
+        assert deltas.keys() == whole.keys()
+        assert all(torch.equal(deltas[name], whole[name]) for name in whole)
+
+
+def test_small_steps_that_add_up_are_bounded_by_default(make_lm, model_folder, monkeypatch):
+    with LifelongEditor(str(model_folder), "fine-tune", modules=LAST) as editor:
+        perplexities = iter([100.0, 140.0, 149.0, 151.0])
+        editor._perplexity = editor._unedited_perplexity = next(perplexities)
+        monkeypatch.setattr(LifelongEditor, "_held_out_perplexity", lambda self: next(perplexities))
+        monkeypatch.setattr(LifelongEditor, "_hold", lambda self, prompts: np.ones(len(prompts), dtype=bool))
+        results = [editor.edit([row]) for row in records("Rome", "Oslo", "Bonn")]
+    assert [result.applied for result in results] == [True, True, False]
+    assert "1.5 times the unedited model's 100" in results[-1].reason
+
+
+def test_a_batch_that_undoes_earlier_edits_is_taken_back(tmp_path):
+    """The same words to another target, with the border between prompt and target elsewhere."""
+    first = records("Rome", "Oslo")
+    undoing = [{"prompt": f"The home of number {i}", "target": f"is {town}"} for i, town in enumerate(("Bonn", "Lima"))]
+    for max_lost in (0.3, None):
+        guard = Guard(1e9, 1e9, None, max_lost)
+        with LifelongEditor("atlas", "fine-tune", guard=guard) as editor:
+            assert editor.edit(first).applied
+            result = editor.edit(undoing)
+        assert result.applied == (max_lost is None)
+        if max_lost:
+            assert "2 of 2 earlier edits that were asked do not hold any more, over 30%" in result.reason
+
+
+def test_a_journal_of_an_earlier_version_goes_on():
+    here = asdict(Guard())
+    earlier = {"max_perplexity": 3.0, "max_weight_norm": 10.0, "max_drift": None, "on_bad": "roll-back"}
+    assert other_bounds(earlier, here) == []
+    assert other_bounds(earlier | {"max_drift": 2.0}, here) == ["guard.max_drift was 2.0, is 1.5"]
+    assert other_bounds(earlier | {"on_bad": "stop"}, here) == ["guard.on_bad was 'stop', is 'roll-back'"]
+    assert other_bounds(here | {"max_drift": None}, here) == ["guard.max_drift was None, is 1.5"]
