@@ -17,7 +17,7 @@ import tyro
 from agents.editing.arguments import EditArgs
 from agents.editing.guard import BadEditError
 from agents.rows import ROWS
-from editenv.arguments import NonNegativeInt, check_fields
+from editenv.arguments import NonNegativeInt, PositiveInt, check_fields
 from editenv.data.text import printable
 from editenv.models import EMBEDDED, PACKAGED, PUBLIC
 from editenv.models.presets import PRESETS, Preset
@@ -87,6 +87,44 @@ class RevertArgs:
     """The edited model."""
     dtype: str = "float32"
     """The precision it was edited in."""
+
+
+@dataclass
+class AskArgs:
+    """Asks the model before a run of edits and after it, side by side.
+
+    editenv ask out "Who owns Tumblr?" "The owner of Flickr is"
+    """
+
+    output: tyro.conf.Positional[Path]
+    """Folder of a run of `editenv edit`, with its deltas.safetensors."""
+    prompts: tyro.conf.Positional[tuple[str, ...]]
+    """What is asked."""
+    model: str | None = None
+    """The base model, if it does not lie where the run found it."""
+    tokens: PositiveInt = 24
+    """Tokens of an answer, at most."""
+    device: str = "cpu"
+    dtype: str = "float32"
+    """The precision that the run edited in."""
+    json: bool = False
+    """Print one JSON object a line."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass
+class LogArgs:
+    """Lists what a run of edits has done, batch by batch: when, which corrections, and what came of them.
+
+    editenv log out
+    """
+
+    output: tyro.conf.Positional[Path]
+    """Folder of a run of `editenv edit`."""
+    json: bool = False
+    """Print one JSON object a correction."""
 
 
 @dataclass
@@ -212,6 +250,18 @@ def revert(args: RevertArgs) -> None:
     match = revert_file(lm, args.deltas)
     save_model(lm, args.output, {"edited": args.model, "without": str(args.deltas)}, args.model)
     print(f"{args.output}: the base model, {MATCHES[match]}")
+
+
+def ask(args: AskArgs) -> None:
+    from agents.editing.history import ask as run
+
+    run(args.output, args.prompts, args.model, args.tokens, args.device, args.dtype, args.json)
+
+
+def log(args: LogArgs) -> None:
+    from agents.editing.history import log as run
+
+    run(args.output, args.json)
 
 
 def inspect(args: InspectArgs) -> None:
@@ -369,6 +419,8 @@ COMMANDS: dict[Any, Callable[[Any], None]] = {
     EvaluateArgs: evaluate,
     ApplyArgs: apply,
     RevertArgs: revert,
+    AskArgs: ask,
+    LogArgs: log,
     InspectArgs: inspect,
     FetchArgs: fetch,
     MethodsArgs: methods,

@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -361,7 +362,9 @@ class LifelongEditor:
         if self.journal is None:
             return
         state = {f"{STATE}{name}": tensor for name, tensor in self.agent.batch_state().items()}
-        entry = asdict(result) | {"ids": [edit.id for edit in batch], "content": [as_json(edit) for edit in batch]}
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        content = [as_json(edit) for edit in batch]
+        entry = asdict(result) | {"time": now, "ids": [edit.id for edit in batch], "content": content}
         try:
             self.journal.append(entry, tensors_of(actions) | state)
         except BaseException:

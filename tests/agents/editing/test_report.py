@@ -5,12 +5,15 @@ import json
 import os
 import shutil
 from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
+from agents import cli
 from agents.editing import summary, unrelated
 from agents.editing.arguments import EditArgs
 from agents.editing.edit_command import edit as run_edit
@@ -18,6 +21,7 @@ from agents.editing.editor import LifelongEditor
 from agents.editing.guard import Guard
 from agents.editing.preparation import other_bounds
 from editenv.data import Edit, Locality
+from editenv.models import load_model, model_path
 
 LAST = ("model.layers.2.mlp.down_proj",)
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
@@ -272,3 +276,58 @@ def test_a_journal_of_an_earlier_version_goes_on():
     assert other_bounds(earlier | {"max_drift": 2.0}, here) == ["guard.max_drift was 2.0, is 1.5"]
     assert other_bounds(earlier | {"on_bad": "stop"}, here) == ["guard.on_bad was 'stop', is 'roll-back'"]
     assert other_bounds(here | {"max_drift": None}, here) == ["guard.max_drift was None, is 1.5"]
+
+
+# -- looking back at a run ------------------------------------------------------------------------------------------------
+
+
+def said(monkeypatch, capsys, *words):
+    monkeypatch.setattr("sys.argv", ["editenv", *words])
+    cli.main()
+    return capsys.readouterr().out
+
+
+def test_the_models_before_and_after_a_run_are_asked_side_by_side(run, tmp_path, monkeypatch, capsys):
+    run(records("Rome", "Oslo"), model="atlas", modules=(), save_model=True)
+    prompts = ["The home of number 0 is", "Who owns Tumblr?"]
+    capsys.readouterr()
+    rows = [
+        json.loads(line)
+        for line in said(monkeypatch, capsys, "ask", str(tmp_path / "out"), *prompts, "--json").splitlines()
+    ]
+    base, edited = (
+        AutoModelForCausalLM.from_pretrained(path) for path in (model_path("atlas"), tmp_path / "out/model")
+    )
+    tokenizer = load_model("atlas")[1]
+    for row, prompt in zip(rows, prompts, strict=True):
+        assert row["prompt"] == prompt
+        for name, model in (("before", base), ("now", edited)):
+            ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+            written = model.generate(ids, max_new_tokens=24, do_sample=False)[0, ids.shape[1] :]
+            assert row[name].removesuffix(" ...") == tokenizer.decode(written, skip_special_tokens=True).strip()
+    assert rows[0]["now"].startswith("Rome")
+    assert rows[0]["before"] != rows[0]["now"]
+    assert "before" in said(monkeypatch, capsys, "ask", str(tmp_path / "out"), prompts[0])
+    for words, message in (
+        (["out", "Q"], "out is no folder of a finished"),
+        ([str(tmp_path / "out")], "no prompt was given"),
+    ):
+        monkeypatch.setattr("sys.argv", ["editenv", "ask", *words])
+        with pytest.raises(SystemExit):
+            cli.main()
+        assert message in capsys.readouterr().err
+
+
+def test_the_log_says_what_was_done_and_when(run, tmp_path, monkeypatch, capsys):
+    run(records("Rome", "Oslo", "Bonn"))
+    monkeypatch.setenv("COLUMNS", "200")
+    shown = said(monkeypatch, capsys, "log", str(tmp_path / "out"))
+    assert "The home of number 2 is -> Bonn" in shown
+    rows = [json.loads(line) for line in said(monkeypatch, capsys, "log", str(tmp_path / "out"), "--json").splitlines()]
+    assert [(row["batch"], row["id"], row["applied"]) for row in rows] == [
+        (1, "edits.jsonl/1", True), (1, "edits.jsonl/2", True), (2, "edits.jsonl/3", True)
+    ]  # fmt: skip
+    assert abs(datetime.now(UTC) - datetime.fromisoformat(rows[0]["time"])) < timedelta(minutes=10)
+    with (tmp_path / "out/journal.jsonl").open("a") as file:
+        file.write('{"chain": "being wri')
+    assert len(said(monkeypatch, capsys, "log", str(tmp_path / "out"), "--json").splitlines()) == 3
