@@ -4,7 +4,8 @@ import pytest
 import torch
 from plain import tokens
 
-from agents.baselines.kn import KN, attributions
+from agents.baselines.kn import KN, attribute
+from agents.editing.editor import LifelongEditor
 
 MODULES = ["model.layers.1.mlp.down_proj", "model.layers.2.mlp.down_proj"]
 
@@ -38,6 +39,16 @@ def brute_force(base, tokenizer, edit, name, steps):
     return total / steps / len(answer)
 
 
+def activation(base, tokenizer, edit, name):
+    """The module's inputs, averaged over the old answer's tokens."""
+    head, tail = tokens(tokenizer, edit.prompt, edit.old_answer)
+    seen = []
+    handle = base.get_submodule(name).register_forward_pre_hook(lambda _, args: seen.append(args[0][0]))
+    base(torch.tensor([head + tail[:-1]]), use_cache=False)
+    handle.remove()
+    return seen[0][-len(tail) :].mean(0)
+
+
 @pytest.fixture
 def facts(edits):
     return [
@@ -47,10 +58,10 @@ def facts(edits):
 
 @pytest.mark.parametrize("modules", [MODULES, MODULES[1:]])
 def test_attributions_are_integrated_gradients(make_lm, base, tokenizer, facts, modules):
-    found = attributions(make_lm(*modules), facts, 4)
+    found = attribute(make_lm(*modules), facts, 4)
     assert list(found) == modules
     for name in modules:
-        for row, edit in zip(found[name], facts, strict=True):
+        for row, edit in zip(found[name].attributions, facts, strict=True):
             expected = brute_force(base, tokenizer, edit, name, 4)
             assert expected.abs().max() > 1e-5
             assert (row - expected).norm() < 1e-3 * expected.norm()
@@ -59,7 +70,7 @@ def test_attributions_are_integrated_gradients(make_lm, base, tokenizer, facts, 
 @pytest.mark.parametrize("name", MODULES)
 def test_attributions_add_up_to_what_the_neurons_do_for_the_answer(make_lm, base, tokenizer, facts, name):
     """The completeness of integrated gradients: their sum is P with the neurons minus P without them."""
-    found = attributions(make_lm(name), facts, 200)[name]
+    found = attribute(make_lm(name), facts, 200)[name].attributions
     width = found.shape[1]
     for row, edit in zip(found, facts, strict=True):
         count = len(tokens(tokenizer, edit.prompt, edit.old_answer)[1])
@@ -70,10 +81,11 @@ def test_attributions_add_up_to_what_the_neurons_do_for_the_answer(make_lm, base
         assert float(row.sum()) == pytest.approx((ends[0] - ends[1]) / count, abs=2e-3)
 
 
-def test_the_rows_of_the_neurons_are_turned_and_no_others(make_env, base, tokenizer, facts):
+@pytest.mark.parametrize("signed", [False, True])
+def test_the_rows_of_the_neurons_are_turned_and_no_others(make_env, base, tokenizer, facts, signed):
     env = make_env(modules=MODULES, dataset=None)
     env.reset(seed=0)
-    agent = KN(steps=3, threshold=0.3, old=1.5, new=4.0)
+    agent = KN(steps=3, threshold=0.3, old=1.5, new=4.0, signed=signed)
     agent.begin(env)
     _, info = env.present(facts)
     deltas = agent.act(env.gradients, info)
@@ -87,13 +99,31 @@ def test_the_rows_of_the_neurons_are_turned_and_no_others(make_env, base, tokeni
             for token in tokens(tokenizer, edit.prompt, answer)[1]:
                 turn += factor * embeddings[token] / embeddings[token].norm()
         for name, score in scores.items():
+            inputs = activation(base, tokenizer, edit, name)
             for i in range(64):
                 if score[i] > 0.3 * largest:
-                    expected[name][i] += base.get_submodule(name).weight[:, i].norm() * turn
+                    sign = inputs[i].sign() if signed else 1
+                    expected[name][i] += sign * base.get_submodule(name).weight[:, i].norm() * turn
     for name in MODULES:
         torch.testing.assert_close(deltas[name].dense(), expected[name], rtol=1e-3, atol=1e-4)
     untouched = sum(int((expected[name] == 0).all(1).sum()) for name in MODULES)
     assert untouched > 64
+
+
+def test_rows_do_not_grow_from_edit_to_edit(make_env, base, facts):
+    """Turns are as long as the unedited rows, not as the edited ones."""
+    env = make_env(modules=MODULES[1:], dataset=None)
+    env.reset(seed=0)
+    agent = KN(steps=3, new=30.0)
+    agent.begin(env)
+    initial = base.get_submodule(MODULES[1]).weight.norm(dim=0)
+    for _ in range(2):  # the same fact again: its rows are thirty times as long the second time
+        _, info = env.present(facts[:1])
+        deltas = agent.act(env.gradients, info)
+        turned = deltas[MODULES[1]].dense().norm(dim=1) / initial
+        assert (turned > 0).sum() > 1
+        torch.testing.assert_close(turned[turned > 0], turned.max().expand(int((turned > 0).sum())))
+        env.step(deltas)
 
 
 def test_an_edit_without_an_old_answer_is_named(make_env, facts):
@@ -112,3 +142,14 @@ def test_modules_that_do_not_write_to_the_residual_stream_are_refused(make_env):
     env.reset(seed=0)
     with pytest.raises(ValueError, match=r"up_proj is none"):
         KN().begin(env)
+
+
+def test_the_editor_names_what_it_lacks_before_anything_is_prepared(model_folder, facts):
+    without = replace(facts[1], old_answer=None)
+    with pytest.raises(ValueError, match="has no old_answer"):
+        LifelongEditor(model_folder, "kn", modules=MODULES, to_come=[facts[0], without])
+    with LifelongEditor(model_folder, "kn", modules=MODULES) as editor:
+        before = editor.lm.snapshot()
+        with pytest.raises(ValueError, match="has no old_answer"):
+            editor.edit([without])
+        assert all(torch.equal(weight, before[name]) for name, weight in editor.lm.snapshot().items())
