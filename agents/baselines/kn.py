@@ -78,9 +78,10 @@ def _attribute_module(lm: EditableLM, prompts: Prompts, name: str, steps: int) -
     for k in range(1, steps + 1):
 
         def scale(_: nn.Module, arguments: tuple[torch.Tensor, ...], share: float = k / steps) -> tuple[torch.Tensor]:
-            inputs = arguments[0].clone()
-            prompts.as_hidden(inputs)[:, -1] *= share
-            return (inputs,)
+            (inputs,) = arguments
+            scaled = prompts.as_hidden(inputs.clone())
+            scaled[:, -1] *= share
+            return (scaled.reshape(inputs.shape),)
 
         with hooked(lm.modules[name].register_forward_pre_hook(scale)):
             _, gradients = lm.gradients(prompts, lambda logits: _probabilities(logits, prompts.labels).sum(), "answers")
@@ -115,9 +116,9 @@ class KN(Agent):
         v - old |v_0| t / |t| + new |v_0| t' / |t'|        in the units of the public code
 
     where v_0 is the row in the unedited model (in the paper, where each fact is edited alone, that is v; along a stream
-    rows would grow by a factor with each edit), and t and t' are the embeddings of the old and the new answer; of several tokens, the sum over them (as in
-    EasyEdit). The embeddings are those that an output is compared with, the rows of the output layer, which in BERT and
-    in many other models are the input's, too.
+    rows would grow by a factor with each edit), and t and t' are the embeddings of the old and the new answer; of
+    several tokens, the sum over them (as in EasyEdit). The embeddings are those that an output is compared with, the
+    rows of the output layer, which in BERT and in many other models are the input's, too.
 
     The paper keeps neurons that several prompts of a fact share, and drops those that other facts of the relation have
     as well. A request has one prompt, so that neither is done. All edits of a batch are made from the weights before it,
@@ -178,9 +179,11 @@ class KN(Agent):
         prompts = [edit.prompt for edit in edits]
 
         def directions(answers: list[str]) -> torch.Tensor:
-            ids = [answer for _, answer in lm.tokenize(prompts, answers)]
-            units = [nn.functional.normalize(embeddings[torch.tensor(tokens)].float(), dim=1) for tokens in ids]
-            return torch.stack([unit.sum(0) for unit in units]).to(lm.device)
+            rows = []
+            for _, tokens in lm.tokenize(prompts, answers):
+                vectors = embeddings[torch.tensor(tokens, device=embeddings.device)].float()
+                rows.append(nn.functional.normalize(vectors, dim=1).sum(0))
+            return torch.stack(rows).to(lm.device)
 
         old = directions([old_answer(edit) for edit in edits])
         return self.new * directions([edit.target for edit in edits]) - self.old * old
