@@ -99,7 +99,7 @@ class Adapter:
 
 
 @contextmanager
-def fresh_adapter(lm: EditableLM, rank: int, alpha: float, seed: str) -> Iterator[Adapter]:
+def fresh_adapter(lm: EditableLM, rank: int, alpha: int, seed: str) -> Iterator[Adapter]:
     """Within the context the model has an adapter that changes nothing yet (B = 0), and gradients are taken.
 
     Args:
