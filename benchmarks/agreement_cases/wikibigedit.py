@@ -57,5 +57,6 @@ def compare(clone: Path, tiny: TinyModel) -> Iterator[Comparison]:
     theirs = {name: (merged.get_submodule(name).weight.detach() - start).T for name, start in before.items()}
     env = tiny.environment(edits, MODULES, edits_per_step=EDITS)
     options = "rank, alpha, rate and share equal, an epoch more there; one mini-batch, answers of equal length"
-    ours = total_delta(env, prepared(agent, env, tiny.text))
+    with torch._C.DisableTorchFunction():  # the CPU in the place of a GPU is for public code alone
+        ours = total_delta(env, prepared(agent, env, tiny.text))
     yield compared("lora-merge", "a batch's delta, two projections of attention", theirs, ours, options)
