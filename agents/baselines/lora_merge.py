@@ -19,9 +19,10 @@ from editenv.env import Action
 def learning_rate_factors(epochs: int) -> list[float]:
     """The factor of each epoch's learning rate: a linear rise over the first tenth, then half a cosine down."""
     rise = (epochs + 1) // 10
+    first = min(rise, 1)  # a rise would begin with an epoch of rate zero
     factors = []
-    for epoch in range(1, epochs + 1):
-        progress = (epoch - rise) / (epochs + 1 - rise)
+    for epoch in range(first, epochs + first):
+        progress = (epoch - rise) / (epochs + first - rise)
         factors.append(epoch / rise if epoch < rise else 0.5 * (1 + math.cos(math.pi * progress)))
     return factors
 
@@ -38,7 +39,7 @@ class LoRAMerge(LoRA):
     whole.
 
     Precomputes nothing and needs nothing but the edits. Defaults are the public code's for Llama-2-7B and batches of
-    128 edits, of which this counts one epoch less: the first one there has a rate of zero.
+    128 edits; of its ten epochs the first has a rate of zero, and is left out here.
 
     Args:
         rank: r.
