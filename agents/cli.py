@@ -316,6 +316,7 @@ NEEDS = {
     "edits": "training edits to learn from",
     "text": "ordinary text to take statistics of",
     "subjects": "the subject of each edit",
+    "old_answers": "what the model answers before each edit (old_answer)",
 }
 
 

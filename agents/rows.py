@@ -86,6 +86,7 @@ ULTRAEDIT = "agents.baselines.ultraedit:UltraEdit"
 STABLEEDIT = "agents.baselines.stableedit:StableEdit"
 MEMIT = "agents.baselines.memit:MEMIT"
 FINE_TUNE = "agents.baselines.fine_tune:FineTune"
+LOCFT_BF = "agents.baselines.locft_bf:LocFTBF"
 SB3 = "agents.rl.sb3:SB3Agent"
 
 RLEDIT_PAPER = "Li et al. 2025, ICML, arXiv 2502.05759"
@@ -93,6 +94,7 @@ MEND_PAPER = "Mitchell et al. 2022, ICLR, arXiv 2110.11309"
 MALMEN_PAPER = "Tan et al. 2024, ICLR, arXiv 2311.04661"
 ULTRAEDIT_PAPER = "Gu et al. 2025, arXiv 2505.14679"
 STABLEEDIT_PAPER = "Ma et al. 2026, arXiv 2605.11836"
+LOCFT_BF_PAPER = "Yang et al. 2026, ICLR, openreview.net/forum?id=cfHuA5jsPt"
 MEMIT_PAPER = "Meng et al. 2023, ICLR, arXiv 2210.07229"
 ALPHAEDIT_PAPER = "Fang et al. 2025, ICLR, arXiv 2410.02355"
 
@@ -150,11 +152,42 @@ ROWS: dict[str, Row] = {
         {"steps": 25, "learning_rate": 5e-4, "norm_constraint": 5e-4},  # ROME's code, for GPT-2 XL
         "atlas/ft-l",
     ),
+    "fine-tune-replay": Row(
+        "fine-tuning on each batch together with a sample of earlier edits",
+        "agents.baselines.fine_tune_replay:FineTuneReplay",
+        "Chaudhry et al. 2019, arXiv 1902.10486",
+        settings="atlas/fine-tune-replay",
+    ),
+    "locft-bf": Row(
+        "LocFT-BF: fine-tuning breadth first, over all edits of the stream in mini-batches",
+        LOCFT_BF,
+        LOCFT_BF_PAPER,
+        settings="atlas/locft-bf",
+    ),
+    "locft-bf-batch": Row(
+        "LocFT-BF on each batch as it comes",
+        LOCFT_BF,
+        LOCFT_BF_PAPER,
+        {"edits": "batch"},
+        "atlas/locft-bf-batch",
+    ),
     "lora": Row(
         "a low-rank adapter fine-tuned on each batch, and merged",
         "agents.baselines.lora:LoRA",
         "Hu et al. 2022, ICLR, arXiv 2106.09685",
         settings="atlas/lora",
+    ),
+    "lora-merge": Row(
+        "an adapter fine-tuned on each batch, of which a share is merged",
+        "agents.baselines.lora_merge:LoRAMerge",
+        "Thede et al. 2025, ICML, arXiv 2503.05683",
+        settings="atlas/lora-merge",
+    ),
+    "kn": Row(
+        "knowledge neurons: the rows that an old answer comes from are turned to the new one",
+        "agents.baselines.kn:KN",
+        "Dai et al. 2022, ACL, arXiv 2104.08696",
+        settings="atlas/kn",
     ),
     "mend": Row(
         "MEND: a network turns gradients into rank-one updates",

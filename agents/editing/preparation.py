@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from agents.base import Agent
+from agents.baselines.kn import old_answer
 from agents.covariance import training_edits
 from agents.editing.guard import HELD_OUT, Guard
 from agents.registry import make_agent, make_method, takes_settings
@@ -103,7 +104,7 @@ def require_subjects(agent: Agent, edits: Sequence[Edit], observed_tokens: Obser
 
     Raises:
         ValueError: If the method, or what it observes, needs subjects and an edit has none, or none that stands in its
-            prompt.
+            prompt; if the method needs old answers and an edit has none.
     """
     if observed_tokens == "subject":
         for edit in edits:
@@ -111,6 +112,9 @@ def require_subjects(agent: Agent, edits: Sequence[Edit], observed_tokens: Obser
     if "subjects" in agent.needs:
         for edit in edits:
             end_of_subject(edit)
+    if "old_answers" in agent.needs:
+        for edit in edits:
+            old_answer(edit)
 
 
 def learning_environment(

@@ -16,5 +16,7 @@ CASES = {
     "prune": ("prune",),
     "easyedit": ("fine-tune", "ft-l"),
     "lora": ("lora",),
+    "locft": ("locft-bf",),
+    "wikibigedit": ("lora-merge",),
 }
 """The methods of each file, by their rows' names."""

@@ -96,7 +96,11 @@ VALUE = {"token": "last", "steps": 3, "prefixes": 1}
 METHODS = {
     "fine-tune": {"steps": 3},
     "ft-l": {"steps": 3},
+    "fine-tune-replay": {"steps": 3},
+    "locft-bf-batch": {"epochs": 2, "mini_batch": 2},
     "lora": {"steps": 3},
+    "lora-merge": {"epochs": 2, "mini_batch": 2},
+    "kn": {"steps": 3},
     "rome": {"value": VALUE, "samples": 20},
     "memit": {"value": VALUE, "samples": 20},
     "memit-seq": {"value": VALUE, "samples": 20},

@@ -254,6 +254,7 @@ def test_a_batch_that_cannot_be_written_down_is_not_in_the_model(make_editor, tm
 
 
 REMEMBERING = {
+    "fine-tune-replay": {"steps": 3, "replayed": 1},
     "prune": {"value": {"token": "last", "steps": 5, "prefixes": 0}, "weight": 1.0, "every_batch": True},
     "memit-seq": {"value": {"token": "last", "steps": 5, "prefixes": 0}, "weight": 1.0, "cache_keys": True},
     "alphaedit": {"value": {"token": "last", "steps": 5, "prefixes": 0}, "threshold": 100.0},
