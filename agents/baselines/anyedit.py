@@ -95,7 +95,9 @@ class AnyEdit(MEMIT):
         for number in range(int(chunks.max())):
             chosen = (chunks > number).nonzero()[:, 0]
             start, stop = number * self.chunk, (number + 1) * self.chunk
-            prompts = lm.encode_tokens([(tokens[i][0] + tokens[i][1][:start], tokens[i][1][start:stop]) for i in chosen])
+            prompts = lm.encode_tokens(
+                [(tokens[i][0] + tokens[i][1][:start], tokens[i][1][start:stop]) for i in chosen]
+            )
             earlier_rows = first_row[chosen, None] + torch.arange(number, device=lm.device)
             earlier = EarlierChanges(lookup.columns[earlier_rows], change[earlier_rows]) if number else None
             found = optimise_values(lm, layer, [edits[i] for i in chosen], _first_asked(prompts), self.value, earlier)
