@@ -11,10 +11,12 @@ CASES = {
     "ultraedit": ("ultraedit",),
     "rome": ("rome",),
     "memit": ("memit",),
-    "alphaedit": ("memit", "memit-seq", "alphaedit", "rect", "prune", "ft-l"),
+    "alphaedit": ("memit", "memit-seq", "alphaedit", "rect", "prune", "nse", "ft-l"),
     "rect": ("rect",),
     "prune": ("prune",),
-    "easyedit": ("fine-tune", "ft-l"),
+    "easyedit": ("fine-tune", "ft-l", "pmet"),
+    "nas": ("memit-seq-nas",),
+    "anyedit": ("anyedit",),
     "lora": ("lora",),
 }
 """The methods of each file, by their rows' names."""

@@ -127,7 +127,7 @@ def test_keys_of_the_other_tokens_are_in_the_solve(base, tokenizer, make_env, lo
         keys, head, tail = plain_keys(base, tokenizer, MIDDLE, edit)
         columns, values = plain_search(base, tokenizer, 1, edit, 3, VALUE)
         assert columns == [head - 1 + start for start in range(0, tail, 3)]
-        ids = sum(tokens(tokenizer, edit.prompt, edit.target), [])
+        ids = [token for part in tokens(tokenizer, edit.prompt, edit.target) for token in part]
         outputs = layer_outputs(base, 1, ids, [])[1]
         U.append(keys[columns])
         others.append(keys[[column for column in range(len(keys)) if column not in columns]])
