@@ -283,6 +283,31 @@ ROWS: dict[str, Row] = {
         ALPHAEDIT_PAPER,
         settings="atlas/alphaedit",
     ),
+    "memit-seq-nas": Row(
+        "memit-seq with each solved value scaled to the length of the unedited model's (NAS)",
+        "agents.baselines.nas:NAS",
+        "Liu et al. 2026, arXiv 2602.02543",
+        {"cache_keys": True},
+        "atlas/memit-seq-nas",
+    ),
+    "pmet": Row(
+        "PMET: MEMIT with values of attention and MLP searched together, the MLP's written",
+        "agents.baselines.pmet:PMET",
+        "Li et al. 2024, AAAI, arXiv 2308.08742",
+        settings="atlas/pmet",
+    ),
+    "nse": Row(
+        "NSE: memit-seq on active neurons alone, with values of the unedited model, in rounds",
+        "agents.baselines.nse:NSE",
+        "Jiang et al. 2025, ACL, arXiv 2410.04045",
+        settings="atlas/nse",
+    ),
+    "anyedit": Row(
+        "AnyEdit: MEMIT with a target edited chunk by chunk, each at the token before it",
+        "agents.baselines.anyedit:AnyEdit",
+        "Jiang et al. 2025, ICML, arXiv 2502.05628",
+        settings="atlas/anyedit",
+    ),
     # RLEdit in the paper's form, one action per batch; one training budget for all of these.
     "untrained": Row(
         "RLEdit's network as it is initialised", RLEDIT, RLEDIT_PAPER, {}, "atlas/rledit", {"train": False}

@@ -9,6 +9,7 @@ from torch import nn
 from agents.base import Agent, Observation, ProgressCallback
 from agents.baselines.values import (
     LayerValueConfig,
+    Lookup,
     ValueConfig,
     look_up,
     mean_keys,
@@ -97,21 +98,46 @@ class MEMIT(Agent):
         self._finished = {}
         lm = self._env.language_model
         names = list(lm.modules)
-        lookup = look_up(lm, edits, self.value.token, self._prefixes)
-        last_layer = lm.layer_of(names[-1])
-        change = optimise_values(lm, last_layer, edits, lookup, self.value)
-        target_output = read_token(lm, last_layer, lookup)[1][lookup.plain] + change
+        lookup = self._look_up(edits)
+        target_output = self._target_output(edits, lookup)
         deltas: dict[str, Delta] = {}
         with lm.unchanged():
             for i, name in enumerate(names):
-                missing = target_output - read_token(lm, last_layer, lookup)[1][lookup.plain]
+                missing = target_output - read_token(lm, self._where_values_are, lookup)[1][lookup.plain]
                 keys = mean_keys(read_token(lm, lm.modules[name], lookup)[0], lookup)
-                projected = self._preconditioner.project(name, keys)
-                deltas[name] = ridge_regression(keys, missing / (len(names) - i), 1.0, projected)
+                projected = self._project(name, keys, lookup)
+                deltas[name] = ridge_regression(keys, missing / self._spread(len(names) - i), 1.0, projected)
                 lm.apply({name: deltas[name]})
             if self.cache_keys:
                 self._finished = {n: mean_keys(read_token(lm, lm.modules[n], lookup)[0], lookup) for n in names}
         return deltas
+
+    # -- what methods based on it do in another way -----------------------------------------------------------------
+
+    def _look_up(self, edits: Sequence[Edit]) -> Lookup:
+        return look_up(self._env.language_model, edits, self.value.token, self._prefixes)
+
+    @property
+    def _where_values_are(self) -> nn.Module:
+        """Whose output is to become the value: the last edited layer."""
+        lm = self._env.language_model
+        return lm.layer_of(list(lm.modules)[-1])
+
+    def _target_output(self, edits: Sequence[Edit], lookup: Lookup) -> torch.Tensor:
+        """``(n, d_out)`` values at the lookup tokens, by eq. 16."""
+        lm, module = self._env.language_model, self._where_values_are
+        change = optimise_values(lm, module, edits, lookup, self.value)
+        return read_token(lm, module, lookup)[1][lookup.plain] + change
+
+    def _spread(self, layers_left: int) -> float:
+        """What is missing is divided by it."""
+        return layers_left
+
+    def _project(self, name: str, keys: torch.Tensor, lookup: Lookup) -> torch.Tensor:
+        """``P U^T``, ``(d_in, n)``."""
+        return self._preconditioner.project(name, keys)
+
+    # -- the keys of earlier batches --------------------------------------------------------------------------------
 
     def _absorb(self, keys: dict[str, torch.Tensor]) -> None:
         gradients = {name: Gradient(key, key[:, :0]) for name, key in keys.items()}

@@ -1,10 +1,25 @@
-"""Fine-tuning against zjunlp/EasyEdit."""
+"""Fine-tuning and PMET (Li et al. 2024) against zjunlp/EasyEdit."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from agents.baselines.fine_tune import FineTune
+from agents.baselines.pmet import PMET
+from agents.baselines.values import JointValueConfig
 from benchmarks.agreement_cases.comparison import Comparison, compared
+from benchmarks.agreement_cases.locate_then_edit import (
+    EDITED,
+    RATE,
+    STEPS,
+    WEIGHT,
+    batch_settings,
+    covariances,
+    divergence_at_subject,
+    module,
+    ready,
+    requests,
+)
 from benchmarks.agreement_cases.public_code import Repository, imported, without_init
 from benchmarks.agreement_cases.tiny_model import LAST, TinyModel, total_delta
 from editenv.data import Edit
@@ -14,7 +29,13 @@ EDITS = 4
 
 
 def compare(clone: Path, tiny: TinyModel) -> Iterator[Comparison]:
-    for package in ("easyeditor", "easyeditor.models", "easyeditor.util"):
+    for package in (
+        "easyeditor",
+        "easyeditor.models",
+        "easyeditor.util",
+        "easyeditor.models.pmet",
+        "easyeditor.models.rome",
+    ):
         without_init(package, clone / package.replace(".", "/"))
     plain = FineTune(steps=10, learning_rate=1e-2)
     bounded = FineTune(steps=10, learning_rate=1e-2, norm_constraint=3e-2)
@@ -28,6 +49,43 @@ def compare(clone: Path, tiny: TinyModel) -> Iterator[Comparison]:
     )
     yield run(clone, tiny, one, bounded, "prompt_last", one_token, f"{equal}; its padding", padding, "left")
     yield run(clone, tiny, one, bounded, "prompt_last", one_token, f"{equal}; padded on the right")
+    value = JointValueConfig(steps=STEPS, learning_rate=RATE, prefixes=0)
+    yield pmet(clone, tiny, replace(value, kl=0.0), "no prefixes, kl=0")
+    with divergence_at_subject():
+        yield pmet(clone, tiny, value, "no prefixes, kl=1 (taken there here, too)")
+
+
+def pmet(clone: Path, tiny: TinyModel, value: JointValueConfig, options: str) -> Comparison:
+    """A batch's delta on both sides."""
+    public = imported(clone, "easyeditor.models.pmet.pmet_main")
+    edits = tiny.edits(EDITS)
+    modules = list(map(module, EDITED))
+    env = tiny.environment(edits, modules, edits_per_step=EDITS)
+    model = tiny.model()
+    name = model.config._name_or_path.replace("/", "_")
+    public.COV_CACHE = {(name, layer): matrix for layer, matrix in covariances(env, tiny).items()}
+    public.CONTEXT_TEMPLATES_CACHE = [["{}"]]
+    before = {name: model.get_submodule(name).weight.detach().T.clone() for name in modules}
+    hyperparameters = public.PMETHyperParams(
+        **batch_settings(value)
+        | {
+            "rewrite_module_tmp": "model.layers.{}.mlp.down_proj",
+            "rewrite_module_tmps": ["model.layers.{}.mlp.down_proj"],
+            "layer_module_tmp": "model.layers.{}",
+            "mlp_module_tmp": "model.layers.{}.mlp.down_proj",
+            "attn_module_tmp": "model.layers.{}.self_attn.o_proj",
+            "nll_loss_factor": 1,
+            "alg_name": "PMET",
+            "device": "cpu",
+            "model_name": "tiny",
+            "stats_dir": "",
+        }
+    )
+    asked = [request | {"target_new": f" {request['target_new']['str']}"} for request in requests(edits)]
+    public.apply_pmet_to_model(model, tiny.tokenizer, asked, hyperparameters)
+    theirs = {name: model.get_submodule(name).weight.detach().T - weight for name, weight in before.items()}
+    ours = total_delta(env, ready(PMET(value, WEIGHT, epsilon=0.0), env, tiny, ()))
+    return compared("pmet", f"the delta of a batch of {EDITS} edits, two layers", theirs, ours, options)
 
 
 def run(

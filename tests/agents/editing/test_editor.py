@@ -258,6 +258,7 @@ REMEMBERING = {
     "prune": {"value": {"token": "last", "steps": 5, "prefixes": 0}, "weight": 1.0, "every_batch": True},
     "memit-seq": {"value": {"token": "last", "steps": 5, "prefixes": 0}, "weight": 1.0, "cache_keys": True},
     "alphaedit": {"value": {"token": "last", "steps": 5, "prefixes": 0}, "threshold": 100.0},
+    "nse": {"value": {"token": "last", "steps": 5, "prefixes": 0}, "weight": 1.0, "enough": 0.0, "too_far": 1e6},
     "ultraedit": {},
     "stableedit": {"warm_up_batches": 1},
     "dafnet": {"config": {"steps": 2, "judged": 4}},
