@@ -21,7 +21,7 @@ from agents.covariance import covariance_of
 from agents.preconditioner import Preconditioner, inverted, regularised
 from editenv.arguments import NonNegativeFloat, PositiveFloat, PositiveInt
 from editenv.data import Edit
-from editenv.deltas import Delta, ridge_regression
+from editenv.deltas import LowRank, ridge_regression
 from editenv.env import Action, LifelongEditEnv
 from editenv.language_model.editable_lm import EditableLM, Gradient
 
@@ -91,7 +91,7 @@ class MEMIT(Agent):
         return self._write(self._env.batch)
 
     @torch.no_grad()
-    def _write(self, edits: Sequence[Edit]) -> dict[str, Delta]:
+    def _write(self, edits: Sequence[Edit]) -> dict[str, LowRank]:
         """The update for a batch; the model is as it was afterwards."""
         self._absorb(self._finished)  # of the batch before, which has stayed
         self._finished = {}
@@ -101,17 +101,20 @@ class MEMIT(Agent):
         last_layer = lm.layer_of(names[-1])
         change = optimise_values(lm, last_layer, edits, lookup, self.value)
         target_output = read_token(lm, last_layer, lookup)[1][lookup.plain] + change
-        deltas: dict[str, Delta] = {}
+        deltas: dict[str, LowRank] = {}
         with lm.unchanged():
             for i, name in enumerate(names):
                 missing = target_output - read_token(lm, last_layer, lookup)[1][lookup.plain]
                 keys = mean_keys(read_token(lm, lm.modules[name], lookup)[0], lookup)
-                projected = self._preconditioner.project(name, keys)
-                deltas[name] = ridge_regression(keys, missing / (len(names) - i), 1.0, projected)
+                deltas[name] = self._solve(name, keys, missing / (len(names) - i))
                 lm.apply({name: deltas[name]})
             if self.cache_keys:
                 self._finished = {n: mean_keys(read_token(lm, lm.modules[n], lookup)[0], lookup) for n in names}
         return deltas
+
+    def _solve(self, name: str, keys: torch.Tensor, missing: torch.Tensor) -> LowRank:
+        """A module's delta (eq. 14), for its keys ``(n, d_in)`` and what is to be added to its outputs at them."""
+        return ridge_regression(keys, missing, 1.0, self._preconditioner.project(name, keys))
 
     def _absorb(self, keys: dict[str, torch.Tensor]) -> None:
         gradients = {name: Gradient(key, key[:, :0]) for name, key in keys.items()}

@@ -14,7 +14,8 @@ CASES = {
     "alphaedit": ("memit", "memit-seq", "alphaedit", "rect", "prune", "ft-l"),
     "rect": ("rect",),
     "prune": ("prune",),
-    "easyedit": ("fine-tune", "ft-l"),
+    "easyedit": ("fine-tune", "ft-l", "simie"),
+    "rlsedit": ("rlsedit",),
     "lora": ("lora",),
 }
 """The methods of each file, by their rows' names."""
