@@ -308,6 +308,30 @@ ROWS: dict[str, Row] = {
         "Jiang et al. 2025, ICML, arXiv 2502.05628",
         settings="atlas/anyedit",
     ),
+    "rlsedit": Row(
+        "RLSEdit: recursive least squares over all edits, held by the text's keys and by theta_0",
+        "agents.baselines.rlsedit:RLSEdit",
+        "Wang et al. 2026, arXiv 2601.15686",
+        settings="atlas/rlsedit",
+    ),
+    "simie": Row(
+        "SimIE around MEMIT: each batch edits theta_0, and recursive least squares adds the edits up",
+        "agents.baselines.simie:SimIE",
+        "Guo et al. 2025, ICML, openreview.net/forum?id=VdEG08ZJCH",
+        settings="atlas/simie",
+    ),
+    "o-edit": Row(
+        "O-Edit: MEMIT, each update orthogonal to the earlier ones and to text",
+        "agents.baselines.o_edit:OEdit",
+        "Cai and Cao 2024, arXiv 2410.11469",
+        settings="atlas/o-edit",
+    ),
+    "crispedit": Row(
+        "CrispEdit: fine-tuning kept out of the directions in which text's loss is curved",
+        "agents.baselines.crispedit:CrispEdit",
+        "Ikram et al. 2026, ICML, arXiv 2602.15823",
+        settings="atlas/crispedit",
+    ),
     # RLEdit in the paper's form, one action per batch; one training budget for all of these.
     "untrained": Row(
         "RLEdit's network as it is initialised", RLEDIT, RLEDIT_PAPER, {}, "atlas/rledit", {"train": False}

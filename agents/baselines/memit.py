@@ -22,7 +22,7 @@ from agents.covariance import covariance_of
 from agents.preconditioner import Preconditioner, inverted, regularised
 from editenv.arguments import NonNegativeFloat, PositiveFloat, PositiveInt
 from editenv.data import Edit
-from editenv.deltas import Delta, ridge_regression
+from editenv.deltas import LowRank, ridge_regression
 from editenv.env import Action, LifelongEditEnv
 from editenv.language_model.editable_lm import EditableLM, Gradient
 
@@ -92,7 +92,7 @@ class MEMIT(Agent):
         return self._write(self._env.batch)
 
     @torch.no_grad()
-    def _write(self, edits: Sequence[Edit]) -> dict[str, Delta]:
+    def _write(self, edits: Sequence[Edit]) -> dict[str, LowRank]:
         """The update for a batch; the model is as it was afterwards."""
         self._absorb(self._finished)  # of the batch before, which has stayed
         self._finished = {}
@@ -100,13 +100,12 @@ class MEMIT(Agent):
         names = list(lm.modules)
         lookup = self._look_up(edits)
         target_output = self._target_output(edits, lookup)
-        deltas: dict[str, Delta] = {}
+        deltas: dict[str, LowRank] = {}
         with lm.unchanged():
             for i, name in enumerate(names):
                 missing = target_output - read_token(lm, self._where_values_are, lookup)[1][lookup.plain]
                 keys = mean_keys(read_token(lm, lm.modules[name], lookup)[0], lookup)
-                projected = self._project(name, keys, lookup)
-                deltas[name] = ridge_regression(keys, missing / self._spread(len(names) - i), 1.0, projected)
+                deltas[name] = self._solve(name, keys, missing / self._spread(len(names) - i), lookup)
                 lm.apply({name: deltas[name]})
             if self.cache_keys:
                 self._finished = {n: mean_keys(read_token(lm, lm.modules[n], lookup)[0], lookup) for n in names}
@@ -136,6 +135,10 @@ class MEMIT(Agent):
     def _project(self, name: str, keys: torch.Tensor, lookup: Lookup) -> torch.Tensor:
         """``P U^T``, ``(d_in, n)``."""
         return self._preconditioner.project(name, keys)
+
+    def _solve(self, name: str, keys: torch.Tensor, missing: torch.Tensor, lookup: Lookup) -> LowRank:
+        """A module's delta (eq. 14), for its keys ``(n, d_in)`` and what is to be added to its outputs at them."""
+        return ridge_regression(keys, missing, 1.0, self._project(name, keys, lookup))
 
     # -- the keys of earlier batches --------------------------------------------------------------------------------
 

@@ -101,7 +101,7 @@ class NSE(MEMIT):
         return NeuronPreconditioner({n: self.weight * regularised(C, self.epsilon) for n, C in covariance.items()})
 
     @torch.no_grad()
-    def _write(self, edits: Sequence[Edit]) -> dict[str, Delta]:
+    def _write(self, edits: Sequence[Edit]) -> dict[str, Delta]:  # type: ignore[override]  # only neurons are written: dense
         self._absorb(self._finished)  # of the batch before, which has stayed
         self._finished = {}
         lm = self._env.language_model

@@ -40,10 +40,14 @@ FAMILIES: dict[str, tuple[str, str]] = {
     "prune": ("#7d6a4f", "<"),
     "rect": ("#2b9c7a", "p"),
     "alphaedit": ("#6a3fb0", "X"),
+    "rlsedit": ("#14753f", "o"),
+    "simie": ("#2b9c7a", "8"),
+    "o-edit": ("#6a3fb0", "s"),
     # Fine-tuning.
     "fine-tune": ("#d1660f", "h"),
     "ft-l": ("#93400a", ">"),
     "lora": ("#b08500", "d"),
+    "crispedit": ("#d1660f", "p"),
     # Networks that turn gradients into updates.
     "mend": ("#c2358f", "*"),
     "malmen": ("#7d1f66", "8"),
