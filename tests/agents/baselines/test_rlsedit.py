@@ -61,7 +61,9 @@ def test_the_agents_weights_solve_it_too(make_env, small_world, deviation):
     """The wanted outputs are read off the first update of each batch: what MEMIT alone asks for."""
     agent, asked = RLSEdit(VALUE, weight=1.0, samples=30, deviation=deviation), []
     solve = agent._solve
-    agent._solve = lambda name, keys, missing: asked.append(missing.double()) or solve(name, keys, missing)
+    agent._solve = lambda name, keys, missing, lookup: (
+        asked.append(missing.double()) or solve(name, keys, missing, lookup)
+    )
     env, seen = played(make_env, agent)
     name = f"model.{MIDDLE}"
     W_0 = env.language_model.initial_weight(name).double()
@@ -99,7 +101,7 @@ def test_replaced_outputs_are_what_was_missing(make_env, small_world):
     lm = env.language_model
     keys, outputs = read_token(lm, lm.modules[name], look_up(lm, env.batch, "last"))
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(MEMIT, "_solve", lambda self, n, k, m: asked.append(m) or solve(self, n, k, m))
+        patched.setattr(MEMIT, "_solve", lambda self, n, k, m, at: asked.append(m) or solve(self, n, k, m, at))
         env.step(agent.act(env.gradients, info))
     missing = asked[0] + outputs
     torch.testing.assert_close(keys @ lm.weight(name), missing, rtol=1e-2, atol=1e-2)
