@@ -11,7 +11,7 @@ CASES = {
     "ultraedit": ("ultraedit",),
     "rome": ("rome",),
     "memit": ("memit",),
-    "alphaedit": ("memit", "memit-seq", "alphaedit", "rect", "prune", "nse", "ft-l"),
+    "alphaedit": ("memit", "memit-seq", "alphaedit", "rect", "prune", "ft-l"),
     "rect": ("rect",),
     "prune": ("prune",),
     "easyedit": ("fine-tune", "ft-l", "pmet", "simie"),

@@ -110,7 +110,6 @@ METHODS = {
     "memit-seq-nas": {"value": VALUE, "samples": 20, "anchors": 5},
     "pmet": {"value": VALUE, "samples": 20},
     "nse": {"value": VALUE, "samples": 20, "neurons": 0.8, "enough": 0.0, "too_far": 1e6},
-    "anyedit": {"value": VALUE | {"prefixes": 0}, "samples": 20, "chunk": 1},
     "rlsedit": {"value": VALUE, "samples": 20},
     "o-edit": {"value": VALUE, "samples": 20},
     "simie": {"editor": {"value": VALUE, "samples": 20}},
