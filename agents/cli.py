@@ -20,7 +20,7 @@ from agents.rows import ROWS
 from editenv.arguments import NonNegativeInt, PositiveInt, check_fields
 from editenv.data.text import printable
 from editenv.models import EMBEDDED, PACKAGED, PUBLIC
-from editenv.models.presets import PRESETS, Preset
+from editenv.models.presets import PRESETS
 from editenv.renamed import renamed_options
 
 
@@ -369,9 +369,7 @@ def fetch(args: FetchArgs) -> None:
 
 def models(args: ModelsArgs) -> None:
     if args.json:
-        print(
-            json.dumps({**dict.fromkeys([*PACKAGED, *PUBLIC]), **{name: _said(row) for name, row in PRESETS.items()}})
-        )
+        print(json.dumps({**dict.fromkeys([*PACKAGED, *PUBLIC]), **{name: row.said for name, row in PRESETS.items()}}))
         return
     print("In the package:")
     for name, what in PACKAGED.items():
@@ -384,18 +382,13 @@ def models(args: ModelsArgs) -> None:
         for name, row in PRESETS.items():
             if row.source == source:
                 settings = ", ".join(
-                    f"{k} {v}" for k, v in _said(row).items() if k not in ("modules", "methods", "source")
+                    f"{k} {v}" for k, v in row.said.items() if k not in ("modules", "methods", "source")
                 )
                 what = settings if row.methods == "gradients" else "MEMIT and its kin"
                 print(f"  {name:<24} {what}: {' ... '.join(dict.fromkeys((row.modules[0], row.modules[-1])))}")
     print(
         "\nAny other causal language model: a Hugging Face folder, GGUF file or hub id; --modules says what is edited."
     )
-
-
-def _said(row: Preset) -> dict[str, Any]:
-    """What a preset's source says."""
-    return {name: value for name, value in asdict(row).items() if value is not None}
 
 
 def _load_editable(model: str, dtype: str, modules: Sequence[str], output: Path) -> Any:

@@ -9,7 +9,7 @@ from agents.baselines.values import LayerValueConfig, ValueConfig, mean_keys, re
 from agents.preconditioner import Preconditioner, regularised
 from editenv.arguments import NonNegativeFloat, PositiveFloat, PositiveInt, PositiveShare
 from editenv.data import Edit
-from editenv.deltas import Delta, LowRank, ridge_regression
+from editenv.deltas import LowRank, ridge_regression
 from editenv.language_model.editable_lm import Gradient
 
 
@@ -101,7 +101,7 @@ class NSE(MEMIT):
         return NeuronPreconditioner({n: self.weight * regularised(C, self.epsilon) for n, C in covariance.items()})
 
     @torch.no_grad()
-    def _write(self, edits: Sequence[Edit]) -> dict[str, Delta]:  # type: ignore[override]  # only neurons are written: dense
+    def _write(self, edits: Sequence[Edit]) -> dict[str, LowRank]:
         self._absorb(self._finished)  # of the batch before, which has stayed
         self._finished = {}
         lm = self._env.language_model

@@ -10,6 +10,9 @@ from rich.table import Table
 
 from editenv.data.text import printable
 
+BATCH = {"batch", "edits", "applied", "reason", "efficacy", "ids", "content"}
+"""What a batch's line in a journal has."""
+
 
 def ask(
     output: Path,
@@ -120,10 +123,9 @@ def _entries(path: Path) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(whole.split("\n"), start=1):
         try:
             entry = json.loads(line)
-            is_header = "journal" in entry
-            if number > 1:
-                entry["batch"], entry["applied"], entry["content"]
-        except (ValueError, LookupError, TypeError):
-            raise ValueError(f"{path}, line {number}: not a line of a journal") from None
-        if not is_header:
+        except ValueError:
+            entry = None
+        if not isinstance(entry, dict) or not ("journal" in entry or entry.keys() >= BATCH):
+            raise ValueError(f"{path}, line {number}: not a line of a journal")
+        if "journal" not in entry:  # as the header has
             yield entry

@@ -219,13 +219,14 @@ def journal_header(
     return header
 
 
-def other_bounds(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+def other_bounds(there: Mapping[str, Any] | None, here: Mapping[str, Any]) -> list[str]:
     """In what a guard differs from that of a run on disk; an earlier version's goes on with the bounds it did not have.
 
     Args:
-        there: Of the journal's header.
+        there: Of the journal's header; None if it says nothing of a guard.
         here: Of the editor.
     """
+    there = there or {}
     new = {"max_lost", "retry"} - there.keys()
     if new and there.get("max_drift") is None:  # what earlier versions had by default
         new.add("max_drift")
