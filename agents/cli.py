@@ -17,10 +17,10 @@ import tyro
 from agents.editing.arguments import EditArgs
 from agents.editing.guard import BadEditError
 from agents.rows import ROWS
-from editenv.arguments import NonNegativeInt, check_fields
+from editenv.arguments import NonNegativeInt, PositiveInt, check_fields
 from editenv.data.text import printable
 from editenv.models import EMBEDDED, PACKAGED, PUBLIC
-from editenv.models.presets import PRESETS, Preset
+from editenv.models.presets import PRESETS
 from editenv.renamed import renamed_options
 
 
@@ -87,6 +87,44 @@ class RevertArgs:
     """The edited model."""
     dtype: str = "float32"
     """The precision it was edited in."""
+
+
+@dataclass
+class AskArgs:
+    """Asks the model before a run of edits and after it, side by side.
+
+    editenv ask out "Who owns Tumblr?" "The owner of Flickr is"
+    """
+
+    output: tyro.conf.Positional[Path]
+    """Folder of a run of `editenv edit`, with its deltas.safetensors."""
+    prompts: tyro.conf.Positional[tuple[str, ...]]
+    """What is asked."""
+    model: str | None = None
+    """The base model, if it does not lie where the run found it."""
+    tokens: PositiveInt = 24
+    """Tokens of an answer, at most."""
+    device: str = "cpu"
+    dtype: str = "float32"
+    """The precision that the run edited in."""
+    json: bool = False
+    """Print one JSON object a line."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass
+class LogArgs:
+    """Lists what a run of edits has done, batch by batch: when, which corrections, and what came of them.
+
+    editenv log out
+    """
+
+    output: tyro.conf.Positional[Path]
+    """Folder of a run of `editenv edit`."""
+    json: bool = False
+    """Print one JSON object a correction."""
 
 
 @dataclass
@@ -214,6 +252,18 @@ def revert(args: RevertArgs) -> None:
     print(f"{args.output}: the base model, {MATCHES[match]}")
 
 
+def ask(args: AskArgs) -> None:
+    from agents.editing.history import ask as run
+
+    run(args.output, args.prompts, args.model, args.tokens, args.device, args.dtype, args.json)
+
+
+def log(args: LogArgs) -> None:
+    from agents.editing.history import log as run
+
+    run(args.output, args.json)
+
+
 def inspect(args: InspectArgs) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -266,6 +316,7 @@ NEEDS = {
     "edits": "training edits to learn from",
     "text": "ordinary text to take statistics of",
     "subjects": "the subject of each edit",
+    "old_answers": "what the model answers before each edit (old_answer)",
 }
 
 
@@ -324,9 +375,7 @@ def fetch(args: FetchArgs) -> None:
 
 def models(args: ModelsArgs) -> None:
     if args.json:
-        print(
-            json.dumps({**dict.fromkeys([*PACKAGED, *PUBLIC]), **{name: _said(row) for name, row in PRESETS.items()}})
-        )
+        print(json.dumps({**dict.fromkeys([*PACKAGED, *PUBLIC]), **{name: row.said for name, row in PRESETS.items()}}))
         return
     print("In the package:")
     for name, what in PACKAGED.items():
@@ -339,18 +388,13 @@ def models(args: ModelsArgs) -> None:
         for name, row in PRESETS.items():
             if row.source == source:
                 settings = ", ".join(
-                    f"{k} {v}" for k, v in _said(row).items() if k not in ("modules", "methods", "source")
+                    f"{k} {v}" for k, v in row.said.items() if k not in ("modules", "methods", "source")
                 )
                 what = settings if row.methods == "gradients" else "MEMIT and its kin"
                 print(f"  {name:<24} {what}: {' ... '.join(dict.fromkeys((row.modules[0], row.modules[-1])))}")
     print(
         "\nAny other causal language model: a Hugging Face folder, GGUF file or hub id; --modules says what is edited."
     )
-
-
-def _said(row: Preset) -> dict[str, Any]:
-    """What a preset's source says."""
-    return {name: value for name, value in asdict(row).items() if value is not None}
 
 
 def _load_editable(model: str, dtype: str, modules: Sequence[str], output: Path) -> Any:
@@ -375,6 +419,8 @@ COMMANDS: dict[Any, Callable[[Any], None]] = {
     EvaluateArgs: evaluate,
     ApplyArgs: apply,
     RevertArgs: revert,
+    AskArgs: ask,
+    LogArgs: log,
     InspectArgs: inspect,
     FetchArgs: fetch,
     MethodsArgs: methods,

@@ -58,27 +58,46 @@ class KeyStatistics:
     def add(self, lm: EditableLM, texts: Sequence[str], batch_size: int = 128) -> None:
         """Takes in texts, each cut to the model's context; the keys are those at theta_0."""
         context = getattr(lm.model.config.get_text_config(), "max_position_embeddings", None)
-        # Texts of like length come together, so that there is little padding.
-        encoded = sorted((ids[:context] for ids in lm.tokenizer(list(texts))["input_ids"]), key=len)
-        with lm.at_initial_weights(), _module_inputs(lm) as inputs:
-            for start in range(0, len(encoded), batch_size):
-                ids, real = _padded(encoded[start : start + batch_size], lm.device)
-                if not self.bos and lm.tokenizer.bos_token_id is not None:
-                    real &= ids != lm.tokenizer.bos_token_id
-                # Without an attention mask: the padding is to the right, and a causal model does not see it.
-                inputs.clear()
-                with suppress(StopForward):
-                    lm.model.get_decoder()(input_ids=ids, use_cache=False)
-                for name, hidden in inputs.items():
-                    # Some models give their MLPs all tokens of a batch in one dimension.
-                    keys = hidden.reshape(*real.shape, -1).to(lm.device)[real].float()
-                    self.sums[name].addmm_(keys.T, keys)
-                self.tokens += int(real.sum())
+        rows = [ids[:context] for ids in lm.tokenizer(list(texts))["input_ids"]]
+        with lm.at_initial_weights():
+            for keys in keys_of_tokens(lm, rows, batch_size, self.bos):
+                for name, matrix in keys.items():
+                    self.sums[name].addmm_(matrix.T, matrix)
+                self.tokens += len(next(iter(keys.values())))
         self.texts += len(texts)
 
     def covariance(self) -> dict[str, torch.Tensor]:
         """The mean of ``u u^T`` over all tokens, ``(d_in, d_in)`` for each module."""
         return {name: matrix / self.tokens for name, matrix in self.sums.items()}
+
+
+@torch.no_grad()
+def keys_of_tokens(
+    lm: EditableLM, rows: Sequence[list[int]], batch_size: int = 128, bos: bool = True
+) -> Iterator[dict[str, torch.Tensor]]:
+    """What each edited module is given at every token, at the current weights; a dictionary for each batch of rows.
+
+    Args:
+        lm: The model.
+        rows: Token ids, a text each. Texts of like length come together, so that there is little padding.
+        batch_size: Texts that are run together.
+        bos: Whether tokens that begin a text, BOS, are among them.
+
+    Yields:
+        ``(tokens, d_in)`` for each module, float32 on the model's device.
+    """
+    ordered = sorted(rows, key=len)
+    with _module_inputs(lm) as inputs:
+        for start in range(0, len(ordered), batch_size):
+            ids, real = _padded(ordered[start : start + batch_size], lm.device)
+            if not bos and lm.tokenizer.bos_token_id is not None:
+                real &= ids != lm.tokenizer.bos_token_id
+            # Without an attention mask: the padding is to the right, and a causal model does not see it.
+            inputs.clear()
+            with suppress(StopForward):
+                lm.model.get_decoder()(input_ids=ids, use_cache=False)
+            # Some models give their MLPs all tokens of a batch in one dimension.
+            yield {n: x.reshape(*real.shape, -1).to(lm.device)[real].float() for n, x in inputs.items()}
 
 
 @contextmanager

@@ -5,6 +5,13 @@ covariance C it is MEMIT's update (Meng et al. 2023, eq. 14), with the projectio
 AlphaEdit's (Fang et al. 2025, eq. 14); RLEdit (Li et al. 2025) has none, so that a policy with one is an extension.
 Adding the keys of each finished batch to ``P^-1`` is recursive least squares: later batches leave earlier edits
 alone. All of it needs keys that do not drift.
+
+The recursion is not ours. SimIE (Guo et al. 2025, ICML) puts it around any editor, from ``P = I / lambda``; RLSEdit
+(Wang et al. 2026, arXiv 2601.15686) around searched values, from ``P = (lambda^2 I + weight C)^-1``. Both are rows
+(:mod:`agents.baselines.simie`, :mod:`agents.baselines.rlsedit`) and use this file. What the rows with ``-p`` do
+otherwise: V comes from a network, which is trained through the solve along a stream; P is scaled so that a typical
+key of text has ``u^T P u = 1``; and two numbers stand where theirs have one: lambda of the solve, which is trained,
+and the noise that finished keys are added with. The weights are then not the minimiser of one objective.
 """
 
 from collections.abc import Mapping

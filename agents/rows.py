@@ -86,6 +86,7 @@ ULTRAEDIT = "agents.baselines.ultraedit:UltraEdit"
 STABLEEDIT = "agents.baselines.stableedit:StableEdit"
 MEMIT = "agents.baselines.memit:MEMIT"
 FINE_TUNE = "agents.baselines.fine_tune:FineTune"
+LOCFT_BF = "agents.baselines.locft_bf:LocFTBF"
 SB3 = "agents.rl.sb3:SB3Agent"
 
 RLEDIT_PAPER = "Li et al. 2025, ICML, arXiv 2502.05759"
@@ -93,6 +94,7 @@ MEND_PAPER = "Mitchell et al. 2022, ICLR, arXiv 2110.11309"
 MALMEN_PAPER = "Tan et al. 2024, ICLR, arXiv 2311.04661"
 ULTRAEDIT_PAPER = "Gu et al. 2025, arXiv 2505.14679"
 STABLEEDIT_PAPER = "Ma et al. 2026, arXiv 2605.11836"
+LOCFT_BF_PAPER = "Yang et al. 2026, ICLR, openreview.net/forum?id=cfHuA5jsPt"
 MEMIT_PAPER = "Meng et al. 2023, ICLR, arXiv 2210.07229"
 ALPHAEDIT_PAPER = "Fang et al. 2025, ICLR, arXiv 2410.02355"
 
@@ -150,6 +152,25 @@ ROWS: dict[str, Row] = {
         {"steps": 25, "learning_rate": 5e-4, "norm_constraint": 5e-4},  # ROME's code, for GPT-2 XL
         "atlas/ft-l",
     ),
+    "fine-tune-replay": Row(
+        "fine-tuning on each batch together with a sample of earlier edits",
+        "agents.baselines.fine_tune_replay:FineTuneReplay",
+        "Chaudhry et al. 2019, arXiv 1902.10486",
+        settings="atlas/fine-tune-replay",
+    ),
+    "locft-bf": Row(
+        "LocFT-BF: fine-tuning breadth first, over all edits of the stream in mini-batches",
+        LOCFT_BF,
+        LOCFT_BF_PAPER,
+        settings="atlas/locft-bf",
+    ),
+    "locft-bf-batch": Row(
+        "LocFT-BF on each batch as it comes",
+        LOCFT_BF,
+        LOCFT_BF_PAPER,
+        {"edits": "batch"},
+        "atlas/locft-bf-batch",
+    ),
     "lora": Row(
         "a low-rank adapter fine-tuned on each batch, and merged",
         "agents.baselines.lora:LoRA",
@@ -161,6 +182,18 @@ ROWS: dict[str, Row] = {
         "agents.baselines.grace:GRACE",
         "Hartvigsen et al. 2023, NeurIPS, arXiv 2211.11031",
         settings="atlas/grace",
+    ),
+    "lora-merge": Row(
+        "an adapter fine-tuned on each batch, of which a share is merged",
+        "agents.baselines.lora_merge:LoRAMerge",
+        "Thede et al. 2025, ICML, arXiv 2503.05683",
+        settings="atlas/lora-merge",
+    ),
+    "kn": Row(
+        "knowledge neurons: the rows that an old answer comes from are turned to the new one",
+        "agents.baselines.kn:KN",
+        "Dai et al. 2022, ACL, arXiv 2104.08696",
+        settings="atlas/kn",
     ),
     "mend": Row(
         "MEND: a network turns gradients into rank-one updates",
@@ -255,6 +288,55 @@ ROWS: dict[str, Row] = {
         "agents.baselines.alphaedit:AlphaEdit",
         ALPHAEDIT_PAPER,
         settings="atlas/alphaedit",
+    ),
+    "memit-seq-nas": Row(
+        "memit-seq with each solved value scaled to the length of the unedited model's (NAS)",
+        "agents.baselines.nas:NAS",
+        "Liu et al. 2026, arXiv 2602.02543",
+        {"cache_keys": True},
+        "atlas/memit-seq-nas",
+    ),
+    "pmet": Row(
+        "PMET: MEMIT with values of attention and MLP searched together, the MLP's written",
+        "agents.baselines.pmet:PMET",
+        "Li et al. 2024, AAAI, arXiv 2308.08742",
+        settings="atlas/pmet",
+    ),
+    "nse": Row(
+        "NSE: memit-seq on active neurons alone, with values of the unedited model, in rounds",
+        "agents.baselines.nse:NSE",
+        "Jiang et al. 2025, ACL, arXiv 2410.04045",
+        settings="atlas/nse",
+    ),
+    "anyedit": Row(
+        "AnyEdit: MEMIT with a target edited chunk by chunk, each at the token before it",
+        "agents.baselines.anyedit:AnyEdit",
+        "Jiang et al. 2025, ICML, arXiv 2502.05628",
+        settings="atlas/anyedit",
+    ),
+    "rlsedit": Row(
+        "RLSEdit: recursive least squares over all edits, held by the text's keys and by theta_0",
+        "agents.baselines.rlsedit:RLSEdit",
+        "Wang et al. 2026, arXiv 2601.15686",
+        settings="atlas/rlsedit",
+    ),
+    "simie": Row(
+        "SimIE around MEMIT: each batch edits theta_0, and recursive least squares adds the edits up",
+        "agents.baselines.simie:SimIE",
+        "Guo et al. 2025, ICML, openreview.net/forum?id=VdEG08ZJCH",
+        settings="atlas/simie",
+    ),
+    "o-edit": Row(
+        "O-Edit: MEMIT, each update orthogonal to the earlier ones and to text",
+        "agents.baselines.o_edit:OEdit",
+        "Cai and Cao 2024, arXiv 2410.11469",
+        settings="atlas/o-edit",
+    ),
+    "crispedit": Row(
+        "CrispEdit: fine-tuning kept out of the directions in which text's loss is curved",
+        "agents.baselines.crispedit:CrispEdit",
+        "Ikram et al. 2026, ICML, arXiv 2602.15823",
+        settings="atlas/crispedit",
     ),
     # RLEdit in the paper's form, one action per batch; one training budget for all of these.
     "untrained": Row(

@@ -2,10 +2,9 @@
 
 from typing import Any
 
-import torch
-
 from agents.base import Agent, Observation
-from agents.baselines.target_loss import edit_prompts, negative_log_likelihood
+from agents.baselines.target_loss import edit_prompts
+from agents.baselines.weight_training import WeightTraining
 from editenv.arguments import PositiveFloat, PositiveInt
 from editenv.env import Action, LifelongEditEnv
 
@@ -41,19 +40,9 @@ class FineTune(Agent):
 
     def act(self, observation: Observation, info: dict[str, Any]) -> Action:
         env, lm = self._env, self._env.language_model
-        start = {name: lm.weight(name).clone() for name in lm.modules}
         prompts = edit_prompts(env.training_targets)
-        loss = negative_log_likelihood(prompts, len(env.batch))
-        weights = {name: weight.clone() for name, weight in start.items()}
-        optimizer = torch.optim.Adam(weights.values(), lr=self.learning_rate)
+        training = WeightTraining(lm, self.learning_rate)
         with lm.unchanged():
             for _ in range(self.steps):
-                _, gradients = lm.gradients(prompts, loss)
-                for name, gradient in gradients.items():
-                    weights[name].grad = gradient.dense()
-                optimizer.step()
-                if self.norm_constraint is not None:
-                    for name, weight in weights.items():
-                        weight.clamp_(start[name] - self.norm_constraint, start[name] + self.norm_constraint)
-                lm.assign(weights)
-        return {name: weight - start[name] for name, weight in weights.items()}
+                training.step(prompts, bound=self.norm_constraint)
+        return training.deltas()

@@ -3,15 +3,19 @@ weights.
 """
 
 import random
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from agents.base import Agent, Observation, ProgressCallback
 from agents.baselines.target_loss import edit_prompts, negative_log_likelihood
+from agents.baselines.weight_training import draws_seed
 from editenv.arguments import PositiveFloat, PositiveInt
-from editenv.deltas import LowRank
+from editenv.deltas import Delta, LowRank
 from editenv.env import Action, LifelongEditEnv
+from editenv.language_model.editable_lm import EditableLM
 
 
 class LoRA(Agent):
@@ -49,39 +53,68 @@ class LoRA(Agent):
         try:
             import peft  # noqa: F401
         except ImportError as error:
-            raise ImportError("method lora needs PEFT: pip install lifelongedit[lora]") from error
+            raise ImportError("methods lora and lora-merge need PEFT: pip install lifelongedit[lora]") from error
         self._seed = seed
 
     def begin(self, env: LifelongEditEnv) -> None:
         self._env = env
 
     def act(self, observation: Observation, info: dict[str, Any]) -> Action:
-        from peft import LoraConfig, get_peft_model
+        lm = self._env.language_model
+        prompts = edit_prompts(self._env.training_targets)
+        loss = negative_log_likelihood(prompts, len(self._env.batch))
+        with fresh_adapter(lm, self.rank, self.alpha, self._draws_seed(info)) as adapter:
+            optimizer = torch.optim.Adam(adapter.parameters, lr=self.learning_rate)
+            for _ in range(self.steps):
+                optimizer.zero_grad()
+                loss(lm.logits(prompts)).backward()
+                optimizer.step()
+        return adapter.deltas()
 
-        env, lm = self._env, self._env.language_model
-        prompts = edit_prompts(env.training_targets)
-        loss = negative_log_likelihood(prompts, len(env.batch))
-        config = LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=list(lm.modules), lora_dropout=0.0)
-        # A's start is drawn from the batch, not from how many came before: an interrupted run goes on the same.
-        drawn_from = f"{self._seed}/{info['attempt']}/" + "/".join(f"{e.prompt} {e.target}" for e in env.batch)
-        with torch.random.fork_rng(), torch.enable_grad():
-            torch.manual_seed(random.Random(drawn_from).getrandbits(63))
-            adapted = get_peft_model(lm.model, config)
-            try:
-                layers: dict[str, Any] = {name: adapted.get_base_model().get_submodule(name) for name in lm.modules}
-                optimizer = torch.optim.Adam(
-                    [p for p in adapted.parameters() if p.requires_grad], lr=self.learning_rate
-                )
-                for _ in range(self.steps):
-                    optimizer.zero_grad()
-                    loss(lm.logits(prompts)).backward()
-                    optimizer.step()
-            finally:
-                adapted.unload()
+    def _draws_seed(self, info: dict[str, Any]) -> str:
+        return draws_seed(self._seed, info["attempt"], self._env.batch)
+
+
+class Adapter:
+    """A LoRA adapter of the edited modules, by PEFT.
+
+    Attributes:
+        parameters: A and B of each module, to be trained.
+        layers: By module PEFT's layer.
+    """
+
+    def __init__(self, adapted: Any, names: Iterable[str]) -> None:
+        self.parameters = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
+        self.layers: dict[str, Any] = {name: adapted.get_base_model().get_submodule(name) for name in names}
+
+    def deltas(self, share: float = 1.0) -> dict[str, Delta]:
+        """By module ``share A^T B^T scale``."""
         return {
             name: LowRank(
                 layer.lora_A["default"].weight.detach().T,
-                layer.scaling["default"] * layer.lora_B["default"].weight.detach().T,
+                share * layer.scaling["default"] * layer.lora_B["default"].weight.detach().T,
             )
-            for name, layer in layers.items()
+            for name, layer in self.layers.items()
         }
+
+
+@contextmanager
+def fresh_adapter(lm: EditableLM, rank: int, alpha: int, seed: str) -> Iterator[Adapter]:
+    """Within the context the model has an adapter that changes nothing yet (B = 0), and gradients are taken.
+
+    Args:
+        lm: The model.
+        rank: r.
+        alpha: The adapter's scale is ``alpha / rank``.
+        seed: A is drawn from it.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(lm.modules), lora_dropout=0.0)
+    with torch.random.fork_rng(), torch.enable_grad():
+        torch.manual_seed(random.Random(seed).getrandbits(63))
+        adapted = get_peft_model(lm.model, config)
+        try:
+            yield Adapter(adapted, lm.modules)
+        finally:
+            adapted.unload()

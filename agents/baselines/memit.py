@@ -9,6 +9,7 @@ from torch import nn
 from agents.base import Agent, Observation, ProgressCallback
 from agents.baselines.values import (
     LayerValueConfig,
+    Lookup,
     ValueConfig,
     look_up,
     mean_keys,
@@ -21,7 +22,7 @@ from agents.covariance import covariance_of
 from agents.preconditioner import Preconditioner, inverted, regularised
 from editenv.arguments import NonNegativeFloat, PositiveFloat, PositiveInt
 from editenv.data import Edit
-from editenv.deltas import Delta, ridge_regression
+from editenv.deltas import LowRank, ridge_regression
 from editenv.env import Action, LifelongEditEnv
 from editenv.language_model.editable_lm import EditableLM, Gradient
 
@@ -91,27 +92,55 @@ class MEMIT(Agent):
         return self._write(self._env.batch)
 
     @torch.no_grad()
-    def _write(self, edits: Sequence[Edit]) -> dict[str, Delta]:
+    def _write(self, edits: Sequence[Edit]) -> dict[str, LowRank]:
         """The update for a batch; the model is as it was afterwards."""
         self._absorb(self._finished)  # of the batch before, which has stayed
         self._finished = {}
         lm = self._env.language_model
         names = list(lm.modules)
-        lookup = look_up(lm, edits, self.value.token, self._prefixes)
-        last_layer = lm.layer_of(names[-1])
-        change = optimise_values(lm, last_layer, edits, lookup, self.value)
-        target_output = read_token(lm, last_layer, lookup)[1][lookup.plain] + change
-        deltas: dict[str, Delta] = {}
+        lookup = self._look_up(edits)
+        target_output = self._target_output(edits, lookup)
+        deltas: dict[str, LowRank] = {}
         with lm.unchanged():
             for i, name in enumerate(names):
-                missing = target_output - read_token(lm, last_layer, lookup)[1][lookup.plain]
+                missing = target_output - read_token(lm, self._where_values_are, lookup)[1][lookup.plain]
                 keys = mean_keys(read_token(lm, lm.modules[name], lookup)[0], lookup)
-                projected = self._preconditioner.project(name, keys)
-                deltas[name] = ridge_regression(keys, missing / (len(names) - i), 1.0, projected)
+                deltas[name] = self._solve(name, keys, missing / self._spread(len(names) - i), lookup)
                 lm.apply({name: deltas[name]})
             if self.cache_keys:
                 self._finished = {n: mean_keys(read_token(lm, lm.modules[n], lookup)[0], lookup) for n in names}
         return deltas
+
+    # -- what methods based on it do in another way -----------------------------------------------------------------
+
+    def _look_up(self, edits: Sequence[Edit]) -> Lookup:
+        return look_up(self._env.language_model, edits, self.value.token, self._prefixes)
+
+    @property
+    def _where_values_are(self) -> nn.Module:
+        """Whose output is to become the value: the last edited layer."""
+        lm = self._env.language_model
+        return lm.layer_of(list(lm.modules)[-1])
+
+    def _target_output(self, edits: Sequence[Edit], lookup: Lookup) -> torch.Tensor:
+        """``(n, d_out)`` values at the lookup tokens, by eq. 16."""
+        lm, module = self._env.language_model, self._where_values_are
+        change = optimise_values(lm, module, edits, lookup, self.value)
+        return read_token(lm, module, lookup)[1][lookup.plain] + change
+
+    def _spread(self, layers_left: int) -> float:
+        """What is missing is divided by it."""
+        return layers_left
+
+    def _project(self, name: str, keys: torch.Tensor, lookup: Lookup) -> torch.Tensor:
+        """``P U^T``, ``(d_in, n)``."""
+        return self._preconditioner.project(name, keys)
+
+    def _solve(self, name: str, keys: torch.Tensor, missing: torch.Tensor, lookup: Lookup) -> LowRank:
+        """A module's delta (eq. 14), for its keys ``(n, d_in)`` and what is to be added to its outputs at them."""
+        return ridge_regression(keys, missing, 1.0, self._project(name, keys, lookup))
+
+    # -- the keys of earlier batches --------------------------------------------------------------------------------
 
     def _absorb(self, keys: dict[str, torch.Tensor]) -> None:
         gradients = {name: Gradient(key, key[:, :0]) for name, key in keys.items()}

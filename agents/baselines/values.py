@@ -7,7 +7,7 @@ output, and gradient steps look for the vector that makes the target likely.
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from editenv.arguments import NonNegativeFloat, NonNegativeInt, PositiveFloat, P
 from editenv.data import Edit
 from editenv.env import LifelongEditEnv
 from editenv.language_model.editable_lm import EditableLM
+from editenv.language_model.hooks import StopForward, hooked
 from editenv.language_model.prompts import Prompts
 from editenv.language_model.subjects import end_of_subject, token_at
 from editenv.language_model.suffix import SuffixError, SuffixRun
@@ -72,6 +73,42 @@ class LayerValueConfig(ValueConfig):
     """As in :class:`ValueConfig`; this is MEMIT's, for GPT-J and for Llama-3-8B."""
     weight_decay: NonNegativeFloat = 0.5
     """As in :class:`ValueConfig`; this is MEMIT's."""
+
+
+@dataclass(frozen=True)
+class JointValueConfig(ValueConfig):
+    """For a value of an MLP and one of its layer's attention, searched together (PMET's public code, for GPT-J).
+
+    Once every token of a target is the most likely one, the divergence is what is left to bring down. Without one
+    (``kl=0``, or ``token="last"``) the two settings for that have no effect.
+    """
+
+    steps: PositiveInt = 30
+    learning_rate: PositiveFloat = 0.2
+    clamp: PositiveFloat = 0.75
+    weight_decay: NonNegativeFloat = 0.5
+    kl: NonNegativeFloat = 1.0
+    certain_weight: NonNegativeFloat = 0.1
+    """Weight of the target's loss in a step after one in which all of its tokens were the most likely ones."""
+    kl_enough: NonNegativeFloat = 0.01
+    """Weighted divergence at which an edit's search ends if they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class EarlierChanges:
+    """What has been added already, at tokens before those at which edits are looked up.
+
+    Attributes:
+        columns: ``(n, c)`` of ``prompts.hidden``.
+        change: ``(n, c, d_out)``.
+    """
+
+    columns: torch.Tensor
+    change: torch.Tensor
+
+    def edits(self, start: int, stop: int) -> "EarlierChanges":
+        """Of some of the edits."""
+        return EarlierChanges(self.columns[start:stop], self.change[start:stop])
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,19 +195,24 @@ def read_token(lm: EditableLM, module: nn.Module, lookup: Lookup) -> tuple[torch
     Returns:
         ``(n p, d_in)`` and ``(n p, d_out)``, float32 on the model's device.
     """
+    return read_tokens(lm, module, lookup.prompts, lookup.rows, lookup.columns)
+
+
+@torch.no_grad()
+def read_tokens(
+    lm: EditableLM, module: nn.Module, prompts: Prompts, rows: torch.Tensor, columns: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """:func:`read_token` at any tokens: ``(m,)`` rows and columns of ``prompts.hidden``."""
     read: list[torch.Tensor] = []
 
     def hook(_: nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, Any], output: Any) -> None:
         inputs = args[0] if args else kwargs["hidden_states"]
         for hidden in (inputs, _hidden_states(output)):
-            vectors = lookup.prompts.as_hidden(hidden).to(lm.device)
-            read.append(vectors[lookup.rows, lookup.columns].float())
+            vectors = prompts.as_hidden(hidden).to(lm.device)
+            read.append(vectors[rows, columns].float())
 
-    handle = module.register_forward_hook(hook, with_kwargs=True)
-    try:
-        lm.cut_model.logits(lookup.prompts)  # in one forward, in which the tokens lie where the lookup says
-    finally:
-        handle.remove()
+    with hooked(module.register_forward_hook(hook, with_kwargs=True)):
+        lm.cut_model.logits(prompts)  # in one forward, in which the tokens lie where the prompts say
     inputs, outputs = read
     return inputs, outputs
 
@@ -188,7 +230,12 @@ def mean_keys(keys: torch.Tensor, lookup: Lookup) -> torch.Tensor:
 
 
 def optimise_values(
-    lm: EditableLM, module: nn.Module, edits: Sequence[Edit], lookup: Lookup, config: ValueConfig
+    lm: EditableLM,
+    module: nn.Module | Sequence[nn.Module],
+    edits: Sequence[Edit],
+    lookup: Lookup,
+    config: ValueConfig,
+    earlier: EarlierChanges | None = None,
 ) -> torch.Tensor:
     """The change of a module's output at each edit's lookup token that makes its target likely.
 
@@ -202,51 +249,94 @@ def optimise_values(
 
     Args:
         lm: The model, at the weights as they are.
-        module: Whose output is changed: a projection (ROME), or a whole layer (MEMIT).
+        module: Whose output is changed: a projection (ROME), or a whole layer (MEMIT). Or ``m`` of them, in one layer,
+            whose changes are searched together (PMET); each has a weight decay and a ball of its own.
         edits: ``n`` edits.
         lookup: Of these edits.
         config: Search.
+        earlier: What stays added to the output at tokens before; for one module, without prefixes (AnyEdit).
 
     Returns:
-        ``(n, d_out)``.
+        ``(n, d_out)``, or ``(n, m, d_out)`` of several modules.
 
     Raises:
         ValueError: With the KL term, as :func:`look_up` does.
     """
     together = max(1, PROMPTS_TOGETHER * len(edits) // len(lookup.owner))
     parts = [(start, min(start + together, len(edits))) for start in range(0, len(edits), together)]
-    return torch.cat([_optimise(lm, module, edits[a:b], lookup.edits(a, b), config) for a, b in parts])
+    modules = (module,) if isinstance(module, nn.Module) else tuple(module)
+    change = torch.cat(
+        [
+            _optimise(lm, modules, edits[a:b], lookup.edits(a, b), config, earlier and earlier.edits(a, b))
+            for a, b in parts
+        ]
+    )
+    return change[:, 0] if isinstance(module, nn.Module) else change
 
 
 def _optimise(
-    lm: EditableLM, module: nn.Module, edits: Sequence[Edit], lookup: Lookup, config: ValueConfig
+    lm: EditableLM,
+    modules: Sequence[nn.Module],
+    edits: Sequence[Edit],
+    lookup: Lookup,
+    config: ValueConfig,
+    earlier: EarlierChanges | None,
 ) -> torch.Tensor:
-    """:func:`optimise_values` of edits whose prompts are run together."""
+    """:func:`optimise_values` of edits whose prompts are run together, ``(n, m, d_out)``."""
     needs_essence = config.kl > 0 and config.token == "subject_last"
-    essence = Essence.of(lm, module, edits, config.token) if needs_essence else None
-    values = read_token(lm, module, lookup)[1][lookup.plain]
-    value_lengths = values.norm(dim=1)
-    run = ChangedRun(lm, module, lookup)
-    change = torch.zeros(len(edits), values.shape[1], device=lm.device, requires_grad=True)
+    essence = Essence.of(lm, modules, edits, config.token) if needs_essence else None
+    values = torch.stack([_values(lm, module, edits, lookup) for module in modules], 1)
+    value_lengths = values.norm(dim=2)
+    run = ChangedRun(lm, modules, lookup, earlier)
+    change = torch.zeros_like(values, requires_grad=True)
     optimizer = torch.optim.Adam([change], lr=config.learning_rate)
+    target_weight: torch.Tensor | float = 1.0
     for _ in range(config.steps):
         with torch.enable_grad():
-            losses = _target_losses(run, change)
+            target_losses, certain = _target_losses(run, change)
+            losses = target_weight * target_losses
+            weighted_divergence = None
             if essence is not None:
-                losses = losses + config.kl * essence.divergence(change)
-            losses = losses + config.weight_decay * change.norm(dim=1) / value_lengths.square()
+                weighted_divergence = config.kl * essence.divergence(change)
+                losses = losses + weighted_divergence
+            losses = losses + config.weight_decay * (change.norm(dim=2) / value_lengths.square()).sum(1)
             optimizer.zero_grad()
             losses.sum().backward()
         with torch.no_grad():
             before = change.clone()
             optimizer.step()
-            change.mul_((config.clamp * value_lengths / change.norm(dim=1)).clamp(max=1)[:, None])
+            change.mul_((config.clamp * value_lengths / change.norm(dim=2)).clamp(max=1)[..., None])
             # Adam steps all edits at once: those whose loss was low enough before the step do not take it.
             finished = losses < config.enough
+            if isinstance(config, JointValueConfig) and weighted_divergence is not None:
+                target_weight = torch.where(certain, config.certain_weight, 1.0)
+                finished |= certain & (weighted_divergence <= config.kl_enough)
             change[finished] = before[finished]
             if finished.all():
                 break
     return change.detach()
+
+
+def _values(lm: EditableLM, module: nn.Module, edits: Sequence[Edit], lookup: Lookup) -> torch.Tensor:
+    """``(n, d_out)`` what the module gives at the lookup tokens of the plain prompts."""
+    if not lm.cut_model.has_frozen(module):
+        return read_token(lm, module, lookup)[1][lookup.plain]
+    # What a frozen attention gives is part of what is kept of a prompt: to see it by itself, it is run again.
+    heads = [head for head, _ in lm.tokenize([edit.prompt for edit in edits], [edit.target for edit in edits])]
+    columns = [len(head) - 1 for head in heads]
+    if lookup.prompts.starts is not None:
+        columns = lookup.columns[lookup.plain].tolist()
+    width = max(map(len, heads))
+    ids = torch.tensor([[*head, *[0] * (width - len(head))] for head in heads], device=lm.device)
+    outputs: list[torch.Tensor] = []
+
+    def keep_output(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        outputs.append(_hidden_states(output).to(lm.device))
+        raise StopForward
+
+    with torch.no_grad(), hooked(module.register_forward_hook(keep_output)), suppress(StopForward):
+        lm.model(input_ids=ids, use_cache=False)
+    return outputs[0][torch.arange(len(heads)), columns].float()
 
 
 class ChangedRun:
@@ -257,41 +347,73 @@ class ChangedRun:
 
     Args:
         lm: The model, at the weights as they are.
-        module: A projection or a layer of the model.
+        module: A projection or a layer of the model, or ``m`` modules of one layer.
         lookup: ``n`` edits' prompts; ``A`` answer tokens.
+        earlier: What stays added at tokens before.
     """
 
-    def __init__(self, lm: EditableLM, module: nn.Module, lookup: Lookup) -> None:
-        self.lm, self.module, self.lookup = lm, module, lookup
+    def __init__(
+        self,
+        lm: EditableLM,
+        module: nn.Module | Sequence[nn.Module],
+        lookup: Lookup,
+        earlier: EarlierChanges | None = None,
+    ) -> None:
+        self.modules = (module,) if isinstance(module, nn.Module) else tuple(module)
+        self.lookup, self.earlier = lookup, earlier
+        self.cut_model, self.prompts = lm.cut_model, lookup.prompts
+        if any(map(lm.cut_model.has_frozen, self.modules)):
+            self.cut_model, self.prompts = lm.cut_model.with_mlp(lookup.prompts)
         self.suffix: SuffixRun | None = None
         if lookup.prompts.starts is None:  # only the tokens that predict an answer are run in any case
             return
         try:
-            self.suffix = SuffixRun(lm, lookup.prompts, lookup.columns, module)
+            self.suffix = SuffixRun(lm, lookup.prompts, lookup.columns, self.modules[0], self._earlier_changed)
         except SuffixError as error:
             warnings.warn(f"values are searched with whole prompts, which takes longer: {error}", stacklevel=3)
 
     def logits(self, change: torch.Tensor) -> torch.Tensor:
-        """``(A, vocabulary)`` of ``(n, d_out)``; carries gradient."""
+        """``(A, vocabulary)`` of ``(n, d_out)``, or of ``(n, m, d_out)``; carries gradient."""
         lookup = self.lookup
-        change = change[lookup.owner]
-        if self.suffix is None:
-            height = len(lookup.prompts if lookup.prompts.starts is not None else lookup.prompts.labels)
-            with _output_changed(self.module, height, lookup.rows, lookup.columns, change):
-                return self.lm.cut_model.logits(lookup.prompts)
-        first = torch.zeros_like(lookup.columns)
-        rows = torch.arange(len(first), device=first.device)
-        with _output_changed(self.module, len(rows), rows, first, change):
-            return self.suffix.logits()
+        changes = change.reshape(len(change), len(self.modules), -1)[lookup.owner].unbind(1)
+        with ExitStack() as stack:
+            if self.suffix is not None:
+                first = torch.zeros_like(lookup.columns)
+                rows = torch.arange(len(first), device=first.device)
+                for module, of_module in zip(self.modules, changes, strict=True):
+                    stack.enter_context(_output_changed(module, len(rows), rows, first, of_module))
+                return self.suffix.logits()
+            height = len(self.prompts if self.prompts.starts is not None else self.prompts.labels)
+            for module, of_module in zip(self.modules, changes, strict=True):
+                stack.enter_context(_output_changed(module, height, lookup.rows, lookup.columns, of_module))
+            stack.enter_context(self._earlier_changed())
+            return self.cut_model.logits(self.prompts)
+
+    def _earlier_changed(self) -> AbstractContextManager[None]:
+        """Within the context whole prompts are run with what stays added."""
+        if self.earlier is None or self.prompts.starts is None:  # behind the last layer no token sees another
+            return nullcontext()
+        rows = torch.arange(len(self.prompts), device=self.earlier.columns.device)
+        rows = rows.repeat_interleave(self.earlier.columns.shape[1])
+        columns, change = self.earlier.columns.flatten(), self.earlier.change.flatten(0, 1)
+        return _output_changed(self.modules[0], len(self.prompts), rows, columns, change)
 
 
-def _target_losses(run: ChangedRun, change: torch.Tensor) -> torch.Tensor:
-    """``(n,)`` mean over an edit's prefixes of the token mean of ``-log p(target)``, with the changes applied."""
+def _target_losses(run: ChangedRun, change: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """With the changes applied, ``(n,)`` each: the mean over an edit's prefixes of the token mean of ``-log p(target)``,
+    and whether each token of the target is the most likely one after every prefix.
+    """
     lookup, prompts = run.lookup, run.lookup.prompts
-    nll = F.cross_entropy(run.logits(change), prompts.labels, reduction="none")
+    logits = run.logits(change)
+    nll = F.cross_entropy(logits, prompts.labels, reduction="none")
     # Each answer token's share in its edit's mean.
     share = (len(change) / (prompts.lengths * len(prompts)))[prompts.prompt_index]
-    return torch.zeros(len(change), device=nll.device).index_add(0, lookup.owner[prompts.prompt_index], nll * share)
+    owner = lookup.owner[prompts.prompt_index]
+    losses = torch.zeros(len(change), device=nll.device).index_add(0, owner, nll * share)
+    missed = torch.zeros(len(change), device=nll.device).index_add(
+        0, owner, (logits.argmax(-1) != prompts.labels).float()
+    )
+    return losses, missed == 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,7 +430,9 @@ class Essence:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, lm: EditableLM, module: nn.Module, edits: Sequence[Edit], token: str) -> "Essence":
+    def of(
+        cls, lm: EditableLM, module: nn.Module | Sequence[nn.Module], edits: Sequence[Edit], token: str
+    ) -> "Essence":
         """At the current weights; raises as :func:`look_up` does."""
         about = [Edit(edit.id, f"{edit.subject} is a", "thing", subject=edit.subject) for edit in edits]
         lookup = look_up(lm, about, token)
@@ -340,11 +464,8 @@ def _output_changed(
         changed = vectors.index_put(position, change.to(hidden), accumulate=True).view_as(hidden)
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
-    handle = module.register_forward_hook(hook)
-    try:
+    with hooked(module.register_forward_hook(hook)):
         yield
-    finally:
-        handle.remove()
 
 
 @torch.no_grad()

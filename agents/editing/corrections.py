@@ -1,7 +1,7 @@
 """A file of corrections against a run that may have begun: where it goes on, and what became of each of them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from editenv.evaluation import metrics
 from editenv.evaluation.greedy import ELLIPSIS
 from editenv.evaluation.prefix import begins_with
 from editenv.journal import JournalError
+from editenv.language_model.editable_lm import EditableLM
 from editenv.language_model.prompts import token_ids
 
 LONGEST_SAID = 24
@@ -56,24 +57,50 @@ def not_applied(editor: LifelongEditor, edits: Sequence[Edit]) -> list[tuple[Edi
     return refused
 
 
-def outcomes(editor: LifelongEditor, edits: Sequence[Edit]) -> list[dict[str, Any]]:
-    """Of each correction: whether it was applied, and what the model says now at its prompt."""
-    reasons = {edit.id: reason for edit, reason in not_applied(editor, edits)}
-    lm = editor.lm
+def says_now(lm: EditableLM, edits: Sequence[Edit]) -> list[str | None]:
+    """What the model writes at each correction's prompt, at the weights as they are."""
     prompts = [edit.prompt for edit in edits]
     pairs = token_ids(lm.tokenizer, prompts, [edit.target for edit in edits])
     limit = max(LONGEST_SAID, 2 + max((len(target) for _, target in pairs), default=0))
-    generated = metrics.generate(lm, prompts, limit, unfinished=True)
+    return metrics.generate(lm, prompts, limit, unfinished=True)
+
+
+def holds(edit: Edit, said: str | None) -> bool:
+    """Whether what the model says begins with the correction's target."""
+    return bool(begins_with(str(said).removesuffix(ELLIPSIS), edit.target, ended=True))
+
+
+def holding(editor: LifelongEditor, edits: Sequence[Edit]) -> set[str]:
+    """The ids of the corrections that were made before this run goes on, and that hold then."""
+    made = edits[: done_already(editor, edits)]
+    if not made:
+        return set()
+    return {edit.id for edit, said in zip(made, says_now(editor.lm, made), strict=True) if holds(edit, said)}
+
+
+def outcomes(editor: LifelongEditor, edits: Sequence[Edit], held: Collection[str] = ()) -> list[dict[str, Any]]:
+    """Of each correction: whether it was applied, and what the model said before and says now at its prompt.
+
+    Args:
+        editor: After all of them.
+        edits: The corrections.
+        held: The ids of those that held when this run went on with an earlier one.
+    """
+    reasons = {edit.id: reason for edit, reason in not_applied(editor, edits)}
+    with editor.lm.at_initial_weights():
+        before = says_now(editor.lm, edits)
     rows = []
-    for edit, text in zip(edits, generated, strict=True):
+    for edit, old, text in zip(edits, before, says_now(editor.lm, edits), strict=True):
         row = {
             "id": edit.id,
             "prompt": edit.prompt,
             "target": edit.target,
             "applied": edit.id not in reasons,
+            "said_before": old,
             "said": text,
             "right": text is not None and same_text(text, edit.target),
-            "begins_right": begins_with(str(text).removesuffix(ELLIPSIS), edit.target, ended=True),
+            "begins_right": holds(edit, text),
+            "lost": edit.id in held and not holds(edit, text),
         }
         rows.append(row | ({"reason": reasons[edit.id]} if edit.id in reasons else {}))
     return rows

@@ -5,16 +5,20 @@ import resource
 import sys
 import time
 import warnings
+from collections.abc import Collection, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from rich.console import Console
+from rich.panel import Panel
 from rich.progress import TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
-from agents.editing import corrections
+from agents.editing import corrections, summary, unrelated
 from agents.editing.arguments import EditArgs
-from agents.editing.editor import LifelongEditor, TooManyDeltasError
+from agents.editing.editor import BatchResult, LifelongEditor, TooManyDeltasError
 from agents.editing.preparation import choose_agent
 from agents.editing.saving import check_place
 from agents.progress import progress_bars
@@ -26,7 +30,15 @@ from editenv.models import load_model
 from editenv.models.modules import modules_of
 from editenv.output_folders import check_output
 
-WRITTEN = ("journal.jsonl", "deltas.safetensors", "results.jsonl", "not-applied.jsonl", "report.json")
+WRITTEN = (
+    "journal.jsonl",
+    "deltas.safetensors",
+    "results.jsonl",
+    "unrelated.jsonl",
+    "not-applied.jsonl",
+    "report.json",
+    "report.html",
+)
 """Files that the command writes, or removes, in the output folder."""
 
 
@@ -44,12 +56,17 @@ def edit(args: EditArgs) -> None:
             warning = _too_few_at_first(args, editor, edits)
             if warning is not None:
                 display.say(f"warning: {warning}")
+            if editor.edits:
+                display.show("asking earlier corrections")
+            held = corrections.holding(editor, edits)
             _edit_the_rest(args, editor, edits, display)
             display.show("saving")
             saved = _save(args, editor, edits, display)
             display.show("evaluating")
-            report = _evaluate(args, editor, edits, warning, display)
-    saved += ["results.jsonl"] * ("not_evaluated" not in report) + ["report.json"]
+            report = _evaluate(args, editor, edits, warning, held, display)
+    if "not_evaluated" not in report:
+        saved += ["results.jsonl", "unrelated.jsonl", "report.html"]
+    saved.append("report.json")
     if args.json:
         print(json.dumps(report))
     else:
@@ -207,15 +224,40 @@ def _edit_the_rest(args: EditArgs, editor: LifelongEditor, edits: EditFile, disp
     if editor.batches:
         display.say(f"going on after batch {editor.batches}: {first} of {len(edits)} edits are done")
     started = time.perf_counter()
-    for start in range(first, len(edits), args.edits_per_step):
-        result = editor.edit(edits[start : start + args.edits_per_step])
-        end = start + result.edits
-        rate = (end - first) / (time.perf_counter() - started)
+    done = first
+    while done < len(edits):
+        size = _next_size(editor.results, args.edits_per_step)
+        batch = edits[done : done + size]
+        result = editor.edit(batch, retried=args.guard.retry and len(batch) > 1)
+        done += result.edits
+        rate = (done - first) / (time.perf_counter() - started)
         efficacy = f"{result.efficacy or 0:.0f}% of the batch"
-        display.show(f"{rate:.1f} edits/s, {efficacy}, {_peak_memory():.1f} GB", end)
-        if not result.applied:
-            ids = ", ".join(edit.id for edit in edits[start:end])
+        display.show(f"{rate:.1f} edits/s, {efficacy}, {_peak_memory():.1f} GB", done)
+        if result.retried:
+            display.say(f"batch {result.batch} was taken back: {result.reason}; its edits are tried again in halves")
+        elif not result.applied:
+            ids = ", ".join(edit.id for edit in batch)
             display.say(f"batch {result.batch} was taken back: {result.reason} ({ids})")
+
+
+def _next_size(results: Sequence[BatchResult], edits_per_step: int) -> int:
+    """How many edits are made next: a batch; or of one that was bad half as many, and then twice as many as went well.
+
+    All of it is in the journal, so that a run that was killed goes on with the same batches.
+
+    Args:
+        results: Of all batches so far.
+        edits_per_step: Edits of a batch.
+    """
+    left = 0  # of the batch that is tried again in smaller ones
+    for result in results:
+        left = (left or result.retried) if result.retried else max(0, left - result.edits)
+    if not left:
+        return edits_per_step
+    last = results[-1]
+    if last.retried:
+        return max(1, last.retried // 2)
+    return min(left, 2 * last.edits if last.applied else last.edits)
 
 
 def _too_few_at_first(args: EditArgs, editor: LifelongEditor, edits: EditFile) -> str | None:
@@ -239,7 +281,8 @@ def _peak_memory() -> float:
 def _save(args: EditArgs, editor: LifelongEditor, edits: EditFile, display: _Display) -> list[str]:
     """The deltas, the model and the edits that were taken back; gives their names."""
     saved = ["journal.jsonl"]
-    for earlier in ("deltas.safetensors", "results.jsonl", "not-applied.jsonl"):  # of fewer edits
+    # Of fewer edits:
+    for earlier in ("deltas.safetensors", "results.jsonl", "unrelated.jsonl", "not-applied.jsonl", "report.html"):
         (args.output / earlier).unlink(missing_ok=True)
     try:
         if any(result.applied for result in editor.results):
@@ -260,18 +303,34 @@ def _save(args: EditArgs, editor: LifelongEditor, edits: EditFile, display: _Dis
 
 
 def _evaluate(
-    args: EditArgs, editor: LifelongEditor, edits: EditFile, warning: str | None, display: _Display
+    args: EditArgs,
+    editor: LifelongEditor,
+    edits: EditFile,
+    warning: str | None,
+    held: Collection[str],
+    display: _Display,
 ) -> dict[str, Any]:
-    """What came of the edits, in results.jsonl and report.json."""
+    """What came of the edits, in results.jsonl, unrelated.jsonl, report.json and report.html.
+
+    Args:
+        args: Of the command.
+        editor: After the last batch.
+        edits: All edits of the file.
+        warning: What was said of the first batch, if anything.
+        held: The ids of earlier corrections that held when this run began.
+        display: Told what goes wrong.
+    """
     report: dict[str, Any] = {"model": args.model, "method": args.method, "edits_file": args.edits}
     report |= {"asked": len(edits), "left_out": dict(edits.report.bad)}
     report |= {"warning": warning} if warning is not None else {}
     try:
         report |= editor.evaluate()
-        outcomes = corrections.outcomes(editor, edits)
+        outcomes = corrections.outcomes(editor, edits, held)
         corrections.write_lines(args.output / "results.jsonl", outcomes)
-        report["hold"] = sum(row["begins_right"] for row in outcomes)
-        report["goes_on"] = sum(row["applied"] and row["begins_right"] and not row["right"] for row in outcomes)
+        answers = [asdict(answer) for answer in unrelated.answers(editor.lm, editor.edits)]
+        corrections.write_lines(args.output / "unrelated.jsonl", answers)
+        report |= summary.of(outcomes, answers, report.get("drift"))
+        atomic_write_text(args.output / "report.html", summary.page(report, outcomes, answers))
     except (RuntimeError, TypeError, ValueError, LookupError) as error:
         # Whatever a model or tokenizer of somebody's own may fail with: the edited one is saved, and this is told.
         report["not_evaluated"] = f"{type(error).__name__}: {error}"
@@ -290,25 +349,21 @@ def _print_summary(args: EditArgs, edits: EditFile, report: dict[str, Any], refu
         refused: How many edits were taken back.
         saved: Names of what is in the output folder.
     """
+    if "hold" in report:
+        for line in summary.headline(report):
+            print(printable(line))
+        if alarms := summary.alarms(report):
+            text = "\n".join(printable(line) for line in alarms)
+            Console().print(Panel(Text(text), title="the model has lost something", border_style="red", expand=False))
     if "edits" in report:
         count = f"{report['edits']} edits" if not refused else f"{report['edits']} of {len(edits)} edits"
         show_scores(printable(f"{count} of {args.edits}"), report)
-    if "hold" in report:
-        print(_hold(report["hold"], report["asked"]))
     if report.get("goes_on") and not args.train_eos:
         hint = "the end of an answer was not taught (--train-eos, in another folder)"
         print(f"{report['goes_on']} of the answers are right and go on: {hint}")
     if refused:
         print(f"{refused} edits were taken back with their batches: not-applied.jsonl has them, report.json why")
     print(printable(f"Saved in {args.output}: {', '.join(saved)}"))
-
-
-def _hold(hold: int, asked: int) -> str:
-    """How many corrections the edited model says, in a sentence."""
-    count = f"{hold} of {asked} corrections hold"
-    if hold == asked:
-        return f"{count}: the model's answers begin with their targets"
-    return f"{count}; to the other {asked - hold} the model says something else: results.jsonl has what"
 
 
 def show_scores(title: str, report: dict[str, Any]) -> None:

@@ -9,9 +9,11 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from agents.base import ProgressCallback
@@ -23,6 +25,7 @@ from agents.editing.preparation import (
     held_out_prompts,
     journal_header,
     learning_environment,
+    other_bounds,
     refuse_side_memory,
     require_subjects,
 )
@@ -43,6 +46,7 @@ from editenv.evaluation.prefix import generation_prefix
 from editenv.identity import cautions, differences, fingerprint
 from editenv.journal import Journal
 from editenv.language_model.editable_lm import ObservedTokens
+from editenv.language_model.prompts import Prompts
 from editenv.memories import Change
 from editenv.models import EMBEDDED
 from editenv.output_folders import check_output
@@ -51,6 +55,9 @@ from editenv.rounding import sampled_weights
 
 LARGEST_DELTA_FILE = 8 * 10**9
 """Bytes of deltas that are gathered in memory and in one file."""
+
+LOOKED_BACK = 20
+"""Earlier edits, spread evenly, that are asked whether they hold before and after a batch."""
 
 STATE = "memory/"
 """Begins the names of a batch's tensors in the journal that are the agent's state and not its deltas."""
@@ -71,6 +78,7 @@ class BatchResult:
         reason: Why not, if it was not.
         efficacy: Teacher-forced, of the batch right after it, 0 to 100; None if it was not kept.
         seconds: Wall-clock time of making and checking it; writing it to the journal comes after that.
+        retried: Edits of a batch that was taken back to be tried again in smaller ones; ``edits`` is 0 then.
     """
 
     batch: int
@@ -79,6 +87,7 @@ class BatchResult:
     reason: str | None
     efficacy: float | None
     seconds: float
+    retried: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +188,9 @@ class LifelongEditor:
         self.journal: Journal | None = None
         if output is not None:
             header = journal_header(self.agent, learning, method, constructed_with, settings, edits, self.guard, seed)
-            self.journal = Journal(Path(output), header, in_common=("agent",), compare={"identity": differences})
+            self.journal = Journal(
+                Path(output), header, in_common=("agent",), compare={"identity": differences, "guard": other_bounds}
+            )
             for caution in cautions(self.journal.begun_with.get("identity"), self.journal.header["identity"]):
                 warnings.warn(f"{self.journal.path}: {caution}", stacklevel=2)
             self.agent.workspace = Path(output) / "prepared"
@@ -214,7 +225,8 @@ class LifelongEditor:
                 self.lm.apply(deltas)
             state = {name.removeprefix(STATE): t for name, t in tensors.items() if name.startswith(STATE)}
             self.agent.load_batch_state(state)
-            self.results.append(BatchResult(**{name: entry[name] for name in BatchResult.__dataclass_fields__}))
+            fields = {name: entry[name] for name in BatchResult.__dataclass_fields__ if name in entry}
+            self.results.append(BatchResult(**fields))
             if entry["applied"]:
                 self.edits += [of_json(content) for content in entry["content"]]
         self.env.continue_after(len(self.journal.entries))
@@ -225,7 +237,9 @@ class LifelongEditor:
         """Batches done, those rolled back included."""
         return len(self.results)
 
-    def edit(self, edits: Edit | Mapping[str, Any] | Sequence[Edit | Mapping[str, Any]]) -> BatchResult:
+    def edit(
+        self, edits: Edit | Mapping[str, Any] | Sequence[Edit | Mapping[str, Any]], retried: bool = False
+    ) -> BatchResult:
         """Makes one batch of edits; with a journal it is on disk when this returns.
 
         Whatever is raised, the model is as it was before the batch.
@@ -233,6 +247,8 @@ class LifelongEditor:
         Args:
             edits: Edits, or dictionaries as docs/reference/data_formats.md has them (``prompt``, ``target``, ...); or
                 a single one. A later batch may edit a prompt again, to another target; within a batch that is refused.
+            retried: Whether the caller will try the edits again in smaller batches if this one is bad: the journal then
+                does not count them as given up.
 
         Raises:
             BadRecordError: If a dictionary is not an edit, an edit is longer than the model's context, or it repeats or
@@ -256,10 +272,17 @@ class LifelongEditor:
                 self._take_back(before)
             seconds = time.perf_counter() - started
             applied = attempt.reason is None
+            again = retried and not applied and self.guard.on_bad != "stop"
             result = BatchResult(
-                self.batches + 1, len(batch), applied, attempt.reason, attempt.efficacy if applied else None, seconds
+                self.batches + 1,
+                0 if again else len(batch),
+                applied,
+                attempt.reason,
+                attempt.efficacy if applied else None,
+                seconds,
+                len(batch) if again else 0,
             )
-            self._write_to_journal(result, batch, attempt.actions if applied else [])
+            self._write_to_journal(result, [] if again else batch, attempt.actions if applied else [])
         except BaseException:
             self._take_back(before)
             raise
@@ -285,6 +308,8 @@ class LifelongEditor:
         """Applies the agent's actions for the batch that is presented, until one is refused, and checks the bounds."""
         actions: list[dict[str, Change]] = []
         reason, efficacy = None, None
+        earlier = self._earlier_prompts()
+        held = self._hold(earlier)
         while reason is None and len(actions) < self.agent.actions_per_batch:
             try:
                 deltas = self.env.checked(self._actor.act(*self._actor.look()))
@@ -297,7 +322,23 @@ class LifelongEditor:
                 *_, info = self.env.step(deltas)
                 efficacy = info["efficacy"]
         perplexity = self._held_out_perplexity()
-        return _Attempt(actions, efficacy, perplexity, reason or self._broken_bound(before, perplexity))
+        reason = reason or self._broken_bound(before, perplexity)
+        if reason is None:
+            lost = held & ~self._hold(earlier)
+            reason = self.guard.broken_memory_bound(int(held.sum()), int(lost.sum()))
+        return _Attempt(actions, efficacy, perplexity, reason)
+
+    def _earlier_prompts(self) -> Prompts:
+        """Some of the edits that were made, as they were made."""
+        count = 0 if self.guard.max_lost is None else min(LOOKED_BACK, len(self.edits))
+        chosen = [self.edits[i * len(self.edits) // count] for i in range(count)]
+        return self.lm.encode([edit.prompt for edit in chosen], [edit.target for edit in chosen])
+
+    @torch.no_grad()
+    def _hold(self, prompts: Prompts) -> np.ndarray:
+        """``(n,)`` bool: whether every token of each answer is the model's first choice."""
+        right = (greedy_tokens(self.lm, prompts) == prompts.labels).cpu().split(prompts.lengths.tolist())
+        return np.array([bool(answer.all()) for answer in right], dtype=bool)
 
     def _broken_bound(self, before: Mapping[str, torch.Tensor], perplexity: float) -> str | None:
         """Which of the guard's bounds the batch broke, if any."""
@@ -323,7 +364,9 @@ class LifelongEditor:
         if self.journal is None:
             return
         state = {f"{STATE}{name}": tensor for name, tensor in self.agent.batch_state().items()}
-        entry = asdict(result) | {"ids": [edit.id for edit in batch], "content": [as_json(edit) for edit in batch]}
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        content = [as_json(edit) for edit in batch]
+        entry = asdict(result) | {"time": now, "ids": [edit.id for edit in batch], "content": content}
         try:
             self.journal.append(entry, tensors_of(actions) | state)
         except BaseException:

@@ -47,9 +47,13 @@ class Guard:
     """Largest factor by which a batch may raise the perplexity of held-out text."""
     max_weight_norm: PositiveOrInfinite = 10.0
     """Largest factor by which a batch may raise the norm of an edited weight."""
-    max_drift: PositiveOrInfinite | None = None
-    """Largest factor by which the perplexity of held-out text may be above the unedited model's, after any batch;
-    None sets no such bound: small steps may add up."""
+    max_drift: PositiveOrInfinite | None = 1.5
+    """Largest factor by which the perplexity of held-out text may be above the unedited model's, after any batch: small
+    steps add up. None sets no such bound."""
+    max_lost: PositiveOrInfinite | None = 0.3
+    """Largest share of earlier edits that a batch may undo, of up to 20 that held before it. None does not ask them."""
+    retry: bool = True
+    """Whether `editenv edit` tries a bad batch again in halves, down to single edits, before edits are given up."""
     on_bad: Literal["roll-back", "stop"] = "roll-back"
     """Go on without a bad batch, or stop with an error; either way the model is as it was before the batch."""
 
@@ -72,6 +76,17 @@ class Guard:
             if norm > self.max_weight_norm * norm_before:
                 change = f"from {norm_before:.4g} to {norm:.4g}, over {self.max_weight_norm:g} times"
                 return f"module {name}: its norm went {change}"
+        return None
+
+    def broken_memory_bound(self, held: int, lost: int) -> str | None:
+        """Whether a batch has undone too many earlier edits, as a sentence; None if it has not.
+
+        Args:
+            held: Earlier edits that held before the batch, of those that were asked.
+            lost: How many of them do not after it.
+        """
+        if self.max_lost is not None and lost > self.max_lost * held:
+            return f"{lost} of {held} earlier edits that were asked do not hold any more, over {self.max_lost:.0%}"
         return None
 
     def broken_perplexity_bound(self, before: float, after: float, unedited: float) -> str | None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from agents.base import Agent
+from agents.baselines.kn import old_answer
 from agents.covariance import training_edits
 from agents.editing.guard import HELD_OUT, Guard
 from agents.registry import make_agent, make_method, takes_settings
@@ -117,7 +118,7 @@ def require_subjects(agent: Agent, edits: Sequence[Edit], observed_tokens: Obser
 
     Raises:
         ValueError: If the method, or what it observes, needs subjects and an edit has none, or none that stands in its
-            prompt.
+            prompt; if the method needs old answers and an edit has none.
     """
     if observed_tokens == "subject":
         for edit in edits:
@@ -125,6 +126,9 @@ def require_subjects(agent: Agent, edits: Sequence[Edit], observed_tokens: Obser
     if "subjects" in agent.needs:
         for edit in edits:
             end_of_subject(edit)
+    if "old_answers" in agent.needs:
+        for edit in edits:
+            old_answer(edit)
 
 
 def learning_environment(
@@ -227,6 +231,24 @@ def journal_header(
     if learning.train_eos:
         header["end_of_answer"] = True  # what journals have called it from the beginning
     return header
+
+
+def other_bounds(there: Mapping[str, Any] | None, here: Mapping[str, Any]) -> list[str]:
+    """In what a guard differs from that of a run on disk; an earlier version's goes on with the bounds it did not have.
+
+    Args:
+        there: Of the journal's header; None if it says nothing of a guard.
+        here: Of the editor.
+    """
+    there = there or {}
+    new = {"max_lost", "retry"} - there.keys()
+    if new and there.get("max_drift") is None:  # what earlier versions had by default
+        new.add("max_drift")
+    return [
+        f"guard.{name} was {there.get(name)!r}, is {here[name]!r}"
+        for name in here
+        if name not in new and there.get(name) != here[name]
+    ]
 
 
 def _text_digest(text: str | None) -> str | None:

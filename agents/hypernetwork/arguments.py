@@ -7,7 +7,7 @@ from typing import Any, Literal
 from agents.hypernetwork.config import TrainConfig
 from editenv.arguments import PositiveInt, check_fields
 from editenv.data.options import FileOptions
-from editenv.models.presets import Preset, preset
+from editenv.models.presets import preset
 
 
 @dataclass
@@ -60,18 +60,17 @@ def with_preset(args: Args) -> Args:
             f"preset: {args.preset} is for methods that look a fact up at its subject (MEMIT and its kin), and have "
             f"nothing to train; take {args.preset.partition('/')[0]}/gradients"
         )
-    policy = replace(args.train.policy, rank=chosen.rank, **_said(chosen, "step_size", "ridge"))
+
+    def said(*names: str) -> dict[str, Any]:
+        return {name: chosen.said[name] for name in names if name in chosen.said}
+
+    policy = replace(args.train.policy, rank=chosen.rank, **said("step_size", "ridge"))
     train = replace(
         args.train,
         locality=chosen.locality,
         policy=policy,
         preconditioner=args.train.preconditioner or chosen.epsilon is not None,
-        **_said(chosen, "epsilon", "learning_rate", "scalar_learning_rate"),
+        **said("epsilon", "learning_rate", "scalar_learning_rate"),
     )
     options = replace(args, train=train, modules=args.modules or chosen.modules)
-    return replace(options, **_said(chosen, "observed_tokens"))
-
-
-def _said(chosen: Preset, *names: str) -> dict[str, Any]:
-    """Those of a preset's settings that its source says."""
-    return {name: getattr(chosen, name) for name in names if getattr(chosen, name) is not None}
+    return replace(options, **said("observed_tokens"))

@@ -14,7 +14,12 @@ CASES = {
     "alphaedit": ("memit", "memit-seq", "alphaedit", "rect", "prune", "ft-l"),
     "rect": ("rect",),
     "prune": ("prune",),
-    "easyedit": ("fine-tune", "ft-l"),
+    "easyedit": ("fine-tune", "ft-l", "pmet", "simie"),
+    "nas": ("memit-seq-nas",),
+    "anyedit": ("anyedit",),
+    "rlsedit": ("rlsedit",),
     "lora": ("lora",),
+    "locft": ("locft-bf",),
+    "wikibigedit": ("lora-merge",),
 }
 """The methods of each file, by their rows' names."""

@@ -16,6 +16,7 @@ import torch
 from agents.baselines.alphaedit import AlphaEdit
 from agents.baselines.fine_tune import FineTune
 from agents.baselines.memit import MEMIT
+from agents.baselines.nse import NSE
 from agents.baselines.prune import PRUNE
 from agents.baselines.rect import RECT
 from benchmarks.agreement_cases.comparison import Comparison, compared
@@ -44,6 +45,8 @@ SOURCE = Repository("jianghoucheng/AlphaEdit", "f5248d3d25f1b3863bff19c387293d63
 BATCHES = 2
 NULL_SPACE, RIDGE = 0.5, 1.0
 """In the tiny model's units, in which the former leaves about half of the directions."""
+ENOUGH = 0.1
+"""Distance at which NSE counts an edit as made: some are before its second round."""
 LIGHT = 1e-3
 """Weight of the covariance where updates must have singular values above the weight's, for PRUNE to do something."""
 
@@ -72,6 +75,9 @@ def compare(clone: Path, tiny: TinyModel) -> Iterator[Comparison]:
     yield experiment.compare("prune", "MEMIT_prune", prune, f"{search}; base=e", condensed, weight=LIGHT)
     prune = PRUNE(far, LIGHT, epsilon=0.0, base=math.e, onto="edited")
     yield experiment.compare("prune", "MEMIT_prune", prune, f"{search}; base=e, onto='edited'", weight=LIGHT)
+    for share in (1.0, 0.8):
+        nse = NSE(value, WEIGHT, epsilon=0.0, neurons=share, enough=ENOUGH, too_far=100.0)
+        yield experiment.compare("nse", "NSE", nse, f"{search}; neurons={share}, bounds and rounds equal")
     yield fine_tuning(clone, tiny)
 
 
@@ -109,7 +115,13 @@ class Experiment:
         """What their experiment changes in a fresh model."""
         model = public_model(self.tiny)
         cache = covariance_cache(model, covariances(self.env, self.tiny))
-        for name in ("memit.memit_main", "memit.memit_seq_main", "memit.memit_rect_main", "AlphaEdit.AlphaEdit_main"):
+        for name in (
+            "memit.memit_main",
+            "memit.memit_seq_main",
+            "memit.memit_rect_main",
+            "AlphaEdit.AlphaEdit_main",
+            "nse.nse_main",
+        ):
             main = imported(self.clone, name)
             main.COV_CACHE, main.CONTEXT_TEMPLATES_CACHE = dict(cache), [["{}"]]
         hyperparameters: dict[str, Any] = batch_settings(agent.value) | {
@@ -118,6 +130,9 @@ class Experiment:
         }
         if algorithm == "AlphaEdit":
             hyperparameters |= {"nullspace_threshold": NULL_SPACE, "L2": RIDGE}
+        if isinstance(agent, NSE):
+            hyperparameters |= {"alpha": agent.enough, "upper_bound": agent.too_far, "neuron_threshold": agent.neurons}
+            hyperparameters["max_iterations"] = agent.rounds + 1
         path = self.tiny.folder / f"{algorithm}.json"
         path.write_text(json.dumps(hyperparameters), encoding="utf-8")
         if algorithm == "MEMIT_seq":

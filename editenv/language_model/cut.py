@@ -81,6 +81,24 @@ class CutModel:
         """
         return self.cut >= Cut.ATTENTION and self._first_is_last
 
+    def has_frozen(self, module: nn.Module) -> bool:
+        """Whether a module of the first edited layer is frozen: its output is in the hidden states at the cut, and it
+        adds nothing when the rest is run.
+        """
+        attention = self._attention if self.cut >= Cut.ATTENTION else None
+        return attention is not None and any(module is part for part in attention.modules())
+
+    def with_mlp(self, prompts: Prompts) -> "tuple[CutModel, Prompts]":
+        """The model and prompts with which the MLP behind a frozen attention is run: for a change of what it is given.
+
+        Only :attr:`Cut.KEYS` does not run it.
+        """
+        if self.cut is not Cut.KEYS:
+            return self, prompts
+        cut = CutModel(self.model, self._shapes, Cut.ATTENTION)
+        pieces = [piece[:, : self.width] for piece in prompts.pieces]
+        return cut, Prompts(pieces, prompts.starts, prompts.labels, prompts.lengths)
+
     # -- the frozen part ------------------------------------------------------------------------------------------
 
     def frozen_output(self, ids: torch.Tensor) -> torch.Tensor:

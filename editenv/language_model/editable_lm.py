@@ -32,7 +32,7 @@ from editenv.language_model.hooks import hooked
 from editenv.language_model.prompts import Prompts, token_ids
 from editenv.memories import Change, Memory
 from editenv.memories import apply as with_memory
-from editenv.models.modules import find_modules, layer_number, layer_stack, shared_with
+from editenv.models.modules import attention_and_mlp, find_modules, layer_number, layer_stack, shared_with
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -189,6 +189,11 @@ class EditableLM:
     def layer_of(self, name: str) -> nn.Module:
         """The layer, one of the stack, that an edited module lies in."""
         return self.model.get_submodule(f"{self._stack_name}.{layer_number(self._stack_name, name)}")
+
+    def attention_beside(self, name: str) -> nn.Module | None:
+        """The attention of an edited module's layer, if the module lies in the layer's MLP; otherwise None."""
+        number = layer_number(self._stack_name, name)
+        return attention_and_mlp(self.layer_of(name), [name], self._stack_name, number)[0]
 
     def weight(self, name: str) -> torch.Tensor:
         """The current weight, ``(d_in, d_out)`` float32: to be read; :meth:`assign` sets it.

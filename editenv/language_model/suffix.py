@@ -6,7 +6,8 @@ end, the layers from there up, and the earlier tokens' attention keys and values
 """
 
 import inspect
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import torch
@@ -60,13 +61,21 @@ class SuffixRun:
         prompts: ``A`` answer tokens.
         columns: ``(B,)`` the token, at or before the one that predicts the first answer token.
         module: What is going to be changed at that token: a layer, or a module of one. Its layer is the first run.
+        changed: Makes the context in which whole prompts are run: what stays changed at tokens before.
 
     Raises:
         SuffixError: If the model's layers do not allow it: the logits are not those of whole prompts.
     """
 
     @torch.no_grad()
-    def __init__(self, lm: EditableLM, prompts: Prompts, columns: torch.Tensor, module: nn.Module) -> None:
+    def __init__(
+        self,
+        lm: EditableLM,
+        prompts: Prompts,
+        columns: torch.Tensor,
+        module: nn.Module,
+        changed: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         if prompts.starts is None:
             raise SuffixError("only the tokens that predict an answer are run already")
         self.lm = lm
@@ -74,7 +83,8 @@ class SuffixRun:
         self._layer = self._cut.layer_with(module)
         sizes = torch.tensor([len(piece) for piece in prompts.pieces], device=lm.device)
         try:
-            layer_inputs, states, logits = self._run_whole(prompts)
+            with changed():
+                layer_inputs, states, logits = self._run_whole(prompts)
             self._keep(prompts, columns, sizes, layer_inputs, states)
             from_token = self.logits()
         except (SuffixError, torch.OutOfMemoryError):

@@ -13,8 +13,8 @@ The small models' are by rule, and were not run here:
 Nothing here needs torch: command lines list the presets, and check a preset's name, before they import it.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 TABLE_3 = "RLEdit, Table 3"
 BY_RULE = "by rule, not run here"
@@ -50,6 +50,11 @@ class Preset:
     epsilon: float | None = None
     learning_rate: float | None = None
     scalar_learning_rate: float | None = None
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """Those of its fields that the source says something of."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def gradient_layers(layers: int) -> tuple[int, ...]:

@@ -96,6 +96,8 @@ def test_a_method_with_settings_of_another_folder(tmp_path, monkeypatch):
 DEFINING = {
     "ft-l": lambda agent: agent.norm_constraint is not None,
     "memit-seq": lambda agent: agent.cache_keys,
+    "locft-bf-batch": lambda agent: agent.edits == "batch",
+    "memit-seq-nas": lambda agent: agent.cache_keys,
     "mend-retrained": lambda agent: agent.retrain_every == 3,
     "malmen-retrained": lambda agent: agent.retrain_every == 3,
     "mend": lambda agent: (agent.config.policy.network, agent.config.policy.blocks) == ("mend", 2),
@@ -120,6 +122,8 @@ def test_a_row_is_that_row_whatever_its_settings(name):
     else_ = {
         "ft-l": {"steps": 2},
         "memit-seq": {"value": {"clamp": 2.0}},
+        "locft-bf-batch": {"epochs": 2},
+        "memit-seq-nas": {"value": {"clamp": 2.0}},
         "ultraedit-k4": {"ridge": 0.5},
         "stableedit-k4": {"ridge": 0.5},
     }.get(name, {"config": {"locality": 0.3, "policy": {"step_size": 0.1}}})

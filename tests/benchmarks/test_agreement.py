@@ -141,7 +141,9 @@ def test_a_package_that_is_missing_is_said():
 
 
 def test_an_unknown_method_is_refused():
-    with pytest.raises(ValueError, match="'grace' is not compared with public code; there are alphaedit, dafnet, "):
+    with pytest.raises(
+        ValueError, match="'grace' is not compared with public code; there are alphaedit, anyedit, dafnet, "
+    ):
         chosen_cases(["rledit", "grace"])
     assert chosen_cases(["rect"]) == ["alphaedit", "rect"]
     assert chosen_cases([]) == list(CASES)

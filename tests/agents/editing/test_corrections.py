@@ -52,7 +52,12 @@ def edit(my_model, tmp_path):
 
     def run(**options):
         arguments = {"edits": str(tmp_path / "edits.jsonl"), "output": tmp_path / "out", "model": str(my_model)}
-        arguments |= {"method": "fine-tune", "modules": LAST, "edits_per_step": 2, "guard": Guard(1e9, 1e9)}
+        arguments |= {
+            "method": "fine-tune",
+            "modules": LAST,
+            "edits_per_step": 2,
+            "guard": Guard(1e9, 1e9, None, None, retry=False),
+        }
         run_edit(EditArgs(**arguments | options))
         return json.loads((arguments | options)["output"].joinpath("report.json").read_text())
 
@@ -482,7 +487,7 @@ def test_small_steps_that_add_up_are_bounded_by_the_unedited_model(edit, tmp_pat
     perplexities = iter([10.0, 12.0, 16.0, 19.0, 25.0])  # the unedited model's, then after each batch
     monkeypatch.setattr(LifelongEditor, "_held_out_perplexity", lambda self: next(perplexities))
     write(tmp_path / "edits.jsonl", rows(8))
-    report = edit(guard=Guard(max_perplexity=1.5, max_weight_norm=1e9, max_drift=1.5))
+    report = edit(guard=Guard(max_perplexity=1.5, max_weight_norm=1e9, max_drift=1.5, max_lost=None, retry=False))
     assert [row["batch"] for row in report["rolled_back"]] == [2, 3, 4]
     assert "over 1.5 times the unedited model's 10" in report["rolled_back"][0]["reason"]
 

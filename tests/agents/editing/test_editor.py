@@ -151,7 +151,7 @@ def test_edits_are_made_and_counted(make_editor):
 def test_with_the_end_taught_the_model_says_the_answer_and_stops(make_editor, tmp_path):
     stops = []
     for ends in (False, True):
-        free = Guard(max_perplexity=1e9, max_weight_norm=1e9)
+        free = Guard(max_perplexity=1e9, max_weight_norm=1e9, max_drift=None, max_lost=None)
         settings = {"steps": 60, "learning_rate": 0.02}
         editor = make_editor(method="fine-tune", settings=settings, train_eos=ends, guard=free)
         assert editor.edit(edits(["Rome", "Oslo"])).efficacy == 100
@@ -254,9 +254,15 @@ def test_a_batch_that_cannot_be_written_down_is_not_in_the_model(make_editor, tm
 
 
 REMEMBERING = {
+    "fine-tune-replay": {"steps": 3, "replayed": 1},
     "prune": {"value": {"token": "last", "steps": 5, "prefixes": 0}, "weight": 1.0, "every_batch": True},
     "memit-seq": {"value": {"token": "last", "steps": 5, "prefixes": 0}, "weight": 1.0, "cache_keys": True},
     "alphaedit": {"value": {"token": "last", "steps": 5, "prefixes": 0}, "threshold": 100.0},
+    "nse": {"value": {"token": "last", "steps": 5, "prefixes": 0}, "weight": 1.0, "enough": 0.0, "too_far": 1e6},
+    "rlsedit": {"value": {"token": "last", "steps": 5, "prefixes": 0}, "weight": 1.0},
+    "o-edit": {"value": {"token": "last", "steps": 5, "prefixes": 0}, "weight": 1.0},
+    "simie": {"base": "fine-tune", "editor": {"steps": 3}},
+    "crispedit": {"steps": 3, "energy": 0.5},
     "ultraedit": {},
     "stableedit": {"warm_up_batches": 1},
     "dafnet": {"config": {"steps": 2, "judged": 4}},
@@ -276,7 +282,7 @@ def test_a_batch_that_was_taken_back_leaves_nothing_in_the_method(
     """With a batch in between that was taken back, the next one leads to the same bits as without."""
     text = tmp_path / "text.txt"
     text.write_text("Ada is in Rome.\nPeople find the Long River in Ecuador and in Peru.\n", encoding="utf-8")
-    loose = Guard(max_perplexity=1e9, max_weight_norm=1e9)
+    loose = Guard(max_perplexity=1e9, max_weight_norm=1e9, max_drift=None, max_lost=None)
     options = {"method": method, "guard": loose, "text": str(text), "training": training_file}
     options |= {"policy": policy_folder} if method == "rledit" else {"settings": REMEMBERING[method]}
     first, bad, last = edits(["Rome", "Oslo", "Bonn"])
@@ -307,7 +313,7 @@ def test_an_interruption_leaves_nothing_of_the_batch_in_the_method(
     text = tmp_path / "text.txt"
     text.write_text("Ada is in Rome.\nPeople find the Long River in Ecuador and in Peru.\n", encoding="utf-8")
     options = {"method": method, "settings": REMEMBERING[method], "text": str(text), "training": training_file}
-    options["guard"] = Guard(max_perplexity=1e9, max_weight_norm=1e9)
+    options["guard"] = Guard(max_perplexity=1e9, max_weight_norm=1e9, max_drift=None, max_lost=None)
     first, cut, last = edits(["Rome", "Oslo", "Bonn"])
 
     def interrupted(*_):
@@ -333,7 +339,12 @@ def test_an_interrupted_run_with_a_policy_ends_as_if_it_never_was(make_editor, p
     """Closed after each batch, or never."""
     text = tmp_path / "text.txt"
     text.write_text("Ada is in Rome.\nPeople find the Long River in Peru.\n", encoding="utf-8")
-    options = {"method": "rledit", "policy": policy_folder, "text": str(text), "guard": Guard(1e9, 1e9)}
+    options = {
+        "method": "rledit",
+        "policy": policy_folder,
+        "text": str(text),
+        "guard": Guard(1e9, 1e9, None, None, retry=False),
+    }
     ends = []
     for resumed in (False, True):
         editor = make_editor(tmp_path / str(resumed), **options)
@@ -355,7 +366,7 @@ def test_a_run_on_all_tokens_goes_on_to_the_same_bits_and_with_nothing_else(make
     def editor_in(folder, observed="all"):
         return LifelongEditor(
             model_folder, "ultraedit", output=folder, modules=modules, settings=settings, observed_tokens=observed,
-            guard=Guard(1e9, 1e9),
+            guard=Guard(1e9, 1e9, None, None, retry=False),
         )  # fmt: skip
 
     ends = []
@@ -413,14 +424,14 @@ def test_a_text_is_what_it_says(make_editor, tmp_path):
 
 
 def test_the_norm_is_bounded_by_the_one_before_the_batch(make_editor):
-    editor = make_editor(guard=Guard(max_perplexity=1e30, max_weight_norm=30.0))
+    editor = make_editor(guard=Guard(max_perplexity=1e30, max_weight_norm=30.0, max_drift=None, max_lost=None))
     results = [editor.edit(edits(["loud"])) for _ in range(4)]
     assert [result.applied for result in results] == [True] * 4, results
 
 
 def test_a_run_that_goes_on_is_bounded_by_the_batch_before(make_editor, tmp_path, monkeypatch):
     monkeypatch.setattr(LifelongEditor, "_held_out_perplexity", lambda self: float(self.lm.weight(LAST).norm()))
-    guard = Guard(max_perplexity=30.0, max_weight_norm=1e9)
+    guard = Guard(max_perplexity=30.0, max_weight_norm=1e9, max_drift=None, max_lost=None)
     for _ in range(4):
         with make_editor(tmp_path / "out", guard=guard) as editor:
             assert editor.edit(edits(["loud"])).applied
@@ -428,7 +439,7 @@ def test_a_run_that_goes_on_is_bounded_by_the_batch_before(make_editor, tmp_path
 
 def test_a_reverted_editor_is_bounded_by_the_model_it_has(make_editor, monkeypatch):
     monkeypatch.setattr(LifelongEditor, "_held_out_perplexity", lambda self: float(self.lm.weight(LAST).square().sum()))
-    editor = make_editor(guard=Guard(max_perplexity=1e6, max_weight_norm=1e9))
+    editor = make_editor(guard=Guard(max_perplexity=1e6, max_weight_norm=1e9, max_drift=None, max_lost=None))
     assert editor.edit(edits(["loud"])).applied
     editor.revert()
     assert not editor.edit(edits(["huge"])).applied
@@ -569,7 +580,10 @@ def test_text_is_enough_for_a_method_that_takes_statistics(make_editor, tmp_path
     path.write_text("Ada is in Rome.\nPeople find the Long River in Ecuador and in Peru.\n", encoding="utf-8")
     last = {"value": {"token": "last"}}
     editor = make_editor(
-        method="memit", settings=last, text=str(path), guard=Guard(max_perplexity=1e9, max_weight_norm=1e9)
+        method="memit",
+        settings=last,
+        text=str(path),
+        guard=Guard(max_perplexity=1e9, max_weight_norm=1e9, max_drift=None, max_lost=None),
     )
     before = editor.lm.snapshot()
     result = editor.edit(edits(["Rome", "Oslo"]))

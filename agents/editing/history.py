@@ -1,0 +1,131 @@
+"""What a run of edits has done, and what the model says before it and after it."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from editenv.data.text import printable
+
+BATCH = {"batch", "edits", "applied", "reason", "efficacy", "ids", "content"}
+"""What a batch's line in a journal has."""
+
+
+def ask(
+    output: Path,
+    prompts: Sequence[str],
+    model: str | None = None,
+    tokens: int = 24,
+    device: str = "cpu",
+    dtype: str = "float32",
+    as_json: bool = False,
+) -> None:
+    """Prints what the base model and the edited one write at each prompt.
+
+    Args:
+        output: Folder of a run.
+        prompts: What is asked.
+        model: The base model; that of the run's report by default.
+        tokens: Of an answer, at most.
+        device: A torch device.
+        dtype: The precision that the run edited in.
+        as_json: One JSON object a line.
+
+    Raises:
+        FileNotFoundError: If the folder holds no deltas.
+        ValueError: If there is nothing to ask, or the model is not the one that the deltas were made for.
+    """
+    if not prompts:
+        raise ValueError('ask: no prompt was given; editenv ask OUT "The capital of Norway is"')
+    deltas = output / "deltas.safetensors"
+    if not deltas.exists():
+        raise FileNotFoundError(
+            f"{deltas} is not there: {output} is no folder of a finished `editenv edit`, or none of its batches was kept"
+        )
+    from editenv.delta_files import apply_file, modules_of
+    from editenv.evaluation.greedy import generate
+    from editenv.language_model.editable_lm import EditableLM
+    from editenv.models import load_model
+
+    lm = EditableLM(*load_model(model or _base_model(output), device, dtype), modules_of(deltas))
+    before = generate(lm.model, lm.tokenizer, prompts, tokens, unfinished=True)
+    apply_file(lm, deltas, allow_rounding=True)
+    now = generate(lm.model, lm.tokenizer, prompts, tokens, unfinished=True)
+    rows = [
+        {"prompt": prompt, "before": old, "now": new} for prompt, old, new in zip(prompts, before, now, strict=True)
+    ]
+    if as_json:
+        for row in rows:
+            print(json.dumps(row, ensure_ascii=False))
+        return
+    table = Table("prompt", "before", "now", show_lines=True)
+    for row in rows:
+        table.add_row(*(printable(str(row[name])) for name in ("prompt", "before", "now")))
+    Console().print(table, markup=False)
+
+
+def _base_model(output: Path) -> str:
+    """The model that a run edited, as its report names it."""
+    path = output / "report.json"
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["model"])
+    except (OSError, ValueError, LookupError, TypeError):
+        raise ValueError(f"{path} does not say which model was edited: name it with --model") from None
+
+
+def log(output: Path, as_json: bool = False) -> None:
+    """Prints what each batch of a run's journal was.
+
+    Args:
+        output: Folder of a run, which may be going on.
+        as_json: One JSON object a correction.
+
+    Raises:
+        FileNotFoundError: If it has no journal.
+        ValueError: If it is not one.
+    """
+    entries = list(_entries(output / "journal.jsonl"))
+    if as_json:
+        for entry in entries:
+            for id, content in zip(entry["ids"], entry["content"], strict=True):
+                what = {name: entry.get(name) for name in ("batch", "time", "applied", "reason")}
+                correction = {"id": id, "prompt": content["prompt"], "target": content["target"]}
+                print(json.dumps(what | correction, ensure_ascii=False))
+        return
+    table = Table("batch", "when (UTC)", "edits", "what became of it", "the first of them")
+    for entry in entries:
+        first = entry["content"][0] if entry["content"] else None
+        table.add_row(
+            str(entry["batch"]),
+            str(entry.get("time") or "not noted").removesuffix("+00:00").replace("T", " "),
+            str(entry["edits"] or entry.get("retried") or 0),
+            printable(_outcome(entry)),
+            printable(f"{first['prompt']} -> {first['target']}" if first else ""),
+        )
+    Console().print(table, markup=False)
+
+
+def _outcome(entry: dict[str, Any]) -> str:
+    if entry["applied"]:
+        return "made" if entry["efficacy"] is None else f"made, {entry['efficacy']:.0f}% right after it"
+    again = "tried again in halves" if entry.get("retried") else "taken back"
+    return f"{again}: {entry['reason']}"
+
+
+def _entries(path: Path) -> Iterator[dict[str, Any]]:
+    """The batches of a journal, without its header and without a line that is being written."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is not there: {path.parent} is no folder of `editenv edit`")
+    whole = path.read_text(encoding="utf-8").rpartition("\n")[0]
+    for number, line in enumerate(whole.split("\n"), start=1):
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            entry = None
+        if not isinstance(entry, dict) or not ("journal" in entry or entry.keys() >= BATCH):
+            raise ValueError(f"{path}, line {number}: not a line of a journal")
+        if "journal" not in entry:  # as the header has
+            yield entry

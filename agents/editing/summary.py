@@ -1,0 +1,129 @@
+"""What a person would check after a run of edits: a headline, what was lost, and a page with every answer."""
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+CHANGED = 0.1
+"""Share of unrelated answers that may change before it is said loudly."""
+
+PERPLEXITY = 1.1
+"""Factor by which held-out text may become less likely before it is said loudly."""
+
+EXAMPLES = 3
+"""Corrections that the headline quotes."""
+
+
+def of(
+    outcomes: Sequence[Mapping[str, Any]], answers: Sequence[Mapping[str, Any]], drift: Mapping[str, float] | None
+) -> dict[str, Any]:
+    """The counts of a report.
+
+    Args:
+        outcomes: Of each correction, as :func:`agents.editing.corrections.outcomes` has them.
+        answers: To unrelated questions, as :class:`agents.editing.unrelated.Answer` has them.
+        drift: ``perplexity_before`` and ``perplexity`` of held-out text; None if nothing was edited.
+
+    Returns:
+        ``hold`` and ``goes_on``, how many corrections; ``not_said`` and ``lost``, which ones, by their ids; ``examples``
+        of what is said in their place; ``unrelated`` with ``asked`` and ``changed`` in all and by kind.
+    """
+    not_said = [row for row in outcomes if not row["begins_right"]]
+    kinds = dict.fromkeys(answer["kind"] for answer in answers)
+    return {
+        "hold": len(outcomes) - len(not_said),
+        "goes_on": sum(row["applied"] and row["begins_right"] and not row["right"] for row in outcomes),
+        "not_said": [row["id"] for row in not_said],
+        "lost": [row["id"] for row in outcomes if row["lost"]],
+        "examples": [
+            {"prompt": row["prompt"], "target": row["target"], "said": row["said"]} for row in not_said[:EXAMPLES]
+        ],
+        "unrelated": {
+            "asked": len(answers),
+            "changed": sum(answer["changed"] for answer in answers),
+            "by_kind": {
+                kind: {
+                    "asked": sum(answer["kind"] == kind for answer in answers),
+                    "changed": sum(answer["kind"] == kind and answer["changed"] for answer in answers),
+                }
+                for kind in kinds
+            },
+        },
+        "perplexity_factor": drift["perplexity"] / drift["perplexity_before"] if drift else 1.0,
+    }
+
+
+def headline(report: Mapping[str, Any]) -> list[str]:
+    """The first lines for people: how many corrections hold, which do not, and what else changed."""
+    count = f"{report['hold']} of {report['asked']} corrections hold"
+    missing = report["asked"] - report["hold"]
+    if missing == 0:
+        lines = [f"{count}: the model's answers begin with their targets"]
+    else:
+        lines = [f"{count}; to the other {missing} the model says something else (results.jsonl has all):"]
+        lines += [
+            f"  {row['prompt']} {_quoted(row['said'])}, not {_quoted(row['target'])}" for row in report["examples"]
+        ]
+        if missing > len(report["examples"]):
+            lines.append(f"  and {missing - len(report['examples'])} more")
+    if report["lost"]:
+        lines.append(f"{len(report['lost'])} that held before this run are lost: {', '.join(report['lost'][:5])}")
+    unrelated = report["unrelated"]
+    lines.append(
+        f"{unrelated['changed']} of {unrelated['asked']} unrelated answers changed (unrelated.jsonl has them); "
+        f"perplexity of other text {_percent(report['perplexity_factor'])}"
+    )
+    return lines
+
+
+def alarms(report: Mapping[str, Any]) -> list[str]:
+    """What nobody should miss: empty if nothing is wrong."""
+    lines = []
+    unrelated = report["unrelated"]
+    if unrelated["changed"] > CHANGED * unrelated["asked"]:
+        kinds = ", ".join(
+            f"{count['changed']} of {count['asked']} about {_about(kind)}"
+            for kind, count in unrelated["by_kind"].items()
+            if count["changed"]
+        )
+        lines.append(f"{unrelated['changed']} of {unrelated['asked']} unrelated answers changed: {kinds}.")
+    if not report["perplexity_factor"] <= PERPLEXITY:
+        lines.append(f"Ordinary text has become less likely: perplexity {_percent(report['perplexity_factor'])}.")
+    if report["lost"]:
+        lines.append(f"{len(report['lost'])} earlier corrections do not hold any more.")
+    if lines:
+        lines.append("Look at report.html before this model is used; smaller steps or another method change less.")
+    return lines
+
+
+def page(report: Mapping[str, Any], outcomes: Sequence[Mapping[str, Any]], answers: Sequence[Mapping[str, Any]]) -> str:
+    """Everything as one page without anything from outside: all answers before and after, to be filtered."""
+    template = resources.files(__package__).joinpath("report.html").read_text(encoding="utf-8")
+    content = {
+        "title": f"{report['model']}, {report['method']}",
+        "headline": headline(report),
+        "alarms": alarms(report),
+        "corrections": list(outcomes),
+        "unrelated": list(answers),
+    }
+    # A text may say </script>.
+    data = json.dumps(content, ensure_ascii=False).replace("<", "\\u003c")
+    return template.replace("{{data}}", data)
+
+
+def _about(kind: str) -> str:
+    return {
+        "general": "general knowledge",
+        "another subject": "other subjects in a correction's words",
+        "the same subject": "other facts of a corrected subject",
+        "locality": "the file's own locality prompts",
+    }.get(kind, kind)
+
+
+def _quoted(text: object) -> str:
+    return "nothing" if text is None else f'"{text}"'
+
+
+def _percent(factor: float) -> str:
+    return f"{100 * (factor - 1):+.0f}%" if factor < 10 else f"x {factor:.3g}"

@@ -1,0 +1,168 @@
+"""Questions that no correction is about, and whether an edited model answers them as the unedited one does.
+
+A file of corrections seldom says what must stay. So the editor asks by itself:
+
+* general questions, which ship with it;
+* the corrections' own words about other subjects, where the subject is known: an edit that is too broad shows there;
+* something else about the corrected subjects;
+* the file's own locality prompts, if it has some.
+
+An answer has changed if its first :data:`COMPARED` tokens have: small models word what follows in many ways.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from editenv.data import Edit
+from editenv.data.text import comparable
+from editenv.evaluation.greedy import continuations
+from editenv.language_model.editable_lm import EditableLM
+
+COMPARED = 5
+"""Tokens of an answer that are compared."""
+
+SHOWN = 16
+"""Tokens of an answer that are shown."""
+
+MOST = 40
+"""Questions of one kind, spread evenly over the corrections."""
+
+Kind = Literal["general", "another subject", "the same subject", "locality"]
+
+GENERAL = (
+    "The capital of France is",
+    "The capital of Japan is",
+    "The largest planet in the solar system is",
+    "The Earth goes around the",
+    "Water is made of hydrogen and",
+    "Water freezes at",
+    "The opposite of hot is",
+    "The opposite of left is",
+    "The first month of the year is",
+    "The day after Monday is",
+    "A week has seven",
+    "An hour has sixty",
+    "Two plus two is",
+    "Ten minus three is",
+    "The color of the sky is",
+    "Grass is usually the color",
+    "Snow is usually the color",
+    "A triangle has three",
+    "A baby dog is called a",
+    "A baby cat is called a",
+    "Bees make",
+    "Cows give us",
+    "Bread is made from",
+    "Fish live in the",
+    "Birds use their wings to",
+    "We see with our",
+    "We hear with our",
+    "The heart pumps",
+    "Romeo and Juliet was written by William",
+    "The author of Hamlet is William",
+    "The theory of relativity was developed by Albert",
+    "The Mona Lisa was painted by Leonardo",
+    "The first president of the United States was George",
+    "The Great Wall is in",
+    "The Eiffel Tower is in the city of",
+    "The Nile is a river in",
+    "The Pacific is the largest",
+    "People in Spain speak",
+    "People in Germany speak",
+    "The currency of the United States is the",
+)
+
+OTHER_SUBJECTS = ("Albert Einstein", "Paris", "Microsoft", "the Amazon River", "Leonardo da Vinci", "Toyota", "Japan")
+"""Subjects that are put in a correction's place: of several kinds, for nobody says which one a correction needs."""
+
+ABOUT_SUBJECT = ("{} is", "{} is known for", "The name {} comes from")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What became of one question.
+
+    Attributes:
+        kind: Why it was asked.
+        prompt: The question.
+        before: The unedited model's answer, up to :data:`SHOWN` tokens.
+        now: The edited model's.
+        changed: Whether the first :data:`COMPARED` tokens differ.
+    """
+
+    kind: Kind
+    prompt: str
+    before: str
+    now: str
+    changed: bool
+
+
+def questions(edits: Sequence[Edit]) -> list[tuple[Kind, str]]:
+    """What is asked beside these corrections: at most :data:`MOST` questions of each kind, none that is one of them."""
+    corrected = {comparable(text).casefold() for edit in edits for text in (edit.prompt, *edit.rephrases)}
+    chosen: list[tuple[Kind, str]] = []
+    asked = set(corrected)
+    kinds: tuple[tuple[Kind, Iterator[str]], ...] = (
+        ("locality", (item.prompt for edit in edits for item in edit.locality)),
+        ("another subject", _about_others(edits)),
+        ("the same subject", _about_subjects(edits)),
+        ("general", iter(GENERAL)),
+    )
+    for kind, prompts in kinds:
+        new = []
+        for prompt in prompts:
+            key = comparable(prompt).casefold()
+            if key not in asked:
+                asked.add(key)
+                new.append(prompt)
+        chosen += [(kind, prompt) for prompt in _evenly(new, MOST)]
+    return chosen
+
+
+def _about_others(edits: Sequence[Edit]) -> Iterator[str]:
+    """Each correction's prompt with another subject in the place of its own."""
+    corrected = {comparable(edit.subject or "").casefold() for edit in edits}
+    others = [subject for subject in OTHER_SUBJECTS if comparable(subject).casefold() not in corrected]
+    for number, edit in enumerate(edits):
+        if edit.subject and edit.subject in edit.prompt and others:
+            yield edit.prompt.replace(edit.subject, others[number % len(others)], 1)
+
+
+def _about_subjects(edits: Sequence[Edit]) -> Iterator[str]:
+    """Something else about each correction's subject."""
+    for number, edit in enumerate(edits):
+        if edit.subject:
+            yield ABOUT_SUBJECT[number % len(ABOUT_SUBJECT)].format(edit.subject)
+
+
+def _evenly(items: list[str], most: int) -> list[str]:
+    """At most so many of them, at equal distances."""
+    if len(items) <= most:
+        return items
+    return [items[i * len(items) // most] for i in range(most)]
+
+
+@torch.no_grad()
+def answers(lm: EditableLM, edits: Sequence[Edit]) -> list[Answer]:
+    """Asks the unedited and the edited model.
+
+    Args:
+        lm: The edited model.
+        edits: The corrections that were made.
+    """
+    chosen = questions(edits)
+    prompts = [prompt for _, prompt in chosen]
+    with lm.at_initial_weights():
+        before = continuations(lm.model, lm.tokenizer, prompts, SHOWN)
+    now = continuations(lm.model, lm.tokenizer, prompts, SHOWN)
+
+    def text(tokens: list[int]) -> str:
+        return str(lm.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+
+    return [
+        Answer(kind, prompt, text(old), text(new), old[:COMPARED] != new[:COMPARED])
+        for (kind, prompt), old, new in zip(chosen, before, now, strict=True)
+    ]
