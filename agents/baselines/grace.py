@@ -11,10 +11,13 @@ from editenv.arguments import PositiveFloat, PositiveInt
 from editenv.env import Action, LifelongEditEnv
 from editenv.language_model.editable_lm import EditableLM
 from editenv.language_model.prompts import Prompts
-from editenv.memories import Memory, nearest_keys, no_memory
+from editenv.memories import PARTS, Memory, nearest_keys, no_memory
 
 SAME_KEY = 1e-3
 """Two keys that are closer than this share of the first radius are one, computed in two ways."""
+
+SMALLEST = 1e-6
+"""The least that a module's inputs and outputs are taken to measure: dead ones have no scale of their own."""
 
 
 @dataclass(frozen=True)
@@ -40,20 +43,24 @@ class GRACE(Agent):
     * else, with the same label: the entry's ball grows to hold the query, ``r_i <- max(r_i, d)``;
     * else the balls are split: ``r_i <- min(r_i, d / 2)``, and a new entry with radius ``min(r, d / 2)``.
 
-    The values of the entries that the batch's queries fell to are then found by Adam on the batch's loss. A new one
-    begins with what the module says. Precomputes nothing; needs the model and the edits' prompts and targets.
+    This is done again until each of the batch's queries falls to an entry of its own label, for an entry that came
+    later may be nearer. The values of these entries are then found by Adam on the batch's loss. A new one begins with
+    what the module says. Precomputes nothing; needs the model and the edits' prompts and targets.
+
+    The units are the model's own, for inputs and outputs of a module measure 1 in one model and 700 in the next: lengths
+    are taken of the first batch.
 
     Args:
-        radius: A new entry's, in the units of the module's inputs; 1 in the public code.
-        steps: Adam steps on each batch; 200 in the public code for GPT-2 XL.
-        learning_rate: Adam's; 1 in the public code.
+        radius: A new entry's, as a share of the mean length of the module's inputs.
+        steps: Adam steps on each batch.
+        learning_rate: Adam's, as a share of the root mean square of the module's outputs.
     """
 
     looks_at_model = True
     changes = ("side memory",)
 
     def __init__(
-        self, radius: PositiveFloat = 1.0, steps: PositiveInt = 200, learning_rate: PositiveFloat = 1.0
+        self, radius: PositiveFloat = 0.3, steps: PositiveInt = 50, learning_rate: PositiveFloat = 0.2
     ) -> None:
         self.radius, self.steps, self.learning_rate = radius, steps, learning_rate
 
@@ -67,12 +74,17 @@ class GRACE(Agent):
         (self._module,) = lm.modules
         empty = torch.zeros(0, dtype=torch.long, device=lm.device)
         self._codebook = self._before = Codebook(no_memory(lm.shape(self._module)).to(lm.device), empty)
+        self._scales = self._scales_before = torch.zeros(0, device=lm.device)
 
     def act(self, observation: Observation, info: dict[str, Any]) -> Action:
-        self._before, lm = self._codebook, self._env.language_model
+        self._before, self._scales_before, lm = self._codebook, self._scales, self._env.language_model
         prompts = edit_prompts(self._env.training_targets)
         keys, outputs = queries(lm, self._module, prompts)
-        codebook, entries = assigned(self._codebook, keys, outputs, prompts.labels, self.radius)
+        if not len(self._scales):
+            lengths = torch.stack([keys.norm(dim=1).mean(), outputs.square().mean().sqrt()])
+            self._scales = lengths.clamp(min=SMALLEST)
+        radius = self.radius * float(self._scales[0])
+        codebook, entries = assigned(self._codebook, keys, outputs, prompts.labels, radius)
         self._codebook = replace(codebook, memory=self._trained(codebook.memory, entries, prompts))
         return {self._module: self._codebook.memory}
 
@@ -82,7 +94,7 @@ class GRACE(Agent):
         loss = negative_log_likelihood(prompts, len(self._env.batch))
         chosen = entries.unique()
         values = memory.values[chosen].clone().requires_grad_()
-        optimizer = torch.optim.Adam([values], lr=self.learning_rate)
+        optimizer = torch.optim.Adam([values], lr=self.learning_rate * float(self._scales[1]))
         with lm.unchanged(), torch.enable_grad():
             for _ in range(self.steps):
                 lm.apply({self._module: replace(memory, values=memory.values.index_put((chosen,), values))})
@@ -92,14 +104,14 @@ class GRACE(Agent):
         return replace(memory, values=memory.values.index_put((chosen,), values.detach()))
 
     def revert_batch(self) -> None:
-        self._codebook = self._before
+        self._codebook, self._scales = self._before, self._scales_before
 
     def batch_state(self) -> dict[str, torch.Tensor]:
-        return self._codebook.memory.parts() | {"labels": self._codebook.labels}
+        return self._codebook.memory.parts() | {"labels": self._codebook.labels, "scales": self._scales}
 
     def load_batch_state(self, state: dict[str, torch.Tensor]) -> None:
-        parts = {name: tensor for name, tensor in state.items() if name != "labels"}
-        self._before = self._codebook = Codebook(Memory("ball", **parts), state["labels"])
+        self._before = self._codebook = Codebook(Memory("ball", *(state[part] for part in PARTS)), state["labels"])
+        self._scales_before = self._scales = state["scales"]
 
 
 @torch.no_grad()
@@ -118,7 +130,7 @@ def queries(lm: EditableLM, name: str, prompts: Prompts) -> tuple[torch.Tensor, 
 def assigned(
     codebook: Codebook, keys: torch.Tensor, outputs: torch.Tensor, labels: torch.Tensor, radius: float
 ) -> tuple[Codebook, torch.Tensor]:
-    """The codebook after ``A`` queries one after another, as :class:`GRACE` says, and ``(A,)`` which entry each is for.
+    """The codebook after ``A`` queries, one after another, as :class:`GRACE` says, and ``(A,)`` which entry each falls to.
 
     Args:
         codebook: Before.
@@ -127,32 +139,43 @@ def assigned(
         labels: ``(A,)``.
         radius: A new entry's.
     """
-    memory, of_entry = codebook.memory, codebook.labels
-    entries = []
     for key, output, label in zip(keys, outputs, labels, strict=True):
-        thresholds, new_radius = memory.thresholds.clone(), radius
-        if len(memory):
-            nearest = int(nearest_keys(memory.keys, key))
-            distance = float((key - memory.keys[nearest]).norm())
-            same = bool(of_entry[nearest] == label)
-            if distance <= SAME_KEY * radius or (same and distance <= radius + float(thresholds[nearest])):
-                # The same token again, whose answer may be another now; or one with the same answer.
-                thresholds[nearest] = max(float(thresholds[nearest]), distance)
-                memory = replace(memory, thresholds=thresholds)
-                of_entry = of_entry.clone()
-                of_entry[nearest] = label
-                entries.append(nearest)
-                continue
-            if distance <= radius + float(thresholds[nearest]):
-                thresholds[nearest] = min(float(thresholds[nearest]), distance / 2)
-                new_radius = min(radius, distance / 2)
-        entries.append(len(memory))
-        added = thresholds.new_tensor([new_radius])
-        memory = Memory(
-            "ball",
-            torch.cat([memory.keys, key[None]]),
-            torch.cat([memory.values, output[None]]),
-            torch.cat([thresholds, added]),
-        )
-        of_entry = torch.cat([of_entry, label[None]])
-    return Codebook(memory, of_entry), torch.tensor(entries, device=keys.device)
+        codebook = _with_query(codebook, key, output, label, radius)
+    for _ in range(len(keys)):  # each time one query more is an entry of its own
+        memory = codebook.memory
+        entries = nearest_keys(memory.keys, keys)
+        inside = (keys - memory.keys[entries]).norm(dim=1) <= memory.thresholds[entries]
+        astray = (~inside | (codebook.labels[entries] != labels)).nonzero().flatten()
+        if not len(astray):
+            break
+        first = int(astray[0])
+        codebook = _with_query(codebook, keys[first], outputs[first], labels[first], radius)
+    return codebook, nearest_keys(codebook.memory.keys, keys)
+
+
+def _with_query(
+    codebook: Codebook, key: torch.Tensor, output: torch.Tensor, label: torch.Tensor, radius: float
+) -> Codebook:
+    """The codebook after one query."""
+    memory, labels = codebook.memory, codebook.labels
+    thresholds, new_radius = memory.thresholds.clone(), radius
+    if len(memory):
+        nearest = int(nearest_keys(memory.keys, key))
+        distance = float((key - memory.keys[nearest]).norm())
+        close = distance <= radius + float(thresholds[nearest])
+        if distance <= SAME_KEY * radius or (close and labels[nearest] == label):
+            # The same token again, whose answer may be another now; or one with the same answer.
+            thresholds[nearest] = thresholds[nearest].clamp(min=distance)
+            labels = labels.clone()
+            labels[nearest] = label
+            return Codebook(replace(memory, thresholds=thresholds), labels)
+        if close:
+            new_radius = min(radius, distance / 2)
+            thresholds[nearest] = thresholds[nearest].clamp(max=distance / 2)
+    grown = Memory(
+        "ball",
+        torch.cat([memory.keys, key[None]]),
+        torch.cat([memory.values, output[None]]),
+        torch.cat([thresholds, thresholds.new_tensor([new_radius])]),
+    )
+    return Codebook(grown, torch.cat([labels, label[None]]))
