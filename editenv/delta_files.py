@@ -32,7 +32,7 @@ WEIGHTS = "weights/"
 
 def tensors_of(actions: Sequence[Mapping[str, Change]]) -> dict[str, torch.Tensor]:
     """The factors of each action's deltas, by ``action/module/left|right|dense``, and the tensors of its memories, by
-    ``action/module/GATE-keys|GATE-values|GATE-thresholds``; actions count from 0.
+    ``action/module/GATE-keys|GATE-values|GATE-thresholds|GATE-rows``, the last if it has any; actions count from 0.
     """
     tensors: dict[str, torch.Tensor] = {}
     for i, deltas in enumerate(actions):
@@ -71,7 +71,8 @@ def read_delta(tensors: Mapping[str, torch.Tensor]) -> list[dict[str, Change]]:
             if missing := [part for part, value in parts.items() if value is None]:
                 raise ValueError(f"not a file of deltas: it holds {key} without its {', '.join(missing)}")
             memory: dict[str, Any] = parts
-            actions.setdefault(int(number), {})[name] = Memory(gate, **memory)
+            rows = tensors.get(f"{number}/{name}/{gate}-rows")
+            actions.setdefault(int(number), {})[name] = Memory(gate, **memory, rows=rows)
     return [actions[i] for i in sorted(actions)]
 
 

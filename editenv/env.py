@@ -21,7 +21,7 @@ from editenv.evaluation.batch import PROMPT, EvaluationBatch, encode_evaluation
 from editenv.language_model.editable_lm import EditableLM, Gradient, ObservedTokens
 from editenv.language_model.prompts import Prompts, answer_ids
 from editenv.language_model.subjects import check_subjects_have_gradient, end_of_subject, subject_tokens
-from editenv.memories import Change, Memory, deltas_of
+from editenv.memories import Change, Memory, deltas_of, merged
 from editenv.models import load_model
 from editenv.models.modules import default_modules
 from editenv.renamed import renamed_keywords
@@ -302,8 +302,8 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
 
         Args:
             action: For every edited module a ``(d_in, d_out)`` array, tensor or :class:`editenv.deltas.LowRank`; or a
-                :class:`editenv.memories.Memory`, which takes the place of the module's memory as a whole. The action
-                space has deltas alone.
+                :class:`editenv.memories.Memory`, which takes the place of the module's memory as a whole, or changes
+                and adds the entries of its ``rows``. The action space has deltas alone.
 
         Returns:
             The next observation (of the same batch while ``actions_per_batch`` lasts), the reward of eq. 10, whether
@@ -634,9 +634,13 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
                 raise RefusedActionError(
                     f"action: module {name!r} was given a memory with NaN or infinity in its {part}"
                 )
-        return Memory(given.gate, *(tensor.detach() for tensor in given.parts().values())).to(
-            self.language_model.device, torch.float32
-        )
+        memory = Memory(given.gate, **{part: tensor.detach() for part, tensor in given.parts().items()})
+        memory = memory.to(self.language_model.device, torch.float32)
+        try:
+            merged(self.language_model.memories.get(name), memory)
+        except ValueError as error:
+            raise ValueError(f"action: module {name!r}: {error}") from None
+        return memory
 
     def _delta(self, name: str, given: Any) -> Delta:
         """A module's share of an action, in float32 on the model's device.

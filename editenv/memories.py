@@ -1,7 +1,8 @@
 """Side memories: what an action puts beside the weight of an edited module, and what the module then says.
 
 A memory of ``m`` entries has keys ``k_i``, values ``v_i`` and a threshold ``t_i`` for each. Every token's input ``x`` of
-the module is a query of its own. With ``y = W x + b`` the module's output without the memory, its gate is one of
+the module is a query of its own. With ``y = W x + b`` the module's output without the memory, its gate is one of the
+following; the values of ``margin`` are matrices ``V_i``, and its keys are empty.
 
 =========== ==================================================================== ==================================
 ``relu``    ``y + sum_i relu(k_i . x - t_i) v_i``                                T-Patcher (Huang et al. 2023, eq. 4)
@@ -9,27 +10,30 @@ the module is a query of its own. With ``y = W x + b`` the module's output witho
             Euclidean distance, ``k_i``, is no farther than ``t_i``
 ``nearest`` ``y + v_i`` where the key nearest to ``x`` by cosine, ``k_i``,        retrieval by similarity
             has a cosine of at least ``t_i``
+``margin``  ``y + x V_i`` for the longest ``x V_i`` of those longer than ``t_i``   WISE (Wang et al. 2024, eq. 2 and 9)
 =========== ==================================================================== ==================================
 """
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import nn
 from torch.nn.functional import normalize
 
 from editenv.atomic_files import atomic_write
 from editenv.deltas import Delta
 
-Gate = Literal["relu", "ball", "nearest"]
+Gate = Literal["relu", "ball", "nearest", "margin"]
 
 PARTS = ("keys", "values", "thresholds")
-"""A memory's tensors."""
+"""A memory's tensors; there may be a fourth, ``rows``."""
 
 FORMAT = "lifelongedit-memory-1"
 """In the file's metadata."""
@@ -37,13 +41,17 @@ FORMAT = "lifelongedit-memory-1"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Memory:
-    """The side memory of one module; the tensors are not to be changed in place.
+    """The side memory of one module, or some of its entries; the tensors are not to be changed in place.
 
     Attributes:
         gate: What a query does with the keys.
-        keys: ``(m, d_in)``, real numbers.
-        values: ``(m, d_out)``.
-        thresholds: ``(m,)``: minus the neurons' biases (``relu``), radii (``ball``), or least cosines (``nearest``).
+        keys: ``(m, d_in)``, real numbers; ``(m, 0)`` with the gate ``margin``.
+        values: ``(m, d_out)``; ``(m, d_in, d_out)`` with the gate ``margin``.
+        thresholds: ``(m,)``: minus the neurons' biases (``relu``), radii (``ball``), least cosines (``nearest``) or lengths
+            (``margin``).
+        rows: ``(m,)`` integers: in an action, which entries of the memory these are, so that a memory that grows by a
+            batch is not written as a whole each time. Those beyond its end make it longer; the others stay as they are.
+            None means that these are all.
 
     Raises:
         ValueError: If the gate is unknown or the tensors do not fit each other; names what.
@@ -53,6 +61,7 @@ class Memory:
     keys: torch.Tensor
     values: torch.Tensor
     thresholds: torch.Tensor
+    rows: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.gate not in get_args(Gate):
@@ -61,14 +70,22 @@ class Memory:
             tensor = getattr(self, part)
             if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
                 raise ValueError(f"memory: {part} must be a tensor of real numbers, not {_said(tensor)}")
-        entries = self.keys.shape[:1]
-        if self.keys.ndim != 2 or self.values.ndim != 2 or entries != self.values.shape[:1]:
-            shapes = f"{tuple(self.keys.shape)} and {tuple(self.values.shape)}"
-            raise ValueError(f"memory: keys (m, d_in) and values (m, d_out) do not fit: they are {shapes}")
-        if self.thresholds.shape != entries:
+        keys, values = tuple(self.keys.shape), tuple(self.values.shape)
+        if self.gate == "margin":
+            if len(values) != 3 or keys != (values[0], 0):
+                raise ValueError(
+                    f"memory: keys (m, 0) and values (m, d_in, d_out) do not fit: they are {keys} and {values}"
+                )
+        elif len(keys) != 2 or len(values) != 2 or keys[0] != values[0]:
+            raise ValueError(f"memory: keys (m, d_in) and values (m, d_out) do not fit: they are {keys} and {values}")
+        if self.thresholds.shape != keys[:1]:
             raise ValueError(
                 f"memory: thresholds must be one for each of the {len(self)} keys, not {tuple(self.thresholds.shape)}"
             )
+        if self.rows is None:
+            return
+        if self.rows.dtype != torch.int64 or self.rows.shape != keys[:1] or len(self.rows.unique()) < len(self.rows):
+            raise ValueError(f"memory: rows must be {len(self)} different int64 numbers, one for each key")
 
     def __len__(self) -> int:
         """m, entries."""
@@ -77,24 +94,80 @@ class Memory:
     @property
     def shape(self) -> tuple[int, int]:
         """``(d_in, d_out)`` of the module that it is for."""
-        return (self.keys.shape[1], self.values.shape[1])
+        d_in = self.values.shape[1] if self.gate == "margin" else self.keys.shape[1]
+        return (d_in, self.values.shape[-1])
+
+    @property
+    def bytes(self) -> int:
+        """Of its tensors."""
+        return sum(tensor.nbytes for tensor in self.parts().values())
 
     def parts(self) -> dict[str, torch.Tensor]:
         """Its tensors by name."""
-        return {part: getattr(self, part) for part in PARTS}
+        parts = {part: getattr(self, part) for part in PARTS}
+        return parts if self.rows is None else parts | {"rows": self.rows}
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Memory":
         """On another device, or in another precision too; the very tensors where nothing needs to change."""
-        return Memory(self.gate, *(tensor.to(device, dtype) for tensor in self.parts().values()))
+        rows = None if self.rows is None else self.rows.to(device)
+        return Memory(self.gate, *(getattr(self, part).to(device, dtype) for part in PARTS), rows)
+
+    def select(self, rows: torch.Tensor) -> "Memory":
+        """These entries, for an action that changes or adds them."""
+        return Memory(self.gate, self.keys[rows], self.values[rows], self.thresholds[rows], rows)
 
 
 Change = Delta | Memory
-"""What an action may hold for a module: a delta for its weight, or a memory in place of the one beside it."""
+"""What an action may hold for a module: a delta for its weight; or a memory in place of the one beside it, or entries of
+that (:attr:`Memory.rows`)."""
 
 
 def no_memory(shape: tuple[int, int]) -> Memory:
     """One without entries, for a module of shape ``(d_in, d_out)``: it removes what is there."""
     return Memory("ball", torch.zeros(0, shape[0]), torch.zeros(0, shape[1]), torch.zeros(0))
+
+
+def merged(memory: Memory | None, entries: Memory) -> Memory:
+    """The memory of a module after an action.
+
+    Args:
+        memory: Before it; None if there is none.
+        entries: The action's.
+
+    Raises:
+        ValueError: If entries are for a memory of another gate or size, or leave a gap behind its end.
+    """
+    if entries.rows is None:
+        return entries
+    size = 0 if memory is None else len(memory)
+    if memory is None:
+        memory = Memory(entries.gate, entries.keys[:0], entries.values[:0], entries.thresholds[:0])
+    if memory.gate != entries.gate or memory.shape != entries.shape:
+        raise ValueError(
+            f"memory: entries of gate {entries.gate} for {entries.shape} do not fit one of gate {memory.gate} for {memory.shape}"
+        )
+    rows = entries.rows.to(memory.keys.device)
+    added = rows[rows >= size]
+    if (rows < 0).any() or (len(added) and int(added.max()) != size + len(added) - 1):
+        raise ValueError(f"memory: rows {added.tolist()} do not go on a memory of {size} entries")
+    parts = []
+    for part in PARTS:
+        old, new = getattr(memory, part), getattr(entries, part)
+        whole = torch.cat([old, old.new_zeros(len(added), *old.shape[1:])])
+        parts.append(whole.index_copy(0, rows, new.to(old)))
+    return Memory(memory.gate, *parts)
+
+
+def update(before: Memory | None, after: Memory) -> Memory:
+    """The entries in which a memory differs from what it was, for an action; the whole one if it has become shorter."""
+    if before is None or before.gate != after.gate or before.shape != after.shape or len(after) < len(before):
+        return after
+    same = torch.zeros(len(after), dtype=torch.bool, device=after.keys.device)
+    same[: len(before)] = True
+    for part in PARTS:
+        old, new = getattr(before, part), getattr(after, part)[: len(before)]
+        same[: len(before)] &= (old == new).flatten(1).all(1) if old.ndim > 1 else old == new
+    return after.select((~same).nonzero().flatten())
 
 
 def deltas_of(changes: Mapping[str, Change]) -> dict[str, Delta]:
@@ -117,8 +190,10 @@ def apply(memory: Memory, inputs: torch.Tensor, outputs: torch.Tensor) -> torch.
     """
     if not len(memory):
         return outputs
-    keys, values, thresholds = (tensor.to(inputs.device) for tensor in memory.parts().values())
+    keys, values, thresholds = (getattr(memory, part).to(inputs.device) for part in PARTS)
     queries = inputs.to(keys.dtype)
+    if memory.gate == "margin":
+        return outputs + _beyond_margin(queries, values, thresholds).to(outputs.dtype)
     if memory.gate == "relu":
         return outputs + ((queries @ keys.T - thresholds).relu() @ values).to(outputs.dtype)
     if memory.gate == "ball":
@@ -130,6 +205,16 @@ def apply(memory: Memory, inputs: torch.Tensor, outputs: torch.Tensor) -> torch.
     return outputs + (alike[..., None] * values[nearest]).to(outputs.dtype)
 
 
+def _beyond_margin(queries: torch.Tensor, values: torch.Tensor, thresholds: torch.Tensor) -> torch.Tensor:
+    """``(..., d_out)`` the longest of the ``x V_i`` that are longer than their thresholds; zeros where none is."""
+    products = torch.einsum("...a,mab->...mb", queries, values)
+    lengths = products.norm(dim=-1)
+    lengths = torch.where(lengths > thresholds, lengths, 0)
+    length, longest = lengths.max(-1)
+    chosen = products.gather(-2, longest[..., None, None].expand(*longest.shape, 1, products.shape[-1])).squeeze(-2)
+    return torch.where(length[..., None] > 0, chosen, 0)
+
+
 def nearest_keys(keys: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
     """``(...,)`` which of the ``(m, d)`` keys is nearest to each of the ``(..., d)`` queries by Euclidean distance."""
     # |k - x|^2 without |x|^2, by one product. In float32 the difference of large squares would decide among near keys.
@@ -137,8 +222,42 @@ def nearest_keys(keys: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
     return (keys.square().sum(1) / 2 - queries.double() @ keys.T).argmin(-1)
 
 
+def attach(modules: Mapping[str, nn.Module], memories: Mapping[str, Memory]) -> None:
+    """From now on each module says what its memory makes of its output; memories may come and go in the dictionary."""
+    for name, module in modules.items():
+        module.register_forward_hook(partial(_recall, memories, name))
+
+
+def attached(modules: Mapping[str, nn.Module]) -> dict[str, Memory]:
+    """The memories beside these modules, by name; on any one model a module has one at most."""
+    beside = {}
+    for name, module in modules.items():
+        for hook in module._forward_hooks.values():
+            if isinstance(hook, partial) and hook.func is _recall and hook.args[1] in hook.args[0]:
+                beside[name] = hook.args[0][hook.args[1]]
+    return beside
+
+
+def detach(modules: Mapping[str, nn.Module]) -> dict[str, Memory]:
+    """Takes the memories of these modules away, and gives them."""
+    memories = attached(modules)
+    for module in modules.values():
+        for number, hook in list(module._forward_hooks.items()):
+            if isinstance(hook, partial) and hook.func is _recall:
+                del module._forward_hooks[number]
+    return memories
+
+
+def _recall(
+    memories: Mapping[str, Memory], name: str, _: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor
+) -> torch.Tensor | None:
+    """A module's forward hook: what its memory makes of the output; None leaves it as it is."""
+    memory = memories.get(name)
+    return None if memory is None else apply(memory, args[0], output)
+
+
 def save_memories(path: Path, memories: Mapping[str, Memory]) -> None:
-    """Writes the memories of a model's modules as one safetensors file, whole or not at all.
+    """Writes the memories of a model's modules, each in all its entries, as one safetensors file, whole or not at all.
 
     Raises:
         OSError: If the disk is full or read-only; what was there is as it was.

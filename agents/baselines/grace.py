@@ -11,7 +11,7 @@ from editenv.arguments import PositiveFloat, PositiveInt
 from editenv.env import Action, LifelongEditEnv
 from editenv.language_model.editable_lm import EditableLM
 from editenv.language_model.prompts import Prompts
-from editenv.memories import PARTS, Memory, nearest_keys, no_memory
+from editenv.memories import Memory, nearest_keys, no_memory, update
 
 SAME_KEY = 1e-3
 """Two keys that are closer than this share of the first radius are one, computed in two ways."""
@@ -86,7 +86,7 @@ class GRACE(Agent):
         radius = self.radius * float(self._scales[0])
         codebook, entries = assigned(self._codebook, keys, outputs, prompts.labels, radius)
         self._codebook = replace(codebook, memory=self._trained(codebook.memory, entries, prompts))
-        return {self._module: self._codebook.memory}
+        return {self._module: update(self._before.memory, self._codebook.memory)}
 
     def _trained(self, memory: Memory, entries: torch.Tensor, prompts: Prompts) -> Memory:
         """The memory with values of these entries that bring the prompts' answers about."""
@@ -107,10 +107,13 @@ class GRACE(Agent):
         self._codebook, self._scales = self._before, self._scales_before
 
     def batch_state(self) -> dict[str, torch.Tensor]:
-        return self._codebook.memory.parts() | {"labels": self._codebook.labels, "scales": self._scales}
+        return {"labels": self._codebook.labels, "scales": self._scales}
 
     def load_batch_state(self, state: dict[str, torch.Tensor]) -> None:
-        self._before = self._codebook = Codebook(Memory("ball", *(state[part] for part in PARTS)), state["labels"])
+        """Takes the codebook itself from the model, where the batch has put it."""
+        lm = self._env.language_model
+        memory = lm.memories.get(self._module, no_memory(lm.shape(self._module)).to(lm.device))
+        self._before = self._codebook = Codebook(memory, state["labels"])
         self._scales_before = self._scales = state["scales"]
 
 

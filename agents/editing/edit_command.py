@@ -321,7 +321,7 @@ def _evaluate(
         display: Told what goes wrong.
     """
     report: dict[str, Any] = {"model": args.model, "method": args.method, "edits_file": args.edits}
-    report |= {"asked": len(edits), "left_out": dict(edits.report.bad)}
+    report |= {"asked": len(edits), "left_out": dict(edits.report.bad), "changes": list(editor.agent.changes)}
     report |= {"warning": warning} if warning is not None else {}
     try:
         report |= editor.evaluate()
@@ -361,6 +361,14 @@ def _print_summary(args: EditArgs, edits: EditFile, report: dict[str, Any], refu
     if report.get("goes_on") and not args.train_eos:
         hint = "the end of an answer was not taught (--train-eos, in another folder)"
         print(f"{report['goes_on']} of the answers are right and go on: {hint}")
+    if "model" in saved and report["changes"] != ["weights"]:
+        folder = args.output / "model"
+        print(
+            printable(
+                f"{folder} is a memory beside {args.model}, no plain transformers folder: load both by "
+                f"editenv.load_model({str(folder)!r})"
+            )
+        )
     if refused:
         print(f"{refused} edits were taken back with their batches: not-applied.jsonl has them, report.json why")
     print(printable(f"Saved in {args.output}: {', '.join(saved)}"))

@@ -26,7 +26,7 @@ from agents.editing.preparation import (
     journal_header,
     learning_environment,
     other_bounds,
-    refuse_side_memory,
+    refuse_both_kinds,
     require_subjects,
 )
 from agents.editing.saving import save_model
@@ -172,7 +172,6 @@ class LifelongEditor:
         self._ended: str | None = None
         self._reverted = False
         self.agent = choose_agent(method, policy, model, settings)
-        refuse_side_memory(self.agent, method)
         constructed_with = settings_of(method, self.agent)
         require_subjects(self.agent, to_come, observed_tokens)
         self.agent.text = text
@@ -185,6 +184,7 @@ class LifelongEditor:
             "observed_tokens": observed_tokens,
         }
         learning = learning_environment(self.agent, method, training, training_options, model_arguments)
+        refuse_both_kinds(self.agent, method, model, learning.language_model)
         self.journal: Journal | None = None
         if output is not None:
             header = journal_header(self.agent, learning, method, constructed_with, settings, edits, self.guard, seed)
@@ -391,7 +391,10 @@ class LifelongEditor:
         }
 
     def save(self, folder: str | Path) -> None:
-        """The edited model as a Hugging Face folder, which plain transformers loads; whole or not at all.
+        """The edited model as a folder that :func:`editenv.load_model` loads; whole or not at all.
+
+        Of a method that changes weights it is a Hugging Face folder, for plain transformers, too. Of one that puts a memory
+        beside them it is the memory and the base model's name, which plain transformers cannot load.
 
         Args:
             folder: Made; one that was saved there before is replaced once the new one is whole.

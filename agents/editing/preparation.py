@@ -25,6 +25,7 @@ from editenv.identity import fingerprint, frozen_fingerprint, identity
 from editenv.language_model.editable_lm import EditableLM, ObservedTokens
 from editenv.language_model.prompts import Prompts
 from editenv.language_model.subjects import end_of_subject
+from editenv.memories import attached
 from editenv.models import EMBEDDED
 
 LEARNING_BATCH = 20
@@ -99,17 +100,21 @@ def batch_of(edits: "Edit | Mapping[str, Any] | Iterable[Edit | Mapping[str, Any
     return batch
 
 
-def refuse_side_memory(agent: Agent, method: str) -> None:
-    """An edited model is saved as a plain folder, which has the weights alone.
+def refuse_both_kinds(agent: Agent, method: str, model: str, lm: EditableLM) -> None:
+    """A saved result is either a model folder, or a base model by name and the memory beside it.
 
     Raises:
-        ValueError: If the method changes anything beside the weights.
+        ValueError: If the method changes weights and puts something beside them, or the model has a memory already.
     """
-    if beside := [what for what in agent.changes if what != "weights"]:
+    if len(agent.changes) > 1:
         raise ValueError(
-            f"method {method!r} puts a {' and a '.join(beside)} beside the weights, which the editor cannot save with a model "
-            "yet; run it in the environment or in the benchmarks (editenv bench run), or choose a method that changes "
-            "the weights, such as fine-tune"
+            f"method {method!r} changes {' and '.join(agent.changes)}, and the editor can save one or the other; run it in the "
+            "environment or in the benchmarks (editenv bench run)"
+        )
+    if beside := attached(dict(lm.model.named_modules())):
+        raise ValueError(
+            f"{model} has a memory beside {', '.join(beside)}, which editing it further would lose: edit its base model, or add "
+            "corrections to the run that it came from"
         )
 
 

@@ -57,7 +57,9 @@ def digest(path: Path) -> str:
 
 def _copy(delta: Any) -> Change:
     if isinstance(delta, Memory):
-        return Memory(delta.gate, **{part: _tensor(tensor) for part, tensor in delta.parts().items()})
+        return Memory(delta.gate, **{part: tensor.detach().clone() for part, tensor in delta.parts().items()}).to(
+            "cpu", torch.float32
+        )
     if isinstance(delta, LowRank):
         return LowRank(_tensor(delta.left), _tensor(delta.right))
     return _tensor(delta)

@@ -18,7 +18,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -30,8 +29,7 @@ from editenv.language_model.activation_cache import ActivationCache, CacheKey
 from editenv.language_model.cut import Cut, cut_model
 from editenv.language_model.hooks import hooked
 from editenv.language_model.prompts import Prompts, token_ids
-from editenv.memories import Change, Memory
-from editenv.memories import apply as with_memory
+from editenv.memories import Change, Memory, attach, detach, merged
 from editenv.models.modules import attention_and_mlp, find_modules, layer_number, layer_stack, shared_with
 
 if TYPE_CHECKING:
@@ -153,12 +151,12 @@ class EditableLM:
         self._stack_name = layer_stack(self.model, self.modules)
         self.cut_model = cut_model(self.model, {name: self.shape(name) for name in self.modules})
         self.width = self.cut_model.width
-        self.memories: dict[str, Memory] = {}
-        self._initial_memories: dict[str, Memory] = {}
+        # Memories that the model given has beside these modules are part of theta_0.
+        self.memories: dict[str, Memory] = detach(self.modules)
+        self._initial_memories = dict(self.memories)
         # The hooks lie on modules of this model alone, whatever else shares the weights; they hold the dictionary and
         # not the model, which would then be freed late.
-        for name, module in self.modules.items():
-            module.register_forward_hook(partial(_recall, self.memories, name))
+        attach(self.modules, self.memories)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copy of a float32 weight and the copy of its master, which are one, are one again (``copy.deepcopy``,
@@ -233,15 +231,21 @@ class EditableLM:
 
     @torch.no_grad()
     def apply(self, deltas: Mapping[str, Change]) -> None:
-        """theta <- theta + D, in float32; a memory takes the place of the module's, one without entries removes it.
+        """theta <- theta + D, in float32; a memory takes the place of the module's, one without entries removes it, and
+        entries with their rows are put into it.
 
         Raises:
-            ValueError: If a delta or a memory is not of its module's shape, naming both; nothing is changed.
+            ValueError: If a delta or a memory is not of its module's shape, or entries do not fit the memory that is
+                there, naming both; nothing is changed.
         """
         self._check_shapes(deltas)
+        memories = {
+            name: merged(self.memories.get(name), delta) for name, delta in deltas.items() if isinstance(delta, Memory)
+        }
+        if memories:
+            self._set_memories(self.memories | memories)
         for name, delta in deltas.items():
             if isinstance(delta, Memory):
-                self._set_memories({n: m for n, m in self.memories.items() if n != name} | {name: delta})
                 continue
             weight = self._master_weight(name)
             if isinstance(delta, LowRank):
@@ -504,14 +508,6 @@ class EditableLM:
 
 def _memories_of(weights: Mapping[str, torch.Tensor]) -> Mapping[str, Memory]:
     return weights.memories if isinstance(weights, Snapshot) else {}
-
-
-def _recall(
-    memories: Mapping[str, Memory], name: str, _: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor
-) -> torch.Tensor | None:
-    """A module's forward hook: what its memory makes of the output; None leaves it as it is."""
-    memory = memories.get(name)
-    return None if memory is None else with_memory(memory, args[0], output)
 
 
 def _kept_tokens(
