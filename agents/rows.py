@@ -183,6 +183,18 @@ ROWS: dict[str, Row] = {
         "Hartvigsen et al. 2023, NeurIPS, arXiv 2211.11031",
         settings="atlas/grace",
     ),
+    "t-patcher": Row(
+        "T-Patcher: a neuron beside the module for each mistake, trained to fire on it alone",
+        "agents.baselines.t_patcher:TPatcher",
+        "Huang et al. 2023, ICLR, arXiv 2301.09785",
+        settings="atlas/t-patcher",
+    ),
+    "wise": Row(
+        "WISE: a side copy of the weight, for tokens that it changes by more than a margin",
+        "agents.baselines.wise:WISE",
+        "Wang et al. 2024, NeurIPS, arXiv 2405.14768",
+        settings="atlas/wise",
+    ),
     "lora-merge": Row(
         "an adapter fine-tuned on each batch, of which a share is merged",
         "agents.baselines.lora_merge:LoRAMerge",

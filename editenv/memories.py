@@ -176,7 +176,8 @@ def deltas_of(changes: Mapping[str, Change]) -> dict[str, Delta]:
 
 
 def apply(memory: Memory, inputs: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:
-    """What a module with a memory beside it says; carries gradient to the outputs and to the memory's values.
+    """What a module with a memory beside it says; carries gradient to the outputs and to the memory's values
+    (and keys, with the gate ``relu``).
 
     Distances and cosines are taken in float32 or better, whatever the model computes in.
 
@@ -209,10 +210,9 @@ def _beyond_margin(queries: torch.Tensor, values: torch.Tensor, thresholds: torc
     """``(..., d_out)`` the longest of the ``x V_i`` that are longer than their thresholds; zeros where none is."""
     products = torch.einsum("...a,mab->...mb", queries, values)
     lengths = products.norm(dim=-1)
-    lengths = torch.where(lengths > thresholds, lengths, 0)
-    length, longest = lengths.max(-1)
+    length, longest = lengths.masked_fill(lengths <= thresholds, -torch.inf).max(-1)
     chosen = products.gather(-2, longest[..., None, None].expand(*longest.shape, 1, products.shape[-1])).squeeze(-2)
-    return torch.where(length[..., None] > 0, chosen, 0)
+    return torch.where(length[..., None] >= 0, chosen, 0)
 
 
 def nearest_keys(keys: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:

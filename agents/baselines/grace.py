@@ -6,18 +6,15 @@ from typing import Any
 import torch
 
 from agents.base import Agent, Observation, ProgressCallback
+from agents.baselines.side_memory import SMALLEST, memory_beside, one_module, queries, root_mean_square
 from agents.baselines.target_loss import edit_prompts, negative_log_likelihood
 from editenv.arguments import PositiveFloat, PositiveInt
 from editenv.env import Action, LifelongEditEnv
-from editenv.language_model.editable_lm import EditableLM
 from editenv.language_model.prompts import Prompts
 from editenv.memories import Memory, nearest_keys, no_memory, update
 
 SAME_KEY = 1e-3
 """Two keys that are closer than this share of the first radius are one, computed in two ways."""
-
-SMALLEST = 1e-6
-"""The least that a module's inputs and outputs are taken to measure: dead ones have no scale of their own."""
 
 
 @dataclass(frozen=True)
@@ -65,24 +62,23 @@ class GRACE(Agent):
         self.radius, self.steps, self.learning_rate = radius, steps, learning_rate
 
     def prepare(self, env: LifelongEditEnv, seed: int, progress: ProgressCallback) -> None:
-        if len(env.language_model.modules) > 1:
-            raise ValueError(f"modules: grace edits one module, not {', '.join(env.language_model.modules)}")
+        one_module(env.language_model, "grace")
 
     def begin(self, env: LifelongEditEnv) -> None:
         self._env = env
         lm = env.language_model
-        (self._module,) = lm.modules
+        self._module = one_module(lm, "grace")
         empty = torch.zeros(0, dtype=torch.long, device=lm.device)
         self._codebook = self._before = Codebook(no_memory(lm.shape(self._module)).to(lm.device), empty)
-        self._scales = self._scales_before = torch.zeros(0, device=lm.device)
+        self._scales = self._scales_before = torch.zeros(0, dtype=torch.float64)
 
     def act(self, observation: Observation, info: dict[str, Any]) -> Action:
         self._before, self._scales_before, lm = self._codebook, self._scales, self._env.language_model
         prompts = edit_prompts(self._env.training_targets)
         keys, outputs = queries(lm, self._module, prompts)
         if not len(self._scales):
-            lengths = torch.stack([keys.norm(dim=1).mean(), outputs.square().mean().sqrt()])
-            self._scales = lengths.clamp(min=SMALLEST)
+            scales = [max(SMALLEST, float(keys.norm(dim=1).mean())), root_mean_square(outputs)]
+            self._scales = torch.tensor(scales, dtype=torch.float64)
         radius = self.radius * float(self._scales[0])
         codebook, entries = assigned(self._codebook, keys, outputs, prompts.labels, radius)
         self._codebook = replace(codebook, memory=self._trained(codebook.memory, entries, prompts))
@@ -111,23 +107,9 @@ class GRACE(Agent):
 
     def load_batch_state(self, state: dict[str, torch.Tensor]) -> None:
         """Takes the codebook itself from the model, where the batch has put it."""
-        lm = self._env.language_model
-        memory = lm.memories.get(self._module, no_memory(lm.shape(self._module)).to(lm.device))
+        memory = memory_beside(self._env.language_model, self._module)
         self._before = self._codebook = Codebook(memory, state["labels"])
-        self._scales_before = self._scales = state["scales"]
-
-
-@torch.no_grad()
-def queries(lm: EditableLM, name: str, prompts: Prompts) -> tuple[torch.Tensor, torch.Tensor]:
-    """``(A, d_in)`` inputs of a module at the tokens that predict an answer token, and ``(A, d_out)`` what it makes of
-    them without its memory.
-    """
-    with torch.enable_grad():
-        _, gradients = lm.gradients(prompts, lambda logits: logits.sum(), "answers")
-    keys, module = gradients[name].keys, lm.modules[name]
-    with lm.unchanged():
-        lm.apply({name: no_memory(lm.shape(name))})
-        return keys, module(keys.to(module.get_parameter("weight"))).to(keys)
+        self._scales_before = self._scales = state["scales"].cpu()
 
 
 def assigned(

@@ -16,18 +16,20 @@ from editenv.language_model.editable_lm import EditableLM
 from editenv.language_model.hooks import hooked
 from editenv.language_model.subjects import subject_tokens
 from editenv.language_model.suffix import SuffixRun
-from editenv.memories import Memory, apply, load_memories, no_memory, save_memories
+from editenv.memories import Memory, apply, load_memories, merged, no_memory, save_memories, update
 
 LAST = "layers.2.mlp.down_proj"
 EARLIER = "layers.1.mlp.down_proj"
-GATES = ("relu", "ball", "nearest")
+GATES = ("relu", "ball", "nearest", "margin")
 
 
 def random_memory(gate, shape, entries=5, seed=0, threshold=None):
     """By default one that fires at many queries, and not at all of them."""
     generator = torch.Generator().manual_seed(seed)
     keys, values = (torch.randn(entries, size, generator=generator) for size in shape)
-    threshold = {"relu": 0.1, "ball": 1e3, "nearest": 0.0}[gate] if threshold is None else threshold
+    if gate == "margin":
+        keys, values = torch.zeros(entries, 0), torch.randn(entries, *shape, generator=generator)
+    threshold = {"relu": 0.1, "ball": 1e3, "nearest": 0.0, "margin": 0.5}[gate] if threshold is None else threshold
     return Memory(gate, keys, values, torch.full((entries,), threshold))
 
 
@@ -42,6 +44,10 @@ def by_hand(memory, x, y):
         distances = [float((k - x).square().sum().sqrt()) for k in keys]
         i = distances.index(min(distances))
         return memory.values[i].double() if distances[i] <= memory.thresholds[i] else y
+    if memory.gate == "margin":
+        products = [x @ value.double() for value in memory.values]
+        beyond = [p for p, t in zip(products, memory.thresholds, strict=True) if float(p.square().sum().sqrt()) > t]
+        return y + max(beyond, key=lambda p: float(p.square().sum())) if beyond else y
     cosines = [float(k @ x / (k.norm() * x.norm())) for k in keys]
     i = cosines.index(max(cosines))
     return y + memory.values[i].double() if cosines[i] >= memory.thresholds[i] else y
@@ -49,7 +55,7 @@ def by_hand(memory, x, y):
 
 @pytest.mark.parametrize("gate", GATES)
 def test_each_gate_is_its_formula(gate):
-    memory = random_memory(gate, (4, 3), threshold={"relu": 0.5, "ball": 1.8, "nearest": 0.6}[gate])
+    memory = random_memory(gate, (4, 3), threshold={"relu": 0.5, "ball": 1.8, "nearest": 0.6, "margin": 5.0}[gate])
     generator = torch.Generator().manual_seed(1)
     x, y = torch.randn(2, 30, 4, generator=generator), torch.randn(2, 30, 3, generator=generator)
     result = apply(memory, x, y)
@@ -81,7 +87,7 @@ def test_a_memory_works_in_bfloat16_and_without_entries_leaves_the_output_as_it_
     ("arguments", "words"),
     [(("soft", (2, 4), (2, 3), (2,)), "'soft'"), (("ball", (2, 4), (3, 3), (2,)), r"\(2, 4\) and \(3, 3\)"),
      (("ball", (2, 4), (2, 3), (3,)), "thresholds must be one for each of the 2 keys"),
-     (("ball", (4,), (2, 3), (2,)), r"\(4,\)")],
+     (("ball", (4,), (2, 3), (2,)), r"\(4,\)"), (("margin", (2, 4), (2, 4, 3), (2,)), r"keys \(m, 0\)")],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused(arguments, words):
     gate, *shapes = arguments
@@ -89,6 +95,34 @@ def test_what_does_not_fit_is_refused(arguments, words):
         Memory(gate, *(torch.zeros(shape) for shape in shapes))
     with pytest.raises(ValueError, match=r"values must be a tensor of real numbers, not one of torch\.int64"):
         Memory("ball", torch.zeros(1, 2), torch.zeros(1, 2, dtype=torch.long), torch.zeros(1))
+
+
+def test_entries_are_put_into_a_memory_and_found_again():
+    before = random_memory("ball", (4, 3))
+    after = Memory("ball", *(torch.cat([part, part[:2] + 1]) for part in before.parts().values()))
+    values = after.values.clone()
+    values[1] += 1
+    after = Memory("ball", after.keys, values, after.thresholds)
+    entries = update(before, after)
+    assert entries.rows.tolist() == [1, 5, 6]
+    assert all(torch.equal(part, after.parts()[name]) for name, part in merged(before, entries).parts().items())
+    assert len(update(before, before)) == 0
+    assert len(merged(before, update(before, before))) == len(before)
+    assert update(after, before).rows is None, "a shorter memory is a whole one"
+    assert update(None, after) is after
+    first = merged(None, before.select(torch.arange(5)))
+    assert torch.equal(first.keys, before.keys)
+
+
+@pytest.mark.parametrize(
+    ("rows", "gate", "words"),
+    [([6], "ball", r"rows \[6\] do not go on a memory of 5 entries"), ([-1], "ball", "do not go on"),
+     ([0], "relu", r"gate relu for \(4, 3\) do not fit one of gate ball"), ([0, 0], "ball", "2 different int64 numbers")],
+)  # fmt: skip
+def test_entries_that_do_not_fit_are_refused(rows, gate, words):
+    some = random_memory(gate, (4, 3), entries=len(rows))
+    with pytest.raises(ValueError, match=words):
+        merged(random_memory("ball", (4, 3)), Memory(gate, *some.parts().values(), torch.tensor(rows)))
 
 
 def test_a_file_of_memories_gives_the_same_bits(tmp_path):
@@ -194,7 +228,8 @@ def test_gradients_are_those_of_the_weight(make_lm, edits, gate):
     """Finite differences of the loss along random directions of the weight, in a model with a memory."""
     lm = make_lm(EARLIER)
     (name,) = lm.modules
-    lm.apply({name: random_memory(gate, lm.shape(name), threshold={"relu": 0.1, "ball": 8.0, "nearest": 0.1}[gate])})
+    threshold = {"relu": 0.1, "ball": 8.0, "nearest": 0.1, "margin": 20.0}[gate]
+    lm.apply({name: random_memory(gate, lm.shape(name), threshold=threshold)})
     prompts = lm.encode([e.prompt for e in edits], [e.target for e in edits])
     _, gradients = lm.gradients(prompts, lambda logits: logits.square().mean(), "all")
     generator = torch.Generator().manual_seed(3)
@@ -306,6 +341,10 @@ def test_a_wrong_memory_changes_nothing(make_env, small_world):
     good = random_memory("ball", lm.shape(first))
     with pytest.raises(ValueError, match=f"{second}' expects a memory for .64, 32., was given one for .3, 32."):
         env.step({first: good, second: random_memory("ball", (3, 32))})
+    far = random_memory("ball", lm.shape(second), entries=1)
+    far = Memory("ball", *far.parts().values(), torch.tensor([7]))
+    with pytest.raises(ValueError, match=f"{second}': memory: rows .7. do not go on a memory of 0 entries"):
+        env.step({first: good, second: far})
     broken = Memory("ball", good.keys, good.values * torch.inf, good.thresholds)
     with pytest.raises(RefusedActionError, match="NaN or infinity in its values"):
         env.step({first: good, second: broken})

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from agents.baselines.grace import GRACE, Codebook, assigned
-from agents.editing.editor import LifelongEditor
 from agents.editing.saving import save_model
 from agents.registry import make_agent
 from agents.view import Actor
@@ -95,13 +94,40 @@ def test_a_batch_that_is_undone_leaves_nothing_and_a_state_goes_on(make_env, sma
         assert all(torch.equal(part, same[name].parts()[of]) for of, part in memory.parts().items())
 
 
-def test_what_cannot_be_is_refused(make_env, model_folder, small_world, tmp_path):
-    with pytest.raises(ValueError, match="grace edits one module, not"):
+def test_a_query_that_a_later_entry_captured_gets_its_own():
+    # 0 opens, 1.9 grows the ball; 2.2, of another answer, splits it and is nearer to 1.9, which is entered again.
+    book, entries = book_of([0.0, 1.9, 2.2], [1, 1, 2])
+    assert book.memory.keys.squeeze(1).tolist() == pytest.approx([0.0, 2.2, 1.9])
+    assert book.labels[entries].tolist() == [1, 1, 2]
+    distances = (torch.tensor([0.0, 1.9, 2.2]) - book.memory.keys.squeeze(1)[entries]).abs()
+    assert (distances <= book.memory.thresholds[entries]).all()
+
+
+def test_units_are_the_model_s_own(make_env, small_world):
+    """A module that takes inputs half as long and gives the same outputs has the same codebook, half as wide."""
+    books = []
+    for factor in (1.0, 2.0):
+        env, agent = make_env(modules=[LAST]), GRACE(radius=0.2, steps=3)
+        lm = env.language_model
+        (name,) = lm.modules
+        gate = lm.model.get_submodule(name.replace("down_proj", "up_proj"))
+        gate.weight = torch.nn.Parameter(gate.weight / factor, requires_grad=False)
+        lm.rebase({name: lm.snapshot()[name] * factor})
+        env.reset(seed=0)
+        actor = Actor(env, agent)
+        actor.begin()
+        books.append(actor.act(*actor.look())[name])
+    one, half = books
+    torch.testing.assert_close(half.keys * 2, one.keys, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(half.thresholds * 2, one.thresholds, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(half.values, one.values, rtol=1e-2, atol=1e-2)
+
+
+def test_what_cannot_be_is_refused(make_env, small_world, tmp_path):
+    with pytest.raises(ValueError, match=r"grace edits one module, not .*; name one, such as layers.2.mlp.down_proj"):
         GRACE().prepare(make_env(), 0, lambda *_: None)
     assert make_agent("grace").changes == ("side memory",)
-    with pytest.raises(ValueError, match="'grace' puts a side memory beside the weights"):
-        LifelongEditor(model_folder, "grace", modules=[LAST])
     env, _ = edited(make_env, GRACE(steps=1))
-    with pytest.raises(ValueError, match="has side memories"):
+    with pytest.raises(ValueError, match="other weights than a base model by name"):
         save_model(env.language_model, tmp_path / "saved", {})
     assert not (tmp_path / "saved").exists()
