@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from agents.rows import row_of
 from benchmarks.results.leaderboard import MEAN, Entry, entries
 from benchmarks.results.records import MetricValues, Record
 from benchmarks.results.statistics import Estimate, interquartile_mean
@@ -115,7 +116,15 @@ def _estimate_of(protocol: str, metric: str) -> Callable[[Entry], str]:
     return lambda entry: with_interval(entry.estimate(protocol, metric))
 
 
+def _changes(entry: Entry) -> str:
+    """What an edit of the row changes; a dash for agents that no row declares."""
+    row = row_of(entry.agent)
+    return " and ".join(row.changes) if row else "-"
+
+
 AGENT = Column("agent", "agent", lambda entry: entry.agent)
+CHANGES = Column("changes", "changes", _changes)
+"""Stands in tables with a row that changes anything but weights."""
 SEEDS = Column("seeds", "seeds", lambda entry: str(len(entry.records)))
 SETUP = Column("setup", "setup s", lambda entry: f"{entry.mean('setup_seconds'):.0f}")
 FLOOR_RATIO = Column("floor_ratio", "x floor", lambda entry: f"{entry.mean('floor_ratio'):.2f}")
@@ -205,6 +214,8 @@ PROBE_DETAILS = (
 
 
 def _markdown(columns: Sequence[Column], rows: Sequence[Entry]) -> str:
+    if columns[0] is AGENT and any(CHANGES.text(row) not in ("weights", "-") for row in rows):
+        columns = [AGENT, CHANGES, *columns[1:]]
     return markdown([c.heading for c in columns], [[c.text(row) for c in columns] for row in rows])
 
 
