@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from agents.base import Agent, Observation, ProgressCallback
-from agents.baselines.side_memory import memory_beside, one_module, queries, queries_of_text
+from agents.baselines.side_memory import SMALLEST, memory_beside, one_module, queries, queries_of_text
 from agents.baselines.target_loss import edit_prompts, negative_log_likelihood
 from editenv.arguments import NonNegativeFloat, PositiveFloat, PositiveInt, PositiveShare
 from editenv.env import Action, LifelongEditEnv
@@ -46,7 +46,7 @@ class WISE(Agent):
 
     def __init__(
         self,
-        steps: PositiveInt = 50,
+        steps: PositiveInt = 100,
         learning_rate: PositiveFloat = 0.1,
         mask: PositiveShare = 0.2,
         alpha: NonNegativeFloat = 0.2,
@@ -69,7 +69,7 @@ class WISE(Agent):
         self._seed = seed
         self._text = queries_of_text(env, self.text, self.tokens, seed)
         weight = lm.initial_weight(name).float()
-        self._unit = float((self._text @ weight).norm(dim=1).mean())
+        self._unit = max(SMALLEST, float((self._text @ weight).norm(dim=1).mean()))
         self._rate = self.learning_rate * float(weight.square().mean().sqrt())
 
     def begin(self, env: LifelongEditEnv) -> None:
@@ -91,24 +91,18 @@ class WISE(Agent):
 
     def _shard(self, memory: Memory) -> tuple[Memory, torch.Tensor, torch.Tensor]:
         """The side weights that are done, merged where that is due; and D and threshold of the shard to be edited."""
-        if not len(memory):
-            d_in, d_out = self._env.language_model.shape(self._module)
-            memory = _side_weights(memory.values.new_zeros(0, d_in, d_out), memory.thresholds)
-        elif self._edits % self.edits_per_shard + len(self._env.batch) <= self.edits_per_shard and (
-            self._edits % self.edits_per_shard
-        ):
+        inside = self._edits % self.edits_per_shard
+        if inside and inside + len(self._env.batch) <= self.edits_per_shard:
             done = _side_weights(memory.values[:-1], memory.thresholds[:-1])
             return done, memory.values[-1], memory.thresholds[-1]
-        else:
-            self._edits = -(-self._edits // self.edits_per_shard) * self.edits_per_shard  # whatever room was left
-            if self._number and self._number % self.shards == 0:
-                last = slice(-self.shards, None)
-                merged = ties(memory.values[last], self.density)
-                memory = _side_weights(
-                    torch.cat([memory.values[: -self.shards], merged[None]]),
-                    torch.cat([memory.thresholds[: -self.shards], memory.thresholds[last].amin()[None]]),
-                )
-        return memory, memory.values.new_zeros(memory.shape), memory.thresholds.new_tensor(torch.inf)
+        self._edits += -inside % self.edits_per_shard  # what room is left is too small for the batch
+        shape = self._env.language_model.shape(self._module)
+        values, thresholds = memory.values.view(-1, *shape), memory.thresholds
+        if self._number and self._number % self.shards == 0:
+            earlier, last = slice(-self.shards), slice(-self.shards, None)
+            values = torch.cat([values[earlier], ties(values[last], self.density)[None]])
+            thresholds = torch.cat([thresholds[earlier], thresholds[last].amin()[None]])
+        return _side_weights(values, thresholds), values.new_zeros(shape), thresholds.new_tensor(torch.inf)
 
     @property
     def _number(self) -> int:
