@@ -9,7 +9,6 @@ both: the medians and the ratio of the two are shown. A row that changes weights
 """
 
 import json
-import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -150,4 +149,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Args, description=__doc__)))
+    main(tyro.cli(Args, description=__doc__))

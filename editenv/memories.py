@@ -17,7 +17,7 @@ following; the values of ``margin`` are matrices ``V_i``, and its keys are empty
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -35,11 +35,17 @@ Gate = Literal["relu", "ball", "nearest", "margin"]
 PARTS = ("keys", "values", "thresholds")
 """A memory's tensors; there may be a fourth, ``rows``."""
 
+CANDIDATES = 16
+"""Keys whose distances from a query are computed: those that one product says are nearest."""
+
+AT_ONCE = 256
+"""Queries whose candidates are compared together."""
+
 FORMAT = "lifelongedit-memory-1"
 """In the file's metadata."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Memory:
     """The side memory of one module, or some of its entries; the tensors are not to be changed in place.
 
@@ -97,6 +103,11 @@ class Memory:
         d_in = self.values.shape[1] if self.gate == "margin" else self.keys.shape[1]
         return (d_in, self.values.shape[-1])
 
+    @cached_property
+    def half_squares(self) -> torch.Tensor:
+        """``(m,)`` half of each key's squared length: what a query need not compute again."""
+        return self.keys.square().sum(1) / 2
+
     @property
     def bytes(self) -> int:
         """Of its tensors."""
@@ -110,7 +121,8 @@ class Memory:
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Memory":
         """On another device, or in another precision too; the very tensors where nothing needs to change."""
         rows = None if self.rows is None else self.rows.to(device)
-        return Memory(self.gate, *(getattr(self, part).to(device, dtype) for part in PARTS), rows)
+        parts = {part: getattr(self, part).to(device, dtype) for part in PARTS}
+        return Memory(self.gate, **parts, rows=rows)
 
     def select(self, rows: torch.Tensor) -> "Memory":
         """These entries, for an action that changes or adds them."""
@@ -198,7 +210,7 @@ def apply(memory: Memory, inputs: torch.Tensor, outputs: torch.Tensor) -> torch.
     if memory.gate == "relu":
         return outputs + ((queries @ keys.T - thresholds).relu() @ values).to(outputs.dtype)
     if memory.gate == "ball":
-        nearest = nearest_keys(keys, queries)
+        nearest = nearest_keys(keys, queries, memory.half_squares.to(inputs.device))
         inside = (queries - keys[nearest]).norm(dim=-1) <= thresholds[nearest]
         return torch.where(inside[..., None], values[nearest].to(outputs.dtype), outputs)
     cosines, nearest = (normalize(queries, dim=-1) @ normalize(keys, dim=-1).T).max(-1)
@@ -215,11 +227,23 @@ def _beyond_margin(queries: torch.Tensor, values: torch.Tensor, thresholds: torc
     return torch.where(length[..., None] >= 0, chosen, 0)
 
 
-def nearest_keys(keys: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
-    """``(...,)`` which of the ``(m, d)`` keys is nearest to each of the ``(..., d)`` queries by Euclidean distance."""
-    # |k - x|^2 without |x|^2, by one product. In float32 the difference of large squares would decide among near keys.
-    keys = keys.double()
-    return (keys.square().sum(1) / 2 - queries.double() @ keys.T).argmin(-1)
+def nearest_keys(keys: torch.Tensor, queries: torch.Tensor, half_squares: torch.Tensor | None = None) -> torch.Tensor:
+    """``(...,)`` which of the ``(m, d)`` keys is nearest to each of the ``(..., d)`` queries by Euclidean distance.
+
+    Args:
+        keys: The keys.
+        queries: The queries.
+        half_squares: ``(m,)`` :attr:`Memory.half_squares` of the keys, if they are at hand.
+    """
+    # |k|^2 / 2 - x k, which takes one product, chooses candidates: it is a difference of large numbers, by whose rounding
+    # keys near to each other may change places. Their distances decide.
+    half_squares = keys.square().sum(1) / 2 if half_squares is None else half_squares
+    nearest = []
+    for some in queries.reshape(-1, keys.shape[1]).split(AT_ONCE):
+        candidates = (half_squares - some @ keys.T).topk(min(CANDIDATES, len(keys)), -1, largest=False).indices
+        distances = (some[:, None] - keys[candidates]).square().sum(-1)
+        nearest.append(candidates.gather(1, distances.argmin(1, keepdim=True)).squeeze(1))
+    return torch.cat(nearest).view(queries.shape[:-1])
 
 
 def attach(modules: Mapping[str, nn.Module], memories: Mapping[str, Memory]) -> None:

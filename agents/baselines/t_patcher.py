@@ -114,7 +114,7 @@ class TPatcher(Agent):
         with lm.unchanged(), torch.enable_grad():
             for _ in range(self.steps):
                 lm.apply({self._module: with_new()})
-                total = loss(lm.logits(prompts)) + self._losses(keys, biases, own, others)
+                total = loss(lm.logits(prompts)) + self.losses(keys, biases, own, others)
                 optimizer.zero_grad()
                 total.backward()
                 optimizer.step()
@@ -122,9 +122,7 @@ class TPatcher(Agent):
             memory = with_new()
         return Memory("relu", *(getattr(memory, part).detach() for part in PARTS))
 
-    def _losses(
-        self, keys: torch.Tensor, biases: torch.Tensor, own: torch.Tensor, others: torch.Tensor
-    ) -> torch.Tensor:
+    def losses(self, keys: torch.Tensor, biases: torch.Tensor, own: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
         """The activation and the memory loss of ``T`` neurons with ``(T, d_in)`` keys, each for its own query."""
         among = own @ keys.T + biases  # (T queries, T neurons)
         at_own = among.diagonal()

@@ -1,6 +1,6 @@
 """T-Patcher's losses against ZeroYuHuang/Transformer-Patcher: its training is tied to BERT and BART."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -21,20 +21,24 @@ def compare(clone: Path, tiny: TinyModel) -> Iterator[Comparison]:
     generator = torch.Generator().manual_seed(0)
     key, own, text = (torch.randn(count, 16, generator=generator) / 4 for count in (1, 1, TOKENS))
     bias = torch.tensor([0.1])
-    gradients = []
-    for ours in (False, True):
-        parameters = [key.clone().requires_grad_(), bias.clone().requires_grad_()]
-        if ours:
-            agent = TPatcher(hardest=TOKENS, memory=WEIGHT, margin=MARGIN)
-            loss = agent._losses(*parameters, own, text)
-        else:
-            at_own, at_text = (queries @ parameters[0].T + parameters[1] for queries in (own, text))
-            activation = public.calculate_act_loss(at_own, "top5_exp", 0.0)
-            memory = public.calculate_memory_loss(
-                at_text[:, None], at_own, "top1000_exp+top1000_exp", margin_val1=MARGIN, margin_val2=-MARGIN
-            )
-            loss = activation + WEIGHT * memory
-        loss.backward()
-        gradients.append({"key": parameters[0].grad, "bias": parameters[1].grad})
-    what = f"the gradient of a neuron's activation and memory losses over {TOKENS} tokens"
-    yield compared("t-patcher", what, *gradients, f"weights and margin equal, hardest={TOKENS}")
+    theirs, ours = ({"key": key.clone().requires_grad_(), "bias": bias.clone().requires_grad_()} for _ in range(2))
+    at_own, at_text = (queries @ theirs["key"].T + theirs["bias"] for queries in (own, text))
+    activation = public.calculate_act_loss(at_own, "top5_exp", 0.0)
+    memory = public.calculate_memory_loss(
+        at_text[:, None], at_own, "top1000_exp+top1000_exp", margin_val1=MARGIN, margin_val2=-MARGIN
+    )
+    (activation + WEIGHT * memory).backward()
+    agent = TPatcher(hardest=TOKENS, memory=WEIGHT, margin=MARGIN)
+    agent.losses(ours["key"], ours["bias"], own, text).backward()
+    yield compared(
+        "t-patcher",
+        f"the gradient of a neuron's activation and memory losses over {TOKENS} tokens",
+        gradients(theirs),
+        gradients(ours),
+        f"weights and margin equal, hardest={TOKENS}",
+    )
+
+
+def gradients(parameters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Of each parameter."""
+    return {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}

@@ -16,7 +16,7 @@ from editenv.language_model.editable_lm import EditableLM
 from editenv.language_model.hooks import hooked
 from editenv.language_model.subjects import subject_tokens
 from editenv.language_model.suffix import SuffixRun
-from editenv.memories import Memory, apply, load_memories, merged, no_memory, save_memories, update
+from editenv.memories import Memory, apply, load_memories, merged, nearest_keys, no_memory, save_memories, update
 
 LAST = "layers.2.mlp.down_proj"
 EARLIER = "layers.1.mlp.down_proj"
@@ -71,6 +71,16 @@ def test_the_nearest_of_keys_that_are_close_to_each_other_and_far_from_zero():
     keys = torch.tensor([[1000.0, 0.0], [1000.0, 0.002], [1000.0, 0.004]])
     memory = Memory("ball", keys, torch.eye(3), torch.full((3,), 1e-4))
     assert torch.equal(apply(memory, keys, torch.zeros(3, 3)), torch.eye(3))
+
+
+def test_the_nearest_key_is_that_of_all_distances():
+    generator = torch.Generator().manual_seed(2)
+    centres = 100 * torch.randn(5, 30, generator=generator)
+    keys = (centres[:, None] + 0.01 * torch.randn(5, 10, 30, generator=generator)).flatten(0, 1)
+    queries = keys + 0.003 * torch.randn(50, 30, generator=generator)
+    expected = torch.cdist(queries.double(), keys.double(), compute_mode="donot_use_mm_for_euclid_dist").argmin(1)
+    assert torch.equal(nearest_keys(keys, queries), expected)
+    assert nearest_keys(keys, queries.view(5, 10, 30)).shape == (5, 10)
 
 
 @pytest.mark.parametrize("gate", GATES)

@@ -108,7 +108,7 @@ def test_the_losses_of_t_patcher_by_hand():
         elsewhere = sorted((a(q) for q in [*others, own[1 - i]]), reverse=True)[:2]
         for m in torch.tensor(elsewhere).double():
             memory += ((m - a(own[i]) + 1).exp() + (m + 1).exp()) / 4
-    torch.testing.assert_close(agent._losses(keys, biases, own, others), 0.5 * activation + 2 * memory)
+    torch.testing.assert_close(agent.losses(keys, biases, own, others), 0.5 * activation + 2 * memory)
 
 
 def test_wise_uses_the_side_copy_for_the_batch_and_not_for_text(make_env, small_world):
