@@ -32,6 +32,7 @@ FLOORS = {
     ],
     "agents": [
         {"base", "settings", "progress"},
+        {"self_written"},
         {"covariance", "preconditioner", "view"},
         {"hypernetwork"},
         {"rledit", "baselines", "rl"},

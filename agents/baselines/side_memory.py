@@ -1,12 +1,11 @@
 """What methods that put a memory beside one module share."""
 
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 
 import torch
 
-from agents.covariance import keys_of_tokens, read_texts, sample_text, training_edits
+from agents.covariance import keys_of_tokens, sample_text, texts_of, training_edits
 from editenv.env import LifelongEditEnv
 from editenv.language_model.editable_lm import EditableLM
 from editenv.language_model.prompts import Prompts
@@ -61,7 +60,7 @@ def queries_of_text(env: LifelongEditEnv, text: str | None, count: int, seed: in
 
     Args:
         env: Whose model, and whose training split if no text is named.
-        text: What :func:`agents.covariance.read_texts` takes.
+        text: What :func:`agents.covariance.texts_of` takes.
         count: Tokens. As many texts are read.
         seed: Of the draw.
 
@@ -71,9 +70,7 @@ def queries_of_text(env: LifelongEditEnv, text: str | None, count: int, seed: in
     lm = env.language_model
     if text is not None and Path(text).is_dir():
         raise ValueError(f"text: {text} is a folder of statistics; this method needs the text itself")
-    texts: Sequence[str] = (
-        sample_text(training_edits(env), count) if text is None else [*islice(read_texts(text), count)]
-    )
+    texts: Sequence[str] = sample_text(training_edits(env), count) if text is None else list(texts_of(lm, text, count))
     context = getattr(lm.model.config.get_text_config(), "max_position_embeddings", None)
     rows = [ids[:context] for ids in lm.tokenizer(list(texts))["input_ids"]]
     with lm.at_initial_weights():

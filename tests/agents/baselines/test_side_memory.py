@@ -11,6 +11,7 @@ from agents.baselines.t_patcher import TPatcher
 from agents.baselines.target_loss import edit_prompts
 from agents.baselines.wise import WISE, ties
 from agents.view import Actor
+from editenv.language_model.hooks import hooked
 from editenv.memories import apply
 
 LAST = "layers.2.mlp.down_proj"
@@ -156,6 +157,27 @@ def test_ties_entry_by_entry():
             agreeing = [entry for entry in entries if entry * sign > 0]
             mean = sum(agreeing) / len(agreeing) if agreeing else 0.0
             assert float(result[i, j]) == pytest.approx(mean, abs=1e-6)
+
+
+@pytest.mark.parametrize("text", ["file", "self-written"])
+def test_queries_are_inputs_at_tokens_of_the_text(make_env, small_world, tmp_path, text):
+    env = make_env(modules=[LAST])
+    lm = env.language_model
+    (name,) = lm.modules
+    if text == "file":
+        text = str(tmp_path / "text.txt")
+        (tmp_path / "text.txt").write_text("The home of Ada\nTea\n")
+    keys = queries_of_text(env, text, 70, seed=1)
+    if text == "self-written":
+        assert len(keys) == 70
+        return
+    seen = []
+    with hooked(lm.modules[name].register_forward_hook(lambda _, args, output: seen.append(args[0][0, 1:]))):
+        for line in ("The home of Ada", "Tea"):
+            lm.model(torch.tensor([lm.tokenizer(line)["input_ids"]]))
+    expected = torch.cat(seen)  # without BOS
+    assert keys.shape == expected.shape
+    assert torch.cdist(keys, expected).min(1).values.max() < 1e-3
 
 
 def test_a_folder_of_statistics_is_no_text(make_env, small_world, tmp_path):
