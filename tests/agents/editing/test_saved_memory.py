@@ -74,6 +74,7 @@ def test_base_and_memory_are_loaded_by_one_call_and_say_the_corrections(run, edi
     assert {path.name for path in folder.iterdir()} == {"base.json", "memory.safetensors", "lifelongedit.json"}
     assert f"{folder} is a memory beside {model_folder}, no plain transformers folder" in printed
     assert json.loads((out / "report.json").read_text())["changes"] == ["side memory"]
+    assert "No weight was changed: the corrections are in a memory" in (out / "report.html").read_text()
     with pytest.raises((OSError, ValueError), match=r"config\.json"):
         AutoModelForCausalLM.from_pretrained(folder)
     prompts = [edit.prompt for edit in edits]
