@@ -14,8 +14,11 @@ from editenv.memories import Memory, no_memory
 SMALLEST = 1e-6
 """The least that a module's inputs and outputs are taken to measure: dead ones have no scale of their own."""
 
-TOKENS_AT_ONCE = 128
+TEXTS_AT_ONCE = 128
 """Texts that are run together."""
+
+TOKENS_OF_A_TEXT = 5
+"""Tokens that are drawn of a text on average: more of each would be alike, fewer need more texts."""
 
 
 def one_module(lm: EditableLM, method: str) -> str:
@@ -61,7 +64,7 @@ def queries_of_text(env: LifelongEditEnv, text: str | None, count: int, seed: in
     Args:
         env: Whose model, and whose training split if no text is named.
         text: What :func:`agents.covariance.texts_of` takes.
-        count: Tokens. As many texts are read.
+        count: Tokens, of a fifth as many texts.
         seed: Of the draw.
 
     Raises:
@@ -70,10 +73,11 @@ def queries_of_text(env: LifelongEditEnv, text: str | None, count: int, seed: in
     lm = env.language_model
     if text is not None and Path(text).is_dir():
         raise ValueError(f"text: {text} is a folder of statistics; this method needs the text itself")
-    texts: Sequence[str] = sample_text(training_edits(env), count) if text is None else list(texts_of(lm, text, count))
+    most = -(-count // TOKENS_OF_A_TEXT)
+    texts: Sequence[str] = sample_text(training_edits(env), most) if text is None else [*texts_of(lm, text, most)]
     context = getattr(lm.model.config.get_text_config(), "max_position_embeddings", None)
     rows = [ids[:context] for ids in lm.tokenizer(list(texts))["input_ids"]]
     with lm.at_initial_weights():
-        keys = torch.cat([next(iter(part.values())) for part in keys_of_tokens(lm, rows, TOKENS_AT_ONCE, bos=False)])
+        keys = torch.cat([next(iter(part.values())) for part in keys_of_tokens(lm, rows, TEXTS_AT_ONCE, bos=False)])
     order = torch.randperm(len(keys), generator=torch.Generator().manual_seed(seed))
     return keys[order[:count].to(keys.device)]
