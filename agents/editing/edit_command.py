@@ -345,6 +345,7 @@ def _evaluate(
     report: dict[str, Any] = {"model": args.model, "method": args.method, "edits_file": args.edits}
     report |= {"asked": len(edits), "left_out": dict(edits.report.bad)}
     report |= {"warning": warning} if warning is not None else {}
+    report |= {"target_end": editor.target_end} if editor.target_end else {}
     try:
         report |= editor.evaluate()
         outcomes = corrections.outcomes(editor, edits, held)
@@ -380,7 +381,7 @@ def _print_summary(args: EditArgs, edits: EditFile, report: dict[str, Any], refu
     if "edits" in report:
         count = f"{report['edits']} edits" if not refused else f"{report['edits']} of {len(edits)} edits"
         show_scores(printable(f"{count} of {args.edits}"), report)
-    if report.get("goes_on") and not args.train_eos:
+    if report.get("goes_on") and not args.train_eos and not report.get("target_end"):
         hint = "the end of an answer was not taught (--train-eos, in another folder)"
         print(f"{report['goes_on']} of the answers are right and go on: {hint}")
     if refused:
