@@ -83,8 +83,8 @@ def _with_method(args: EditArgs, edits: EditFile, display: "_Display") -> EditAr
     where = f" in {', '.join(choice.modules)}" if choice.modules else ""
     if choice.method != "rledit":
         display.say(f"method: {choice.method}{where}: {choice.reason} (--method takes another)")
-    modules = (choice.modules, None) if choice.modules else (args.modules, args.preset)
-    return replace(args, method=choice.method, settings=choice.settings, modules=modules[0], preset=modules[1])
+    modules = choice.modules or args.modules
+    return replace(args, method=choice.method, settings=choice.settings, modules=modules)
 
 
 def _is_same_file(one: Path, other: Path) -> bool:
