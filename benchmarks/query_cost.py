@@ -36,7 +36,7 @@ class Args:
     """After how many edits questions are asked, in rising order."""
     edits_per_step: PositiveInt = 20
     """Edits in a batch."""
-    questions: PositiveInt = 40
+    questions: PositiveInt = 20
     """Prompts of the stream that are asked."""
     tokens: PositiveInt = 8
     """Tokens that are written for each."""
