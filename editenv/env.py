@@ -283,6 +283,9 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         self.batches_done, self.attempt, self._began, self._over, self._batch = 0, 0, True, length == 0, None
         self.reward = rewards.Reward(self.language_model, self.reward_config)
         self.history = rendering.History(batches=length // self.edits_per_step or None)
+        if self._rewards_improvement:
+            self.history.reward = "1 nothing lost, 0 unedited"
+            self.history.reward_limits = (rewards.LOWEST_IMPROVEMENT, 1.0)
         self._gradients = self._no_gradients()
 
     def _no_gradients(self) -> dict[str, Gradient]:
@@ -332,17 +335,20 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         terms = self.reward.step(batch.reward, deltas, reward_logits)
         scores = metrics.teacher_forced(lm, batch.evaluation, choices=logits.argmax(-1)).percentages()
         for_heat_map = batch.evaluation if self.render_mode == "rgb_array" else None
-        self.history.add(self.batches_done, self.attempt, for_heat_map, terms, scores)
+        self.history.add(self.batches_done, self.attempt, for_heat_map, terms, scores, self._reward_of(terms))
         return terms, scores
+
+    def _reward_of(self, terms: rewards.RewardTerms) -> float:
+        """In the environment's unit, of the batch at hand."""
+        return self.reward.improvement(self._open.reward, terms) if self._rewards_improvement else terms.reward
 
     def _move_on(
         self, terms: rewards.RewardTerms, scores: Mapping[str, float | None]
     ) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """The second half: the next batch is opened."""
         judged = {"reward_terms": terms.as_dict()} | dict(scores)
-        reward = terms.reward
+        reward = self._reward_of(terms)
         if self._rewards_improvement:
-            reward = self.reward.improvement(self._open.reward, terms)
             judged["broken"] = not reward >= rewards.LOWEST_IMPROVEMENT  # also where it is not a number
             if judged["broken"]:
                 return self._end_broken(judged)
@@ -368,8 +374,8 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         return self.padded(self._gradients), penalty, True, False, self._position() | judged
 
     def render(self) -> Any:
-        """The episode so far: a table (``ansi``), a live table (``human``) or the retention heat map
-        (``rgb_array``).
+        """The episode so far: a table (``ansi``), a live table (``human``), or as ``rgb_array`` a picture of
+        ``(540, 960, 3)``: which edits are kept, rewards and scores.
 
         Raises:
             RuntimeError: Before the first :meth:`reset`.
@@ -383,7 +389,7 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
             return rendering.as_text(self.history)
         if self.render_mode == "rgb_array":
             self.history.look_back(self.language_model)
-            return rendering.heat_map(self.history)
+            return rendering.picture(self.history)
         if self._view is None:
             self._view = rendering.LiveView()
         self._view.update(self.history)

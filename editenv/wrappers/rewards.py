@@ -1,4 +1,4 @@
-"""The reward in other units."""
+"""The reward measured against a reference editor."""
 
 from typing import Any, SupportsFloat
 
