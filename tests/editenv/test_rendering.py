@@ -164,7 +164,7 @@ def test_live_table(make_env, capsys, monkeypatch):
     env.close()
     env.close()
     shown = capsys.readouterr().out
-    assert "LifelongEdit-v0" in shown
+    assert "LifelongEdit, 1 steps" in shown
     assert f"{reward:.3f}" in shown
 
 
