@@ -22,7 +22,7 @@ import tyro
 
 import editenv  # noqa: F401 - registers the environment
 from benchmarks.results import records
-from benchmarks.results.charts import Chart, Panel, Series
+from benchmarks.results.charts import Chart, Panel, Series, choose_highlighted
 from benchmarks.results.tables import markdown
 from benchmarks.returns import play, read_as
 from benchmarks.run import parse_seeds
@@ -156,11 +156,12 @@ def chart(curves: Sequence[Curve]) -> Chart:
         tuple(series),
         "return (10: nothing lost)",
         log=False,
-        y_limits=(0.0, 10.0),
+        y_limits=(min(0.0, *(low for line in series for low in line.y)), 10.0),
         x_limits=(0.0, last),
     )
     note = "three validation streams; bands: lowest and highest seed"
-    return Chart("Learning curves of Stable-Baselines3", note, (panel,), 1, "lines")
+    highlighted = choose_highlighted([line.agent for line in series], ())
+    return Chart("Learning curves of Stable-Baselines3", note, (panel,), 1, "lines", highlighted=highlighted)
 
 
 def read(path: Path) -> list[Curve]:
