@@ -19,8 +19,8 @@ from benchmarks.returns import POLICIES
 from editenv.arguments import NonNegativeInt, PositiveInt, check_fields
 from editenv.atomic_files import atomic_write
 
-COLOURS = 64
-"""Of the animation's palette: the picture has few, and the file is half as large."""
+COLOURS = 256
+"""Of the palette that all frames share: as many as the format has, so that both ends of the scale are in it."""
 
 LAST_FRAME_SECONDS = 3.0
 
