@@ -212,7 +212,7 @@ def _draw_heat_map(figure: "Figure", history: History) -> None:
     scale = figure.add_axes((0.52, 0.12, 0.014, 0.70))
     bar = figure.colorbar(ScalarMappable(Normalize(0, 100), COLOURS), scale)
     bar.set_ticks([0, 50, 100], labels=["0%", "50%", "100%"])
-    bar.outline.set_edgecolor(FAINT)  # type: ignore[operator]
+    bar.outline.set_edgecolor(FAINT)
 
 
 def _draw_rewards(axes: "Axes", history: History) -> None:
