@@ -1,7 +1,7 @@
 """Keeps the tables of documents what the records say.
 
-    python -m benchmarks.documents README.md docs/results/*.md docs/reference/papers_and_code.md
-    python -m benchmarks.documents README.md docs/results/*.md docs/reference/papers_and_code.md --check
+    python -m benchmarks.documents README.md docs/results/*.md docs/reference/*.md
+    python -m benchmarks.documents README.md docs/results/*.md docs/reference/*.md --check
 
 A table stands between two comments, which readers of the page do not see::
 
@@ -14,7 +14,8 @@ Then come one suite or several; a suite may be a pattern (``capacity-*``).
 ``agents=no-edit,rledit-p`` behind them shows these rows alone, in this order.
 Records of several files are joined by a plus: ``atlas-50x20.jsonl+methods-50x20.jsonl``.
 ``<!-- rl: rl.jsonl steps -->`` is the table of benchmarks.rl_report after equal steps (or seconds),
-``<!-- agreement: agreement.json -->`` that of benchmarks.agreement (``agreement.json closest``: the least differences).
+``<!-- agreement: agreement.json -->`` that of benchmarks.agreement (``agreement.json closest``: the least differences),
+``<!-- returns: returns.jsonl -->`` and ``<!-- curves: learning_curves.jsonl -->`` those of the modules called so.
 Everything between the comments is written anew; --check only says which documents would change.
 """
 
@@ -27,7 +28,7 @@ from pathlib import Path
 
 import tyro
 
-from benchmarks import agreement, capacity
+from benchmarks import agreement, capacity, learning_curves, returns
 from benchmarks.results.leaderboard import MEAN, Entry, entries
 from benchmarks.results.records import Record, read
 from benchmarks.results.statistics import interquartile_mean
@@ -100,6 +101,11 @@ RL = "rl"
 AGREEMENT = "agreement"
 """The kind whose file is of benchmarks.agreement."""
 CLOSEST = "closest"
+WHOLE_FILES: dict[str, Callable[[Path], str]] = {
+    "returns": lambda file: returns.as_markdown(returns.read(file)),
+    "curves": lambda file: learning_curves.as_markdown(learning_curves.read(file)),
+}
+"""Kinds whose file is of a module of its own, and shown whole."""
 BEGIN = re.compile(r"^<!-- (\w+): (.*) -->\n", re.MULTILINE)
 END = "<!-- end -->\n"
 AGENTS = "agents="
@@ -153,10 +159,13 @@ def table_of(kind: str, source: Sequence[str], folder: Path) -> str:
     if kind == AGREEMENT and suites in ([], [CLOSEST]) and not options:
         comparisons = agreement.read(folder / file)
         return agreement.as_markdown(agreement.closest(comparisons) if suites else comparisons)
+    if kind in WHOLE_FILES and not suites and not options:
+        return WHOLE_FILES[kind](folder / file)
     if kind not in (*KINDS, RL) or not suites or len(options) > 1:
         kinds = " or ".join((*KINDS, RL))
         raise ValueError(
-            f"must be '<!-- KIND: FILE SUITE -->', KIND being {kinds}, or '<!-- {AGREEMENT}: FILE [{CLOSEST}] -->'"
+            f"must be '<!-- KIND: FILE SUITE -->', KIND being {kinds}, or '<!-- {AGREEMENT}: FILE [{CLOSEST}] -->', or "
+            f"'<!-- KIND: FILE -->', KIND being {' or '.join(WHOLE_FILES)}"
         )
     if kind == RL:
         return _as_rl(folder / file, source[1:])

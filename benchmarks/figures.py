@@ -14,7 +14,7 @@ from pathlib import Path
 
 import tyro
 
-from benchmarks import capacity, rl, rl_report
+from benchmarks import capacity, learning_curves, rl, rl_report
 from benchmarks.report import by_task
 from benchmarks.results import figures, leaderboard, place, records
 from benchmarks.results.charts import Chart, digest, save, saved_digest
@@ -90,6 +90,7 @@ FIGURES = (
         "rl.jsonl",
         "rledit rledit-step-credit online-rledit reinforce evolution ppo a2c sac",
     ),
+    Figure("learning_curves.png", "learning curves", "learning_curves.jsonl"),
 )
 
 
@@ -153,6 +154,10 @@ def _learning(figure: Figure, folder: Path) -> Chart:
     return rl_report.chart(rl.read(folder / figure.source), figure.agents.split())
 
 
+def _learning_curves(figure: Figure, folder: Path) -> Chart:
+    return learning_curves.chart(learning_curves.read(folder / figure.source))
+
+
 def _place(figure: Figure, folder: Path) -> Chart:
     return place.chart(place.read_trials(folder / figure.source), place.read_effects(folder / place.TRACE))
 
@@ -163,6 +168,7 @@ KINDS: dict[str, Callable[[Figure, Path], Chart]] = {
     "by batch size": _by_batch_size,
     "capacity": _capacity,
     "learning by reinforcement": _learning,
+    "learning curves": _learning_curves,
     "place": _place,
 }
 

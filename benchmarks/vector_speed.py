@@ -68,7 +68,7 @@ def serve(connection: Connection, mode: str, args: Args) -> None:
     load_model("atlas")
     before = peak_memory_bytes(torch.device("cpu"))
     arguments: dict[str, Any] = {"split": args.split, "horizon": args.horizon}
-    envs = gym.make_vec("LifelongEdit-v0", args.num_envs, vectorization_mode=mode, **arguments)
+    envs = gym.make_vec("LifelongEdit-v1", args.num_envs, reward="loss", vectorization_mode=mode, **arguments)
     envs.reset(seed=args.seed)
     spaces: Any = envs.action_space
     no_change = {name: np.zeros(space.shape, np.float32) for name, space in spaces.items()}

@@ -1,11 +1,11 @@
 """LifelongEdit: lifelong editing of language models as a Gymnasium environment.
 
-Importing this package registers ``LifelongEdit-v0``:
+Importing this package registers ``LifelongEdit-v1`` (and ``-v0``, whose reward is the paper's, without bound):
 
     import gymnasium as gym
     import editenv
 
-    env = gym.make("LifelongEdit-v0", split="test", edits_per_step=20, horizon=50)
+    env = gym.make("LifelongEdit-v1", split="test", edits_per_step=20, horizon=50)
 
 What ``__all__`` names is supported: it changes only with a new version, and old names go on working for one.
 The rest is free to change. Names are imported when they are asked for.
@@ -60,13 +60,15 @@ __all__ = [
 renamed.install()
 warn_of_foreign_packages()
 
-if "LifelongEdit-v0" not in registry:
-    # A string entry point keeps the spec serialisable and this import light.
-    register(
-        id="LifelongEdit-v0",
-        entry_point="editenv.env:LifelongEditEnv",
-        vector_entry_point="editenv.vector:LifelongEditVectorEnv",
-    )
+for version, reward in {"v0": "loss", "v1": "improvement"}.items():
+    if f"LifelongEdit-{version}" not in registry:
+        # A string entry point keeps the spec serialisable and this import light.
+        register(
+            id=f"LifelongEdit-{version}",
+            entry_point="editenv.env:LifelongEditEnv",
+            vector_entry_point="editenv.vector:LifelongEditVectorEnv",
+            kwargs={"reward": reward},
+        )
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""LifelongEdit-v0: the Gymnasium face of lifelong model editing."""
+"""LifelongEdit-v1: the Gymnasium face of lifelong model editing."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -92,6 +92,10 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         memory_decay: Its mu.
         memory_batches: Its k.
         regularization: Its eta.
+        reward: ``"loss"``, eq. 10 in nats, which has no lower bound; or ``"improvement"``, the same as a share of what
+            an unedited model loses on this stream: 1 for no loss, 0 for no editing. Where it falls below -1 the model
+            is broken: the episode is terminated, with -1 for that step and for each that was left.
+            ``gym.make("LifelongEdit-v1")`` has ``"improvement"``, ``LifelongEdit-v0`` ``"loss"``.
         reference: What its locality loss compares with: :class:`editenv.rewards.RewardConfig`.
         redraw: Draw new targets and phrasings at each reset (atlas' training split only).
         device: A torch device.
@@ -112,7 +116,7 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
 
     Examples:
         >>> import gymnasium as gym, editenv
-        >>> env = gym.make("LifelongEdit-v0", split="validation", edits_per_step=4, horizon=2)
+        >>> env = gym.make("LifelongEdit-v1", split="validation", edits_per_step=4, horizon=2)
         >>> observation, info = env.reset(seed=0)
         >>> observation["model.layers.3.mlp.down_proj"]["value_grads"].shape[1]
         256
@@ -142,6 +146,7 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         reference: Literal["initial", "previous"] = "initial",
         train_eos: bool = False,
         observed_tokens: ObservedTokens = "answers",
+        reward: Literal["loss", "improvement"] = "loss",
         **renamed: Any,
     ) -> None:
         if renamed:
@@ -152,6 +157,7 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         self.actions_per_batch = actions_per_batch
         self.horizon = horizon
         self.reward_config = RewardConfig(locality, memory_decay, memory_batches, regularization, reference)
+        self._rewards_improvement = reward == "improvement"
         self.model_arguments: dict[str, Any] = {
             "model": model,
             "dataset": dataset,
@@ -278,6 +284,9 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         self.batches_done, self.attempt, self._began, self._over, self._batch = 0, 0, True, length == 0, None
         self.reward = rewards.Reward(self.language_model, self.reward_config)
         self.history = rendering.History(batches=length // self.edits_per_step or None)
+        if self._rewards_improvement:
+            self.history.reward = "1 nothing lost, 0 unedited"
+            self.history.reward_limits = (rewards.LOWEST_IMPROVEMENT, 1.0)
         self._gradients = self._no_gradients()
 
     def _no_gradients(self) -> dict[str, Gradient]:
@@ -306,8 +315,8 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
                 and adds the entries of its ``rows``. The action space has deltas alone.
 
         Returns:
-            The next observation (of the same batch while ``actions_per_batch`` lasts), the reward of eq. 10, whether
-            the stream has ended, whether the horizon has, and ``info``.
+            The next observation (of the same batch while ``actions_per_batch`` lasts), the reward, whether the stream
+            has ended (or the model is broken, if the reward is the improvement), whether the horizon has, and ``info``.
 
         Raises:
             ValueError: For a missing or unknown module or a wrong shape; the model is as it was.
@@ -329,13 +338,23 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         terms = self.reward.step(batch.reward, deltas_of(changes), reward_logits)
         scores = metrics.teacher_forced(lm, batch.evaluation, choices=logits.argmax(-1)).percentages()
         for_heat_map = batch.evaluation if self.render_mode == "rgb_array" else None
-        self.history.add(self.batches_done, self.attempt, for_heat_map, terms, scores)
+        self.history.add(self.batches_done, self.attempt, for_heat_map, terms, scores, self._reward_of(terms))
         return terms, scores
+
+    def _reward_of(self, terms: rewards.RewardTerms) -> float:
+        """In the environment's unit, of the batch at hand."""
+        return self.reward.improvement(self._open.reward, terms) if self._rewards_improvement else terms.reward
 
     def _move_on(
         self, terms: rewards.RewardTerms, scores: Mapping[str, float | None]
     ) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """The second half: the next batch is opened."""
+        judged = {"reward_terms": terms.as_dict()} | dict(scores)
+        reward = self._reward_of(terms)
+        if self._rewards_improvement:
+            judged["broken"] = not reward >= rewards.LOWEST_IMPROVEMENT  # also where it is not a number
+            if judged["broken"]:
+                return self._end_broken(judged)
         self._advance()
         terminated = (
             (self.batches_done + 1) * self.edits_per_step > len(self._edits) if len(self._edits) else self._over
@@ -345,12 +364,21 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
             self._gradients = self.gradient_of(self._after_horizon)
         if self.render_mode == "human":
             self.render()
-        info = self._position() | {"reward_terms": terms.as_dict()} | dict(scores)
-        return self.padded(self._gradients), terms.reward, terminated, truncated, info
+        return self.padded(self._gradients), reward, terminated, truncated, self._position() | judged
+
+    def _end_broken(self, judged: dict[str, Any]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Terminates the episode. What is left counts as the worst there is, so that breaking a model never pays."""
+        batches = max(1, len(self.stream) // self.edits_per_step - self.batches_done)
+        penalty = rewards.LOWEST_IMPROVEMENT * (batches * self.actions_per_batch - self.attempt)
+        self._over, self._batch = True, None
+        self._gradients = self._no_gradients()
+        if self.render_mode == "human":
+            self.render()
+        return self.padded(self._gradients), penalty, True, False, self._position() | judged
 
     def render(self) -> Any:
-        """The episode so far: a table (``ansi``), a live table (``human``) or the retention heat map
-        (``rgb_array``).
+        """The episode so far: a table (``ansi``), a live table (``human``), or as ``rgb_array`` a picture of
+        ``(540, 960, 3)``: which edits are kept, rewards and scores.
 
         Raises:
             RuntimeError: Before the first :meth:`reset`.
@@ -364,7 +392,7 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
             return rendering.as_text(self.history)
         if self.render_mode == "rgb_array":
             self.history.look_back(self.language_model)
-            return rendering.heat_map(self.history)
+            return rendering.picture(self.history)
         if self._view is None:
             self._view = rendering.LiveView()
         self._view.update(self.history)
@@ -573,7 +601,8 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         if self.train_eos:
             targets = encode_evaluation(lm, edits, keep_log_probs=True, append_eos=True)
         prompts = targets.prompts.select(targets.kind == PROMPT)
-        self._batch = _Batch(edits, evaluation, targets, prompts, rewards.prepare(lm, targets), subjects)
+        reward = rewards.prepare(lm, targets, initial_loss=self._rewards_improvement)
+        self._batch = _Batch(edits, evaluation, targets, prompts, reward, subjects)
         self.reward.open(self._batch.reward)
 
     @property

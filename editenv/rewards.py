@@ -7,6 +7,8 @@ For the batch edited at step t, at the weights after its edit::
     loss_t   = edit_t + lambda_loc * locality_t                                                                eq. 8
     memory_t = sum over i = 1 .. k of mu^i * loss of the batch i steps back, at the weights of now              eq. 9
     reward_t = -(loss_t + memory_t + eta * |D_t|^2)                                                            eq. 10
+
+The same as a share, :meth:`Reward.improvement`: 1 where nothing is lost, 0 where as much is lost as without any edit.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +26,12 @@ from editenv.language_model.prompts import Prompts
 BATCHES_PER_FORWARD = 4
 """Batches that are judged in one forward: the logits of ten are large, and not faster to come by than those of four;
 and what the backward pass needs of a model of billions of parameters fills a GPU."""
+
+LOWEST_IMPROVEMENT = -1.0
+"""Below it a model counts as broken: more than twice as much is lost as without any edit."""
+
+SMALLEST_INITIAL_LOSS = 1.0
+"""Least loss of the unedited model that an improvement is measured in, in nats: what is known already says little."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +93,7 @@ class RewardBatch:
             weighted sums.
         reference_log_probs: ``(A - rephrase_tokens, vocabulary)`` log-probabilities of theta_0 on the locality prompts
             (or of other weights, see :meth:`Reward.open`).
+        initial_loss: Theta_0's loss of eq. 8, in nats, if it was asked for: its edit loss, as its locality loss is 0.
     """
 
     prompts: Prompts
@@ -92,6 +101,7 @@ class RewardBatch:
     rephrase_tokens: int
     weights: torch.Tensor
     reference_log_probs: torch.Tensor
+    initial_loss: float | None = None
 
     @property
     def locality_prompts(self) -> Prompts:
@@ -100,7 +110,7 @@ class RewardBatch:
 
 
 @torch.no_grad()
-def prepare(lm: EditableLM, batch: EvaluationBatch) -> RewardBatch:
+def prepare(lm: EditableLM, batch: EvaluationBatch, initial_loss: bool = False) -> RewardBatch:
     """Does everything about a batch that does not depend on what its edit will do to the weights.
 
     An edit without rephrases is judged on its own prompt, one without locality prompts has no locality loss.
@@ -108,6 +118,7 @@ def prepare(lm: EditableLM, batch: EvaluationBatch) -> RewardBatch:
     Args:
         lm: The model.
         batch: The edits, encoded.
+        initial_loss: Whether :meth:`Reward.improvement` will be asked for.
     """
     edits = len(batch.edits)
     has_rephrases = torch.bincount(batch.edit_index[batch.kind == REPHRASE], minlength=edits) > 0
@@ -122,13 +133,25 @@ def prepare(lm: EditableLM, batch: EvaluationBatch) -> RewardBatch:
     if reference_log_probs is None:
         with lm.at_initial_weights():
             reference_log_probs = lm.logits(prompts.select(is_locality)).log_softmax(-1)
-    return RewardBatch(
+    prepared = RewardBatch(
         prompts=prompts,
         tokens=judged.repeat_interleave(batch.prompts.lengths).nonzero().squeeze(1),
         rephrase_tokens=int(prompts.lengths[~is_locality].sum()),
         weights=prompt_weights[prompts.prompt_index],
         reference_log_probs=reference_log_probs,
     )
+    if initial_loss:
+        with lm.at_initial_weights():
+            logits = lm.logits(prompts.select(~is_locality))
+        prepared.initial_loss = float(_edit_loss(prepared, logits))
+    return prepared
+
+
+def _edit_loss(batch: RewardBatch, logits: torch.Tensor) -> torch.Tensor:
+    """Eq. 7's edit loss from the ``(rephrase_tokens, vocabulary)`` logits at the rephrases; carries gradient."""
+    targets = batch.prompts.labels[: batch.rephrase_tokens]
+    nll = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    return (batch.weights[: batch.rephrase_tokens] * nll).sum()
 
 
 def _edit_and_locality_losses(
@@ -145,13 +168,10 @@ def _edit_and_locality_losses(
     for batch in batches:
         end = start + len(batch.weights)
         middle = start + batch.rephrase_tokens
-        rephrase_weights, locality_weights = batch.weights.tensor_split([batch.rephrase_tokens])
-        targets = batch.prompts.labels[: batch.rephrase_tokens]
-        nll = torch.nn.functional.cross_entropy(logits[start:middle], targets, reduction="none")
-        edit.append((rephrase_weights * nll).sum())
+        edit.append(_edit_loss(batch, logits[start:middle]))
         log_probs, reference = logits[middle:end].log_softmax(-1), batch.reference_log_probs
         kl = (reference.exp() * (reference - log_probs)).sum(-1)
-        locality.append((locality_weights * kl).sum())
+        locality.append((batch.weights[batch.rephrase_tokens :] * kl).sum())
         start = end
     return torch.stack(edit), torch.stack(locality)
 
@@ -218,6 +238,27 @@ class Reward:
             losses.append(_edit_and_locality_losses(part, part_logits))
         edit, locality = (torch.cat(column) for column in zip(*losses, strict=True))
         return self._terms(edit, locality, factors, deltas)
+
+    def improvement(self, current: RewardBatch, terms: RewardTerms) -> float:
+        """The reward as a share of what is lost without any edit: ``1 - reward_t / reward_t of theta_0``.
+
+        1 where nothing is lost, 0 for a model that is never edited, negative where editing did harm. The memory term
+        grows along the first k batches in both, so that it cancels out.
+
+        Args:
+            current: The batch just edited, not yet in the memory.
+            terms: What :meth:`step` said of it, all of the memory looked back at.
+
+        Raises:
+            ValueError: If a batch was prepared without its initial loss.
+        """
+        batches, factors = self._batches_and_factors(current, lags=None)
+        initial = 0.0
+        for batch, factor in zip(batches, factors.tolist(), strict=True):
+            if batch.initial_loss is None:
+                raise ValueError("improvement: a batch was prepared without its initial loss")
+            initial += factor * batch.initial_loss
+        return 1 + terms.reward / max(initial, SMALLEST_INITIAL_LOSS)
 
     def step_with_gradient(
         self, current: RewardBatch, deltas: Mapping[str, Delta], lags: Sequence[int] | None = None

@@ -1,7 +1,7 @@
-"""Many streams on one model: the vector form of LifelongEdit-v0.
+"""Many streams on one model: the vector form of LifelongEdit-v1.
 
-    envs = gym.make_vec("LifelongEdit-v0", num_envs=8, horizon=25)
-    small = gym.make_vec("LifelongEdit-v0", num_envs=8, stream_wrappers=[StepSizeAction, GradientStatistics])
+    envs = gym.make_vec("LifelongEdit-v1", num_envs=8, horizon=25)
+    small = gym.make_vec("LifelongEdit-v1", num_envs=8, stream_wrappers=[StepSizeAction, GradientStatistics])
 
 Each stream has edited weights of its own and shares everything else with the others: the frozen layers, the data
 set, and what the frozen layers made of prompts. At each step the prompts of all streams' next batches that no

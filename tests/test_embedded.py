@@ -23,6 +23,7 @@ from editenv.evaluation import metrics
 from editenv.language_model.editable_lm import EditableLM
 from editenv.models import PACKAGED, load_model, model_path
 from editenv.models.modules import default_modules
+from editenv.wrappers import SketchedAction, StepSizeAction
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +118,21 @@ def test_the_default_environment(embedded):
     assert info["specificity"] == 100
     assert info["efficacy"] < 50
     assert editenv.__version__
+
+
+@pytest.mark.parametrize(("wrapper", "lowest"), [(StepSizeAction, 0.5), (SketchedAction, -3.0)])
+def test_random_actions_of_the_wrappers_do_not_break_the_model(embedded, wrapper, lowest):
+    """What a policy does before it has learned anything: returns of 5 steps lie between -5 and 5."""
+    env = wrapper(gym.make("LifelongEdit-v1", split="validation", edits_per_step=4, horizon=5))
+    env.action_space.seed(0)
+    for seed in range(3):
+        env.reset(seed=seed)
+        total, over = 0.0, False
+        while not over:
+            _, reward, broken, over, _ = env.step(env.action_space.sample())
+            assert not broken
+            total += reward
+        assert total > lowest
 
 
 def test_untrained_editing_makes_the_batch_likelier(embedded):

@@ -70,7 +70,8 @@ def main(args: Args) -> None:
         raise SystemExit(f"--name: {args.output} already has {name}; choose another name")
     env = wrapped(
         gym.make(
-            "LifelongEdit-v0",
+            "LifelongEdit-v1",
+            reward="loss",
             model=args.model,
             modules=list(args.modules) or None,
             observed_tokens=args.observed_tokens,

@@ -1,6 +1,6 @@
 """Wrappers that make the environment small enough for general RL libraries.
 
-    env = GradientStatistics(StepSizeAction(gym.make("LifelongEdit-v0")))
+    env = GradientStatistics(StepSizeAction(gym.make("LifelongEdit-v1")))
 
 gives a one-level Dict observation and a flat Box action in [-1, 1], which Stable-Baselines3 takes as it is.
 :class:`GradientSketch` and :class:`LayerStatistics` add an entry each; :class:`SketchedAction` is a richer action, and

@@ -42,7 +42,8 @@ class StepSizeAction(gym.ActionWrapper[Any, np.ndarray, Any], RecordConstructorA
     The delta is the ridge regression, on the keys, of a step against ``value_grads`` whose length is a share of the
     unedited output's. An action of 0 is a step that moves the module's output at its own key by ``typical_step`` of
     that length; -1 and 1 are ``decades`` powers of ten less and more, likewise for the ridge around
-    ``typical_ridge`` of a key's squared length.
+    ``typical_ridge`` of a key's squared length. A random action is at most a factor of ten off by default; with two
+    decades it mostly breaks the embedded model within ten batches (docs/reference/environment.md has returns).
 
     Args:
         env: A LifelongEdit environment.
@@ -57,7 +58,7 @@ class StepSizeAction(gym.ActionWrapper[Any, np.ndarray, Any], RecordConstructorA
         env: gym.Env[Any, Any],
         typical_step: PositiveFloat = 1.0,
         typical_ridge: PositiveFloat = 0.1,
-        decades: NonNegativeFloat = 2.0,
+        decades: NonNegativeFloat = 1.0,
     ) -> None:
         RecordConstructorArgs.__init__(self, typical_step=typical_step, typical_ridge=typical_ridge, decades=decades)
         gym.ActionWrapper.__init__(self, env)
@@ -107,6 +108,7 @@ class SketchedAction(gym.ActionWrapper[Any, np.ndarray, Any], RecordConstructorA
         env: A LifelongEdit environment.
         features: Coefficients a module.
         largest_step: Output change relative to the unedited output's length where the first coefficient is -1 or 1.
+            Twice as much reaches further, but random actions then break the embedded model.
         ridge: Relative to the mean squared length of a key.
         seed: Of the projections.
     """
@@ -116,7 +118,7 @@ class SketchedAction(gym.ActionWrapper[Any, np.ndarray, Any], RecordConstructorA
         self,
         env: gym.Env[Any, Any],
         features: PositiveInt = 4,
-        largest_step: PositiveFloat = 4.0,
+        largest_step: PositiveFloat = 1.0,
         ridge: PositiveFloat = 0.1,
         seed: int = 0,
     ) -> None:

@@ -24,7 +24,7 @@ def test_torchrl_rolls_out_what_gymnasium_does(model_folder, make_env):
             # The stream's seed is TorchRL's to choose: the return must be that of the same stream and actions.
             played = small.unwrapped.history.steps
             rewards = rollout["next", "reward"].flatten().tolist()
-            assert rewards == pytest.approx([terms.reward for _, _, terms, _ in played], rel=1e-5)
+            assert rewards == pytest.approx([terms.reward for _, _, terms, *_ in played], rel=1e-5)
             assert rollout["gradient"].shape == (3, 1, 5)
     finally:
         gym.registry.pop("SmallLifelongEdit-v0")
