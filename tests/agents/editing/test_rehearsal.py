@@ -12,6 +12,7 @@ from agents.editing.arguments import EditArgs
 from agents.editing.edit_command import edit as run_edit
 from agents.editing.editor import LifelongEditor
 from agents.editing.guard import Guard
+from agents.editing.run import Run
 from agents.registry import make_method
 
 MODULES = ("layers.1.mlp.down_proj", "layers.2.mlp.down_proj")
