@@ -400,7 +400,7 @@ def test_a_batch_that_was_tried_again_in_halves_goes_as_a_whole():
 
 
 def test_times_are_said_in_units_for_people():
-    assert [duration(s) for s in (0.2, 89, 200, 5399, 9000)] == ["1 s", "89 s", "3 min", "90 min", "2.5 h"]
+    assert [duration(s) for s in (0.2, 89, 200, 5399, 9000)] == ["1 s", "89 s", "3.3 min", "90 min", "2.5 h"]
 
 
 def test_undoing_from_python(model_folder, tmp_path):
