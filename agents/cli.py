@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from agents.editing.arguments import EditArgs, UndoArgs
+from agents.editing.arguments import AdviseArgs, EditArgs, UndoArgs
 from agents.editing.guard import BadEditError
 from agents.rows import ROWS
 from editenv import __version__
@@ -443,9 +443,16 @@ def undo(args: UndoArgs) -> None:
     run(args)
 
 
+def advise(args: AdviseArgs) -> None:
+    from agents.editing.advise import advise as run
+
+    run(args)
+
+
 COMMANDS: dict[Any, Callable[[Any], None]] = {
     EditArgs: edit,
     UndoArgs: undo,
+    AdviseArgs: advise,
     EvaluateArgs: evaluate,
     ApplyArgs: apply,
     RevertArgs: revert,

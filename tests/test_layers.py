@@ -29,7 +29,7 @@ FLOORS = {
         {"__main__"},
     ],
     "agents": [
-        {"base", "settings", "progress"},
+        {"base", "settings", "progress", "self_written"},
         {"covariance", "preconditioner", "view"},
         {"hypernetwork"},
         {"rledit", "baselines", "rl"},

@@ -19,7 +19,7 @@ from agents.base import Agent
 from agents.editing import corrections, summary, unrelated
 from agents.editing.arguments import OPTIONS, EditArgs, write_options
 from agents.editing.changes import Changes, compare
-from agents.editing.choice import choose_method
+from agents.editing.choice import choose_method, settings_file
 from agents.editing.display import Display
 from agents.editing.editor import BatchResult, LifelongEditor, TooManyDeltasError
 from agents.editing.estimate import free_memory, memory_of
@@ -152,8 +152,8 @@ def _with_method(args: EditArgs, edits: EditFile, display: Display) -> EditArgs:
     where = f" in {', '.join(choice.modules)}" if choice.modules else ""
     if choice.method != "rledit":
         display.say(f"method: {choice.method}{where}: {choice.reason} (--method takes another)")
-    modules = (choice.modules, None) if choice.modules else (args.modules, args.preset)
-    return replace(args, method=choice.method, settings=choice.settings, modules=modules[0], preset=modules[1])
+    modules = choice.modules or args.modules
+    return replace(args, method=choice.method, settings=choice.settings, modules=modules)
 
 
 def _is_same_file(one: Path, other: Path) -> bool:
@@ -286,17 +286,8 @@ def _target_end(args: EditArgs) -> str | None:
 
 
 def settings_of_file(path: Path | None) -> dict[str, Any] | None:
-    """Constructor arguments of a JSON file, or those under ``settings`` in it, as ``benchmarks.tune`` writes them."""
-    if path is None:
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    settings = content.get("settings", content) if isinstance(content, dict) else content
-    if not isinstance(settings, dict):
-        raise ValueError(f"{path} must hold an object of arguments, not {settings!r}")
-    return settings
+    """Of a file of settings, if there is one."""
+    return None if path is None else settings_file(path)
 
 
 def held_before(args: EditArgs, editor: LifelongEditor, display: Display) -> set[Key]:
@@ -423,6 +414,7 @@ def _evaluate(
     report |= {"asked": len(asked.edits), "left_out": dict(asked.left_out)}
     report["last_batch"] = editor.results[-1].batch if editor.results else 0
     report |= {"warning": asked.warning} if asked.warning is not None else {}
+    report |= {"target_end": editor.target_end} if editor.target_end else {}
     try:
         report |= editor.evaluate()
         outcomes = corrections.outcomes(editor.lm, editor.run, asked.edits, held)
@@ -462,7 +454,7 @@ def _print_summary(args: EditArgs, asked: Asked, report: dict[str, Any], refused
     if "edits" in report:
         count = f"{report['edits']} edits" if not refused else f"{report['edits']} of {len(asked.edits)} edits"
         show_scores(printable(f"{count} of {args.edits}"), report)
-    if report.get("goes_on") and not args.train_eos:
+    if report.get("goes_on") and not args.train_eos and not report.get("target_end"):
         hint = "the end of an answer was not taught (--train-eos, in another folder)"
         print(f"{report['goes_on']} of the answers are right and go on: {hint}")
     if refused:
