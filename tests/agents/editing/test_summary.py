@@ -133,7 +133,7 @@ def test_a_correction_that_a_later_run_undoes_is_named(run, capsys, tmp_path):
         {"prompt": f"The home of number {i}", "target": f"is {town}", "subject": f"number {i}"}
         for i, town in enumerate(("Bonn", "Lima"))
     ]
-    second = run([*records("Rome", "Oslo"), *again], **able)
+    second = run([*records("Rome", "Oslo"), *again], rehearse=False, **able)
     shown = capsys.readouterr().out
     assert second["lost"] == ["edits.jsonl/1", "edits.jsonl/2"]
     outcomes = lines(tmp_path / "out/results.jsonl")
