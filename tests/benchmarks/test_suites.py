@@ -244,7 +244,8 @@ def test_texts_lie_in_the_folder_of_the_data_sets(real, tmp_path):
     assert real.in_data(real.text) == f"wise:{tmp_path}/wise.json"
     assert real.in_data(None) is None
     with pytest.raises(ValueError, match="give its folder with --data"):
-        replace(real, dataset="atlas").at("atlas", None)
+        replace(real, dataset="atlas", data=None).at("atlas", None)
+    assert real.at("atlas", None).data == tmp_path, "a file of one's own has its folder"
 
 
 def test_records_on_other_text_are_not_compared(real):

@@ -204,10 +204,40 @@ def test_eighty_characters_are_enough_for_every_heading_and_figure(capsys, monke
     assert "…" not in shown
     for text in ("teacher-forced", "generation", "mean", "setup", "ms per", "floor"):
         assert text in shown
-    for text in ("100.0/100.0/100.0  100.0/100.0/100.0  100.0", "12345", "12300.00", "1234.50"):
-        assert text in shown
-    first_words = [line.strip().partition(" ")[0] for line in shown.splitlines()]
-    assert "my/long/path.py:MyPolicy" in "".join(first_words), "a long name goes on in the next line"
+    assert "100.0/100.0/100.0 100.0/100.0/100.0 100.0 12345 12300.00 1234.50" in shown
+    assert "my/long/path.py:MyPolicy" in shown.splitlines(), "a long name is whole, on a line of its own"
+
+
+def test_no_name_is_broken_and_those_of_the_project_are_explained_below_the_table(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    names = (
+        "no-edit",
+        "untrained-p-k4",
+        "rledit-p@smollm2-135m",
+        "my_method.py:MyMethod@./mine",
+        "methode:\u6587\u5b57",
+    )
+    show([replace(RECORD, agent=name) for name in names])
+    table, _, legend = capsys.readouterr().out.partition("\n\nno-edit: ")
+    lines = table.splitlines()
+    assert all(sum(line.startswith(name) for line in lines) == 1 for name in names)
+    assert max(map(len, [*lines, *legend.splitlines()])) <= 80
+    figures = [line for line in lines if "90.0/45.5/100.0" in line]
+    assert len(figures) == len(names)
+    assert len({len(line) + line.count("\u6587") + line.count("\u5b57") for line in figures}) == 1, (
+        "figures are aligned"
+    )
+    assert "untrained-p-k4: the untrained network with P, four actions" in legend
+    assert "rledit-p@smollm2-135m: RLEdit with P; settings of smollm2-135m" in legend
+    assert "P: a preconditioner" in legend
+    assert "my_method" not in legend
+
+
+def test_a_wide_terminal_has_each_row_in_one_line(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    show([replace(RECORD, agent="my_method.py:MyMethod@./mine")])
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "my_method" in line]
+    assert "90.0/45.5/100.0" in line
 
 
 def test_the_picture_shows_each_agents_curve(tmp_path):
