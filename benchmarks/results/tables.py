@@ -11,7 +11,7 @@ from rich.cells import cell_len
 from agents.rows import ROWS
 from benchmarks.results.leaderboard import MEAN, Entry, entries
 from benchmarks.results.records import MetricValues, Record
-from benchmarks.results.statistics import Estimate, interquartile_mean
+from benchmarks.results.statistics import Estimate, PairedDifference, interquartile_mean, paired_difference
 from benchmarks.results.texts import printable
 from benchmarks.suites import find, id_of
 from editenv.evaluation.metrics import METRICS
@@ -264,6 +264,41 @@ def as_times(records: Sequence[Record]) -> str:
 def as_intervals(records: Sequence[Record]) -> str:
     """Each of the three figures under both protocols with its interval over seeds; rows of two seeds or more."""
     return _markdown(INTERVALS, [entry for entry in entries(records) if len(entry.records) > 1])
+
+
+def as_differences(records: Sequence[Record], pairs: Sequence[tuple[str, str]]) -> str:
+    """For each pair of rows how much better the first is than the second on the same streams.
+
+    Harmonic means under both protocols, with the intervals of :func:`benchmarks.results.statistics.paired_difference`.
+
+    Args:
+        records: Of one suite.
+        pairs: Names of rows.
+
+    Raises:
+        ValueError: If a row of a pair is not there, or if a pair has no stream in common.
+    """
+    rows = {row.agent: row for row in entries(records)}
+    body = []
+    for first, second in pairs:
+        if missing := [name for name in (first, second) if name not in rows]:
+            raise ValueError(f"there is no row {missing[0]!r}; there are {', '.join(rows)}")
+        differences = [
+            paired_difference(*(rows[name].values(protocol, MEAN) for name in (first, second)))
+            for protocol in PROTOCOLS_WITH_INTERVALS
+        ]
+        if differences[0] is None:
+            raise ValueError(f"{first} and {second} have no stream in common")
+        body.append([f"{first} - {second}", str(differences[0].streams), *map(difference, differences)])
+    return markdown(["difference by stream", "streams", "mean, teacher-forced", "mean, freely generated"], body)
+
+
+def difference(paired: PairedDifference | None) -> str:
+    """``+1.1 [-0.3, 2.4]``; without an interval of a single stream, and a dash where there is nothing."""
+    if paired is None:
+        return "-"
+    ends = f" [{paired.interval[0]:+z.1f}, {paired.interval[1]:+z.1f}]" if paired.interval else ""
+    return f"{paired.value:+z.1f}{ends}"
 
 
 def as_details(records: Sequence[Record]) -> str:

@@ -9,6 +9,7 @@ from benchmarks.results.statistics import Estimate
 from benchmarks.results.tables import (
     COLUMNS,
     as_details,
+    as_differences,
     as_intervals,
     as_markdown,
     as_means,
@@ -88,6 +89,24 @@ def test_each_figure_has_its_interval_where_there_are_two_seeds():
         *("no-edit", "2", "75.0 [50.0, 100.0]", "50.0 [50.0, 50.0]", "50.0 [25.0, 75.0]"),
         *("15.0 [10.0, 20.0]", "-", "30.0 [30.0, 30.0]"),
     ]
+
+
+def test_rows_are_compared_on_the_same_streams():
+    values = {"a": (11.0, 52.0, 36.0), "b": (10.0, 50.0, 30.0)}
+    records = [
+        replace(RECORD, agent=agent, seed=seed, teacher_forced=scores(value, value, value))
+        for agent, row in values.items()
+        for seed, value in enumerate(row)
+    ]
+    lone = replace(RECORD, agent="c", seed=5)
+    head, _, line, back = as_differences([*records, lone], [("a", "b"), ("b", "a")]).splitlines()
+    assert head.count("|") == 5
+    assert line == "| a - b | 3 | +3.0 [-3.6, +9.6] | +0.0 [+0.0, +0.0] |"
+    assert back == "| b - a | 3 | -3.0 [-9.6, +3.6] | +0.0 [+0.0, +0.0] |"
+    with pytest.raises(ValueError, match="a and c have no stream in common"):
+        as_differences([*records, lone], [("a", "c")])
+    with pytest.raises(ValueError, match="there is no row 'd'; there are a, b"):
+        as_differences(records, [("a", "d")])
 
 
 def test_means_have_a_column_for_each_suite_the_shorter_stream_first():
