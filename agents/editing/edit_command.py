@@ -6,7 +6,7 @@ import sys
 import time
 import warnings
 from collections.abc import Collection, Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -18,6 +18,7 @@ from rich.text import Text
 
 from agents.editing import corrections, summary, unrelated
 from agents.editing.arguments import EditArgs
+from agents.editing.choice import choose_method
 from agents.editing.editor import BatchResult, LifelongEditor, TooManyDeltasError
 from agents.editing.preparation import choose_agent
 from agents.editing.saving import check_place
@@ -51,6 +52,7 @@ def edit(args: EditArgs) -> None:
     _check_arguments(args)
     edits = edits_for(args.edits, args.bad_records, args.model, args.device, args.dtype, _needs_subjects(args))
     with _Display(len(edits)) as display:
+        args = _with_method(args, edits, display)
         _note_precision(args, display)
         with _open_editor(args, edits, display) as editor:
             warning = _too_few_at_first(args, editor, edits)
@@ -71,6 +73,18 @@ def edit(args: EditArgs) -> None:
         print(json.dumps(report))
     else:
         _print_summary(args, edits, report, len(corrections.not_applied(editor, edits)), saved)
+
+
+def _with_method(args: EditArgs, edits: EditFile, display: "_Display") -> EditArgs:
+    """The arguments with the method that ``auto`` stands for, which is said."""
+    if args.method != "auto":
+        return args
+    choice = choose_method(args, edits)
+    where = f" in {', '.join(choice.modules)}" if choice.modules else ""
+    if choice.method != "rledit":
+        display.say(f"method: {choice.method}{where}: {choice.reason} (--method takes another)")
+    modules = (choice.modules, None) if choice.modules else (args.modules, args.preset)
+    return replace(args, method=choice.method, settings=choice.settings, modules=modules[0], preset=modules[1])
 
 
 def _is_same_file(one: Path, other: Path) -> bool:
@@ -119,7 +133,7 @@ def _check_arguments(args: EditArgs) -> None:
 
 def _needs_subjects(args: EditArgs) -> bool:
     """Whether the method looks facts up by their subject; those that take a policy do not."""
-    if args.policy is not None or args.method == "rledit":
+    if args.policy is not None or args.method in ("auto", "rledit"):
         return False
     settings = None if args.settings is None else _read_settings(args.settings)
     return "subjects" in choose_agent(args.method, None, args.model, settings).needs
@@ -202,8 +216,16 @@ def _open_editor(args: EditArgs, edits: EditFile, display: _Display) -> Lifelong
         seed=args.seed,
         train_eos=args.train_eos,
         observed_tokens=args.observed_tokens,
+        target_end=_target_end(args),
         progress=lambda what, done, total: display.show(what),
     )
+
+
+def _target_end(args: EditArgs) -> str | None:
+    """As the editor takes it."""
+    if args.train_eos or args.target_end == "none":
+        return ""
+    return None if args.target_end == "auto" else args.target_end
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
@@ -327,7 +349,7 @@ def _evaluate(
         report |= editor.evaluate()
         outcomes = corrections.outcomes(editor, edits, held)
         corrections.write_lines(args.output / "results.jsonl", outcomes)
-        answers = [asdict(answer) for answer in unrelated.answers(editor.lm, editor.edits)]
+        answers = [answer.as_row() for answer in unrelated.answers(editor.lm, editor.edits)]
         corrections.write_lines(args.output / "unrelated.jsonl", answers)
         report |= summary.of(outcomes, answers, report.get("drift"))
         atomic_write_text(args.output / "report.html", summary.page(report, outcomes, answers))

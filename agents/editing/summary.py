@@ -27,7 +27,7 @@ def of(
 
     Returns:
         ``hold`` and ``goes_on``, how many corrections; ``not_said`` and ``lost``, which ones, by their ids; ``examples``
-        of what is said in their place; ``unrelated`` with ``asked`` and ``changed`` in all and by kind.
+        of what is said in their place; ``unrelated`` with ``asked``, ``changed`` (and, in all, ``reworded``) in all and by kind.
     """
     not_said = [row for row in outcomes if not row["begins_right"]]
     kinds = dict.fromkeys(answer["kind"] for answer in answers)
@@ -42,6 +42,7 @@ def of(
         "unrelated": {
             "asked": len(answers),
             "changed": sum(answer["changed"] for answer in answers),
+            "reworded": sum(answer["reworded"] for answer in answers),
             "by_kind": {
                 kind: {
                     "asked": sum(answer["kind"] == kind for answer in answers),
@@ -71,7 +72,8 @@ def headline(report: Mapping[str, Any]) -> list[str]:
         lines.append(f"{len(report['lost'])} that held before this run are lost: {', '.join(report['lost'][:5])}")
     unrelated = report["unrelated"]
     lines.append(
-        f"{unrelated['changed']} of {unrelated['asked']} unrelated answers changed (unrelated.jsonl has them); "
+        f"{unrelated['changed']} of {unrelated['asked']} unrelated answers changed, {unrelated['reworded']} are "
+        f"worded differently, with the old words still likely (unrelated.jsonl has them); "
         f"perplexity of other text {_percent(report['perplexity_factor'])}"
     )
     return lines
