@@ -22,6 +22,7 @@ from agents.editing.choice import choose_method
 from agents.editing.editor import BatchResult, LifelongEditor, TooManyDeltasError
 from agents.editing.preparation import choose_agent
 from agents.editing.saving import check_place
+from agents.editing.valid_json import valid_json
 from agents.progress import progress_bars
 from editenv.atomic_files import atomic_write_text
 from editenv.data.files import EditFile, FileOptions, load_file_edits
@@ -70,7 +71,7 @@ def edit(args: EditArgs) -> None:
         saved += ["results.jsonl", "unrelated.jsonl", "report.html"]
     saved.append("report.json")
     if args.json:
-        print(json.dumps(report))
+        print(valid_json(report))
     else:
         _print_summary(args, edits, report, len(corrections.not_applied(editor, edits)), saved)
 
@@ -357,7 +358,7 @@ def _evaluate(
         # Whatever a model or tokenizer of somebody's own may fail with: the edited one is saved, and this is told.
         report["not_evaluated"] = f"{type(error).__name__}: {error}"
         display.say(f"the edited model is saved, but could not be asked about its edits: {report['not_evaluated']}")
-    atomic_write_text(args.output / "report.json", json.dumps(report, indent=2) + "\n")
+    atomic_write_text(args.output / "report.json", valid_json(report, indent=2) + "\n")
     return report
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from agents.editing.valid_json import valid_json
 from editenv.data.text import printable
 
 BATCH = {"batch", "edits", "applied", "reason", "efficacy", "ids", "content"}
@@ -93,7 +94,7 @@ def log(output: Path, as_json: bool = False) -> None:
             for id, content in zip(entry["ids"], entry["content"], strict=True):
                 what = {name: entry.get(name) for name in ("batch", "time", "applied", "reason")}
                 correction = {"id": id, "prompt": content["prompt"], "target": content["target"]}
-                print(json.dumps(what | correction, ensure_ascii=False))
+                print(valid_json(what | correction, ensure_ascii=False))
         return
     table = Table("batch", "when (UTC)", "edits", "what became of it", "the first of them")
     for entry in entries:
