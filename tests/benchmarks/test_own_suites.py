@@ -237,6 +237,23 @@ def test_records_that_changed_are_not_mixed_in(facts, model_folder, tmp_path, ca
         main(arguments)
 
 
+def test_cells_of_other_default_modules_are_not_mixed_in(facts, model_folder, tmp_path, capsys):
+    """Neither suite nor agent names them, and fingerprints are of weights: the model's config decides."""
+    shutil.copytree(model_folder, "tiny")
+    arguments = Args(out=tmp_path / "out", own=OwnData("facts.jsonl", batches=1), model="./tiny", agents=("no-edit",))
+    assert main(arguments) == 0
+    assert main(arguments) == 0
+    assert "already there" in capsys.readouterr().out
+    (record,) = read(tmp_path / "out/results.jsonl")
+    config = json.loads(Path("tiny/config.json").read_text())
+    Path("tiny/config.json").write_text(json.dumps(config | {"edited_modules": ["layers.0.mlp.down_proj"]}))
+    now = r"now model\.layers\.0\.mlp\.down_proj"
+    with pytest.raises(SystemExit, match=rf"another modules \({', '.join(record.modules)}, {now}\)"):
+        main(arguments)
+    assert main(replace(arguments, modules=tuple(record.modules), out=tmp_path / "named")) == 0
+    assert main(replace(arguments, modules=tuple(record.modules), out=tmp_path / "named")) == 0
+
+
 # -- text ---------------------------------------------------------------------------------------------------------
 
 
