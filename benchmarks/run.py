@@ -221,7 +221,7 @@ def suite_of(args: Args) -> Suite:
         FileNotFoundError: If a file of one's own is not there.
     """
     own = args.own
-    return own.suite(args.suite, split="test").at(
+    return own.suite(args.suite, "test", args.data).at(
         args.model,
         args.data,
         modules_of(args.modules, args.preset),

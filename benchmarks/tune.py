@@ -311,7 +311,7 @@ def suite_of(args: Args) -> Suite:
         FileNotFoundError: If a file of one's own is not there.
     """
     name = SUITE if args.suite is None and args.own.edits is None else args.suite
-    suite = args.own.suite(name, split="validation")
+    suite = args.own.suite(name, "validation", args.data)
     if suite.split not in ("train", "validation"):
         raise ValueError(f"{suite.id} is of split {suite.split}: choices are never made on the test split")
     modules = modules_of(args.modules, args.preset)

@@ -260,7 +260,7 @@ def _named_suite(record: Record, args: Args) -> Suite:
         ValueError: If it is neither.
     """
     if args.suite is not None or args.own.edits is not None:
-        given = args.own.suite(args.suite, split="test")
+        given = args.own.suite(args.suite, "test", args.data)
         if given.label == record.suite:
             return given
     try:

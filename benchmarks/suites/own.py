@@ -41,12 +41,13 @@ class OwnData:
     drift_text: str | None = None
     """The same for what drift is measured on."""
 
-    def suite(self, name: str | None, split: str) -> Suite:
+    def suite(self, name: str | None, split: str, data: Path | None = None) -> Suite:
         """The suite of this name or file, or that of the records.
 
         Args:
             name: What ``--suite`` says.
             split: The part of the records where ``--split`` says none.
+            data: What ``--data`` says.
 
         Raises:
             ValueError: If both are given or neither, or if the records fill no batch.
@@ -61,6 +62,10 @@ class OwnData:
             if name is None:
                 raise ValueError("what is to be edited? Give --suite NAME, --suite FILE.json, or --edits FILE")
             return find(name)
+        if data is not None:
+            raise ValueError(
+                f"--data is the folder of a suite's data sets; --edits names its file itself ({self.edits})"
+            )
         if name is not None:
             raise ValueError(f"give --suite or --edits, not both (--suite {name} --edits {self.edits})")
         return suite_of(self.edits, self.split or split, self.edits_per_step, self.batches)

@@ -222,6 +222,14 @@ def test_options_that_do_not_fit_are_refused(facts, options, suite, words, tmp_p
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_of_data_sets_is_not_the_folder_of_the_records(facts, tmp_path):
+    arguments = Args(
+        out=tmp_path / "out", own=OwnData("facts.jsonl"), data=tmp_path, model="atlas", agents=("no-edit",)
+    )
+    with pytest.raises(SystemExit, match="--data is the folder of a suite's data sets"):
+        main(arguments)
+
+
 def test_records_that_changed_are_not_mixed_in(facts, model_folder, tmp_path, capsys):
     arguments = Args(
         out=tmp_path / "out", own=OwnData("facts.jsonl", batches=1), model=model_folder, agents=("no-edit",)
