@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from agents.editing.arguments import EditArgs
+from agents.editing.arguments import AdviseArgs, EditArgs
 from agents.editing.guard import BadEditError
 from agents.rows import ROWS
 from editenv.arguments import NonNegativeInt, PositiveInt, check_fields
@@ -413,8 +413,15 @@ def edit(args: EditArgs) -> None:
     run(args)
 
 
+def advise(args: AdviseArgs) -> None:
+    from agents.editing.advise import advise as run
+
+    run(args)
+
+
 COMMANDS: dict[Any, Callable[[Any], None]] = {
     EditArgs: edit,
+    AdviseArgs: advise,
     EvaluateArgs: evaluate,
     ApplyArgs: apply,
     RevertArgs: revert,

@@ -10,10 +10,10 @@ from editenv.language_model.editable_lm import EditableLM
 SELF_WRITTEN = "self-written"
 """Names it where a text is asked for."""
 
-MOST = 400
+MOST = 256
 """Texts, whatever a method asks for: writing takes much longer than reading."""
 
-TOKENS = 48
+TOKENS = 40
 """Of each text."""
 
 TOGETHER = 64

@@ -1,4 +1,4 @@
-"""Options of ``editenv edit``; imported without torch, so that the help and usage errors come at once."""
+"""Options of ``editenv edit`` and ``editenv advise``; imported without torch, so that the help and usage errors come at once."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,6 +81,36 @@ class EditArgs:
     seed: int = 0
     json: bool = False
     """Print the report as one JSON object instead of a summary."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass
+class AdviseArgs:
+    """Tries two or three methods on a few of the corrections and prints what each would cost. Nothing is saved.
+
+    editenv advise --model ./my-model --edits corrections.jsonl
+    """
+
+    edits: str
+    """File of edits."""
+    model: str = EMBEDDED
+    """A name of `editenv models`, a Hugging Face folder, a GGUF file or a hub id."""
+    methods: tuple[str, ...] = ()
+    """Rows of `editenv methods` to try, with their own settings; by default what `editenv edit` would take, and what it
+    takes for corrections without a subject."""
+    corrections: PositiveInt = 8
+    """How many are tried, spread evenly over the file."""
+    text: str | None = None
+    """Text that methods may take statistics of, as for `editenv edit`."""
+    training: str | None = None
+    """Data set that methods may learn from, as for `editenv edit`."""
+    device: str = "cpu"
+    dtype: str = "float32"
+    seed: int = 0
+    json: bool = False
+    """Print one JSON object a method."""
 
     def __post_init__(self) -> None:
         check_fields(self)

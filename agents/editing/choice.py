@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from agents.editing.arguments import EditArgs
 from agents.settings import settings_path
@@ -59,6 +60,18 @@ def choose_method(args: EditArgs, edits: Sequence[Edit]) -> Choice:
         return Choice(begun, args.settings, args.modules, "this run was begun with it")
     reason = f"{without} of {len(edits)} corrections have no subject in their prompt; with a field 'subject' more methods work"
     return Choice(WITHOUT_SUBJECTS, args.settings, args.modules, reason)
+
+
+def settings_file(path: Path) -> dict[str, Any]:
+    """Constructor arguments of a JSON file, or those under ``settings`` in it, as ``benchmarks.tune`` writes them."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    settings = content.get("settings", content) if isinstance(content, dict) else content
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} must hold an object of arguments, not {settings!r}")
+    return settings
 
 
 def lookup_modules(args: EditArgs) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from agents.editing import corrections, summary, unrelated
 from agents.editing.arguments import EditArgs
-from agents.editing.choice import choose_method
+from agents.editing.choice import choose_method, settings_file
 from agents.editing.editor import BatchResult, LifelongEditor, TooManyDeltasError
 from agents.editing.preparation import choose_agent
 from agents.editing.saving import check_place
@@ -136,7 +136,7 @@ def _needs_subjects(args: EditArgs) -> bool:
     """Whether the method looks facts up by their subject; those that take a policy do not."""
     if args.policy is not None or args.method in ("auto", "rledit"):
         return False
-    settings = None if args.settings is None else _read_settings(args.settings)
+    settings = None if args.settings is None else settings_file(args.settings)
     return "subjects" in choose_agent(args.method, None, args.model, settings).needs
 
 
@@ -206,7 +206,7 @@ def _open_editor(args: EditArgs, edits: EditFile, display: _Display) -> Lifelong
         policy=args.policy,
         output=args.output,
         modules=modules_of(args.modules, args.preset) or None,
-        settings=None if args.settings is None else _read_settings(args.settings),
+        settings=None if args.settings is None else settings_file(args.settings),
         training=args.training,
         text=args.text,
         edits=f"batches of {args.edits_per_step}",
@@ -227,18 +227,6 @@ def _target_end(args: EditArgs) -> str | None:
     if args.train_eos or args.target_end == "none":
         return ""
     return None if args.target_end == "auto" else args.target_end
-
-
-def _read_settings(path: Path) -> dict[str, Any]:
-    """Constructor arguments of a JSON file, or those under ``settings`` in it, as ``benchmarks.tune`` writes them."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    settings = content.get("settings", content) if isinstance(content, dict) else content
-    if not isinstance(settings, dict):
-        raise ValueError(f"{path} must hold an object of arguments, not {settings!r}")
-    return settings
 
 
 def _edit_the_rest(args: EditArgs, editor: LifelongEditor, edits: EditFile, display: _Display) -> None:
@@ -346,6 +334,7 @@ def _evaluate(
     report: dict[str, Any] = {"model": args.model, "method": args.method, "edits_file": args.edits}
     report |= {"asked": len(edits), "left_out": dict(edits.report.bad)}
     report |= {"warning": warning} if warning is not None else {}
+    report |= {"target_end": editor.target_end} if editor.target_end else {}
     try:
         report |= editor.evaluate()
         outcomes = corrections.outcomes(editor, edits, held)
@@ -381,7 +370,7 @@ def _print_summary(args: EditArgs, edits: EditFile, report: dict[str, Any], refu
     if "edits" in report:
         count = f"{report['edits']} edits" if not refused else f"{report['edits']} of {len(edits)} edits"
         show_scores(printable(f"{count} of {args.edits}"), report)
-    if report.get("goes_on") and not args.train_eos:
+    if report.get("goes_on") and not args.train_eos and not report.get("target_end"):
         hint = "the end of an answer was not taught (--train-eos, in another folder)"
         print(f"{report['goes_on']} of the answers are right and go on: {hint}")
     if refused:

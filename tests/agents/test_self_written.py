@@ -73,4 +73,4 @@ def test_the_covariance_is_that_of_the_texts(make_env, monkeypatch):
 def test_a_models_text_fits_into_its_context(model_folder):
     _, tokenizer = load_model(model_folder)
     longest = max(map(len, tokenizer(list(self_written.BEGINNINGS))["input_ids"]))
-    assert longest + 48 < 128
+    assert longest + self_written.TOKENS < 128
