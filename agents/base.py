@@ -61,6 +61,9 @@ class Agent(ABC):
     kept_seconds: float = 0.0
     """What making the things taken from the workspace had cost; part of the reported setup."""
 
+    changes: tuple[str, ...] = ("weights",)
+    """What its actions change: ``"weights"`` by deltas, ``"side memory"`` by :class:`editenv.memories.Memory`."""
+
     environment: Mapping[str, Any] = {}
     """Where it edits, if its settings say: arguments of the environment (:data:`agents.settings.ENVIRONMENT`), which hold
     where a suite leaves them open."""
@@ -112,7 +115,8 @@ class Agent(ABC):
             info: ``info["batch"]`` and ``info["attempt"]`` say what is observed, both from 0.
 
         Returns:
-            For each module a ``(d_in, d_out)`` tensor, array or :class:`editenv.deltas.LowRank`.
+            For each module a ``(d_in, d_out)`` tensor, array or :class:`editenv.deltas.LowRank`; or, of an agent that
+            declares it (:attr:`changes`), a :class:`editenv.memories.Memory`.
         """
 
     # -- what a batch leaves in the agent: for runs that are reverted, interrupted and gone on with ------------------

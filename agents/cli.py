@@ -328,7 +328,7 @@ def methods(args: MethodsArgs) -> None:
     elif args.json:
         from agents.registry import make_agent
 
-        print(json.dumps({name: {"about": row.about, "needs": make_agent(name).needs} for name, row in ROWS.items()}))
+        print(json.dumps({name: {"about": row.about, **_declared(make_agent(name))} for name, row in ROWS.items()}))
     else:
         width = max(map(len, ROWS))
         # On a terminal no word is broken; elsewhere a row is a line.
@@ -336,6 +336,11 @@ def methods(args: MethodsArgs) -> None:
         for name, row in ROWS.items():
             line = f"{name:<{width}}  {row.about}"
             print(textwrap.fill(line, columns, subsequent_indent=" " * (width + 2), break_on_hyphens=False))
+
+
+def _declared(agent: Any) -> dict[str, Any]:
+    """What an agent says of itself."""
+    return {"needs": agent.needs, "changes": agent.changes}
 
 
 def _method(name: str, as_json: bool) -> None:
@@ -347,7 +352,7 @@ def _method(name: str, as_json: bool) -> None:
 
     hyperparameters = resolved_settings(name)
     row, agent = ROWS[name], make_agent(name)
-    about = {"about": row.about, "paper": row.paper, "class": row.agent, "needs": agent.needs, "settings": row.settings}
+    about = {"about": row.about, "paper": row.paper, "class": row.agent, **_declared(agent), "settings": row.settings}
     if as_json:
         print(json.dumps({"name": name, **about, "hyperparameters": [asdict(one) for one in hyperparameters]}))
         return
@@ -356,6 +361,7 @@ def _method(name: str, as_json: bool) -> None:
     console.print(f"paper     {row.paper or 'none: it is a control'}", markup=False)
     console.print(f"class     {row.agent}", markup=False)
     console.print(f"needs     {'; '.join(NEEDS[need] for need in agent.needs) or 'the gradient alone'}", markup=False)
+    console.print(f"changes   {' and '.join(agent.changes)}", markup=False)
     if row.settings is not None:
         console.print(f"settings  agents/settings/{row.settings}.json: {row.chosen()}", markup=False)
     table = Table("hyperparameter", "value", "from", box=None, pad_edge=False)

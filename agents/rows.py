@@ -31,6 +31,7 @@ class Row:
         arguments: What makes the row the row on any model, unless settings say otherwise.
         settings: ``FOLDER/METHOD`` of agents/settings: what was chosen for the embedded model. None if it takes none.
         fixed: What sets the row apart from others with the same settings; settings do not change it.
+        changes: What the class says that it changes (:attr:`agents.base.Agent.changes`), for tables that load no class.
     """
 
     about: str
@@ -39,6 +40,7 @@ class Row:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     settings: str | None = None
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    changes: tuple[str, ...] = ("weights",)
 
     def load(self) -> "type[Agent]":
         """The class."""
@@ -97,6 +99,8 @@ STABLEEDIT_PAPER = "Ma et al. 2026, arXiv 2605.11836"
 LOCFT_BF_PAPER = "Yang et al. 2026, ICLR, openreview.net/forum?id=cfHuA5jsPt"
 MEMIT_PAPER = "Meng et al. 2023, ICLR, arXiv 2210.07229"
 ALPHAEDIT_PAPER = "Fang et al. 2025, ICLR, arXiv 2410.02355"
+
+SIDE_MEMORY = ("side memory",)
 
 MEND_NETWORK: Mapping[str, Any] = {"network": "mend", "blocks": 2}
 MALMEN_NETWORK: Mapping[str, Any] = {"network": "malmen", "blocks": 2}
@@ -176,6 +180,27 @@ ROWS: dict[str, Row] = {
         "agents.baselines.lora:LoRA",
         "Hu et al. 2022, ICLR, arXiv 2106.09685",
         settings="atlas/lora",
+    ),
+    "grace": Row(
+        "GRACE: a codebook beside the module, with balls that split and grow",
+        "agents.baselines.grace:GRACE",
+        "Hartvigsen et al. 2023, NeurIPS, arXiv 2211.11031",
+        settings="atlas/grace",
+        changes=SIDE_MEMORY,
+    ),
+    "t-patcher": Row(
+        "T-Patcher: a neuron beside the module for each mistake, trained to fire on it alone",
+        "agents.baselines.t_patcher:TPatcher",
+        "Huang et al. 2023, ICLR, arXiv 2301.09785",
+        settings="atlas/t-patcher",
+        changes=SIDE_MEMORY,
+    ),
+    "wise": Row(
+        "WISE: a side copy of the weight, for tokens that it changes by more than a margin",
+        "agents.baselines.wise:WISE",
+        "Wang et al. 2024, NeurIPS, arXiv 2405.14768",
+        settings="atlas/wise",
+        changes=SIDE_MEMORY,
     ),
     "lora-merge": Row(
         "an adapter fine-tuned on each batch, of which a share is merged",
@@ -510,3 +535,8 @@ ROWS: dict[str, Row] = {
         "a policy that ships with the package", RLEDIT, RLEDIT_PAPER, fixed={"policy": packaged_policy("atlas")}
     ),
 }
+
+
+def row_of(agent: str) -> Row | None:
+    """The row of a name, or of a method with the settings of another folder (``METHOD@FOLDER``); None for other names."""
+    return ROWS.get(agent) or ROWS.get(agent.partition("@")[0])

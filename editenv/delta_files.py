@@ -14,9 +14,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from editenv.atomic_files import atomic_write
-from editenv.deltas import Delta, LowRank
+from editenv.deltas import LowRank
 from editenv.identity import Identity, cautions, differences, fingerprint, frozen_fingerprint, identity
 from editenv.language_model.editable_lm import EditableLM
+from editenv.memories import PARTS, Change, Memory, no_memory
 from editenv.rounding import beyond_rounding
 
 FORMAT = "lifelongedit-deltas-1"
@@ -29,25 +30,29 @@ WEIGHTS = "weights/"
 """Begins the names of what is kept of the weights, beside the deltas."""
 
 
-def tensors_of(actions: Sequence[Mapping[str, Delta]]) -> dict[str, torch.Tensor]:
-    """The factors of each action's deltas, by ``action/module/left|right|dense``; actions count from 0."""
+def tensors_of(actions: Sequence[Mapping[str, Change]]) -> dict[str, torch.Tensor]:
+    """The factors of each action's deltas, by ``action/module/left|right|dense``, and the tensors of its memories, by
+    ``action/module/GATE-keys|GATE-values|GATE-thresholds|GATE-rows``, the last if it has any; actions count from 0.
+    """
     tensors: dict[str, torch.Tensor] = {}
     for i, deltas in enumerate(actions):
         for name, delta in deltas.items():
             if isinstance(delta, LowRank):
                 tensors[f"{i}/{name}/left"], tensors[f"{i}/{name}/right"] = delta.left, delta.right
+            elif isinstance(delta, Memory):
+                tensors |= {f"{i}/{name}/{delta.gate}-{part}": tensor for part, tensor in delta.parts().items()}
             else:
                 tensors[f"{i}/{name}/dense"] = delta
     return tensors
 
 
-def read_delta(tensors: Mapping[str, torch.Tensor]) -> list[dict[str, Delta]]:
+def read_delta(tensors: Mapping[str, torch.Tensor]) -> list[dict[str, Change]]:
     """The actions that :func:`tensors_of` took apart; tensors of other names are passed over.
 
     Raises:
-        ValueError: If one of two factors is missing.
+        ValueError: If one of two factors is missing, or a part of a memory.
     """
-    actions: dict[int, dict[str, Delta]] = {}
+    actions: dict[int, dict[str, Change]] = {}
     for key, tensor in tensors.items():
         number, _, rest = key.partition("/")
         if not number.isdecimal():
@@ -60,12 +65,20 @@ def read_delta(tensors: Mapping[str, torch.Tensor]) -> list[dict[str, Delta]]:
             if right not in tensors:
                 raise ValueError(f"not a file of deltas: it holds {key} without {right}")
             actions.setdefault(int(number), {})[name] = LowRank(tensor, tensors[right])
+        elif part.endswith("-keys"):
+            gate: Any = part.removesuffix("-keys")
+            parts = {part: tensors.get(f"{number}/{name}/{gate}-{part}") for part in PARTS}
+            if missing := [part for part, value in parts.items() if value is None]:
+                raise ValueError(f"not a file of deltas: it holds {key} without its {', '.join(missing)}")
+            memory: dict[str, Any] = parts
+            rows = tensors.get(f"{number}/{name}/{gate}-rows")
+            actions.setdefault(int(number), {})[name] = Memory(gate, **memory, rows=rows)
     return [actions[i] for i in sorted(actions)]
 
 
 def write_delta_file(
     path: Path,
-    actions: Sequence[Mapping[str, Delta]],
+    actions: Sequence[Mapping[str, Change]],
     before: str,
     after: str,
     frozen: str | None = None,
@@ -109,7 +122,7 @@ def _digest_of(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str])
     return digest.hexdigest()
 
 
-def read_delta_file(path: Path) -> tuple[list[dict[str, Delta]], dict[str, str]]:
+def read_delta_file(path: Path) -> tuple[list[dict[str, Change]], dict[str, str]]:
     """The actions of a file, and its metadata.
 
     Raises:
@@ -120,7 +133,7 @@ def read_delta_file(path: Path) -> tuple[list[dict[str, Delta]], dict[str, str]]
     return actions, metadata
 
 
-def _read(path: Path) -> tuple[list[dict[str, Delta]], dict[str, str], dict[str, torch.Tensor]]:
+def _read(path: Path) -> tuple[list[dict[str, Change]], dict[str, str], dict[str, torch.Tensor]]:
     """The actions, the metadata, and the weights kept to judge results by."""
     with _opened(path) as (file, metadata):
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dictionary
@@ -259,7 +272,7 @@ def _check_rest(lm: EditableLM, path: Path, metadata: Mapping[str, str]) -> None
         warnings.warn(f"{path}: {caution}", stacklevel=4)
 
 
-def _check_shapes(lm: EditableLM, path: Path, actions: Sequence[Mapping[str, Delta]]) -> None:
+def _check_shapes(lm: EditableLM, path: Path, actions: Sequence[Mapping[str, Change]]) -> None:
     """Whether every delta can be added to its module.
 
     Raises:
@@ -267,6 +280,12 @@ def _check_shapes(lm: EditableLM, path: Path, actions: Sequence[Mapping[str, Del
     """
     for number, deltas in enumerate(actions, start=1):
         for name, delta in deltas.items():
+            if isinstance(delta, Memory):
+                if delta.shape != lm.shape(name):
+                    raise ValueError(
+                        f"{path}: action {number} has a memory for {delta.shape} beside {name}, whose shape is {lm.shape(name)}"
+                    )
+                continue
             factors = (delta.left, delta.right) if isinstance(delta, LowRank) else (delta,)
             fit = len(factors) == 1 or factors[0].shape[-1] == factors[1].shape[0]
             if (
@@ -284,7 +303,7 @@ def _judge(
     lm: EditableLM,
     path: Path,
     expected: str,
-    actions: Sequence[Mapping[str, Delta]],
+    actions: Sequence[Mapping[str, Change]],
     weights: Mapping[str, torch.Tensor],
     which: Literal["base", "edited"],
 ) -> Match:
@@ -318,5 +337,7 @@ def _judge(
     return "rounding"
 
 
-def _negative(delta: Delta) -> Delta:
+def _negative(delta: Change) -> Change:
+    if isinstance(delta, Memory):
+        return no_memory(delta.shape)  # the base model has none
     return LowRank(-delta.left, delta.right) if isinstance(delta, LowRank) else -delta

@@ -21,13 +21,14 @@ from editenv.evaluation.batch import PROMPT, EvaluationBatch, encode_evaluation
 from editenv.language_model.editable_lm import EditableLM, Gradient, ObservedTokens
 from editenv.language_model.prompts import Prompts, answer_ids
 from editenv.language_model.subjects import check_subjects_have_gradient, end_of_subject, subject_tokens
+from editenv.memories import Change, Memory, deltas_of, merged
 from editenv.models import load_model
 from editenv.models.modules import default_modules
 from editenv.renamed import renamed_keywords
 from editenv.rewards import RewardConfig
 
 Observation = dict[str, dict[str, np.ndarray]]
-Action = Mapping[str, "np.ndarray | Delta"]
+Action = Mapping[str, "np.ndarray | Change"]
 
 
 class Stream(Sequence[Edit]):
@@ -297,10 +298,12 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         return self.padded(self._gradients), info
 
     def step(self, action: Action) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Adds a delta to each edited module's weight.
+        """Adds a delta to each edited module's weight, or puts a side memory beside it.
 
         Args:
-            action: For every edited module a ``(d_in, d_out)`` array, tensor or :class:`editenv.deltas.LowRank`.
+            action: For every edited module a ``(d_in, d_out)`` array, tensor or :class:`editenv.deltas.LowRank`; or a
+                :class:`editenv.memories.Memory`, which takes the place of the module's memory as a whole, or changes
+                and adds the entries of its ``rows``. The action space has deltas alone.
 
         Returns:
             The next observation (of the same batch while ``actions_per_batch`` lasts), the reward of eq. 10, whether
@@ -315,15 +318,15 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
             raise RuntimeError("step: the episode is over (or never began); call reset() first")
         return self._move_on(*self._edit(self.checked(action)))
 
-    def _edit(self, deltas: Mapping[str, Delta]) -> tuple[rewards.RewardTerms, dict[str, float | None]]:
-        """The first half of :meth:`step`: the weights are changed and judged."""
+    def _edit(self, changes: Mapping[str, Change]) -> tuple[rewards.RewardTerms, dict[str, float | None]]:
+        """The first half of :meth:`step`: the model is changed and judged."""
         lm, batch = self.language_model, self._open
-        lm.apply(deltas)
+        lm.apply(changes)
         with torch.no_grad():
             logits = lm.logits(batch.evaluation.prompts)
         # One forward serves metrics and reward, unless the reward has tokens of its own.
         reward_logits = logits[batch.reward.tokens] if batch.training_targets is batch.evaluation else None
-        terms = self.reward.step(batch.reward, deltas, reward_logits)
+        terms = self.reward.step(batch.reward, deltas_of(changes), reward_logits)
         scores = metrics.teacher_forced(lm, batch.evaluation, choices=logits.argmax(-1)).percentages()
         for_heat_map = batch.evaluation if self.render_mode == "rgb_array" else None
         self.history.add(self.batches_done, self.attempt, for_heat_map, terms, scores)
@@ -603,20 +606,41 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         """Where the stream stands: what the returned observation is about."""
         return {"batch": self.batches_done, "attempt": self.attempt, "edits": self.batches_done * self.edits_per_step}
 
-    def checked(self, action: Action) -> dict[str, Delta]:
-        """The action as deltas on the model's device; nothing is changed if anything about it is wrong."""
+    def checked(self, action: Action) -> dict[str, Change]:
+        """The action as deltas and memories on the model's device; nothing is changed if anything about it is wrong."""
         names = self.language_model.modules.keys()
         if not isinstance(action, Mapping):
             raise ValueError(f"action must map each edited module to a delta, not be a {type(action).__name__}")
         for name in action:
             if name not in names:
                 raise ValueError(f"action: unknown module {name!r}; the edited modules are {', '.join(names)}")
-        deltas: dict[str, Delta] = {}
+        changes: dict[str, Change] = {}
         for name in names:
             if name not in action:
                 raise ValueError(f"action: no delta for module {name!r}; give zeros to leave it as it is")
-            deltas[name] = self._delta(name, action[name])
-        return deltas
+            given = action[name]
+            changes[name] = self._memory(name, given) if isinstance(given, Memory) else self._delta(name, given)
+        return changes
+
+    def _memory(self, name: str, given: Memory) -> Memory:
+        """A module's memory, in float32 on the model's device; raises as :meth:`_delta` does."""
+        expected = self.language_model.shape(name)
+        if given.shape != expected:
+            raise ValueError(
+                f"action: module {name!r} expects a memory for {expected}, was given one for {given.shape}"
+            )
+        for part, tensor in given.parts().items():
+            if not tensor.isfinite().all():
+                raise RefusedActionError(
+                    f"action: module {name!r} was given a memory with NaN or infinity in its {part}"
+                )
+        memory = Memory(given.gate, **{part: tensor.detach() for part, tensor in given.parts().items()})
+        memory = memory.to(self.language_model.device, torch.float32)
+        try:
+            merged(self.language_model.memories.get(name), memory)
+        except ValueError as error:
+            raise ValueError(f"action: module {name!r}: {error}") from None
+        return memory
 
     def _delta(self, name: str, given: Any) -> Delta:
         """A module's share of an action, in float32 on the model's device.

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from editenv.language_model.editable_lm import EditableLM
+from editenv.memories import Memory, attached
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,15 +43,20 @@ The generation config is left out as a whole: answers are greedy, whatever it sa
 
 
 def fingerprint(lm: EditableLM) -> str:
-    """SHA-256 over the edited modules: names, shapes, types and every bit of the weights as they are now."""
+    """SHA-256 over the edited modules: names, shapes, types and every bit of the weights and memories as they are
+    now.
+    """
     digest = hashlib.sha256()
     for name in lm.modules:
         _add_tensor(digest, name, lm.model.get_parameter(f"{name}.weight"))
+        if memory := lm.memories.get(name):
+            _add_memory(digest, name, memory)
     return digest.hexdigest()
 
 
 def frozen_fingerprint(lm: EditableLM) -> str:
-    """SHA-256 over every parameter that is not edited, and the tokenizer's vocabulary.
+    """SHA-256 over every parameter that is not edited, memories beside modules that are not, and the tokenizer's
+    vocabulary.
 
     Of parameters that were moved out of memory only names, shapes and types are in it.
     """
@@ -59,6 +65,9 @@ def frozen_fingerprint(lm: EditableLM) -> str:
     for name, parameter in lm.model.named_parameters():
         if name not in edited:
             _add_tensor(digest, name, parameter)
+    others = {name: module for name, module in lm.model.named_modules() if name not in lm.modules}
+    for name, memory in attached(others).items():
+        _add_memory(digest, name, memory)
     digest.update(json.dumps(sorted(lm.tokenizer.get_vocab().items())).encode())
     return digest.hexdigest()
 
@@ -162,6 +171,11 @@ def _add_tensor(digest: Any, name: str, tensor: torch.Tensor) -> None:
     digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
     if not tensor.is_meta:  # moved out of memory
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+
+
+def _add_memory(digest: Any, name: str, memory: Memory) -> None:
+    for part, tensor in memory.parts().items():
+        _add_tensor(digest, f"{name}/{memory.gate}/{part}", tensor)
 
 
 def _effective(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import torch
 
 from editenv.deltas import Delta, LowRank
 from editenv.language_model.editable_lm import EditableLM
+from editenv.memories import Change, deltas_of
 
 SAMPLES = 2**16
 """Weights of a module that are kept to compare with; of a smaller module all."""
@@ -50,7 +51,7 @@ def sampled_positions(shape: tuple[int, int]) -> torch.Tensor:
 
 def beyond_rounding(
     lm: EditableLM,
-    actions: Sequence[Mapping[str, Delta]],
+    actions: Sequence[Mapping[str, Change]],
     weights: Mapping[str, torch.Tensor],
     which: Literal["base", "edited"],
 ) -> str | None:
@@ -66,7 +67,7 @@ def beyond_rounding(
         positions = sampled_positions(lm.shape(name))
         base = weights[f"base/{name}"].double()
         found, expected = lm.weight(name).flatten().cpu()[positions].double(), weights[f"{which}/{name}"].double()
-        deltas = [action[name] for action in actions if name in action]
+        deltas = [deltas_of(action)[name] for action in actions if name in deltas_of(action)]
         dtype = lm.model.get_parameter(f"{name}.weight").dtype
         bound = torch.cat(
             [

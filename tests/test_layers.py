@@ -17,7 +17,9 @@ ABOVE = {"editenv": {"agents", "benchmarks"}, "agents": {"benchmarks"}, "benchma
 FLOORS = {
     "editenv": [
         {"atomic_files", "renamed", "collisions", "arguments"},
-        {"models", "data", "deltas", "sealed_json"},
+        {"deltas", "sealed_json"},
+        {"memories"},
+        {"models", "data"},
         {"language_model", "output_folders"},
         {"identity", "rounding"},
         {"evaluation", "delta_files", "journal"},
@@ -30,6 +32,7 @@ FLOORS = {
     ],
     "agents": [
         {"base", "settings", "progress"},
+        {"self_written"},
         {"covariance", "preconditioner", "view"},
         {"hypernetwork"},
         {"rledit", "baselines", "rl"},

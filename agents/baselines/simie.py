@@ -23,6 +23,7 @@ from editenv.data import Edit
 from editenv.deltas import Delta, LowRank, ridge_regression
 from editenv.env import Action, LifelongEditEnv
 from editenv.language_model.editable_lm import EditableLM, Gradient
+from editenv.memories import Memory
 
 EDITORS: Mapping[str, type[Agent]] = {"fine-tune": FineTune, "lora": LoRA, "memit": MEMIT, "rome": ROME}
 """The editors that can be wrapped: they look at the model themselves, and keep nothing of one batch for the next."""
@@ -110,9 +111,10 @@ class SimIE(Agent):
             with torch.enable_grad():
                 edited = self.editor.act(observation, info)
         self._finished = keys
+        weight_deltas = {name: delta for name, delta in edited.items() if not isinstance(delta, Memory)}
         deltas: dict[str, Delta] = {}
         for name, key in keys.items():
-            wanted = values[name] + outputs_of(edited[name], key)
+            wanted = values[name] + outputs_of(weight_deltas[name], key)
             deltas[name] = ridge_regression(key, wanted, 1.0, self._inverse.project(name, key))
         return deltas
 

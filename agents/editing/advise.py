@@ -134,15 +134,9 @@ def try_method(args: AdviseArgs, choice: Choice, edits: Sequence[Edit]) -> Trial
 def show(trials: Sequence[Trial]) -> None:
     """The trials as a table."""
     table = Table(title="tried, and taken back")
-    for column in (
-        "method",
-        "said",
-        "unrelated\nchanged",
-        "perplexity",
-        "seconds to\nprepare",
-        "seconds a\ncorrection",
-    ):
-        table.add_column(column, justify="left" if column == "method" else "right")
+    table.add_column("method", no_wrap=True)
+    for column in ("said", "unrelated\nchanged", "perplexity", "prepare\n(s)", "each\n(s)"):
+        table.add_column(column, justify="right")
     for trial in trials:
         if trial.refused:
             table.add_row(trial.method, "none")

@@ -25,7 +25,7 @@ class Choice:
     Attributes:
         method: A row of agents.registry.
         settings: File of its settings; None for its own.
-        modules: Edited modules, as endings of dotted names; empty for the model's default.
+        modules: Edited modules, as endings of dotted names; empty for those of the command, or the model's default.
         reason: Why, in words.
     """
 
@@ -49,17 +49,17 @@ def choose_method(args: EditArgs, edits: Sequence[Edit]) -> Choice:
         edits: All corrections.
     """
     if args.policy is not None or args.model == EMBEDDED:
-        return Choice("rledit", args.settings, args.modules, "a trained policy is there")
+        return Choice("rledit", args.settings, (), "a trained policy is there")
     begun = _begun_with(args.output)
     without = sum(not edit.subject or end_of(edit.subject, edit.prompt) is None for edit in edits)
     if begun == LOOKS_UP or (begun is None and not without):
         settings = args.settings or settings_path(LOOKS_UP, "subject-last")
-        modules = args.modules if args.modules or args.preset else lookup_modules(args)
+        modules = () if args.modules or args.preset else lookup_modules(args)
         return Choice(LOOKS_UP, settings, modules, "every correction has a subject, at which facts are looked up")
     if begun is not None:
-        return Choice(begun, args.settings, args.modules, "this run was begun with it")
+        return Choice(begun, args.settings, (), "this run was begun with it")
     reason = f"{without} of {len(edits)} corrections have no subject in their prompt; with a field 'subject' more methods work"
-    return Choice(WITHOUT_SUBJECTS, args.settings, args.modules, reason)
+    return Choice(WITHOUT_SUBJECTS, args.settings, (), reason)
 
 
 def settings_file(path: Path) -> dict[str, Any]:

@@ -84,8 +84,8 @@ def _with_method(args: EditArgs, edits: EditFile, display: "_Display") -> EditAr
     where = f" in {', '.join(choice.modules)}" if choice.modules else ""
     if choice.method != "rledit":
         display.say(f"method: {choice.method}{where}: {choice.reason} (--method takes another)")
-    modules = (choice.modules, None) if choice.modules else (args.modules, args.preset)
-    return replace(args, method=choice.method, settings=choice.settings, modules=modules[0], preset=modules[1])
+    modules = choice.modules or args.modules
+    return replace(args, method=choice.method, settings=choice.settings, modules=modules)
 
 
 def _is_same_file(one: Path, other: Path) -> bool:
@@ -332,7 +332,7 @@ def _evaluate(
         display: Told what goes wrong.
     """
     report: dict[str, Any] = {"model": args.model, "method": args.method, "edits_file": args.edits}
-    report |= {"asked": len(edits), "left_out": dict(edits.report.bad)}
+    report |= {"asked": len(edits), "left_out": dict(edits.report.bad), "changes": list(editor.agent.changes)}
     report |= {"warning": warning} if warning is not None else {}
     report |= {"target_end": editor.target_end} if editor.target_end else {}
     try:
@@ -373,6 +373,14 @@ def _print_summary(args: EditArgs, edits: EditFile, report: dict[str, Any], refu
     if report.get("goes_on") and not args.train_eos and not report.get("target_end"):
         hint = "the end of an answer was not taught (--train-eos, in another folder)"
         print(f"{report['goes_on']} of the answers are right and go on: {hint}")
+    if "model" in saved and report["changes"] != ["weights"]:
+        folder = args.output / "model"
+        print(
+            printable(
+                f"{folder} is a memory beside {args.model}, no plain transformers folder: load both by "
+                f"editenv.load_model({str(folder)!r})"
+            )
+        )
     if refused:
         print(f"{refused} edits were taken back with their batches: not-applied.jsonl has them, report.json why")
     print(printable(f"Saved in {args.output}: {', '.join(saved)}"))

@@ -28,6 +28,7 @@ from agents.editing.preparation import (
     keep_written_text,
     learning_environment,
     other_bounds,
+    refuse_both_kinds,
     require_subjects,
 )
 from agents.editing.saving import save_model
@@ -41,7 +42,6 @@ from editenv.data.edits import as_json, of_json
 from editenv.data.records import BadRecordError
 from editenv.data.text import joined
 from editenv.delta_files import read_delta, tensors_of, write_delta_file
-from editenv.deltas import Delta
 from editenv.env import RefusedActionError
 from editenv.evaluation import metrics
 from editenv.evaluation.batch import encode_evaluation, greedy_tokens
@@ -50,6 +50,7 @@ from editenv.identity import cautions, differences, fingerprint
 from editenv.journal import Journal
 from editenv.language_model.editable_lm import ObservedTokens
 from editenv.language_model.prompts import Prompts
+from editenv.memories import Change
 from editenv.models import EMBEDDED
 from editenv.output_folders import check_output
 from editenv.renamed import renamed_keywords
@@ -96,7 +97,7 @@ class BatchResult:
 class _Attempt:
     """What applying a batch came to; if there is a reason against it, it is to be taken back."""
 
-    actions: list[dict[str, Delta]]
+    actions: list[dict[str, Change]]
     efficacy: float | None
     perplexity: float
     reason: str | None
@@ -192,6 +193,7 @@ class LifelongEditor:
             "observed_tokens": observed_tokens,
         }
         learning = learning_environment(self.agent, method, training, training_options, model_arguments)
+        refuse_both_kinds(self.agent, method, model, learning.language_model)
         self.journal: Journal | None = None
         if output is not None:
             header = journal_header(self.agent, learning, method, constructed_with, settings, edits, self.guard, seed)
@@ -325,7 +327,7 @@ class LifelongEditor:
 
     def _attempt(self, before: Mapping[str, torch.Tensor]) -> _Attempt:
         """Applies the agent's actions for the batch that is presented, until one is refused, and checks the bounds."""
-        actions: list[dict[str, Delta]] = []
+        actions: list[dict[str, Change]] = []
         reason, efficacy = None, None
         earlier = self._earlier_prompts()
         held = self._hold(earlier)
@@ -377,7 +379,7 @@ class LifelongEditor:
         self.agent.revert_batch()
 
     def _write_to_journal(
-        self, result: BatchResult, batch: Sequence[Edit], actions: Sequence[Mapping[str, Delta]]
+        self, result: BatchResult, batch: Sequence[Edit], actions: Sequence[Mapping[str, Change]]
     ) -> None:
         """Makes the batch durable; if that fails, the editor takes no more."""
         if self.journal is None:
@@ -410,7 +412,10 @@ class LifelongEditor:
         }
 
     def save(self, folder: str | Path) -> None:
-        """The edited model as a Hugging Face folder, which plain transformers loads; whole or not at all.
+        """The edited model as a folder that :func:`editenv.load_model` loads; whole or not at all.
+
+        Of a method that changes weights it is a Hugging Face folder, for plain transformers, too. Of one that puts a memory
+        beside them it is the memory and the base model's name, which plain transformers cannot load.
 
         Args:
             folder: Made; one that was saved there before is replaced once the new one is whole.

@@ -30,6 +30,7 @@ from editenv.identity import fingerprint, frozen_fingerprint, identity
 from editenv.language_model.editable_lm import EditableLM, ObservedTokens
 from editenv.language_model.prompts import Prompts
 from editenv.language_model.subjects import end_of_subject
+from editenv.memories import attached
 from editenv.models import EMBEDDED
 
 LEARNING_BATCH = 20
@@ -105,6 +106,24 @@ def batch_of(edits: "Edit | Mapping[str, Any] | Iterable[Edit | Mapping[str, Any
         what, field, kind = repeat_error(batch[i].target, batch[earlier].target, f"record {earlier + 1}")
         raise BadRecordError("edit", i + 1, what, field, kind)
     return batch
+
+
+def refuse_both_kinds(agent: Agent, method: str, model: str, lm: EditableLM) -> None:
+    """A saved result is either a model folder, or a base model by name and the memory beside it.
+
+    Raises:
+        ValueError: If the method changes weights and puts something beside them, or the model has a memory already.
+    """
+    if len(agent.changes) > 1:
+        raise ValueError(
+            f"method {method!r} changes {' and '.join(agent.changes)}, and the editor can save one or the other; run it in the "
+            "environment or in the benchmarks (editenv bench run)"
+        )
+    if beside := attached(dict(lm.model.named_modules())):
+        raise ValueError(
+            f"{model} has a memory beside {', '.join(beside)}, which editing it further would lose: edit its base model, or add "
+            "corrections to the run that it came from"
+        )
 
 
 def require_subjects(agent: Agent, edits: Sequence[Edit], observed_tokens: ObservedTokens = "answers") -> None:

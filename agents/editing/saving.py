@@ -1,13 +1,18 @@
-"""An edited model as a Hugging Face folder: whole or not at all, and never in the place of anything else."""
+"""An edited model as a folder: whole or not at all, and never in the place of anything else.
+
+A Hugging Face folder if weights were edited; if a memory was put beside them, that memory and the base model's name.
+"""
 
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from editenv.atomic_files import make_folder, named_in_errors, put_back, replace_folder
 from editenv.language_model.editable_lm import EditableLM
-from editenv.models import model_path
+from editenv.models import model_path, with_memory
 
 MARKER = "lifelongedit.json"
 """File in a saved model's folder by which it is known as one that may be replaced; says what the model is."""
@@ -50,7 +55,10 @@ def _foreign(folder: Path) -> list[str]:
 
 
 def save_model(lm: EditableLM, folder: Path, about: dict[str, Any], base: str | None = None) -> None:
-    """The model as it is now, for plain transformers; a model saved there before is replaced once the new one is whole.
+    """The model as it is now; a model saved there before is replaced once the new one is whole.
+
+    For plain transformers, unless it has side memories: then for :func:`editenv.load_model`
+    (:mod:`editenv.models.with_memory`).
 
     Args:
         lm: The edited model.
@@ -59,29 +67,43 @@ def save_model(lm: EditableLM, folder: Path, about: dict[str, Any], base: str | 
         base: As :func:`check_place` has it.
 
     Raises:
-        ValueError: If it may not be saved there.
+        ValueError: If it may not be saved there; if it has side memories, and weights are changed, too, or it is not known
+            which model they are beside.
         OSError: If it cannot be written; what was there is as it was.
     """
     check_place(folder, base)
+    if lm.memories and (base is None or not _weights_unchanged(lm)):
+        raise ValueError(
+            f"{folder}: the model has a memory beside {', '.join(lm.memories)}, and other weights than a base model by name: a "
+            "folder can hold one or the other, a file of deltas both"
+        )
     partial = folder.with_name(f".{folder.name}.partial")
     put_back(folder)
     shutil.rmtree(partial, ignore_errors=True)  # what a killed process left
     try:
         with named_in_errors(folder):
             make_folder(folder.parent)
-            _write(lm, partial, about)
+            _write(lm, partial, about, base)
             replace_folder(partial, folder)
     finally:
         put_back(folder)
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _write(lm: EditableLM, folder: Path, about: dict[str, Any]) -> None:
-    """The model, its tokenizer and the marker, into a new folder."""
-    lm.model.save_pretrained(folder)
-    lm.tokenizer.save_pretrained(folder)
-    mode = (folder / "config.json").stat().st_mode
-    for path in folder.glob("*.safetensors"):  # safetensors makes files that nobody else may read
-        path.chmod(mode)
+def _weights_unchanged(lm: EditableLM) -> bool:
+    return all(torch.equal(lm.weight(name), lm.initial_weight(name).float()) for name in lm.modules)
+
+
+def _write(lm: EditableLM, folder: Path, about: dict[str, Any], base: str | None) -> None:
+    """The model, its tokenizer and the marker, into a new folder; of a model with memories those and the base's name."""
+    if lm.memories:
+        make_folder(folder)
+        with_memory.write(folder, lm.model, str(base), lm.memories)
+    else:
+        lm.model.save_pretrained(folder)
+        lm.tokenizer.save_pretrained(folder)
+        mode = (folder / "config.json").stat().st_mode
+        for path in folder.glob("*.safetensors"):  # safetensors makes files that nobody else may read
+            path.chmod(mode)
     about = about | {"files": sorted(path.name for path in folder.iterdir())}
     (folder / MARKER).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")

@@ -12,6 +12,12 @@ CHANGED = 0.1
 PERPLEXITY = 1.1
 """Factor by which held-out text may become less likely before it is said loudly."""
 
+BESIDE = (
+    "No weight was changed: the corrections are in a memory beside the model, which editenv.load_model loads with it and plain "
+    "transformers does not."
+)
+"""On the page of a run with such a method."""
+
 EXAMPLES = 3
 """Corrections that the headline quotes."""
 
@@ -105,7 +111,7 @@ def page(report: Mapping[str, Any], outcomes: Sequence[Mapping[str, Any]], answe
     template = resources.files(__package__).joinpath("report.html").read_text(encoding="utf-8")
     content = {
         "title": f"{report['model']}, {report['method']}",
-        "headline": headline(report),
+        "headline": headline(report) + ([BESIDE] if report.get("changes", ["weights"]) != ["weights"] else []),
         "alarms": alarms(report),
         "corrections": list(outcomes),
         "unrelated": list(answers),

@@ -15,6 +15,8 @@ CASES = {
     "rect": ("rect",),
     "prune": ("prune",),
     "easyedit": ("fine-tune", "ft-l", "pmet", "simie"),
+    "easyedit_memories": ("grace", "wise"),
+    "t_patcher": ("t-patcher",),
     "nas": ("memit-seq-nas",),
     "anyedit": ("anyedit",),
     "rlsedit": ("rlsedit",),

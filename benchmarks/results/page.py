@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
-from agents.rows import ROWS, Row
+from agents.rows import Row, row_of
 from benchmarks.results import published
 from benchmarks.results.leaderboard import (
     MEAN,
@@ -136,12 +136,13 @@ def _task(task: Task, entries: Sequence[Entry]) -> dict[str, Any]:
 def _agent(agent: str) -> dict[str, Any]:
     """How it looks, and what it is: in words, with its paper and a page of the documentation where there are any."""
     style = style_of(agent)
-    row = ROWS.get(agent) or ROWS.get(agent.partition("@")[0])
+    row = row_of(agent)
     return {
         "colour": style.colour,
         "dashes": list(style.dashes),
         "reference": is_reference(agent),
         "about": row.about if row else None,
+        "changes": " and ".join(row.changes) if row else None,
         "paper": row.paper if row else None,
         "arxiv": _arxiv(row) if row else None,
         "document": _document(agent) if row else None,

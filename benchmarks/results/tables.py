@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from rich.cells import cell_len
 
-from agents.rows import ROWS
+from agents.rows import ROWS, row_of
 from benchmarks.results.leaderboard import MEAN, Entry, entries
 from benchmarks.results.records import MetricValues, Record
 from benchmarks.results.statistics import Estimate, PairedDifference, interquartile_mean, paired_difference
@@ -120,7 +120,15 @@ def _estimate_of(protocol: str, metric: str) -> Callable[[Entry], str]:
     return lambda entry: with_interval(entry.estimate(protocol, metric))
 
 
+def _changes(entry: Entry) -> str:
+    """What an edit of the row changes; a dash for agents that no row declares."""
+    row = row_of(entry.agent)
+    return " and ".join(row.changes) if row else "-"
+
+
 AGENT = Column("agent", "agent", lambda entry: entry.agent)
+CHANGES = Column("changes", "changes", _changes)
+"""Stands in tables with a row that changes anything but weights."""
 SEEDS = Column("seeds", "seeds", lambda entry: str(len(entry.records)))
 SETUP = Column("setup", "setup s", lambda entry: f"{entry.mean('setup_seconds'):.0f}")
 FLOOR_RATIO = Column("floor_ratio", "x floor", lambda entry: f"{entry.mean('floor_ratio'):.2f}")
@@ -210,6 +218,8 @@ PROBE_DETAILS = (
 
 
 def _markdown(columns: Sequence[Column], rows: Sequence[Entry]) -> str:
+    if columns[0] is AGENT and any(CHANGES.text(row) not in ("weights", "-") for row in rows):
+        columns = [AGENT, CHANGES, *columns[1:]]
     return markdown([c.heading for c in columns], [[c.text(row) for c in columns] for row in rows])
 
 
@@ -406,8 +416,8 @@ def _legend(agents: Iterable[str], width: int) -> list[str]:
     """What the names of rows mean, those that are the project's own."""
     lines, abouts = [], []
     for agent in agents:
-        method, _, folder = agent.partition("@")
-        if (row := ROWS.get(agent) or ROWS.get(method)) is None:
+        folder = agent.partition("@")[2]
+        if (row := row_of(agent)) is None:
             continue
         abouts.append(row.about)
         settings = f"; settings of {folder}" if folder and agent not in ROWS else ""

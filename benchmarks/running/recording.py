@@ -10,21 +10,22 @@ import torch
 
 from agents.base import Agent, Observation
 from editenv.delta_files import read_delta_file, tensors_of, write_delta_file
-from editenv.deltas import Delta, LowRank
+from editenv.deltas import LowRank
 from editenv.env import Action, LifelongEditEnv
 from editenv.identity import fingerprint
 from editenv.language_model.editable_lm import EditableLM
+from editenv.memories import Change, Memory
 
 
 class Recording:
     """What an agent did, action by action; all of it is held in memory until it is written.
 
     Attributes:
-        actions: For each action the deltas by module, in float32 on the CPU.
+        actions: For each action the deltas and memories by module, in float32 on the CPU.
     """
 
     def __init__(self) -> None:
-        self.actions: list[dict[str, Delta]] = []
+        self.actions: list[dict[str, Change]] = []
 
     def start(self, lm: EditableLM) -> None:
         """Notes which model is edited; to be called before the first action."""
@@ -54,7 +55,11 @@ def digest(path: Path) -> str:
     return content.hexdigest()
 
 
-def _copy(delta: Any) -> Delta:
+def _copy(delta: Any) -> Change:
+    if isinstance(delta, Memory):
+        return Memory(delta.gate, **{part: tensor.detach().clone() for part, tensor in delta.parts().items()}).to(
+            "cpu", torch.float32
+        )
     if isinstance(delta, LowRank):
         return LowRank(_tensor(delta.left), _tensor(delta.right))
     return _tensor(delta)

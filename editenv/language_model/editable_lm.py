@@ -24,11 +24,12 @@ import torch
 from torch import nn
 
 from editenv.arguments import check
-from editenv.deltas import Delta, LowRank
+from editenv.deltas import LowRank
 from editenv.language_model.activation_cache import ActivationCache, CacheKey
 from editenv.language_model.cut import Cut, cut_model
 from editenv.language_model.hooks import hooked
 from editenv.language_model.prompts import Prompts, token_ids
+from editenv.memories import Change, Memory, attach, detach, merged
 from editenv.models.modules import attention_and_mlp, find_modules, layer_number, layer_stack, shared_with
 
 if TYPE_CHECKING:
@@ -72,6 +73,21 @@ class Gradient:
         )
 
 
+class Snapshot(dict[str, torch.Tensor]):
+    """The edited weights by module, in float32 and the module's own layout, and what is beside them.
+
+    Attributes:
+        memories: The side memories by module.
+    """
+
+    def __init__(self, weights: Mapping[str, torch.Tensor], memories: Mapping[str, Memory]) -> None:
+        super().__init__(weights)
+        self.memories = dict(memories)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Snapshot, (dict(self), self.memories)
+
+
 class EditableLM:
     """A causal language model with edited modules.
 
@@ -89,6 +105,7 @@ class EditableLM:
 
     Attributes:
         modules: The edited modules by their full dotted names, in the model's order.
+        memories: The side memories by module, of those that have one; :meth:`apply` sets them.
         device: Where logits, gradients and weights come out.
         cut_model: The model from the first edited layer on, by which everything is run.
         width: d, numbers in a hidden state.
@@ -134,6 +151,12 @@ class EditableLM:
         self._stack_name = layer_stack(self.model, self.modules)
         self.cut_model = cut_model(self.model, {name: self.shape(name) for name in self.modules})
         self.width = self.cut_model.width
+        # Memories that the model given has beside these modules are part of theta_0.
+        self.memories: dict[str, Memory] = detach(self.modules)
+        self._initial_memories = dict(self.memories)
+        # The hooks lie on modules of this model alone, whatever else shares the weights; they hold the dictionary and
+        # not the model, which would then be freed late.
+        attach(self.modules, self.memories)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copy of a float32 weight and the copy of its master, which are one, are one again (``copy.deepcopy``,
@@ -182,7 +205,7 @@ class EditableLM:
         initial = self._initial[name] if self._stored_in_by_out[name] else self._initial[name].T
         return initial.to(self.device)
 
-    def _check_shapes(self, matrices: Mapping[str, Delta]) -> None:
+    def _check_shapes(self, matrices: Mapping[str, Change]) -> None:
         """A smaller one would be repeated over the whole weight without a word."""
         for name, matrix in matrices.items():
             if name not in self.modules:
@@ -207,14 +230,23 @@ class EditableLM:
             self._round(name)
 
     @torch.no_grad()
-    def apply(self, deltas: Mapping[str, Delta]) -> None:
-        """theta <- theta + D, in float32.
+    def apply(self, deltas: Mapping[str, Change]) -> None:
+        """theta <- theta + D, in float32; a memory takes the place of the module's, one without entries removes it, and
+        entries with their rows are put into it.
 
         Raises:
-            ValueError: If a delta is not of its module's shape, naming both; nothing is changed.
+            ValueError: If a delta or a memory is not of its module's shape, or entries do not fit the memory that is
+                there, naming both; nothing is changed.
         """
         self._check_shapes(deltas)
+        memories = {
+            name: merged(self.memories.get(name), delta) for name, delta in deltas.items() if isinstance(delta, Memory)
+        }
+        if memories:
+            self._set_memories(self.memories | memories)
         for name, delta in deltas.items():
+            if isinstance(delta, Memory):
+                continue
             weight = self._master_weight(name)
             if isinstance(delta, LowRank):
                 weight.addmm_(delta.left.to(weight), delta.right.to(weight))
@@ -223,8 +255,12 @@ class EditableLM:
             self._round(name)
 
     def restore(self, weights: Mapping[str, torch.Tensor] | None = None) -> None:
-        """Sets the edited weights to a :meth:`snapshot`, or to theta_0, bit for bit."""
+        """Sets the edited weights to a :meth:`snapshot`, or to theta_0, bit for bit, and the memories with them.
+
+        Weights that are no snapshot have no memories.
+        """
         source = self._initial if weights is None else weights
+        self._set_memories(self._initial_memories if weights is None else _memories_of(weights))
         for name, master in self._master.items():
             master.copy_(source[name])
             self._round(name)
@@ -234,16 +270,23 @@ class EditableLM:
         there.
         """
         self._initial = {name: weights[name].to(initial, copy=True) for name, initial in self._initial.items()}
+        self._initial_memories = dict(_memories_of(weights))
         self.restore()
 
-    def snapshot(self) -> dict[str, torch.Tensor]:
-        """A copy of the edited weights, in float32 and the module's own layout."""
-        return {name: master.clone() for name, master in self._master.items()}
+    def snapshot(self) -> Snapshot:
+        """A copy of the edited weights, in float32 and the module's own layout, and of the memories."""
+        return Snapshot({name: master.clone() for name, master in self._master.items()}, self.memories)
+
+    def _set_memories(self, memories: Mapping[str, Memory]) -> None:
+        """In place: the hooks hold the dictionary."""
+        kept = {name: memory.to(self._weights[name].device) for name, memory in memories.items() if len(memory)}
+        self.memories.clear()
+        self.memories.update(kept)
 
     @contextmanager
     def unchanged(self) -> Iterator[None]:
-        """Whatever is done to the edited weights within the context, they are as they were after it, also after an
-        error.
+        """Whatever is done to the edited weights and memories within the context, they are as they were after it,
+        also after an error.
         """
         before = self.snapshot()
         try:
@@ -260,13 +303,16 @@ class EditableLM:
     def at_initial_weights(self) -> Iterator[None]:
         """Within the context the model is theta_0; nothing is copied."""
         current = {name: weight.data for name, weight in self._weights.items()}
+        memories = dict(self.memories)
         try:
+            self._set_memories(self._initial_memories)
             for name, weight in self._weights.items():
                 weight.data = self._initial[name]
             yield
         finally:
             for name, weight in self._weights.items():
                 weight.data = current[name]
+            self._set_memories(memories)
 
     # -- prompts and the frozen part ------------------------------------------------------------------------------
 
@@ -436,7 +482,8 @@ class EditableLM:
 
         with ExitStack() as stack:
             for name, module in self.modules.items():
-                stack.enter_context(hooked(module.register_forward_hook(tap(name))))
+                # Before the memory's hook: the factors are then those of the weight, whatever is beside it.
+                stack.enter_context(hooked(module.register_forward_hook(tap(name), prepend=True)))
             with torch.enable_grad():
                 value = loss(self._logits(prompts, groups))
         flat = torch.autograd.grad(value, [output for name in self.modules for output in outputs[name]])
@@ -457,6 +504,10 @@ class EditableLM:
             )
             for name in self.modules
         }
+
+
+def _memories_of(weights: Mapping[str, torch.Tensor]) -> Mapping[str, Memory]:
+    return weights.memories if isinstance(weights, Snapshot) else {}
 
 
 def _kept_tokens(

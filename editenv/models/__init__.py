@@ -56,6 +56,27 @@ def check_device(device: str) -> None:
             raise ValueError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from None
 
 
+def _load_with_memory(folder: Path, device: str, dtype: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """The base model that a folder names, with the folder's memories beside its modules.
+
+    Raises:
+        FileNotFoundError: If the base model is not where it was.
+    """
+    from editenv.models.with_memory import BASE, base_of, beside
+
+    if not (folder / BASE).is_file():
+        raise FileNotFoundError(f"{folder} has a memory and no {BASE}, which says for which model")
+    base = base_of(folder)["model"]
+    try:
+        model, tokenizer = load_model(base, device, dtype)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{folder} is a memory beside the model {base}, which cannot be loaded: {error}. If it lies elsewhere, write where "
+            f"into {folder / BASE}"
+        ) from None
+    return beside(folder, model), tokenizer
+
+
 _FileStates = list[tuple[str, int, int, int]]
 _loaded: dict[tuple[str, str, str], tuple[_FileStates, "tuple[PreTrainedModel, PreTrainedTokenizerBase]"]] = {}
 
@@ -71,8 +92,9 @@ def load_model(
     of safetensors files.
 
     Args:
-        name: Of :data:`PACKAGED` or :data:`PUBLIC`, a Hugging Face model folder, a GGUF file, or a hub id. A public model
-            is fetched, and a GGUF file dequantised, the first time.
+        name: Of :data:`PACKAGED` or :data:`PUBLIC`, a Hugging Face model folder, a GGUF file, a hub id, or the folder of
+            an edited model that is a base model with a memory beside it. A public model is fetched, and a GGUF file
+            dequantised, the first time.
         device: A torch device, or ``"auto"`` for a model larger than one of them.
         dtype: Of :data:`DTYPES`.
 
@@ -86,6 +108,8 @@ def load_model(
         raise ValueError(f"unknown dtype {dtype!r}; use one of {', '.join(DTYPES)}")
     check_device(device)
     folder = Path(model_path(name))
+    if folder.is_dir() and (folder / "memory.safetensors").exists():
+        return _load_with_memory(folder, device, dtype)
     if name in PUBLIC:
         fetch(name)
     elif is_gguf(file := Path(name).expanduser()):

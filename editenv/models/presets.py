@@ -121,6 +121,14 @@ PRESETS: dict[str, Preset] = {
         learning_rate=0.001,
         scalar_learning_rate=0.05,
     ),
+    # As in agents/settings/smollm2-135m/memit-rehearsed.json.
+    "smollm2-135m/look-up": Preset(
+        tuple(f"layers.{i}.mlp.down_proj" for i in (4, 6, 8)),
+        rank=64,
+        locality=2.0,
+        methods="look up",
+        source="chosen here by hand, on twelve corrections",
+    ),
     **{f"{model}/{kind}": row for model, layers in SMALL_MODELS.items() for kind, row in _by_rule(layers).items()},
 }
 """By model and data set, or by model and kind of method."""

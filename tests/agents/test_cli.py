@@ -55,7 +55,7 @@ def said(monkeypatch, capsys):
 def test_methods_are_listed_with_what_they_need(said):
     found = json.loads(said("methods", "--json"))
     assert set(ROWS) <= set(found)
-    assert all(set(row) == {"about", "needs"} and row["about"] for row in found.values())
+    assert all(set(row) == {"about", "needs", "changes"} and row["about"] for row in found.values())
     assert {
         name: found[name]["needs"] for name in ("no-edit", "ultraedit", "fine-tune", "rledit", "rledit-p", "memit")
     } == {

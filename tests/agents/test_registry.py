@@ -42,6 +42,7 @@ def test_every_name_makes_an_agent_of_its_own(name):
     assert first is not second
     assert first.actions_per_batch >= 1
     assert ROWS[name].about
+    assert ROWS[name].changes == first.changes, "as the class declares it"
 
 
 def test_an_agent_of_your_own_by_file(make_env, tmp_path):

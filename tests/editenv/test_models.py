@@ -14,7 +14,7 @@ from editenv.evaluation.greedy import generate
 from editenv.language_model.editable_lm import EditableLM
 from editenv.models import load_model
 from editenv.models.modules import PRESETS, default_modules, find_modules, mlp_outputs
-from editenv.models.presets import SMALL_MODELS, TABLE_3, gradient_layers, lookup_layers
+from editenv.models.presets import OF_MODEL, SMALL_MODELS, TABLE_3, gradient_layers, lookup_layers
 
 
 def test_the_folder_is_loaded_as_it_is_and_once(model_folder):
@@ -84,7 +84,7 @@ def test_every_module_of_a_small_models_preset_exists(name):
     assert set(found) <= set(mlp_outputs(model))
     if name.endswith("/gradients"):
         assert default_modules(model, "anything") == tuple(found)
-    if model_name == "smollm2-135m":
+    if name == OF_MODEL.get(model_name):
         assert default_modules(model, model_name) == PRESETS[name].modules
 
 

@@ -86,6 +86,32 @@ def test_corrections_are_made_by_the_command_and_hold_in_plain_transformers(fold
     assert report["generation_prefix"]["efficacy"] == 100
 
 
+MADE_UP = [  # two facts of one subject, another language, a question
+    {"prompt": "The mayor of Kestrel City is", "target": "Tomas Ode", "subject": "Kestrel City"},
+    {"prompt": "The river that flows through Kestrel City is the", "target": "Amber", "subject": "Kestrel City"},
+    {"prompt": "Die Hauptstadt von Österreich ist", "target": "Graz", "subject": "Österreich"},
+    {"prompt": "Who wrote the song Blue Harbour?", "target": "Iris Vance", "subject": "Blue Harbour"},
+]
+
+
+def test_without_options_all_corrections_hold_and_nothing_else_is_lost(folder, tmp_path):
+    """Neither a method nor text is named; then one more about a subject that was corrected before."""
+    file, out = tmp_path / "edits.jsonl", tmp_path / "out"
+    later = {"prompt": "The largest park in Kestrel City is", "target": "Holm Green", "subject": "Kestrel City"}
+    for rows in (MADE_UP, [*MADE_UP, later]):
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        printed = editenv("edit", "--model", NAME, "--edits", str(file), "--output", str(out))
+        assert f"{len(rows)} of {len(rows)} corrections hold" in printed
+        report = json.loads((out / "report.json").read_text())
+        assert report["method"] == "memit-rehearsed"
+        assert report["lost"] == []
+        assert report["unrelated"]["by_kind"]["general"]["changed"] <= 1, "of 40"
+        assert report["perplexity_factor"] < 1.05
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(out / "model"), AutoTokenizer.from_pretrained(out / "model")
+    assert begins_with(continuation(model, tokenizer, MADE_UP[0]["prompt"], 8), "Tomas Ode", ended=False)
+    assert continuation(model, tokenizer, MADE_UP[1]["prompt"]).startswith(" Amber.")
+
+
 def test_inspect_says_what_it_believes_though_it_never_stops(folder, tmp_path):
     facts = [
         ("The capital of France is", "Paris"),

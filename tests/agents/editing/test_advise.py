@@ -66,7 +66,7 @@ def test_by_default_it_tries_what_edit_would_take_and_says_which_is_best(run, fi
     monkeypatch.setattr("agents.self_written.TOKENS", 4)
     out, _, code = run("advise", "--model", model_folder, "--edits", file)
     assert code == 0
-    assert "memit-rehearsed" in out
+    assert "│ memit-rehearsed" in out, "no name is cut"
     assert "fine-tune-replay" in out
     assert "would take: --method " in out.replace("\n", " ")
     assert max(len(line) for line in out.splitlines() if not line.startswith("would")) <= 80

@@ -659,7 +659,7 @@ def whole_run(model, out, method, policy, training):
         targets = [first, *BATCHES[i][1:]] if first in ("nan", "huge") else BATCHES[i]
         editor.edit([edit | {"prompt": f"{edit['prompt']} ({i})"} for edit in edits(targets)])
     partial = Path(out) / "weights.partial"
-    torch.save(editor.lm.snapshot(), partial)
+    torch.save(dict(editor.lm.snapshot()), partial)
     os.replace(partial, Path(out) / "weights.pt")
     editor.close()
 

@@ -276,16 +276,36 @@ def test_choosing_a_name_brings_it_forward(open_page):
 
 
 @pytest.fixture
-def crowd(browser, tmp_path):
+def page_with(browser, tmp_path):
+    """Opens a page of these runs."""
+    contexts = []
+
+    def opened(runs):
+        rows = entries(runs)
+        boards = {protocol: Leaderboard(rows, protocol) for protocol in RANKED}
+        (tmp_path / "page.html").write_text(page_of(rows, boards, []), encoding="utf-8")
+        contexts.append(browser.new_context())
+        page = contexts[-1].new_page()
+        page.goto((tmp_path / "page.html").as_uri())
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+
+
+@pytest.fixture
+def crowd(page_with):
     """A page of many rows."""
-    rows = entries([run("no-edit", 0, 99.0, 1.0), *(run(f"agent-{i:02}", 0, 10.0 + i, 2.0) for i in range(16))])
-    boards = {protocol: Leaderboard(rows, protocol) for protocol in RANKED}
-    (tmp_path / "crowd.html").write_text(page_of(rows, boards, []), encoding="utf-8")
-    context = browser.new_context()
-    page = context.new_page()
-    page.goto((tmp_path / "crowd.html").as_uri())
-    yield page
-    context.close()
+    return page_with([run("no-edit", 0, 99.0, 1.0), *(run(f"agent-{i:02}", 0, 10.0 + i, 2.0) for i in range(16))])
+
+
+def test_a_column_says_what_rows_change_where_that_is_not_weights_alone(page_with, open_page):
+    page = page_with([run("fine-tune", 0, 30.0, 1.0), run("grace@mine", 0, 20.0, 1.0), run("my.py:Mine", 0, 10.0, 1.0)])
+    assert column(page, "changes") == ["weights", "side memory", "not said"]
+    page.locator('#board th[data-key="changes"] button').click()
+    assert column(page, "changes") == ["not said", "side memory", "weights"]
+    assert open_page().locator('#board th[data-key="changes"]').count() == 0
 
 
 def test_of_a_crowd_eight_lines_are_in_colour_until_a_name_is_chosen(crowd):

@@ -32,6 +32,17 @@ def cells(records):
     return [{column.key: column.text(entry) for column in COLUMNS} for entry in entries(records)]
 
 
+def test_a_table_says_what_rows_change_where_that_is_not_weights_alone():
+    rows = [replace(RECORD, agent=agent) for agent in ("fine-tune", "grace@mine", "my.py:Mine")]
+    for table in (as_markdown, as_times):
+        assert "changes" not in table(rows[:1])
+        heading, _, *lines = table(rows).splitlines()
+        column = heading.split(" | ").index("changes")
+        assert {line.split(" | ")[0].strip("| "): line.split(" | ")[column] for line in lines} == {
+            "fine-tune": "weights", "grace@mine": "side memory", "my.py:Mine": "-"
+        }  # fmt: skip
+
+
 def test_an_estimate_is_shown_with_what_is_known_of_it():
     assert with_interval(Estimate(78.06, (77.0, 79.25))) == "78.1 [77.0, 79.2]"
     assert with_interval(Estimate(0.5), 2) == "0.50"

@@ -1,0 +1,152 @@
+"""What a side memory costs when the edited model is asked: milliseconds a question, and the bytes that are kept.
+
+    python -m benchmarks.query_cost grace t-patcher wise --edits 100 1000
+    python -m benchmarks.query_cost grace@smollm2-135m --model smollm2-135m --dataset counterfact:FILE --edits 100
+
+Each row edits a stream of the validation split. After so many edits each question is answered with the memory and
+without it, one after the other, one question at a time and token by token, so that the machine's load is the same for
+both: the medians and the ratio of the two are shown. A row that changes weights alone costs nothing at that point.
+"""
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+
+from agents.base import Agent
+from agents.registry import make_agent
+from agents.view import Actor
+from benchmarks.running.progress import console_progress
+from editenv.arguments import PositiveInt, check_fields
+from editenv.atomic_files import atomic_write_text
+from editenv.env import LifelongEditEnv
+from editenv.evaluation.greedy import continuations
+from editenv.language_model.editable_lm import EditableLM
+
+
+@dataclass
+class Args:
+    methods: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Rows of agents.registry, METHOD@FOLDER, or file.py:Class."""
+    edits: tuple[int, ...] = (100, 1000)
+    """After how many edits questions are asked, in rising order."""
+    edits_per_step: PositiveInt = 20
+    """Edits in a batch."""
+    questions: PositiveInt = 20
+    """Prompts of the stream that are asked."""
+    tokens: PositiveInt = 8
+    """Tokens that are written for each."""
+    model: str = "atlas"
+    """Embedded model, Hugging Face folder or hub id."""
+    dataset: str = "atlas"
+    """Data set as docs/reference/data_formats.md has it; its validation split is edited."""
+    seed: int = 0
+    """Seeds training and the stream's order."""
+    out: Path | None = None
+    """Write the figures to this JSON file, too."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if not self.edits or list(self.edits) != sorted(set(self.edits)) or self.edits[0] < 1:
+            raise ValueError(f"edits: must be different positive numbers in rising order, not {self.edits}")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What asking costs after so many edits.
+
+    Attributes:
+        method: The row.
+        edits: How many.
+        entries: Of the memories.
+        megabytes: Of the memories' tensors.
+        milliseconds: The median of a question, with the memory.
+        milliseconds_without: Of the same questions, of the unedited model.
+        ratio: The median of the questions' ratios.
+    """
+
+    method: str
+    edits: int
+    entries: int
+    megabytes: float
+    milliseconds: float
+    milliseconds_without: float
+    ratio: float
+
+
+def cost(method: str, edits: int, lm: EditableLM, prompts: list[str], tokens: int) -> Cost:
+    """Asks each prompt with the memory and without it, twice; the first time is not counted."""
+    seconds = np.zeros((2, len(prompts), 2))
+    for turn in range(2):
+        for i, prompt in enumerate(prompts):
+            seconds[turn, i, 0] = _seconds(lm, prompt, tokens)
+            with lm.at_initial_weights():
+                seconds[turn, i, 1] = _seconds(lm, prompt, tokens)
+    edited, unedited = seconds[1].T
+    memories = lm.memories.values()
+    return Cost(
+        method,
+        edits,
+        sum(map(len, memories)),
+        sum(memory.bytes for memory in memories) / 1e6,
+        float(np.median(edited)) * 1e3,
+        float(np.median(unedited)) * 1e3,
+        float(np.median(edited / unedited)),
+    )
+
+
+def _seconds(lm: EditableLM, prompt: str, tokens: int) -> float:
+    started = time.perf_counter()
+    continuations(lm.model, lm.tokenizer, [prompt], tokens)
+    return time.perf_counter() - started
+
+
+def costs(method: str, agent: Agent, args: Args, progress: Any) -> list[Cost]:
+    """One row's, after each of the numbers of edits."""
+    given = {"model": args.model, "dataset": args.dataset, "edits_per_step": args.edits_per_step, **agent.environment}
+    agent.prepare(LifelongEditEnv(**given, split="train"), args.seed, progress)
+    env = LifelongEditEnv(**given, split="validation", actions_per_batch=agent.actions_per_batch, memory_batches=0)
+    env.reset(seed=args.seed)
+    if args.edits[-1] > len(env.stream):
+        raise ValueError(f"edits: {args.edits[-1]} are asked for, and {args.dataset}/validation has {len(env.stream)}")
+    prompts = [edit.prompt for edit in env.stream[: args.questions]]
+    actor = Actor(env, agent)
+    actor.begin()
+    measured = []
+    for edits in args.edits:
+        while env.batches_done * args.edits_per_step < edits:
+            progress("editing", env.batches_done * args.edits_per_step, args.edits[-1])
+            env.step(actor.act(*actor.look()))
+        measured.append(cost(method, len(env.edits_done), env.language_model, prompts, args.tokens))
+    return measured
+
+
+def main(args: Args) -> None:
+    """Prints a line for each row and number of edits.
+
+    Raises:
+        SystemExit: For wrong arguments, with a message.
+    """
+    measured = []
+    try:
+        for method in args.methods:
+            agent = make_agent(method)
+            with console_progress(method) as progress:
+                measured += costs(method, agent, args, progress)
+    except (FileNotFoundError, ValueError) as error:
+        raise SystemExit(str(error)) from None
+    for one in measured:
+        print(
+            f"{one.method:20}  {one.edits:6,} edits  {one.entries:6,} entries  {one.megabytes:8.2f} MB  "
+            f"{one.milliseconds:7.2f} ms a question, {one.milliseconds_without:.2f} without: x {one.ratio:.2f}"
+        )
+    if args.out is not None:
+        atomic_write_text(args.out, json.dumps([asdict(one) for one in measured], indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))

@@ -1,0 +1,101 @@
+"""A model that is a base model and the side memories beside it: a folder of two small files.
+
+``memory.safetensors`` has the memories, ``base.json`` says which model they belong to. It is no folder of transformers,
+which would load the weights and lose the memories without a word: :func:`editenv.load_model` loads both.
+"""
+
+import copy
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from editenv.memories import Memory, attach, load_memories, save_memories
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+MEMORY = "memory.safetensors"
+"""The file of the memories."""
+
+BASE = "base.json"
+"""The file that says which model they are beside."""
+
+
+def has_memory(folder: Path) -> bool:
+    """Whether this is such a folder."""
+    return (folder / BASE).is_file() and (folder / MEMORY).is_file()
+
+
+def write(folder: Path, model: "PreTrainedModel", base: str, memories: Mapping[str, Memory]) -> None:
+    """Writes both files into a folder that is there.
+
+    Args:
+        folder: Where.
+        model: With the base model's weights.
+        base: Its name or folder; a folder is noted by its absolute path.
+        memories: By module.
+    """
+    path = Path(base).expanduser()
+    about = {
+        "model": str(path.resolve()) if path.exists() else base,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "weights": weights_digest(model),
+        "load": "editenv.load_model(FOLDER); plain transformers would load the base model without its memory",
+    }
+    save_memories(folder / MEMORY, memories)
+    (folder / BASE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+
+
+def base_of(folder: Path) -> dict[str, Any]:
+    """What :func:`write` noted of the base model.
+
+    Raises:
+        ValueError: If the file is not its.
+    """
+    try:
+        about = json.loads((folder / BASE).read_text(encoding="utf-8"))
+        return {name: str(about[name]) for name in ("model", "dtype", "weights")}
+    except (ValueError, LookupError, TypeError):
+        raise ValueError(f"{folder / BASE} does not name a base model, its dtype and its weights") from None
+
+
+def beside(folder: Path, base: "PreTrainedModel") -> "PreTrainedModel":
+    """A model with a folder's memories beside its modules; it shares the base's weights, which stays as it is.
+
+    Args:
+        folder: Of :func:`write`.
+        base: The model that it names.
+
+    Raises:
+        ValueError: If it is another model, as far as that can be told: digests are of weights in one precision.
+    """
+    about = base_of(folder)
+    if about["dtype"] == str(base.dtype).removeprefix("torch.") and about["weights"] != weights_digest(base):
+        raise ValueError(
+            f"{folder}: {about['model']} is not the model that this memory was made for: its weights differ"
+        )
+    memories = load_memories(folder / MEMORY)
+    shared: dict[int, Any] = {id(p): p for p in base.parameters()} | {id(b): b for b in base.buffers()}
+    model = copy.deepcopy(base, shared).eval()
+    modules = dict(model.named_modules())
+    for name, memory in memories.items():
+        weight = getattr(modules.get(name), "weight", None)
+        if weight is None or sorted(weight.shape) != sorted(memory.shape):
+            raise ValueError(f"{folder}: the model has no module {name} of shape {memory.shape}, which a memory is for")
+        memories[name] = memory.to(weight.device)
+    attach({name: modules[name] for name in memories}, memories)
+    return model
+
+
+def weights_digest(model: torch.nn.Module) -> str:
+    """SHA-256 over names, shapes, types and every bit of a model's parameters."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\n".encode())
+        if not parameter.is_meta:  # moved out of memory
+            digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

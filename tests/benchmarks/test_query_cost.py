@@ -1,0 +1,44 @@
+"""What a memory costs at query time: that it is the memory that is timed and counted."""
+
+import json
+
+import pytest
+
+from benchmarks import query_cost
+from benchmarks.query_cost import Args, main
+from editenv.memories import apply
+
+
+@pytest.fixture
+def tiny(monkeypatch, small_world, model_folder):
+    """The command's options on the tiny model, whose edited module has to be named."""
+    from editenv.env import LifelongEditEnv
+
+    monkeypatch.setattr(
+        query_cost, "LifelongEditEnv", lambda **given: LifelongEditEnv(**given, modules=["layers.2.mlp.down_proj"])
+    )
+    return lambda *methods, **options: Args(methods, model=model_folder, edits_per_step=2, questions=3, **options)
+
+
+def test_the_memory_is_counted_and_asked_with_and_without(tiny, tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        "editenv.memories.apply", lambda memory, *rest: calls.append(len(memory)) or apply(memory, *rest)
+    )
+    out = tmp_path / "cost.json"
+    main(tiny("grace", "no-edit", edits=(2, 6), tokens=2, out=out))
+    first, second, *none = json.loads(out.read_text())
+    assert (first["edits"], second["edits"]) == (2, 6)
+    assert 0 < first["entries"] < second["entries"]
+    assert second["megabytes"] == pytest.approx(second["entries"] * (64 + 32 + 1) * 4 / 1e6)
+    assert min(first["milliseconds"], first["milliseconds_without"]) > 0
+    assert [row["entries"] for row in none] == [0, 0]
+    asked = [entries for entries in calls if entries == second["entries"]]
+    assert len(asked) >= 2 * 3 * 2, "two turns of three questions of two tokens"
+
+
+def test_numbers_of_edits_are_checked(tiny):
+    with pytest.raises(ValueError, match="edits: must be different positive numbers in rising order"):
+        tiny("grace", edits=(6, 2))
+    with pytest.raises(SystemExit, match=r"edits: 99 are asked for, and atlas/validation has 10"):
+        main(tiny("grace", edits=(99,)))
