@@ -5,7 +5,9 @@ so that the help and usage errors come at once.
 """
 
 import json
+import shutil
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -358,8 +360,11 @@ def methods(args: MethodsArgs) -> None:
         print(json.dumps({name: {"about": row.about, **_declared(make_agent(name))} for name, row in ROWS.items()}))
     else:
         width = max(map(len, ROWS))
+        # On a terminal no word is broken; elsewhere a row is a line.
+        columns = max(shutil.get_terminal_size().columns, width + 30) if sys.stdout.isatty() else sys.maxsize
         for name, row in ROWS.items():
-            print(f"{name:<{width}}  {row.about}")
+            line = f"{name:<{width}}  {row.about}"
+            print(textwrap.fill(line, columns, subsequent_indent=" " * (width + 2), break_on_hyphens=False))
 
 
 def _declared(agent: Any) -> dict[str, Any]:

@@ -3,19 +3,22 @@
 A name is a row of :data:`agents.rows.ROWS`.
 ``METHOD@FOLDER`` is a row with the settings of another folder of agents/settings, or with a slash in it of your own
 (``memit@./mine``, made by benchmarks.tune).
-``some_file.py:Name`` and ``package.module:Name`` name an :class:`agents.base.Agent` of your own, made without arguments.
+``some_file.py:Name`` and ``package.module:Name`` name an :class:`agents.base.Agent` of your own, made without arguments;
+``some_file.py:Name@./mine`` is it with the settings of your folder's ``Name.json``.
 """
 
 import hashlib
 import importlib
 import importlib.util
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agents.rows import ROWS
+from agents.settings import build, read_environment, read_settings
 
 if TYPE_CHECKING:
     from agents.base import Agent
@@ -26,16 +29,36 @@ def takes_settings(name: str) -> bool:
     return name in ROWS and ROWS[name].settings is not None
 
 
+def is_own(name: str) -> bool:
+    """Whether this is a ``file.py:Class`` or a ``module:Class``, with a folder of settings or without."""
+    return name not in ROWS and _parts_of(name) is not None
+
+
+def settings_name(name: str) -> str:
+    """The file of settings that a method reads, without its ending: an untrained network's is that of the row that
+    trains it, and a class of one's own has one by its own name.
+    """
+    parts = None if name in ROWS else _parts_of(name)
+    return parts["attribute"] if parts else str(ROWS[name].settings).rpartition("/")[2]
+
+
+def _parts_of(name: str) -> "re.Match[str] | None":
+    """``source``, ``attribute`` and perhaps ``folder`` of ``file.py:Class@FOLDER``; None if it is no such name."""
+    return re.fullmatch(r"(?P<source>.+):(?P<attribute>\w+)(?:@(?P<folder>.+))?", name)
+
+
 def make_method(name: str, settings: Mapping[str, Any]) -> "Agent":
-    """A row with these settings in place of those chosen for the embedded model; the method's own defaults elsewhere.
+    """A method with these settings, in place of those chosen for the embedded model; its own defaults elsewhere.
 
     Args:
-        name: Of :data:`ROWS`.
+        name: Of :data:`ROWS`, or ``file.py:Class``.
         settings: Constructor arguments, dataclasses as objects.
 
     Raises:
-        ValueError: If a setting is unknown, naming it, or if there is no such row or it takes none.
+        ValueError: If a setting is unknown, naming it, or if there is no such method or it takes none.
     """
+    if is_own(name):
+        return _checked(name, build(find_agent(name), settings))
     if not takes_settings(name):
         with_settings = ", ".join(name for name in ROWS if takes_settings(name))
         raise ValueError(f"method {name!r} takes no settings; those that do are {with_settings}")
@@ -49,9 +72,12 @@ def make_agent(name: str) -> "Agent":
         ValueError: If there is no such agent, or if the method has no such setting as the folder's file says.
         FileNotFoundError: If the folder has no settings of the method.
     """
+    return _checked(name, find_agent(name)())
+
+
+def _checked(name: str, agent: Any) -> "Agent":
     from agents.base import Agent
 
-    agent = find_agent(name)()
     if not isinstance(agent, Agent):
         raise ValueError(f"agent {name!r} is not an agents.base.Agent")
     return agent
@@ -65,7 +91,10 @@ def environment_of(name: str) -> Mapping[str, Any]:
         FileNotFoundError: If the folder has no settings of the method.
     """
     method, at, folder = name.partition("@")
-    return ROWS[method].read_environment(folder) if at and takes_settings(method) else {}
+    if at and takes_settings(method):
+        return ROWS[method].read_environment(folder)
+    parts = None if name in ROWS else _parts_of(name)
+    return read_environment(parts["attribute"], parts["folder"]) if parts and parts["folder"] else {}
 
 
 def find_agent(name: str) -> "Callable[[], Agent]":
@@ -88,10 +117,24 @@ def find_agent(name: str) -> "Callable[[], Agent]":
             return agent
 
         return make
-    source, colon, attribute = name.rpartition(":")
-    if not colon:
+    parts = _parts_of(name)
+    if parts is None:
         raise ValueError(f"unknown agent {name!r}; known are {', '.join(ROWS)}, METHOD@FOLDER, or file.py:Class")
-    return _of_a_module(name, source, attribute)
+    kind = _of_a_module(name, parts["source"], parts["attribute"])
+    return _with_settings(kind, parts["attribute"], parts["folder"]) if parts["folder"] else kind
+
+
+def _with_settings(kind: "Callable[..., Agent]", attribute: str, folder: str) -> "Callable[[], Agent]":
+    """What makes a class of one's own with the settings of a folder, which are read at once."""
+    settings, environment = read_settings(attribute, folder), read_environment(attribute, folder)
+
+    def make() -> "Agent":
+        agent = build(kind, settings)
+        if environment:
+            agent.environment = environment
+        return agent
+
+    return make
 
 
 def _of_a_module(name: str, source: str, attribute: str) -> "Callable[[], Agent]":
@@ -123,7 +166,8 @@ def settings_of(name: str, agent: "Agent") -> dict[str, Any]:
         arguments[argument] = _plain(getattr(agent, argument, None) if value is None else value)
     if agent.environment:
         arguments["environment"] = _plain(dict(agent.environment))
-    files = {"source": Path(name.rpartition(":")[0])}
+    parts = None if name in ROWS else _parts_of(name)
+    files = {"source": Path(parts["source"])} if parts else {}
     if (policy := agent.constructor_arguments.get("policy")) is not None:
         files["policy_file"] = Path(policy) / "policy.safetensors"
         arguments.pop("policy")  # where it lies is this machine's affair

@@ -369,7 +369,7 @@ ROWS: dict[str, Row] = {
     ),
     "rledit": Row("RLEdit as the paper has it", RLEDIT, RLEDIT_PAPER, settings="atlas/rledit"),
     "rledit-fixed": Row(
-        "the same network and budget, trained on the fixed initial model",
+        "RLEdit's network and budget, trained on the fixed initial model",
         RLEDIT,
         RLEDIT_PAPER,
         {},
@@ -436,7 +436,7 @@ ROWS: dict[str, Row] = {
     ),
     "rledit-p": Row("RLEdit with P", RLEDIT, RLEDIT_PAPER, {"config": {"preconditioner": True}}, "atlas/rledit-p"),
     "rledit-p-fixed": Row(
-        "the same, trained on the fixed initial model",
+        "RLEdit with P, trained on the fixed initial model",
         RLEDIT,
         RLEDIT_PAPER,
         {"config": {"preconditioner": True}},
@@ -451,7 +451,7 @@ ROWS: dict[str, Row] = {
         "atlas/rledit-p-long",
     ),
     "rledit-p-long-fixed": Row(
-        "the same, trained on the fixed initial model",
+        "rledit-p-long, trained on the fixed initial model",
         RLEDIT,
         RLEDIT_PAPER,
         {"config": {"preconditioner": True, "trajectories": 8, "horizon": 150}},
@@ -459,7 +459,7 @@ ROWS: dict[str, Row] = {
         {"config": {"environment": "fixed"}},
     ),
     "rledit-p-long-step-credit": Row(
-        "the same with each delta answering for its own reward only",
+        "rledit-p-long with each delta answering for its own reward only",
         RLEDIT,
         RLEDIT_PAPER,
         {"config": {"preconditioner": True, "trajectories": 8, "horizon": 150}},
@@ -501,11 +501,19 @@ ROWS: dict[str, Row] = {
     ),
     # Reinforcement learning in general, on two numbers a module (Stable-Baselines3).
     "sb3-ppo": Row("PPO chooses step size and ridge", SB3, "Schulman et al. 2017, arXiv 1707.06347", {"algo": "ppo"}),
-    "sb3-a2c": Row("A2C, likewise", SB3, "Mnih et al. 2016, ICML, arXiv 1602.01783", {"algo": "a2c"}),
-    "sb3-sac": Row("SAC, likewise", SB3, "Haarnoja et al. 2018, ICML, arXiv 1801.01290", {"algo": "sac"}),
-    "sb3-td3": Row("TD3, likewise", SB3, "Fujimoto et al. 2018, ICML, arXiv 1802.09477", {"algo": "td3"}),
-    "sb3-ddpg": Row("DDPG, likewise", SB3, "Lillicrap et al. 2016, ICLR, arXiv 1509.02971", {"algo": "ddpg"}),
-    "sb3-tqc": Row("TQC, likewise", SB3, "Kuznetsov et al. 2020, ICML, arXiv 2005.04269", {"algo": "tqc"}),
+    "sb3-a2c": Row("A2C chooses step size and ridge", SB3, "Mnih et al. 2016, ICML, arXiv 1602.01783", {"algo": "a2c"}),
+    "sb3-sac": Row(
+        "SAC chooses step size and ridge", SB3, "Haarnoja et al. 2018, ICML, arXiv 1801.01290", {"algo": "sac"}
+    ),
+    "sb3-td3": Row(
+        "TD3 chooses step size and ridge", SB3, "Fujimoto et al. 2018, ICML, arXiv 1802.09477", {"algo": "td3"}
+    ),
+    "sb3-ddpg": Row(
+        "DDPG chooses step size and ridge", SB3, "Lillicrap et al. 2016, ICLR, arXiv 1509.02971", {"algo": "ddpg"}
+    ),
+    "sb3-tqc": Row(
+        "TQC chooses step size and ridge", SB3, "Kuznetsov et al. 2020, ICML, arXiv 2005.04269", {"algo": "tqc"}
+    ),
     # The demo trains for about a minute.
     "demo-rledit": Row(
         "RLEdit with P, trained briefly",
@@ -516,7 +524,7 @@ ROWS: dict[str, Row] = {
         {"config": {"trajectories": 5}},
     ),
     "demo-untrained": Row(
-        "the same network before that",
+        "the network of demo-rledit before its training",
         RLEDIT,
         RLEDIT_PAPER,
         {"config": {"preconditioner": True}},

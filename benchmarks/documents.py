@@ -13,6 +13,8 @@ The first word is the kind of table (:data:`KINDS`), the second the file of reco
 Then come one suite or several; a suite may be a pattern (``capacity-*``).
 ``agents=no-edit,rledit-p`` behind them shows these rows alone, in this order.
 Records of several files are joined by a plus: ``atlas-50x20.jsonl+methods-50x20.jsonl``.
+``<!-- differences: atlas-50x20.jsonl atlas-50x20 pairs=rledit:rledit-fixed -->`` compares rows on the same streams.
+A row is marked if one of its records does not say where it comes from (benchmarks.results.provenance).
 ``<!-- rl: rl.jsonl steps -->`` is the table of benchmarks.rl_report after equal steps (or seconds),
 ``<!-- agreement: agreement.json -->`` that of benchmarks.agreement (``agreement.json closest``: the least differences),
 ``<!-- returns: returns.jsonl -->`` and ``<!-- curves: learning_curves.jsonl -->`` those of the modules called so.
@@ -29,17 +31,20 @@ from pathlib import Path
 import tyro
 
 from benchmarks import agreement, capacity, learning_curves, returns
+from benchmarks.results import provenance
 from benchmarks.results.leaderboard import MEAN, Entry, entries
 from benchmarks.results.records import Record, read
 from benchmarks.results.statistics import interquartile_mean
 from benchmarks.results.tables import (
     as_details,
+    as_differences,
     as_intervals,
     as_markdown,
     as_means,
     as_portability,
     as_summary,
     as_times,
+    escaped,
     markdown,
     with_interval,
 )
@@ -96,6 +101,8 @@ KINDS: dict[str, Callable[[Sequence[Record]], str]] = {
 * ``capacity``: the breaking points of benchmarks.capacity.
 """
 
+DIFFERENCES = "differences"
+"""The kind that compares pairs of rows on the same streams: ``pairs=A:B,C:D``."""
 RL = "rl"
 """The kind whose file holds runs of benchmarks.rl, not records."""
 AGREEMENT = "agreement"
@@ -109,6 +116,7 @@ WHOLE_FILES: dict[str, Callable[[Path], str]] = {
 BEGIN = re.compile(r"^<!-- (\w+): (.*) -->\n", re.MULTILINE)
 END = "<!-- end -->\n"
 AGENTS = "agents="
+PAIRS = "pairs="
 
 
 @dataclass
@@ -154,17 +162,20 @@ def table_of(kind: str, source: Sequence[str], folder: Path) -> str:
     Raises:
         ValueError: If the comment cannot be followed.
     """
-    file, *suites = [word for word in source if not word.startswith(AGENTS)] or [""]
+    file, *suites = [word for word in source if not word.startswith((AGENTS, PAIRS))] or [""]
+    pairs = [word.removeprefix(PAIRS) for word in source if word.startswith(PAIRS)]
     options = [word.removeprefix(AGENTS) for word in source if word.startswith(AGENTS)]
     if kind == AGREEMENT and suites in ([], [CLOSEST]) and not options:
         comparisons = agreement.read(folder / file)
         return agreement.as_markdown(agreement.closest(comparisons) if suites else comparisons)
     if kind in WHOLE_FILES and not suites and not options:
         return WHOLE_FILES[kind](folder / file)
-    if kind not in (*KINDS, RL) or not suites or len(options) > 1:
+    compares = kind == DIFFERENCES
+    if kind not in (*KINDS, RL, DIFFERENCES) or not suites or len(options) > 1 or len(pairs) != compares:
         kinds = " or ".join((*KINDS, RL))
         raise ValueError(
-            f"must be '<!-- KIND: FILE SUITE -->', KIND being {kinds}, or '<!-- {AGREEMENT}: FILE [{CLOSEST}] -->', or "
+            f"must be '<!-- KIND: FILE SUITE -->', KIND being {kinds}, or '<!-- {DIFFERENCES}: FILE SUITE {PAIRS}A:B,C:D -->', "
+            f"or '<!-- {AGREEMENT}: FILE [{CLOSEST}] -->', or "
             f"'<!-- KIND: FILE -->', KIND being {' or '.join(WHOLE_FILES)}"
         )
     if kind == RL:
@@ -174,7 +185,24 @@ def table_of(kind: str, source: Sequence[str], folder: Path) -> str:
         if not any(fnmatchcase(record.suite, suite) for record in records):
             raise ValueError(f"{file} holds no record of suite {suite!r}")
     records = [record for record in records if any(fnmatchcase(record.suite, suite) for suite in suites)]
-    return KINDS[kind](_only(records, options[0].split(","), file) if options else records)
+    if compares:
+        return as_differences(records, [_pair(words) for words in pairs[0].split(",")])
+    return _with_marks(kind, _only(records, options[0].split(","), file) if options else records)
+
+
+def _pair(words: str) -> tuple[str, str]:
+    first, colon, second = words.partition(":")
+    if not (first and colon and second):
+        raise ValueError(f"{PAIRS} must be A:B,C:D, names of rows, not {words!r}")
+    return first, second
+
+
+def _with_marks(kind: str, records: Sequence[Record]) -> str:
+    """The table, with a mark behind rows of which a record does not say where it comes from, and a note below it."""
+    made = KINDS[kind](records)
+    for agent in {record.agent for record in records if provenance.lacking(record)}:
+        made = made.replace(f"| {escaped(agent)} |", f"| {escaped(agent)} {provenance.MARK} |")
+    return f"{made}\n{provenance.NOTE}" if provenance.MARK in made else made
 
 
 def _only(records: Sequence[Record], agents: Sequence[str], file: str) -> list[Record]:

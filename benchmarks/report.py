@@ -24,6 +24,7 @@ from benchmarks.results import tables as table
 from benchmarks.results.charts import Chart, save
 from benchmarks.results.leaderboard import RANKED, Entry, FailedCell, Leaderboard, Task
 from benchmarks.results.page import CHECKED, page
+from benchmarks.results.statistics import interquartile_mean
 from benchmarks.results.texts import printable
 from benchmarks.running.cells import file_name
 from benchmarks.suites import id_of
@@ -247,12 +248,32 @@ def _suite(task: Task, rows: Sequence[Entry], failed: Sequence[FailedCell]) -> l
     parts = [f"## {table.escaped(task.suite)}\n", f"{records[0].edits:,} edits of {of}.\n", table.as_markdown(records)]
     if any(len(row.records) > 1 for row in rows):
         parts += ["Each figure with its interval:\n", table.as_intervals(records)]
-    parts += _without_row(task, rows, failed)
+    parts += _without_row(task, rows, failed) + _behind_the_best(rows)
     if any(record.drift for record in records):
         parts.append(table.as_details(records))
     if any(record.portability for record in records):
         parts += ["Portability questions that are right, by kind:\n", table.as_portability(records)]
     return parts
+
+
+def _behind_the_best(rows: Sequence[Entry]) -> list[str]:
+    """The best lifelong editor against each other row, on the streams that both have run; none of a single stream."""
+    scores = {row.agent: row.values(figures.PROTOCOL, leaderboard.MEAN) for row in rows}
+    editors = [agent for agent, values in scores.items() if len(values) > 1 and not leaderboard.is_reference(agent)]
+    if not editors:
+        return []
+    best = max(editors, key=lambda agent: interquartile_mean(list(scores[agent].values())))
+    others = [agent for agent in scores if agent != best and len(scores[agent].keys() & scores[best].keys()) > 1]
+    records = [record for row in rows for record in row.records]
+    return (
+        [
+            "The best row against the others on the same streams: means of the differences, with the 95% interval of the "
+            "paired t-test. An interval that has 0 in it settles nothing.\n",
+            table.as_differences(records, [(best, other) for other in others]),
+        ]
+        if others
+        else []
+    )
 
 
 def _normalized(board: Leaderboard) -> list[str]:

@@ -4,12 +4,15 @@
     python -m benchmarks.run --suite smoke --agents no-edit fine-tune --seeds 0 --out runs/smoke
     python -m benchmarks.run --suite atlas-50x20-v1 --agents rledit,my_file.py:MyPolicy --seeds 0-2 --out runs/mine
     python -m benchmarks.run --suite zsre-50x20 --data DIR --model real --agents rledit-p --out runs/zsre
+    python -m benchmarks.run --edits facts.jsonl --model ./my-model --agents no-edit my_file.py:MyPolicy --out runs/facts
+    python -m benchmarks.run --suite ./mine.json --agents no-edit fine-tune@./mine --out runs/mine
     python -m benchmarks.run --suite atlas-50x20 --seeds 0-4 --runner ray --address HOST:6379 --out /shared/runs/atlas
 
-The first line lists the suites. Each finished cell (agent and seed) is one file of OUT/cells, and OUT/results.jsonl
-is made from them; what is there is not run again, what has failed is. Each cell runs in a process of its own, so
-that its peak memory is its own and a crash costs one cell. A failed cell is reported and makes the command fail at
-the end. See docs/guides/run_benchmarks.md.
+The first line lists the suites; a file of records (--edits) and a suite's file of your own are suites, too.
+Each finished cell (agent and seed) is one file of OUT/cells, and OUT/results.jsonl is made from them; what is there is
+not run again, what has failed is. Each cell runs in a process of its own, so that its peak memory is its own and a
+crash costs one cell. A failed cell is reported and makes the command fail at the end. See
+docs/guides/run_benchmarks.md.
 """
 
 import multiprocessing
@@ -17,10 +20,12 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Literal
+
+from tyro.conf import OmitArgPrefixes
 
 from agents.base import ProgressCallback
 from agents.registry import find_agent
@@ -31,7 +36,8 @@ from benchmarks.running import cells
 from benchmarks.running.cells import Cell, Failure
 from benchmarks.running.processes import end_with_parent
 from benchmarks.running.progress import cells_progress
-from benchmarks.suites import find
+from benchmarks.suites import Suite
+from benchmarks.suites.own import OwnData
 from editenv.models.modules import modules_of
 
 Runner = Callable[[list[Cell], ProgressCallback], Iterator[tuple[Cell, Record | Failure]]]
@@ -40,12 +46,15 @@ Runner = Callable[[list[Cell], ProgressCallback], Iterator[tuple[Cell, Record | 
 
 @dataclass
 class Args:
-    suite: str
-    """NAME for its newest version, NAME-vN for that one, NAME@BATCHES for its first batches; a wrong one lists them."""
-    out: Path
+    suite: str | None = None
+    """NAME for its newest version, NAME-vN for that one, NAME@BATCHES for its first batches; or FILE.json, a suite of your
+    own."""
+    out: Path = field(kw_only=True)
     """Folder; results go to OUT/results.jsonl, a cell's record to OUT/cells."""
+    own: OmitArgPrefixes[OwnData] = field(default_factory=OwnData)
+    """Records and text of your own."""
     agents: tuple[str, ...] = ()
-    """Rows: names of agents.registry, METHOD@FOLDER for a method with settings of your own (made by
+    """Rows: names that `editenv methods` explains, METHOD@FOLDER for a method with settings of your own (made by
     benchmarks.tune), or file.py:Class; those that the suite is about by default.
     """
     seeds: str = "0"
@@ -53,7 +62,7 @@ class Args:
     model: str | None = None
     """Name, folder or hub id of the language model; the suite's by default."""
     data: Path | None = None
-    """Folder of the data sets, for suites that read real records."""
+    """Folder of the data sets, for suites that read real records; a suite of your own finds them beside its file."""
     modules: tuple[str, ...] = ()
     """Edited modules, as endings of dotted names; by default the suite's, or the model's own."""
     observed_tokens: Literal["answers", "all", "subject"] | None = None
@@ -204,6 +213,26 @@ def make_runner(args: Args) -> Runner:
     return lambda todo, progress: run_on_ray(todo, args.address, args.cores, args.gpus)
 
 
+def suite_of(args: Args) -> Suite:
+    """What is edited.
+
+    Raises:
+        ValueError: If the arguments do not say it, or say what does not fit together.
+        FileNotFoundError: If a file of one's own is not there.
+    """
+    own = args.own
+    return own.suite(args.suite, "test", args.data).at(
+        args.model,
+        args.data,
+        modules_of(args.modules, args.preset),
+        args.device,
+        args.dtype,
+        args.observed_tokens,
+        own.text,
+        own.drift_text,
+    )
+
+
 def main(args: Args) -> int:
     """Runs the table; 1 if a cell failed.
 
@@ -211,8 +240,7 @@ def main(args: Args) -> int:
         SystemExit: For wrong arguments, with a message.
     """
     try:
-        modules = modules_of(args.modules, args.preset)
-        suite = find(args.suite).at(args.model, args.data, modules, args.device, args.dtype, args.observed_tokens)
+        suite = suite_of(args)
         agents = parse_agents(args.agents) or suite.agents
         if not agents:
             raise ValueError(f"suite {suite.id} is about no agents in particular: name some with --agents")
@@ -220,6 +248,9 @@ def main(args: Args) -> int:
             find_agent(name)  # a misspelt one is named before hours of others
         seeds = parse_seeds(args.seeds)
         fingerprints = suite.check_fingerprints()
+        if suite.is_own:
+            edited = f"{suite.batches} x {suite.edits_per_step} edits of {suite.dataset}, split {suite.split}"
+            print(printable(f"{suite.id}: {edited}, in {suite.model}"), flush=True)
         out = args.out.resolve()
         requested = [
             Cell(suite, fingerprints, agent, seed, out, args.keep_deltas) for seed in seeds for agent in agents

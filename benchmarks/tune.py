@@ -14,6 +14,12 @@ one pass over the suite and counts by the harmonic mean of its teacher-forced fi
 0 and says which. Trials that OUT already holds are not run again. --write puts the best into a folder of settings, with
 how it was found; what is there is a row of benchmarks.run: memit@./mine.
 
+A class of your own is searched by the arguments of its constructor, on records of your own or on any suite; the ranges
+are those that a file has under the class's name, {"MyPolicy": {"step": [0.01, 1.0]}}:
+
+    python -m benchmarks.tune --methods my_file.py:MyPolicy --edits facts.jsonl --model ./my-model \
+        --spaces spaces.json --settings ./mine --out runs/mine --write
+
 For a real model (benchmarks/search_spaces/smollm2-135m.json has its places):
 
     python -m benchmarks.tune --methods memit-seq --suite real-counterfact-7x20-validation --data DATA \
@@ -29,10 +35,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from tyro.conf import OmitArgPrefixes
 
 from agents.base import Agent, ProgressCallback
-from agents.registry import make_method, takes_settings
+from agents.registry import is_own, make_method, settings_name, settings_of, takes_settings
 from agents.rows import ROWS
 from agents.settings import read_environment, read_settings, settings_path
 from benchmarks.results.records import MetricValues, append
@@ -40,10 +48,15 @@ from benchmarks.results.statistics import harmonic_mean
 from benchmarks.results.tables import triple
 from benchmarks.running.progress import console_progress
 from benchmarks.running.rollout import edit_stream, editing_environment, prepare
-from benchmarks.suites import Suite, find, name_of
+from benchmarks.suites import Suite, name_of
+from benchmarks.suites.own import OwnData
 from editenv.atomic_files import atomic_write_text
 from editenv.evaluation.metrics import METRICS
 from editenv.language_model.activation_cache import ActivationCache
+from editenv.models.modules import modules_of
+
+SUITE = "atlas-50x20-validation@25"
+"""What choices are made on where nothing else is said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,23 +76,32 @@ Ranges = Mapping[str, Range]
 @dataclass
 class Args:
     methods: tuple[str, ...]
-    """Methods with a settings file and a search space."""
+    """Methods with a settings file and a search space, or file.py:Class of your own with a search space."""
     out: Path
     """Folder; the trials of a method go to OUT/METHOD.jsonl."""
     trials: int = 8
     """Trials of each method, the present settings among them."""
-    suite: str = "atlas-50x20-validation@25"
-    """What is edited; never of a test split."""
+    suite: str | None = None
+    """What is edited, by default atlas-50x20-validation@25: a name, or FILE.json, a suite of your own; never of a test
+    split."""
+    own: OmitArgPrefixes[OwnData] = field(default_factory=OwnData)
+    """Records of your own, of which the validation part is edited, and text."""
     settings: str = "atlas"
     """Folder of agents/settings, or with a slash in it (./mine) one of your own, for what is chosen; a search
     starts from what is there, or else from those of atlas.
     """
     spaces: str = "atlas"
-    """Search spaces: a file of benchmarks/search_spaces by its name, or with a slash in it (./spaces.json) your own."""
+    """Search spaces: a file of benchmarks/search_spaces by its name, or FILE.json of your own."""
     data: Path | None = None
     """Folder of the data sets, for a suite of real records."""
     model: str | None = None
     """Name, folder or hub id of the language model; the suite's by default."""
+    modules: tuple[str, ...] = ()
+    """Edited modules, as endings of dotted names; by default the suite's, the settings', or the model's own."""
+    preset: str | None = None
+    """Modules by the name that `editenv models` gives them."""
+    observed_tokens: Literal["answers", "all", "subject"] | None = None
+    """Which tokens of a batch agents see the gradient of; by default the suite's, or the settings'."""
     device: str = "cpu"
     """A torch device, or auto for a model larger than one of them."""
     dtype: str = "float32"
@@ -120,33 +142,53 @@ class Trial:
         return self.settings | ({"environment": self.environment} if self.environment else {})
 
 
-def settings_name(method: str) -> str:
-    """The file of settings that a row reads: an untrained network's are those of the row that trains it."""
-    return str(ROWS[method].settings).rpartition("/")[2]
-
-
 def search_space(method: str, spaces: str = "atlas") -> Ranges:
     """The ranges of a method's settings.
 
     Args:
-        method: A row.
-        spaces: Name of a file of benchmarks/search_spaces, or a path with a slash in it.
+        method: A row, or ``file.py:Class``, whose ranges stand under the class's name.
+        spaces: Name of a file of benchmarks/search_spaces, or a path with a slash in it or ``.json`` at its end.
 
     Raises:
-        ValueError: If the method has none.
+        ValueError: If the method has none, or if one is no range; names the file.
         FileNotFoundError: If there is no such file.
     """
     home = Path(str(resources.files(__package__))) / "search_spaces"
-    path = Path(spaces).expanduser() if "/" in spaces else home / f"{spaces}.json"
+    own_file = "/" in spaces or spaces.endswith(".json")
+    path = Path(spaces).expanduser() if own_file else home / f"{spaces}.json"
     if not path.exists():
         raise FileNotFoundError(f"no search spaces {spaces!r}: there is no {path}")
-    file = json.loads(path.read_text(encoding="utf-8"))
-    if method not in file:
-        raise ValueError(f"{method!r} has no search space in {path}; there are {', '.join(file)}")
-    ranges: dict[str, Range] = {}
-    for name, values in file[method].items():
-        ranges[name] = Choices(tuple(values["choices"])) if isinstance(values, dict) else (values[0], values[1])
-    return ranges
+    try:
+        file = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    name = settings_name(method) if is_own(method) else method
+    ranges = file.get(name) if isinstance(file, dict) else None
+    if not isinstance(ranges, dict) or not ranges:
+        right = f'{{"{name}": {{"SETTING": [LOWEST, HIGHEST]}}}}'
+        there_are = ", ".join(file) if isinstance(file, dict) else "none"
+        raise ValueError(
+            f"{name!r} has no search space in {path}; there are {there_are}. In a file of your own (--spaces FILE.json) it "
+            f"is {right}"
+        )
+    return {setting: _range_of(f"{path}: {name}.{setting}", values) for setting, values in ranges.items()}
+
+
+def _range_of(where: str, values: Any) -> Range:
+    """A range as a file has it.
+
+    Raises:
+        ValueError: If it is none; says where.
+    """
+    choices = values.get("choices") if isinstance(values, dict) else None
+    if isinstance(choices, list) and choices:
+        return Choices(tuple(choices))
+    if isinstance(values, list) and len(values) == 2:
+        low, high = values
+        numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+        if numbers and 0 < low < high < math.inf:
+            return low, high
+    raise ValueError(f'{where} must be [LOWEST, HIGHEST], numbers above 0, or {{"choices": [...]}}, not {values!r}')
 
 
 def draw(
@@ -220,7 +262,7 @@ def tune(method: str, args: Args) -> Trial:
     """Runs the trials that are missing.
 
     Args:
-        method: A row of agents.registry that takes settings.
+        method: A row of agents.registry that takes settings, or ``file.py:Class``.
         args: The command's.
 
     Returns:
@@ -231,30 +273,26 @@ def tune(method: str, args: Args) -> Trial:
             search.
         FileNotFoundError: If there is no such model.
     """
-    if not takes_settings(method):
-        raise ValueError(f"unknown method {method!r}; there are {', '.join(filter(takes_settings, ROWS))}")
-    suite = find(args.suite).at(args.model, args.data, device=args.device, dtype=args.dtype)
-    path = args.out / f"{method}.jsonl"
-    about = {"suite": args.suite, "seed": args.seed}
-    if args.dtype != "float32":
-        about["dtype"] = args.dtype
-    if args.model is not None:
-        about["model"] = suite.check_fingerprints()["model"] or args.model
+    if not takes_settings(method) and not is_own(method):
+        with_settings = ", ".join(filter(takes_settings, ROWS))
+        raise ValueError(f"unknown method {method!r}; there are {with_settings}, and file.py:Class of your own")
+    suite = suite_of(args)
+    path = args.out / f"{settings_name(method) if is_own(method) else method}.jsonl"
+    about = _about(method, suite, args)
     trials = read_trials(path, about)
-    name = settings_name(method)
-    folder = args.settings if settings_path(name, args.settings).exists() else "atlas"
-    environment = read_environment(name, folder)
-    start = read_settings(name, folder) | ({"environment": environment} if environment else {})
+    ranges = search_space(method, args.spaces)
+    start = _start(method, args.settings, ranges)
     first = trials[0].drawn if 0 in trials else None  # --write may have changed what the search would begin with now
-    drawn = draw(start, search_space(method, args.spaces), args.trials, args.seed, first)
+    drawn = draw(start, ranges, args.trials, args.seed, first)
+    for settings in drawn:  # one that there is none of is named before hours of others
+        make_method(method, _arguments(settings))
     caches: defaultdict[str, ActivationCache] = defaultdict(
         ActivationCache
     )  # trials at one place meet the same prompts
     for number, settings in enumerate(drawn):
         if number not in trials:
             place = settings.get("environment", {})
-            arguments = {name: value for name, value in settings.items() if name != "environment"}
-            trial = Trial(number, arguments, about=about, environment=place)
+            trial = Trial(number, _arguments(settings), about=about, environment=place)
             trials[number] = try_settings(method, suite, trial, caches[json.dumps(place.get("modules"))])
             append(path, trials[number])
         elif trials[number].drawn != settings:
@@ -263,6 +301,62 @@ def tune(method: str, args: Args) -> Trial:
                 "starts from other settings, or has other ranges; choose another --out"
             )
     return max((trials[number] for number in range(len(drawn))), key=lambda trial: trial.score)
+
+
+def suite_of(args: Args) -> Suite:
+    """What choices are made on.
+
+    Raises:
+        ValueError: If the arguments do not say it, if it needs a model or a folder, or if it is of the test split.
+        FileNotFoundError: If a file of one's own is not there.
+    """
+    name = SUITE if args.suite is None and args.own.edits is None else args.suite
+    suite = args.own.suite(name, "validation", args.data)
+    if suite.split not in ("train", "validation"):
+        raise ValueError(f"{suite.id} is of split {suite.split}: choices are never made on the test split")
+    modules = modules_of(args.modules, args.preset)
+    place = (modules, args.device, args.dtype, args.observed_tokens)
+    return suite.at(args.model, args.data, *place, args.own.text, args.own.drift_text)
+
+
+def _about(method: str, suite: Suite, args: Args) -> dict[str, Any]:
+    """What trials must have in common: the suite, and what is not the package's own."""
+    fingerprints = suite.check_fingerprints()
+    about: dict[str, Any] = {"suite": suite.id if suite.is_own else args.suite or SUITE, "seed": args.seed}
+    if args.dtype != "float32":
+        about["dtype"] = args.dtype
+    if args.model is not None:
+        about["model"] = fingerprints["model"] or args.model
+    if suite.is_own:
+        about["setting"] = suite.setting()
+    elif args.modules or args.preset:
+        about["modules"] = list(suite.modules or ())
+    if args.observed_tokens is not None:
+        about["observed_tokens"] = args.observed_tokens
+    if suite.is_own or args.own.text or args.own.drift_text:
+        about["fingerprints"] = fingerprints
+    if is_own(method):
+        about["source"] = settings_of(method, make_method(method, {})).get("source")
+    return about
+
+
+def _start(method: str, folder: str, ranges: Ranges) -> dict[str, Any]:
+    """The settings that a search starts from, with the place under ``environment`` if they have one: those of the folder;
+    or else the embedded model's, or of a class of one's own what its constructor makes of what is searched.
+    """
+    name = settings_name(method)
+    if not settings_path(name, folder).exists():
+        if is_own(method):
+            known = settings_of(method, make_method(method, {}))
+            return {setting: known[setting] for setting in ranges if setting in known}
+        folder = "atlas"
+    environment = read_environment(name, folder)
+    return read_settings(name, folder) | ({"environment": environment} if environment else {})
+
+
+def _arguments(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What of drawn settings is the method's own; the rest is where it edits."""
+    return {name: value for name, value in settings.items() if name != "environment"}
 
 
 def try_settings(method: str, suite: Suite, trial: Trial, activation_cache: ActivationCache) -> Trial:
@@ -304,12 +398,13 @@ def main(args: Args) -> None:
     Raises:
         SystemExit: For wrong arguments, with a message.
     """
-    try:
-        split = find(args.suite).split
-    except ValueError as error:
-        raise SystemExit(str(error)) from None
-    if split not in ("train", "validation"):
-        raise SystemExit(f"{args.suite} is of split {split}: choices are never made on the test split")
+    own = (
+        args.own.edits is not None
+        or any(map(is_own, args.methods))
+        or (args.suite or "").partition("@")[0].endswith(".json")
+    )
+    if args.write and own and "/" not in args.settings:
+        raise SystemExit(f"--settings {args.settings} is a folder of the package: give one of your own, such as ./mine")
     for method in args.methods:
         try:
             best = tune(method, args)
@@ -322,8 +417,8 @@ def main(args: Args) -> None:
 
 def write_settings(method: str, best: Trial, args: Args) -> None:
     """Writes a trial's settings, and how they were chosen, to the folder of settings."""
-    searched = args.suite + (f" with model {name_of(args.model)}" if args.model else "")
-    searched_row = "" if settings_name(method) == method else f" with the row {method}"
+    searched = best.about["suite"] + (f" with model {name_of(args.model)}" if args.model else "")
+    searched_row = "" if is_own(method) or settings_name(method) == method else f" with the row {method}"
     chosen = (
         f"best of {args.trials} trials of {searched}{searched_row}, seed {args.seed}, by the harmonic mean of teacher-forced "
         f"Eff/Gen/Spe: {triple([best.teacher_forced], '/')} (python -m benchmarks.tune)"

@@ -2,14 +2,15 @@
 
     python -m benchmarks.run --suite smoke --agents fine-tune --keep-deltas --out runs/mine
     python -m benchmarks.validate runs/mine
+    python -m benchmarks.validate runs/facts --edits facts.jsonl --model ./my-model
 
 A submission is the folder that benchmarks.run wrote with --keep-deltas. Each cell must be of a suite that this version
-knows, on its very model and edits (fingerprints), and its deltas, replayed on the stream of its seed, must give its
-figures again: percentages within --tolerance points, everything else (mean reward, perplexity, KL) within
---relative of its size. A replay cannot tell whether an agent saw what it is judged by, nor that the deltas are the work
-of the agent that they are named after: --rerun N runs the agent's source on N new streams. What is not checked at all
-(seconds, memory, hardware, ...) is named as not verified. Cells that failed, seeds that are left out and curves that
-are not there are reported. Exit status 0 if every cell holds.
+knows, or of the one that is given, on its very model and edits (fingerprints), and its deltas, replayed on the stream
+of its seed, must give its figures again: percentages within --tolerance points, everything else (mean reward,
+perplexity, KL) within --relative of its size. A replay cannot tell whether an agent saw what it is judged by, nor that
+the deltas are the work of the agent that they are named after: --rerun N runs the agent's source on N new streams. What
+is not checked at all (seconds, memory, hardware, ...) is named as not verified. Cells that failed, seeds that are left
+out and curves that are not there are reported. Exit status 0 if every cell holds.
 """
 
 import re
@@ -19,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tyro.conf import Positional
+from tyro.conf import OmitArgPrefixes, Positional
 
 from agents.base import ProgressCallback
 from agents.registry import make_agent
@@ -33,6 +34,7 @@ from benchmarks.results.verdicts import Verdict
 from benchmarks.running import cells, rerunning
 from benchmarks.running.progress import cells_progress
 from benchmarks.suites import Suite, find, id_of
+from benchmarks.suites.own import OwnData
 from editenv.models.modules import modules_of
 
 RECOMPUTED = (
@@ -72,6 +74,9 @@ PERCENTAGES = (
 NOT_PERCENTAGES = ("edits", "questions", "one_hop_questions", "two_hop_questions")
 """Entries of those fields that are no percentages."""
 
+SAID_LATER = ("training", "text", "drift_text")
+"""Fingerprints that older records do not have."""
+
 SMALL = 0.01
 """A number below it in size may differ as much as one of this size."""
 
@@ -80,6 +85,10 @@ SMALL = 0.01
 class Args:
     submission: Positional[Path]
     """The folder that benchmarks.run wrote."""
+    suite: str | None = None
+    """FILE.json, if it is of a suite of your own; those of the package are known by their names."""
+    own: OmitArgPrefixes[OwnData] = field(default_factory=OwnData)
+    """Records and text of your own, as they were given to benchmarks.run."""
     model: str | None = None
     """Name or folder of the base model, for suites that leave it open."""
     data: Path | None = None
@@ -221,13 +230,15 @@ def _suite(record: Record, args: Args) -> Suite:
         ValueError: If there is none, or if it says something else than the record.
     """
     assert record.configuration is not None
-    suite = find(id_of(record.suite)).at(
+    suite = _named_suite(record, args).at(
         args.model,
         args.data,
         modules_of(args.modules, args.preset),
         args.device,
         args.dtype,
         record.configuration.get("suite", {}).get("observed_tokens"),
+        args.own.text,
+        args.own.drift_text,
     )
     current: dict[str, dict[str, Any]] = {"suite": suite.setting(), "fingerprints": suite.check_fingerprints()}
     for part, here in current.items():
@@ -235,12 +246,29 @@ def _suite(record: Record, args: Args) -> Suite:
         differing = [
             f"{key} is {recorded.get(key)!r} in the record and {here.get(key)!r} here"
             for key in sorted({*recorded, *here})
-            if recorded.get(key) != here.get(key)
-            and not (key == "training" and recorded.get(key) is None)  # older records do not say it
+            if recorded.get(key) != here.get(key) and not (key in SAID_LATER and recorded.get(key) is None)
         ]
         if differing:
             raise ValueError(f"{part}: {'; '.join(differing)}")
     return suite
+
+
+def _named_suite(record: Record, args: Args) -> Suite:
+    """The suite that the record names, if it is the package's or the one that is given.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    if args.suite is not None or args.own.edits is not None:
+        given = args.own.suite(args.suite, "test", args.data)
+        if given.label == record.suite:
+            return given
+    try:
+        return find(id_of(record.suite))
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; give a suite of your own as it was given to benchmarks.run, with --suite FILE.json or --edits"
+        ) from None
 
 
 def differences(name: str, in_record: Any, in_replay: Any, args: Args) -> Iterator[tuple[str, Any, Any]]:

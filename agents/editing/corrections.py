@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.editing.run import Key, Run, key_of_edit
+from agents.editing.valid_json import valid_json
 from editenv.atomic_files import atomic_write_text
 from editenv.data import Edit
 from editenv.data.edit_file import given_id
@@ -133,4 +134,4 @@ def as_record(edit: Edit, source: str) -> dict[str, Any]:
 
 def write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """A JSON object a line; whole or not at all."""
-    atomic_write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    atomic_write_text(path, "".join(valid_json(row, ensure_ascii=False) + "\n" for row in rows))

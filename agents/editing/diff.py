@@ -18,6 +18,7 @@ from agents.editing.run import Run, read_lines
 from editenv.data.text import printable
 from editenv.delta_files import read_delta
 from editenv.deltas import Delta, LowRank, dense, squared_norm
+from editenv.memories import Memory
 
 LISTED = 10
 """Corrections and questions of a kind that are listed."""
@@ -115,7 +116,14 @@ def _actions(folder: Path) -> Iterable[dict[str, Delta]]:
         content = path.read_bytes()
         if sha256(content).hexdigest() != entry["sha256"]:
             raise ValueError(f"{path} is not what the journal says was written")
-        yield from read_delta(load(content))
+        for changes in read_delta(load(content)):
+            deltas = {name: change for name, change in changes.items() if not isinstance(change, Memory)}
+            if len(deltas) < len(changes):
+                raise ValueError(
+                    f"{folder}: this run put a memory beside the model and changed no weight, which is what `editenv diff` "
+                    "compares; `editenv log` lists what it did"
+                )
+            yield deltas
 
 
 def total_change(actions: Iterable[Mapping[str, Delta]]) -> dict[str, Delta]:

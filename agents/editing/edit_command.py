@@ -28,6 +28,7 @@ from agents.editing.rehearsal import rehearse
 from agents.editing.run import Key, key_of_edit, left_to_retry
 from agents.editing.saving import check_place
 from agents.editing.undoing import Plan, consent, duration
+from agents.editing.valid_json import valid_json
 from editenv.atomic_files import atomic_write_text
 from editenv.data import Edit
 from editenv.data.files import EditFile, FileOptions, load_file_edits
@@ -139,7 +140,7 @@ def finish(args: EditArgs, editor: LifelongEditor, asked: Asked, held: Collectio
         saved += EVALUATION
     saved.append("report.json")
     if args.json:
-        print(json.dumps(report))
+        print(valid_json(report))
     else:
         _print_summary(args, asked, report, len(corrections.not_applied(editor.run, asked.edits)), saved)
 
@@ -432,7 +433,7 @@ def _evaluate(
         for earlier in EVALUATION:  # of fewer edits
             (args.output / earlier).unlink(missing_ok=True)
         display.say(f"the edited model is saved, but could not be asked about its edits: {report['not_evaluated']}")
-    atomic_write_text(args.output / "report.json", json.dumps(report, indent=2) + "\n")
+    atomic_write_text(args.output / "report.json", valid_json(report, indent=2) + "\n")
     return report
 
 

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from agents.editing.arguments import OPTIONS
 from agents.editing.run import read_lines
+from agents.editing.valid_json import valid_json
 from editenv.data.text import printable
 from editenv.journal import UNDONE, standing
 
@@ -95,7 +96,7 @@ def log(output: Path, as_json: bool = False) -> None:
                 what = {name: line.get(name) for name in ("batch", "time", "applied", "reason")}
                 what["undone"] = line.get("batch") not in stands
                 correction = {"id": id, "prompt": content["prompt"], "target": content["target"]}
-                print(json.dumps(what | correction, ensure_ascii=False))
+                print(valid_json(what | correction, ensure_ascii=False))
         return
     table = Table("batch", "when (UTC)", "edits", "what became of it", "the first of them")
     for line in lines:

@@ -1,9 +1,10 @@
 """What a person would check after a run of edits: a headline, what was lost, and a page with every answer."""
 
-import json
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
+
+from agents.editing.valid_json import valid_json
 
 CHANGED = 0.1
 """Share of unrelated answers that may change before it is said loudly."""
@@ -122,7 +123,7 @@ def page(report: Mapping[str, Any], outcomes: Sequence[Mapping[str, Any]], answe
         "unrelated": list(answers),
     }
     # A text may say </script>.
-    data = json.dumps(content, ensure_ascii=False).replace("<", "\\u003c")
+    data = valid_json(content, ensure_ascii=False).replace("<", "\\u003c")
     return template.replace("{{data}}", data)
 
 

@@ -1,13 +1,17 @@
 """Records as Markdown tables, and as a table on the terminal."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from agents.rows import row_of
+from rich.cells import cell_len
+
+from agents.rows import ROWS, row_of
 from benchmarks.results.leaderboard import MEAN, Entry, entries
 from benchmarks.results.records import MetricValues, Record
-from benchmarks.results.statistics import Estimate, interquartile_mean
+from benchmarks.results.statistics import Estimate, PairedDifference, interquartile_mean, paired_difference
 from benchmarks.results.texts import printable
 from benchmarks.suites import find, id_of
 from editenv.evaluation.metrics import METRICS
@@ -239,16 +243,25 @@ def as_means(records: Sequence[Record]) -> str:
     Of several suites an agent that was run on one alone is left out.
     """
     rows = entries(records)
-    suites = {suite: find(id_of(suite)) for suite in dict.fromkeys(row.task.suite for row in rows)}
-    suites = dict(sorted(suites.items(), key=lambda item: (item[1].batches * item[1].edits_per_step, item[1].batches)))
+    suites = {row.task.suite: _size_of(row) for row in rows}
+    suites = dict(sorted(suites.items(), key=lambda item: (item[1][0] * item[1][1], item[1][0])))
     means: dict[str, dict[str, str]] = {}
     for row in rows:
         means.setdefault(row.agent, {})[row.task.suite] = with_interval(row.estimate("teacher_forced", MEAN))
-    headings = ["agent", *(f"{suite.batches:,} x {suite.edits_per_step:,}" for suite in suites.values())]
+    headings = ["agent", *(f"{batches:,} x {size:,}" for batches, size in suites.values())]
     compared = {agent: by_suite for agent, by_suite in means.items() if len(by_suite) >= min(2, len(suites))}
     return markdown(
         headings, [[agent, *(by_suite.get(s, "-") for s in suites)] for agent, by_suite in compared.items()]
     )
+
+
+def _size_of(row: Entry) -> tuple[int, int]:
+    """Batches of a row's suite, and edits in one; older records do not say them, and name a suite of the package."""
+    recorded = (row.records[0].configuration or {}).get("suite") or {}
+    if {"batches", "edits_per_step"} <= recorded.keys():
+        return recorded["batches"], recorded["edits_per_step"]
+    suite = find(id_of(row.task.suite))
+    return suite.batches, suite.edits_per_step
 
 
 def as_times(records: Sequence[Record]) -> str:
@@ -261,6 +274,41 @@ def as_times(records: Sequence[Record]) -> str:
 def as_intervals(records: Sequence[Record]) -> str:
     """Each of the three figures under both protocols with its interval over seeds; rows of two seeds or more."""
     return _markdown(INTERVALS, [entry for entry in entries(records) if len(entry.records) > 1])
+
+
+def as_differences(records: Sequence[Record], pairs: Sequence[tuple[str, str]]) -> str:
+    """For each pair of rows how much better the first is than the second on the same streams.
+
+    Harmonic means under both protocols, with the intervals of :func:`benchmarks.results.statistics.paired_difference`.
+
+    Args:
+        records: Of one suite.
+        pairs: Names of rows.
+
+    Raises:
+        ValueError: If a row of a pair is not there, or if a pair has no stream in common.
+    """
+    rows = {row.agent: row for row in entries(records)}
+    body = []
+    for first, second in pairs:
+        if missing := [name for name in (first, second) if name not in rows]:
+            raise ValueError(f"there is no row {missing[0]!r}; there are {', '.join(rows)}")
+        differences = [
+            paired_difference(*(rows[name].values(protocol, MEAN) for name in (first, second)))
+            for protocol in PROTOCOLS_WITH_INTERVALS
+        ]
+        if differences[0] is None:
+            raise ValueError(f"{first} and {second} have no stream in common")
+        body.append([f"{first} - {second}", str(differences[0].streams), *map(difference, differences)])
+    return markdown(["difference by stream", "streams", "mean, teacher-forced", "mean, freely generated"], body)
+
+
+def difference(paired: PairedDifference | None) -> str:
+    """``+1.1 [-0.3, 2.4]``; without an interval of a single stream, and a dash where there is nothing."""
+    if paired is None:
+        return "-"
+    ends = f" [{paired.interval[0]:+z.1f}, {paired.interval[1]:+z.1f}]" if paired.interval else ""
+    return f"{paired.value:+z.1f}{ends}"
 
 
 def as_details(records: Sequence[Record]) -> str:
@@ -318,32 +366,66 @@ SHOWN = {
 
 
 def show(records: Sequence[Record], shown: Mapping[str, str] = SHOWN) -> None:
-    """The table on the terminal; nothing of it is cut at 80 characters, but a long name goes on in the next line.
+    """Prints the table, and below it what its rows are.
+
+    Nothing is cut at 80 characters, and no name is broken: one that the figures leave no room for has a line of its own
+    above them.
 
     Args:
         records: Of one suite.
-        shown: Keys of columns, and what stands above each.
+        shown: Keys of columns, that of the agent first, and what stands above each.
     """
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     if not records:
         return
     first = records[0]
+    width = shutil.get_terminal_size().columns
     title = printable(f"{first.suite}: {first.edits} edits of {first.dataset} in {first.model}")
-    view = Table(title=Text(title), title_justify="left")
-    view.box, view.padding, view.pad_edge = box.SIMPLE_HEAD, (0, 1, 0, 0), False
-    for key, heading in shown.items():
-        if key == "agent":
-            view.add_column(heading, overflow="fold")
-        else:
-            view.add_column(heading, justify="right", no_wrap=True)
+    print("\n".join(["", *textwrap.wrap(title, width), "", *_aligned(entries(records), shown, width)]))
+    if legend := _legend(dict.fromkeys(record.agent for record in records), width):
+        print("\n".join(["", *legend]))
+
+
+def _aligned(rows: Sequence[Entry], shown: Mapping[str, str], width: int) -> list[str]:
+    """The table's lines, names to the left and figures to the right."""
     columns = {column.key: column for column in (*COLUMNS, *PREFIX_DETAILS)}
-    for entry in entries(records):
-        view.add_row(*(Text(printable(_without_interval(columns[key].text(entry)))) for key in shown))
-    Console().print(view)
+    keys = [key for key in shown if key != "agent"]
+    headings = [[shown[key].partition("\n")[2 * line] for key in keys] for line in (0, 1)]
+    figures = [[_without_interval(columns[key].text(row)) for key in keys] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*headings, *figures, strict=True)]
+    names = [printable(row.agent) for row in rows]
+    room = width - sum(widths) - len(widths)
+    between = " " * (2 if room > len(widths) + max(map(cell_len, names)) else 1)
+    room = width - sum(widths) - len(widths) * len(between)
+    room = max((length for name in names if (length := cell_len(name)) <= room), default=0)
+
+    def line(name: str, cells: Sequence[str]) -> str:
+        name += " " * (room - cell_len(name))
+        return between.join([name, *(cell.rjust(size) for cell, size in zip(cells, widths, strict=True))]).rstrip()
+
+    lines = [*(line("", heading) for heading in headings)]
+    lines.append("-" * max(map(len, (line("", figures[0]), *lines))))
+    for name, cells in zip(names, figures, strict=True):
+        if cell_len(name) > room:
+            lines.append(name)
+            name = ""
+        lines.append(line(name, cells))
+    return lines
+
+
+def _legend(agents: Iterable[str], width: int) -> list[str]:
+    """What the names of rows mean, those that are the project's own."""
+    lines, abouts = [], []
+    for agent in agents:
+        folder = agent.partition("@")[2]
+        if (row := row_of(agent)) is None:
+            continue
+        abouts.append(row.about)
+        settings = f"; settings of {folder}" if folder and agent not in ROWS else ""
+        text = printable(f"{agent}: {row.about}{settings}")
+        lines += textwrap.wrap(text, width, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+    if any(re.search(r"\bP\b", about) for about in abouts):
+        lines += textwrap.wrap("P: a preconditioner made from statistics of text (docs/reference/methods.md)", width)
+    return lines
 
 
 def _without_interval(text: str) -> str:

@@ -16,6 +16,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,7 +91,11 @@ class Cell:
             **self.configuration(),
         }
         current["suite"] = {"observed_tokens": "answers"} | current["suite"]
-        if differing := sorted(disagreements(recorded, current)):  # an older record may not say all of it
+        differing = sorted(disagreements(recorded, current))  # an older record may not say all of it
+        modules = self._default_modules()
+        if modules is not None and record.modules is not None and modules != set(record.modules):
+            differing.append(f"modules ({', '.join(record.modules)}, now {', '.join(sorted(modules))})")
+        if differing:
             raise ValueError(
                 f"{self.path} was made with another {', '.join(differing)} than {self.suite.id} and {self.agent} have "
                 "now: remove it or choose another --out"
@@ -113,6 +118,12 @@ class Cell:
     def _modules_of(self, environment: Mapping[str, Any]) -> tuple[str, ...]:
         """Those that are the agent's own: the suite leaves them open."""
         return () if self.suite.modules else tuple(environment.get("modules", ()))
+
+    def _default_modules(self) -> frozenset[str] | None:
+        """Those that the model has where neither suite nor agent names any; None if one does, or if it is on the hub."""
+        if self.suite.modules or make_agent(self.agent).environment.get("modules"):
+            return None
+        return default_module_names(str(self.suite.model))
 
     @property
     def activation_cache_identity(self) -> dict[str, Any]:
@@ -170,6 +181,29 @@ class Cell:
             return
         atomic_write_text(self.path, json.dumps(asdict(outcome)) + "\n")
         self.failure_path.unlink(missing_ok=True)
+
+
+def default_module_names(model: str) -> frozenset[str] | None:
+    """Full names of the modules that are edited in a model where nobody names any; None for one of the hub.
+
+    Made from its config, without its weights.
+    """
+    from editenv.models import model_path
+
+    config = Path(model_path(model)) / "config.json"
+    return _default_module_names(model, config, config.read_bytes()) if config.is_file() else None
+
+
+@lru_cache
+def _default_module_names(model: str, config: Path, _: bytes) -> frozenset[str]:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from editenv.models.modules import default_modules, find_modules
+
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(config.parent, trust_remote_code=False))
+    return frozenset(find_modules(skeleton, default_modules(skeleton, model)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,13 +3,16 @@
     python -m benchmarks.suites
 
 lists them. NAME-vN.json never changes its meaning once results were made with it; a changed one is NAME-v(N+1).json.
+A file of one's own is a suite, too, wherever it lies (:func:`read_own_suite`), and so is a file of records
+(:mod:`benchmarks.suites.own`).
 """
 
+import difflib
 import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
@@ -36,8 +39,14 @@ OBSERVED_TOKENS = ("answers", "all", "subject")
 ORDERS = ("shuffled", "as-is")
 """A stream's order: drawn from the seed, or as the data set has it."""
 
-MAY_BE_LEFT_OUT = ("training_fingerprint", "training_options", "text", "drift_text")
+MAY_BE_LEFT_OUT = (
+    *("training_fingerprint", "training_options"),
+    *("text", "text_fingerprint", "drift_text", "drift_text_fingerprint"),
+)
 """Fields that older files do not have; null is what they say then."""
+
+OWN_PROTOCOLS = ("teacher_forced", "generation", "generation_prefix", "probability", "drift")
+"""What a suite of one's own is judged by unless it says; each is left out where the data does not allow it."""
 
 texts = rules.list_of(rules.text, tuple)
 protocol_names = rules.Rule(
@@ -97,6 +106,7 @@ class Suite:
         model_fingerprint: :func:`model_fingerprint` of the model; None leaves it open.
         edits_fingerprint: :func:`editenv.data.edits_digest` of the whole split, as it is read; None leaves it open.
         training_fingerprint: The same of the edits that agents learn from; a file may leave it out.
+        text_fingerprint, drift_text_fingerprint: :func:`text_fingerprint` of the two texts, likewise.
         paper: What it repeats of the paper.
         observed_tokens: Which tokens of a batch agents see, of :data:`OBSERVED_TOKENS`; a file may leave it out, which
             is ``"answers"``.
@@ -132,6 +142,8 @@ class Suite:
     training_options: tuple[tuple[str, str | int], ...] | None = None
     text: Annotated[str | None, rules.text | None] = None
     drift_text: Annotated[str | None, rules.text | None] = None
+    text_fingerprint: Annotated[str | None, rules.sha256 | None] = None
+    drift_text_fingerprint: Annotated[str | None, rules.sha256 | None] = None
     device: str = "cpu"
     dtype: str = "float32"
 
@@ -199,17 +211,32 @@ class Suite:
         device: str = "cpu",
         dtype: str = "float32",
         observed_tokens: str | None = None,
+        text: str | None = None,
+        drift_text: str | None = None,
     ) -> "Suite":
-        """With the model and the data folder of this machine.
+        """With the model and the data folder of this machine, and what else is given in place of the suite's own.
+
+        Args:
+            model: Name, folder or hub id.
+            data: What ``{data}`` stands for; for a file of one's own it is the file's folder by default.
+            modules: Edited modules.
+            device: Where the model runs.
+            dtype: In which precision.
+            observed_tokens: Of :data:`OBSERVED_TOKENS`.
+            text: Source of ordinary text, without ``{data}``.
+            drift_text: Likewise.
 
         Raises:
-            ValueError: If the suite needs one that is not given.
+            ValueError: If the suite needs a model or a folder that is not given.
         """
+        data = data or self.data
         if data is None and any("{data}" in (source or "") for source in self._sources):
             raise ValueError(
                 f"suite {self.name} reads real data: give its folder with --data (see docs/results/real.md)"
             )
         if self.model is None and model is None:
+            if self.is_own:
+                raise ValueError(f"suite {self.name} leaves the model open: give its folder or hub id with --model")
             remedy = (
                 "`python -m benchmarks.pretrain --size base` makes one (docs/results/capacity.md)"
                 if self.dataset == "atlas"
@@ -224,7 +251,16 @@ class Suite:
             observed_tokens=observed_tokens or self.observed_tokens,
             device=device,
             dtype=dtype,
+            text=self.text if text is None else literal(text),
+            text_fingerprint=self.text_fingerprint if text is None else None,
+            drift_text=self.drift_text if drift_text is None else literal(drift_text),
+            drift_text_fingerprint=self.drift_text_fingerprint if drift_text is None else None,
         )
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is none of the package's."""
+        return self.name.partition("@")[0] not in SUITES
 
     @property
     def _sources(self) -> tuple[str | None, ...]:
@@ -234,10 +270,12 @@ class Suite:
         """Of the model, of the edits that are made and of those that agents may learn from, as they are here.
 
         Returns:
-            ``model``, ``edits`` and ``training``: SHA-256 of each; None for a model of the hub.
+            ``model``, ``edits`` and ``training``, and ``text`` and ``drift_text`` where the suite names them: SHA-256 of
+            each; None for what is on the hub.
 
         Raises:
             ValueError: If they are not the suite's, or if there are fewer edits than it makes.
+            FileNotFoundError: If a file is not there.
         """
         from editenv.data import edits_digest, load_edits
 
@@ -251,11 +289,20 @@ class Suite:
             "edits": edits_digest(edits, portability="portability" in self.protocols),
             "training": edits_digest(training),
         }
+        text, drift_text = self.in_data(self.text), self.in_data(self.drift_text)
+        # What names no text has no fingerprint of it: records of such suites stay what they were.
+        fingerprints |= {
+            what: text_fingerprint(source) for what, source in (("text", text), ("drift_text", drift_text)) if source
+        }
         for what, expected, source in (
             ("model", self.model_fingerprint, edited["model"]),
             ("edits", self.edits_fingerprint, f"{edited['dataset']}, split {edited['split']}"),
             ("training", self.training_fingerprint, f"{trained_on['dataset']}, split {trained_on['split']}"),
+            ("text", self.text_fingerprint, text),
+            ("drift_text", self.drift_text_fingerprint, drift_text),
         ):
+            if what not in fingerprints:
+                continue
             actual = fingerprints[what]
             if expected is not None and actual != expected:
                 raise ValueError(
@@ -274,7 +321,7 @@ class Suite:
         # What agents learned from is left out: it is in a record's fingerprints, whether a suite pins it or not.
         descriptive = (
             *("about", "agents", "paper", "command", "data", "device"),
-            *("training_fingerprint", "training_options"),
+            *("training_fingerprint", "training_options", "text_fingerprint", "drift_text_fingerprint"),
         )
         row = {name: value for name, value in asdict(self).items() if name not in descriptive}
         row |= {"options": dict(self.options), "model": name_of(str(self.model))}
@@ -286,6 +333,8 @@ class Suite:
         for source in ("text", "drift_text"):
             if row[source] is None:
                 del row[source]
+            else:
+                row[source] = _without_folder(row[source])
         as_json: dict[str, Any] = json.loads(json.dumps(row))
         return as_json
 
@@ -322,8 +371,88 @@ def model_fingerprint(model: str) -> str | None:
     return digest.hexdigest()
 
 
+def text_fingerprint(source: str) -> str | None:
+    """SHA-256 over the bytes of a text's file, or of the files of a folder of statistics; None for a hub id.
+
+    Args:
+        source: As :func:`agents.covariance.covariance_of` takes it.
+
+    Raises:
+        FileNotFoundError: If it looks like a file, and is not there.
+    """
+    path = Path(source.removeprefix("wise:"))
+    if not path.exists():
+        if path.suffix in (".txt", ".jsonl") or str(path) != source:
+            raise FileNotFoundError(f"text: there is no file {path}")
+        return None
+    digest = hashlib.sha256()
+    for part in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if part.is_file():
+            if part != path:
+                digest.update(f"{part.relative_to(path)} {part.stat().st_size}\n".encode())
+            with part.open("rb") as file:
+                while chunk := file.read(1 << 24):
+                    digest.update(chunk)
+    return digest.hexdigest()
+
+
+def literal(source: str) -> str:
+    """A source as a suite writes one that means just that: its braces stand for themselves."""
+    return source.replace("{", "{{").replace("}", "}}")
+
+
+def _without_folder(source: str) -> str:
+    """What records call a text: a file by its name, as its folder is this machine's affair."""
+    kind, colon, path = source.rpartition(":")
+    return f"{kind}{colon}{Path(path).name}" if Path(path).exists() else source
+
+
 def read_suite(path: Path) -> Suite:
-    """A suite file, checked.
+    """A suite file of the package, checked.
+
+    Raises:
+        ValueError: If it is not one; names the file and the field.
+    """
+    suite = _read(path, {})
+    if path.name != f"{suite.id}.json":
+        raise ValueError(f"{path}: name and version are those of {suite.id}.json")
+    return suite
+
+
+def read_own_suite(path: Path) -> Suite:
+    """A suite file of one's own, wherever it lies.
+
+    It has ``dataset``, ``batches`` and ``edits_per_step``; what else a suite says, it may leave out.
+    Its name and version are by default its file's, ``NAME.json`` or ``NAME-vN.json``, and ``{data}`` is its folder.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not a suite, or has the name of one of the package; names the file and the field.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"suite: there is no file {path}")
+    named = re.fullmatch(r"(?P<name>.+?)(?:-v(?P<version>\d+))?", path.name.removesuffix(".json"))
+    assert named is not None
+    defaults = {field.name: field.default for field in fields(Suite) if field.default is not MISSING}
+    defaults |= {"name": named["name"], "version": int(named["version"] or 1), "model": None, "options": {}}
+    defaults |= {"protocols": OWN_PROTOCOLS}
+    del defaults["dataset"]
+    suite = _read(path, defaults)
+    if not re.fullmatch(r"[\w.-]*\w", suite.name) or re.search(r"-v\d+$", suite.name):
+        raise ValueError(
+            f"{path}: name: {suite.name!r} must be letters, digits, '.', '-' and '_', without a version at its end"
+        )
+    if not suite.is_own:
+        raise ValueError(f"{path}: name: {suite.name} is a suite of the package; call your own something else")
+    return replace(suite, data=path.absolute().parent)
+
+
+def _read(path: Path, defaults: Mapping[str, Any]) -> Suite:
+    """A suite from its file.
+
+    Args:
+        path: The file.
+        defaults: What fields are that it leaves out, besides those that any file may.
 
     Raises:
         ValueError: If it is not one; names the file and the field.
@@ -336,12 +465,11 @@ def read_suite(path: Path) -> Suite:
         if "end_of_answer" in row:  # as suites made before the option was renamed have it
             row["train_eos"] = row.pop("end_of_answer")
         row = dict.fromkeys(MAY_BE_LEFT_OUT) | {"train_eos": False, "observed_tokens": "answers"} | row
+        row = {name: value for name, value in defaults.items() if name in allowed} | row
         if row.keys() != allowed:
             missing, unknown = sorted(allowed - row.keys()), sorted(row.keys() - allowed)
             raise ValueError(f"missing fields {missing}, unknown fields {unknown}")
         suite = from_json(row)
-        if path.name != f"{suite.id}.json":
-            raise ValueError(f"name and version are those of {suite.id}.json")
         if "probes" in suite.protocols and suite.dataset != "atlas":
             raise ValueError("protocols: probes are only known for the data set atlas")
         if "portability" in suite.protocols and suite.dataset.partition(":")[0] not in WITH_PORTABILITY:
@@ -392,11 +520,16 @@ def id_of(label: str) -> str:
 
 
 def find(text: str) -> Suite:
-    """A suite by ``NAME``, ``NAME-vN`` for an old version, ``NAME@BATCHES`` for the first batches of it, or both.
+    """A suite by ``NAME``, ``NAME-vN`` for an old version, ``NAME@BATCHES`` for the first batches of it, or both; or by
+    the path of a file of one's own, ``mine.json`` or ``mine.json@BATCHES``.
 
     Raises:
         ValueError: If there is none.
+        FileNotFoundError: If there is no such file.
     """
+    if own := re.fullmatch(r"(?P<path>.+\.json)(?:@(?P<batches>\d+))?", text):
+        suite = read_own_suite(Path(own["path"]).expanduser())
+        return suite.first(int(own["batches"])) if own["batches"] else suite
     # A record's id has the version last, as the file of a shortened suite would.
     parts = re.fullmatch(r"(?P<name>[^@]+?)(?:-v(?P<first>\d+))?(?:@(?P<batches>\d+))?(?:-v(?P<last>\d+))?", text)
     if parts and parts["first"] and parts["last"]:
@@ -406,6 +539,16 @@ def find(text: str) -> Suite:
     if version:
         suites = [suite for suite in suites if suite.version == int(version)]
     if not parts or not suites:
-        raise ValueError(f"unknown suite {text!r}; there are {', '.join(suite.id for suite in all_suites())}")
+        raise ValueError(_unknown(text))
     newest = suites[-1]
     return newest.first(int(parts["batches"])) if parts["batches"] else newest
+
+
+def _unknown(text: str) -> str:
+    """That there is no such suite, and what may have been meant."""
+    if Path(text).expanduser().exists():
+        return f"{text!r} is no suite: a file of records is given with --edits, a suite's own file ends in .json"
+    ids = [suite.id for suite in all_suites()]
+    near = difflib.get_close_matches(text, [*ids, *SUITES], n=3, cutoff=0.5)
+    hint = f"; do you mean {' or '.join(near)}?" if near else ""
+    return f"unknown suite {text!r}{hint} `python -m benchmarks.suites` lists them; a file of your own ends in .json"

@@ -1,22 +1,21 @@
 """Lists the suites."""
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
+import shutil
+import textwrap
 
 from benchmarks.suites import all_suites
 
 
 def main() -> None:
-    """Prints a table of them."""
-    view = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    view.add_column("suite", no_wrap=True)
-    view.add_column("paper")
-    view.add_column("what it is")
+    """Prints each with what it is, and the command that makes the rest of it, whole."""
+    width = shutil.get_terminal_size().columns
     for suite in all_suites():
-        about = f"{suite.about}\n{suite.command}" if suite.command else suite.about
-        view.add_row(suite.id, suite.paper.where if suite.paper else "", about)
-    Console().print(view)
+        print(f"{suite.id} ({suite.paper.where})" if suite.paper else suite.id)
+        indent = " " * 4
+        print(textwrap.fill(suite.about, width, initial_indent=indent, subsequent_indent=indent))
+        if suite.command:
+            print(f"{indent}{suite.command}")
+    print("\nA file of records (--edits) and a suite's file of your own (--suite FILE.json) are suites, too.")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from agents import cli
+from agents import cli, rows
 from agents.hypernetwork.arguments import Args, with_preset
 from agents.hypernetwork.config import PolicyConfig, TrainConfig
 from agents.registry import make_agent
@@ -71,6 +71,16 @@ def test_methods_are_listed_with_what_they_need(said):
     lines = said("methods").splitlines()
     assert [line.split()[0] for line in lines] == list(found)
     assert all(row["about"] in line for row, line in zip(found.values(), lines, strict=True))
+
+
+def test_a_terminal_of_eighty_characters_breaks_no_word_of_the_list_of_rows(said, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    lines = said("methods").splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [line.split()[0] for line in lines if not line.startswith(" ")] == list(rows.ROWS)
+    words = " ".join(lines).split()
+    assert words == " ".join(f"{name} {row.about}" for name, row in rows.ROWS.items()).split()
 
 
 def test_models_are_listed_with_the_papers_presets(said):

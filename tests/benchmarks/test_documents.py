@@ -2,12 +2,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_records import RECORD
+from test_records import RECORD as BARE
 from test_rl import RUN
 
 from benchmarks.documents import Args, main, rewritten
 from benchmarks.results.records import append
 
+RECORD = replace(BARE, commit="a" * 40, hardware={"processor": "one"})
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "results"
 PAGE = """# Results
@@ -152,3 +153,33 @@ def test_runs_of_reinforcement_learning_are_shown_after_equal_steps_or_seconds(t
         heading, _, row = rows_of(tmp_path / "page.md", f"rl: rl.jsonl {unit}")
         assert heading[0] == budget
         assert row[2:6] == ["-2.0e9", "1.0", "2.0", "3.0"]
+
+
+def test_rows_whose_records_do_not_say_where_they_come_from_are_marked(document):
+    append(document.parent / "found.jsonl", replace(BARE, suite="bare", agent="elsewhere"))
+    document.write_text("<!-- scores: found.jsonl smoke bare -->\n<!-- end -->\n", encoding="utf-8")
+    table, _, note = rewritten(document).partition("\n\n")
+    assert "\n| no-edit | 1 |" in table
+    assert "\n| elsewhere † | 1 |" in table
+    assert note.startswith("† Of the records")
+    document.write_text("<!-- scores: found.jsonl smoke -->\n<!-- end -->\n", encoding="utf-8")
+    assert "†" not in rewritten(document)
+
+
+def test_pairs_of_rows_are_compared_by_stream(document):
+    append(document.parent / "found.jsonl", replace(RECORD, suite="smoke", agent="other"))
+    begin = "<!-- differences: found.jsonl smoke pairs=other:no-edit"
+    document.write_text(f"{begin} -->\n<!-- end -->\n", encoding="utf-8")
+    assert "\n| other - no-edit | 1 | +" in rewritten(document)
+    for wrong, message in (
+        (":", "A:B"),
+        ("", "A:B"),
+        ("other:nil", "no row 'nil'"),
+        ("other:no-edit pairs=a:b", "must be"),
+    ):
+        document.write_text(f"<!-- differences: found.jsonl smoke pairs={wrong} -->\n<!-- end -->\n", encoding="utf-8")
+        with pytest.raises(ValueError, match=message):
+            rewritten(document)
+    document.write_text("<!-- differences: found.jsonl smoke -->\n<!-- end -->\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="must be"):
+        rewritten(document)

@@ -11,7 +11,7 @@ import pytest
 from matplotlib.colors import to_hex
 from test_records import RECORD
 
-from benchmarks.report import Args, differing, file_names, main
+from benchmarks.report import Args, as_markdown, differing, file_names, main
 from benchmarks.results import figures
 from benchmarks.results.charts import draw, save, short_name
 from benchmarks.results.leaderboard import RANKED, Leaderboard, Task, entries
@@ -315,3 +315,18 @@ def test_rows_behind_the_front_are_grey_and_have_no_name():
         assert [text.get_text() for text in axis.texts] == ["agent-0"]
         colours = [to_hex(line.get_color()) for line in axis.lines if len(line.get_xdata()) == 1]
         assert sorted(colours.count(colour) for colour in (REST, style_of("agent-0").colour))[-1] == 3
+
+
+def test_the_best_row_is_compared_with_the_others_on_the_same_streams():
+    runs = [run("rledit", seed, value) for seed, value in enumerate((60.0, 70.0, 80.0))]
+    runs += [run("memit", seed, value) for seed, value in enumerate((58.0, 69.0, 77.0))]
+    runs += [run("no-edit", 0, 1.0), run("joint-fine-tune", 0, 99.0), run("joint-fine-tune", 1, 99.0)]
+    rows = entries(runs)
+    text = as_markdown(rows, Leaderboard(rows, "generation"), [], [])
+    # Differences 2, 1 and 3: mean 2, standard error 1 / sqrt(3), and t(0.975; 2) = 4.302653.
+    assert "| rledit - memit | 3 |" in text
+    assert "| +2.0 [-0.5, +4.5] |" in text
+    assert "| rledit - joint-fine-tune | 2 |" in text
+    assert "rledit - no-edit" not in text, "one stream has no interval"
+    alone = entries(runs[:3])
+    assert "on the same streams: means" not in as_markdown(alone, Leaderboard(alone, "generation"), [], [])

@@ -52,7 +52,7 @@ def test_modules_are_those_that_were_named_or_a_presets(tmp_path, instead):
 
 def test_the_tokens_that_agents_see_are_recorded_where_they_are_not_the_usual_ones(tmp_path, instead):
     for out, observed in (("usual", None), ("answers", "answers"), ("all", "all")):
-        assert main(Args("smoke", tmp_path / out, agents=("no-edit",), observed_tokens=observed)) == 0
+        assert main(Args("smoke", out=tmp_path / out, agents=("no-edit",), observed_tokens=observed)) == 0
     usual, answers, every = (
         json.loads((tmp_path / out / "results.jsonl").read_text())["configuration"]["suite"]
         for out in ("usual", "answers", "all")
@@ -61,7 +61,7 @@ def test_the_tokens_that_agents_see_are_recorded_where_they_are_not_the_usual_on
     assert "observed_tokens" not in usual
     assert every == usual | {"observed_tokens": "all"}
     with pytest.raises(SystemExit, match=r"was made with another suite\.observed_tokens"):
-        main(Args("smoke", tmp_path / "all", agents=("no-edit",)))
+        main(Args("smoke", out=tmp_path / "all", agents=("no-edit",)))
 
 
 @pytest.fixture

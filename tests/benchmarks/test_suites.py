@@ -240,11 +240,23 @@ def test_what_is_learned_from_may_be_read_with_other_options(real):
     assert replace(real, training_options=None).environment(training=True)["dataset_options"] == {"limit": 2}
 
 
+def test_suites_that_name_texts_pin_them():
+    naming = [suite for suite in all_suites() if suite.text or suite.drift_text]
+    assert naming
+    for suite in naming:
+        assert (suite.text is None, suite.drift_text is None) == (
+            suite.text_fingerprint is None,
+            suite.drift_text_fingerprint is None,
+        )
+        assert not {"text_fingerprint", "drift_text_fingerprint"} & suite.setting().keys()
+
+
 def test_texts_lie_in_the_folder_of_the_data_sets(real, tmp_path):
     assert real.in_data(real.text) == f"wise:{tmp_path}/wise.json"
     assert real.in_data(None) is None
     with pytest.raises(ValueError, match="give its folder with --data"):
-        replace(real, dataset="atlas").at("atlas", None)
+        replace(real, dataset="atlas", data=None).at("atlas", None)
+    assert real.at("atlas", None).data == tmp_path, "a file of one's own has its folder"
 
 
 def test_records_on_other_text_are_not_compared(real):

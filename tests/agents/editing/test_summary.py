@@ -262,6 +262,27 @@ def test_a_bad_batch_is_tried_again_in_halves_and_a_killed_run_goes_on_with_the_
         assert all(torch.equal(deltas[name], whole[name]) for name in whole)
 
 
+def test_figures_of_a_broken_model_that_are_no_numbers_are_null(run, tmp_path, monkeypatch, capsys):
+    broken = {"perplexity_before": 10.0, "perplexity": math.inf, "kl": math.nan}
+    monkeypatch.setattr("agents.editing.editor.metrics.drift", lambda lm, texts: dict(broken))
+    run(records("Rome", "Oslo"))
+    capsys.readouterr()
+    run(records("Rome", "Oslo"), json=True)
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    texts = [(tmp_path / "out/report.json").read_text(), capsys.readouterr().out.splitlines()[-1]]
+    page = (tmp_path / "out/report.html").read_text()
+    for text in texts:
+        report = json.loads(text, parse_constant=refuse)
+        assert report["drift"] == {"perplexity_before": 10.0, "perplexity": None, "kl": None}
+        assert report["perplexity_factor"] is None
+        assert "Ordinary text has become less likely" in page
+    assert "NaN" not in page
+    assert "Infinity" not in page.partition("<script")[2].partition("JSON.parse")[0]
+
+
 def test_small_steps_that_add_up_are_bounded_by_default(make_lm, model_folder, monkeypatch):
     with LifelongEditor(str(model_folder), "fine-tune", modules=LAST) as editor:
         perplexities = iter([100.0, 140.0, 149.0, 151.0])

@@ -5,11 +5,13 @@ import pytest
 
 from benchmarks.results.statistics import (
     Estimate,
+    PairedDifference,
     estimate,
     harmonic_mean,
     interquartile_mean,
     mean_over_tasks,
     normalized,
+    paired_difference,
     pareto_front,
     probability_of_improvement,
 )
@@ -129,3 +131,25 @@ def test_pareto_front_by_hand():
     points = [(1.0, 5.0), (2.0, 5.0), (2.0, 9.0), (3.0, 8.0), (4.0, 9.5), (4.0, 9.5)]
     assert pareto_front(points) == [True, False, True, False, True, True]
     assert pareto_front([]) == []
+
+
+def test_a_difference_by_stream_is_over_the_streams_that_both_have_run():
+    """By hand: differences 1, 2 and 6 have the mean 3, the standard error sqrt(7 / 3), and t(0.975; 2) is 4.302653."""
+    difference = paired_difference({0: 11.0, 1: 52.0, 2: 36.0, 7: 0.0}, {0: 10.0, 1: 50.0, 2: 30.0, 9: 99.0})
+    half = 4.302653 * (7 / 3) ** 0.5
+    assert (difference.value, difference.streams) == (3.0, 3)
+    assert difference.interval == pytest.approx((3 - half, 3 + half), rel=1e-6)
+
+
+def test_streams_of_unlike_difficulty_do_not_blur_a_difference():
+    first = {0: 20.0, 1: 50.0, 2: 81.0}
+    second = {0: 18.0, 1: 48.0, 2: 78.5}
+    assert paired_difference(first, second).interval[0] > 1
+    low, high = (estimate([list(scores.values())]).interval for scores in (second, first))
+    assert low[1] > high[0], "the intervals of the means meet by far"
+
+
+def test_one_stream_has_no_interval_and_none_no_difference():
+    assert paired_difference({0: 2.0}, {0: 1.0, 1: 5.0}) == PairedDifference(1.0, None, 1)
+    assert paired_difference({0: 2.0}, {1: 5.0}) is None
+    assert paired_difference({0: 2.0, 1: 3.0}, {0: 1.0, 1: 2.0}) == PairedDifference(1.0, (1.0, 1.0), 2)

@@ -9,6 +9,7 @@ from benchmarks.results.statistics import Estimate
 from benchmarks.results.tables import (
     COLUMNS,
     as_details,
+    as_differences,
     as_intervals,
     as_markdown,
     as_means,
@@ -99,6 +100,24 @@ def test_each_figure_has_its_interval_where_there_are_two_seeds():
         *("no-edit", "2", "75.0 [50.0, 100.0]", "50.0 [50.0, 50.0]", "50.0 [25.0, 75.0]"),
         *("15.0 [10.0, 20.0]", "-", "30.0 [30.0, 30.0]"),
     ]
+
+
+def test_rows_are_compared_on_the_same_streams():
+    values = {"a": (11.0, 52.0, 36.0), "b": (10.0, 50.0, 30.0)}
+    records = [
+        replace(RECORD, agent=agent, seed=seed, teacher_forced=scores(value, value, value))
+        for agent, row in values.items()
+        for seed, value in enumerate(row)
+    ]
+    lone = replace(RECORD, agent="c", seed=5)
+    head, _, line, back = as_differences([*records, lone], [("a", "b"), ("b", "a")]).splitlines()
+    assert head.count("|") == 5
+    assert line == "| a - b | 3 | +3.0 [-3.6, +9.6] | +0.0 [+0.0, +0.0] |"
+    assert back == "| b - a | 3 | -3.0 [-9.6, +3.6] | +0.0 [+0.0, +0.0] |"
+    with pytest.raises(ValueError, match="a and c have no stream in common"):
+        as_differences([*records, lone], [("a", "c")])
+    with pytest.raises(ValueError, match="there is no row 'd'; there are a, b"):
+        as_differences(records, [("a", "d")])
 
 
 def test_means_have_a_column_for_each_suite_the_shorter_stream_first():
@@ -215,10 +234,40 @@ def test_eighty_characters_are_enough_for_every_heading_and_figure(capsys, monke
     assert "…" not in shown
     for text in ("teacher-forced", "generation", "mean", "setup", "ms per", "floor"):
         assert text in shown
-    for text in ("100.0/100.0/100.0  100.0/100.0/100.0  100.0", "12345", "12300.00", "1234.50"):
-        assert text in shown
-    first_words = [line.strip().partition(" ")[0] for line in shown.splitlines()]
-    assert "my/long/path.py:MyPolicy" in "".join(first_words), "a long name goes on in the next line"
+    assert "100.0/100.0/100.0 100.0/100.0/100.0 100.0 12345 12300.00 1234.50" in shown
+    assert "my/long/path.py:MyPolicy" in shown.splitlines(), "a long name is whole, on a line of its own"
+
+
+def test_no_name_is_broken_and_those_of_the_project_are_explained_below_the_table(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    names = (
+        "no-edit",
+        "untrained-p-k4",
+        "rledit-p@smollm2-135m",
+        "my_method.py:MyMethod@./mine",
+        "methode:\u6587\u5b57",
+    )
+    show([replace(RECORD, agent=name) for name in names])
+    table, _, legend = capsys.readouterr().out.partition("\n\nno-edit: ")
+    lines = table.splitlines()
+    assert all(sum(line.startswith(name) for line in lines) == 1 for name in names)
+    assert max(map(len, [*lines, *legend.splitlines()])) <= 80
+    figures = [line for line in lines if "90.0/45.5/100.0" in line]
+    assert len(figures) == len(names)
+    assert len({len(line) + line.count("\u6587") + line.count("\u5b57") for line in figures}) == 1, (
+        "figures are aligned"
+    )
+    assert "untrained-p-k4: the untrained network with P, four actions" in legend
+    assert "rledit-p@smollm2-135m: RLEdit with P; settings of smollm2-135m" in legend
+    assert "P: a preconditioner" in legend
+    assert "my_method" not in legend
+
+
+def test_a_wide_terminal_has_each_row_in_one_line(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    show([replace(RECORD, agent="my_method.py:MyMethod@./mine")])
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "my_method" in line]
+    assert "90.0/45.5/100.0" in line
 
 
 def test_the_picture_shows_each_agents_curve(tmp_path):
