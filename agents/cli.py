@@ -43,10 +43,14 @@ class EvaluateArgs:
     """File of edits."""
     model: str = EMBEDDED
     """The model that is asked."""
+    chat: bool = False
+    """Ask every prompt in a chat, too, through the model's own chat template."""
     base: str | None = None
     """The model before the edits; specificity is agreement with it. Without one, MODEL is compared with itself."""
     device: str = "cpu"
     dtype: str = "float32"
+    columns: str | None = None
+    """Which column or field of the file is which, where they have other names: prompt=Question,target=Answer."""
     bad_records: Literal["error", "skip"] = "error"
     json: bool = False
     """Print one JSON object."""
@@ -94,6 +98,8 @@ class AskArgs:
     """Asks the model before a run of edits and after it, side by side.
 
     editenv ask out "Who owns Tumblr?" "The owner of Flickr is"
+
+    editenv ask out --chat "Who owns Tumblr?"
     """
 
     output: tyro.conf.Positional[Path]
@@ -102,6 +108,8 @@ class AskArgs:
     """What is asked."""
     model: str | None = None
     """The base model, if it does not lie where the run found it."""
+    chat: bool = False
+    """Ask in a chat, through the model's own chat template."""
     tokens: PositiveInt = 24
     """Tokens of an answer, at most."""
     device: str = "cpu"
@@ -138,8 +146,10 @@ class InspectArgs:
     """
 
     file: tyro.conf.Positional[str]
-    """A .json, .jsonl or .csv file of edits; its format is found by its fields, or named before a colon, as in
+    """A .json, .jsonl, .csv or .xlsx file of edits; its format is found by its fields, or named before a colon, as in
     zsre:edits.json."""
+    columns: str | None = None
+    """Which column or field of the file is which, where they have other names: prompt=Question,target=Answer."""
     train: Path | None = None
     """A training file to compare with."""
     model: str | None = None
@@ -200,7 +210,9 @@ def evaluate(args: EvaluateArgs) -> None:
     from editenv.models import load_model
     from editenv.models.modules import stream_outputs
 
-    edit_file = edits_for(args.edits, args.bad_records, args.model, args.device, args.dtype)
+    edit_file = edits_for(
+        args.edits, args.bad_records, args.model, args.device, args.dtype, chat=args.chat, columns=args.columns
+    )
     edits = edit_file[:]
     model, tokenizer = load_model(args.model, args.device, args.dtype)
     modules = stream_outputs(model)[-1:]
@@ -233,29 +245,33 @@ MATCHES = {"exact": "bit for bit", "rounding": "within rounding", "unchecked": "
 
 
 def apply(args: ApplyArgs) -> None:
+    from agents.editing.model_card import public_name
     from agents.editing.saving import save_model
     from editenv.delta_files import apply_file, modules_of
 
     lm = _load_editable(args.model, args.dtype, modules_of(args.deltas), args.output)
     match = apply_file(lm, args.deltas, args.allow_rounding)
-    save_model(lm, args.output, {"base": args.model, "deltas": str(args.deltas)}, args.model)
+    about = {"base": public_name(args.model), "deltas": args.deltas.name}
+    save_model(lm, args.output, about, args.model)
     print(f"{args.output}: the edited model, {MATCHES[match]}")
 
 
 def revert(args: RevertArgs) -> None:
+    from agents.editing.model_card import public_name
     from agents.editing.saving import save_model
     from editenv.delta_files import modules_of, revert_file
 
     lm = _load_editable(args.model, args.dtype, modules_of(args.deltas), args.output)
     match = revert_file(lm, args.deltas)
-    save_model(lm, args.output, {"edited": args.model, "without": str(args.deltas)}, args.model)
+    about = {"edited": public_name(args.model), "without": args.deltas.name}
+    save_model(lm, args.output, about, args.model)
     print(f"{args.output}: the base model, {MATCHES[match]}")
 
 
 def ask(args: AskArgs) -> None:
     from agents.editing.history import ask as run
 
-    run(args.output, args.prompts, args.model, args.tokens, args.device, args.dtype, args.json)
+    run(args.output, args.prompts, args.model, args.tokens, args.device, args.dtype, args.json, args.chat)
 
 
 def log(args: LogArgs) -> None:
@@ -271,7 +287,7 @@ def inspect(args: InspectArgs) -> None:
     from editenv.inspection import inspect as read
 
     model = args.model or EMBEDDED
-    report = read(args.file, args.train, model, args.sample)
+    report = read(args.file, args.train, model, args.sample, args.columns)
     if args.model is None:
         report.notes.append(f"lengths and beliefs are those of the embedded model, {model}: name yours with --model")
     if args.json:
@@ -305,6 +321,8 @@ def inspect(args: InspectArgs) -> None:
         )
         table.add_row("edits with a subject of it", f"{report.overlap['subjects']:,}")
     console.print(table)
+    for line in report.chat:
+        console.print(printable(f"chat template: {line}"), markup=False, highlight=False)
     for note in report.notes:
         console.print(printable(f"note: {note}"), markup=False, highlight=False)
     for line in report.reasons:

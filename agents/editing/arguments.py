@@ -65,6 +65,12 @@ class EditArgs:
     """Torch device, or auto."""
     dtype: str = "float32"
     """Type of the weights: float32, bfloat16 or float16. Edits add up in float32 in any case."""
+    chat: bool = False
+    """Ask every prompt in a chat, too, through the model's own chat template: each correction is made and judged as plain
+    text and in chat form. Records with messages are in any case.
+    """
+    columns: str | None = None
+    """Which column or field of the file is which, where they have other names: prompt=Question,target=Answer."""
     bad_records: Literal["error", "skip"] = "error"
     """error stops at a record that cannot be used, before anything is edited; skip leaves such records out."""
     guard: Guard = field(default_factory=Guard)

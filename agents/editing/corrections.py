@@ -8,7 +8,7 @@ from typing import Any
 from agents.editing.editor import LifelongEditor
 from editenv.atomic_files import atomic_write_text
 from editenv.data import Edit
-from editenv.data.edit_file import given_id
+from editenv.data.edit_file import EditFile, given_id
 from editenv.data.edits import as_json
 from editenv.data.text import same_text
 from editenv.evaluation import metrics
@@ -42,8 +42,16 @@ def done_already(editor: LifelongEditor, edits: Sequence[Edit]) -> int:
 
 
 def _as_edited(content: dict[str, Any]) -> dict[str, Any]:
-    """All but the id, in which the file's name may stand, and what is only asked afterwards; as JSON has it."""
-    return json.loads(json.dumps({key: value for key, value in content.items() if key not in ("id", "portability")}))
+    """All but the id, in which the file's name may stand, and what is only asked afterwards; as JSON has it. Of a prompt
+    in chat form what is asked: a template may write today's date before it."""
+    kept = {key: value for key, value in content.items() if key not in ("id", "portability")}
+    if (span := kept.pop("question_span", None)) is not None:
+        kept |= {"prompt": kept["prompt"][slice(*span)], "chat": True}
+        kept |= {
+            "rephrases": len(kept["rephrases"]),
+            "locality": len(kept["locality"]),
+        }  # those of the plain form say more
+    return json.loads(json.dumps(kept))
 
 
 def not_applied(editor: LifelongEditor, edits: Sequence[Edit]) -> list[tuple[Edit, str]]:
@@ -95,6 +103,7 @@ def outcomes(editor: LifelongEditor, edits: Sequence[Edit], held: Collection[str
             "id": edit.id,
             "prompt": edit.prompt,
             "target": edit.target,
+            **({} if edit.question_span is None else {"form": "chat", "question": edit.question}),
             "applied": edit.id not in reasons,
             "said_before": old,
             "said": text,
@@ -106,10 +115,19 @@ def outcomes(editor: LifelongEditor, edits: Sequence[Edit], held: Collection[str
     return rows
 
 
+def refused_records(editor: LifelongEditor, edits: EditFile) -> list[dict[str, Any]]:
+    """The records of corrections of which a form was taken back, as they were read, each once."""
+    refused = {edit.id for edit, _ in not_applied(editor, edits)}
+    as_read = (edits.as_read(i) for i, edit in enumerate(edits) if edit.id in refused)
+    records = {edit.id: as_record(edit, edits.report.source) for edit in as_read}
+    return list(records.values())
+
+
 def as_record(edit: Edit, source: str) -> dict[str, Any]:
     """An edit as a line of a file of edits; with its id if it has one in its own file, whose name is ``source``."""
-    named = given_id(edit.id, source) is not None
-    return {key: value for key, value in as_json(edit).items() if value and (named or key != "id")}
+    left_out = {"id"} if given_id(edit.id, source) is None else set()
+    left_out |= {"prompt"} if edit.messages else set()  # which is their plain text
+    return {key: value for key, value in as_json(edit).items() if value and key not in left_out}
 
 
 def write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -20,9 +20,10 @@ from agents.editing import corrections, summary, unrelated
 from agents.editing.arguments import EditArgs
 from agents.editing.editor import BatchResult, LifelongEditor, TooManyDeltasError
 from agents.editing.preparation import choose_agent
-from agents.editing.saving import check_place
+from agents.editing.saving import check_place, write_card
 from agents.progress import progress_bars
 from editenv.atomic_files import atomic_write_text
+from editenv.data.chat import NO_BOS_IN_TEMPLATE, ChatTemplate
 from editenv.data.files import EditFile, FileOptions, load_file_edits
 from editenv.data.records import BadRecordError
 from editenv.data.text import printable
@@ -49,7 +50,16 @@ def edit(args: EditArgs) -> None:
         ValueError: If an argument, the file of edits or the folder is not fit for it; nothing was edited then.
     """
     _check_arguments(args)
-    edits = edits_for(args.edits, args.bad_records, args.model, args.device, args.dtype, _needs_subjects(args))
+    edits = edits_for(
+        args.edits,
+        args.bad_records,
+        args.model,
+        args.device,
+        args.dtype,
+        _needs_subjects(args),
+        args.chat,
+        args.columns,
+    )
     with _Display(len(edits)) as display:
         _note_precision(args, display)
         with _open_editor(args, edits, display) as editor:
@@ -132,6 +142,8 @@ def edits_for(
     device: str,
     dtype: str,
     subjects: bool = False,
+    chat: bool = False,
+    columns: str | None = None,
 ) -> EditFile:
     """The file's edits that fit into the model, read and checked to the end before anything is done.
 
@@ -140,17 +152,25 @@ def edits_for(
         bad_records: Whether a record that cannot be used is an error, or is left out and named on stderr.
         model, device, dtype: Model whose context the edits must fit into.
         subjects: Whether each edit must have a subject that stands in its prompt.
+        chat: Whether every edit is asked in a chat, too; those that were given as messages are.
+        columns: As :class:`FileOptions` has them.
 
     Raises:
-        ValueError: If a record cannot be used, or the file or the model cannot be read.
+        ValueError: If a record cannot be used, or the file or the model cannot be read; if an edit is asked in a chat
+            and the model has no template for it.
     """
-    options = FileOptions(bad_records=bad_records)
+    options = FileOptions(bad_records=bad_records, columns=columns)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what was left out is said below
             edits = load_file_edits(file, "all", options)
         loaded, tokenizer = load_model(model, device, dtype)
         context = getattr(loaded.config.get_text_config(), "max_position_embeddings", None)
+        if chat or edits.has_conversations:
+            template = ChatTemplate(tokenizer, model)
+            if template.adds_bos:
+                print(f"note: {NO_BOS_IN_TEMPLATE}", file=sys.stderr)
+            edits = edits.in_chat(template, chat, options)
         edits = edits.check_lengths(tokenizer, context, options) if context else edits
         edits = edits.check_subjects(options) if subjects else edits
     except BadRecordError as error:
@@ -295,7 +315,7 @@ def _save(args: EditArgs, editor: LifelongEditor, edits: EditFile, display: _Dis
         saved.append("model")
     elif (args.output / "model").exists():
         display.say(f"{args.output / 'model'} is of an earlier run, which saved it")
-    refused = [corrections.as_record(edit, edits.report.source) for edit, _ in corrections.not_applied(editor, edits)]
+    refused = corrections.refused_records(editor, edits)
     if refused:
         corrections.write_lines(args.output / "not-applied.jsonl", refused)
         saved.append("not-applied.jsonl")
@@ -336,6 +356,8 @@ def _evaluate(
         report["not_evaluated"] = f"{type(error).__name__}: {error}"
         display.say(f"the edited model is saved, but could not be asked about its edits: {report['not_evaluated']}")
     atomic_write_text(args.output / "report.json", json.dumps(report, indent=2) + "\n")
+    if args.save_model:
+        write_card(args.output / "model", report)
     return report
 
 
