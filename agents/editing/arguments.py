@@ -77,6 +77,12 @@ class EditArgs:
     """What one batch may do to the model before it is taken back."""
     save_model: bool = True
     """Write OUTPUT/model; the deltas alone are enough to make it again with `editenv apply`."""
+    gguf: Path | None = None
+    """llama.cpp's convert_hf_to_gguf.py, with which OUTPUT/model.gguf is written too, in the precision of --dtype."""
+    push_to_hub: str | None = None
+    """Put the saved model on the Hugging Face hub under this name, such as me/my-model; a new repository is private. You
+    are logged in with `hf auth login`.
+    """
     seed: int = 0
     json: bool = False
     """Print the report as one JSON object instead of a summary."""

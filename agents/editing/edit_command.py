@@ -19,6 +19,7 @@ from rich.text import Text
 from agents.editing import corrections, summary, unrelated
 from agents.editing.arguments import EditArgs
 from agents.editing.editor import BatchResult, LifelongEditor, TooManyDeltasError
+from agents.editing.giving_away import check_converter, check_hub, convert_to_gguf, push_to_hub
 from agents.editing.preparation import choose_agent
 from agents.editing.saving import check_place, write_card
 from agents.progress import progress_bars
@@ -31,7 +32,10 @@ from editenv.models import load_model
 from editenv.models.modules import modules_of
 from editenv.output_folders import check_output
 
+GGUF_FILE = "model.gguf"
+
 WRITTEN = (
+    GGUF_FILE,
     "journal.jsonl",
     "deltas.safetensors",
     "results.jsonl",
@@ -77,10 +81,28 @@ def edit(args: EditArgs) -> None:
     if "not_evaluated" not in report:
         saved += ["results.jsonl", "unrelated.jsonl", "report.html"]
     saved.append("report.json")
+    try:
+        saved += _give_away(args)
+    finally:  # what was edited and measured is told in any case
+        _tell(args, edits, report, len(corrections.not_applied(editor, edits)), saved)
+
+
+def _tell(args: EditArgs, edits: EditFile, report: dict[str, Any], refused: int, saved: list[str]) -> None:
     if args.json:
         print(json.dumps(report))
     else:
-        _print_summary(args, edits, report, len(corrections.not_applied(editor, edits)), saved)
+        _print_summary(args, edits, report, refused, saved)
+
+
+def _give_away(args: EditArgs) -> list[str]:
+    """The GGUF file and the repository of the hub, if they are wanted; gives their names."""
+    given = []
+    if args.gguf is not None:
+        convert_to_gguf(args.output / "model", args.output / GGUF_FILE, args.gguf, args.dtype)
+        given.append(GGUF_FILE)
+    if args.push_to_hub is not None:
+        given.append(push_to_hub(args.output / "model", args.push_to_hub))
+    return given
 
 
 def _is_same_file(one: Path, other: Path) -> bool:
@@ -123,6 +145,12 @@ def _check_arguments(args: EditArgs) -> None:
             raise ValueError(
                 f"{read} would be written over: this command writes a file of that name; choose another --output"
             )
+    if not args.save_model and (args.gguf is not None or args.push_to_hub is not None):
+        raise ValueError("gguf and push-to-hub give away the saved model: leave --no-save-model out")
+    if args.gguf is not None:
+        check_converter(args.gguf)
+    if args.push_to_hub is not None:
+        check_hub(args.push_to_hub)
     if (args.output / "report.json").exists() and not (args.output / "journal.jsonl").exists():
         raise ValueError(f"{args.output} holds a report.json of something else; choose another folder")
 
@@ -302,7 +330,14 @@ def _save(args: EditArgs, editor: LifelongEditor, edits: EditFile, display: _Dis
     """The deltas, the model and the edits that were taken back; gives their names."""
     saved = ["journal.jsonl"]
     # Of fewer edits:
-    for earlier in ("deltas.safetensors", "results.jsonl", "unrelated.jsonl", "not-applied.jsonl", "report.html"):
+    for earlier in (
+        "deltas.safetensors",
+        "results.jsonl",
+        "unrelated.jsonl",
+        "not-applied.jsonl",
+        "report.html",
+        GGUF_FILE,
+    ):
         (args.output / earlier).unlink(missing_ok=True)
     try:
         if any(result.applied for result in editor.results):
