@@ -49,6 +49,10 @@ class Agent(ABC):
     fair_first_batch: int = 1
     """Edits that a first batch should have, for an agent whose statistics begin with it; fewer are made badly."""
 
+    independent_batches: bool = False
+    """Whether what it does for a batch is the same whatever batches came before, and leaves nothing for later ones: then
+    one batch can be taken out of a run and the others stay as they are."""
+
     looks_ahead: bool = False
     """Whether it acts by the whole stream, or by where the stream ends: only then :meth:`begin` is shown the stream.
 
@@ -86,6 +90,12 @@ class Agent(ABC):
         """What it must have besides the observation: ``model``, ``edits`` to learn from, ``text``, ``subjects``."""
         needed = {"model": self.looks_at_model, "edits": self.learns, "text": self.reads_text}
         return tuple(name for name, is_needed in needed.items() if is_needed)
+
+    def prompts_together(self, edits: int) -> tuple[int, int]:
+        """How many prompts go through the model at a time for a batch of so many edits, with a gradient and without one;
+        for estimates of memory.
+        """
+        return edits, edits
 
     def prepare(self, env: LifelongEditEnv, seed: int, progress: ProgressCallback) -> None:  # noqa: B027 - optional
         """Training, statistics: whatever is done once for a model, before any edit.

@@ -14,9 +14,10 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from agents.editing.arguments import EditArgs
+from agents.editing.arguments import EditArgs, UndoArgs
 from agents.editing.guard import BadEditError
 from agents.rows import ROWS
+from editenv import __version__
 from editenv.arguments import NonNegativeInt, PositiveInt, check_fields
 from editenv.data.text import printable
 from editenv.models import EMBEDDED, PACKAGED, PUBLIC
@@ -133,6 +134,28 @@ class LogArgs:
     """Folder of a run of `editenv edit`."""
     json: bool = False
     """Print one JSON object a correction."""
+
+
+@dataclass
+class DiffArgs:
+    """Says what a run of edits has changed: how much of which weights, what is said and what is not, and which unrelated
+    answers; or with a second run, in what the two differ.
+
+    editenv diff out
+
+    editenv diff out-of-fine-tune out-of-memit
+    """
+
+    output: tyro.conf.Positional[Path]
+    """Folder of a run of `editenv edit`."""
+    other: tyro.conf.Positional[Path | None] = None
+    """Folder of another one."""
+    model: str | None = None
+    """The base model, if it does not lie where the runs found it."""
+    dtype: str = "float32"
+    """The precision that the runs edited in."""
+    json: bool = False
+    """Print one JSON object."""
 
 
 @dataclass
@@ -278,6 +301,12 @@ def log(args: LogArgs) -> None:
     from agents.editing.history import log as run
 
     run(args.output, args.json)
+
+
+def diff(args: DiffArgs) -> None:
+    from agents.editing.diff import diff as run
+
+    run(args.output, args.other, args.model, args.dtype, args.json)
 
 
 def inspect(args: InspectArgs) -> None:
@@ -426,13 +455,21 @@ def edit(args: EditArgs) -> None:
     run(args)
 
 
+def undo(args: UndoArgs) -> None:
+    from agents.editing.undo_command import undo as run
+
+    run(args)
+
+
 COMMANDS: dict[Any, Callable[[Any], None]] = {
     EditArgs: edit,
+    UndoArgs: undo,
     EvaluateArgs: evaluate,
     ApplyArgs: apply,
     RevertArgs: revert,
     AskArgs: ask,
     LogArgs: log,
+    DiffArgs: diff,
     InspectArgs: inspect,
     FetchArgs: fetch,
     MethodsArgs: methods,
@@ -441,13 +478,16 @@ COMMANDS: dict[Any, Callable[[Any], None]] = {
 
 
 ABOUT = """Lifelong editing of language models. `editenv bench NAME` runs a command of the benchmarks: run, report,
-validate, ..."""
+validate, ... `editenv --version` says which version this is."""
 
 
 def main() -> None:
     """Entry point; errors about the input go to stderr, in one line, with exit status 1; warnings likewise, without."""
     warnings.showwarning = _show_warning
     words = renamed_options(sys.argv[1:])
+    if words[:1] == ["--version"]:
+        print(f"lifelongedit {__version__}")
+        return
     if words[:1] == ["train"]:
         _train(words[1:])
         return
@@ -457,7 +497,7 @@ def main() -> None:
         one = Annotated[kind, tyro.conf.subcommand(name)]  # type: ignore[valid-type]
         union = one if union is None else union | one
     args: Any = tyro.cli(union, prog="editenv", args=words, description=ABOUT)
-    kept = args.output / "journal.jsonl" if isinstance(args, EditArgs) else None
+    kept = args.output / "journal.jsonl" if isinstance(args, EditArgs | UndoArgs) else None
     _run(COMMANDS[type(args)], args, kept)
 
 

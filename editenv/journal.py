@@ -6,13 +6,17 @@
 
 A batch's tensors are on disk before its line is, and its line before the next batch starts: a process killed at any
 moment leaves whole batches, and at most one unfinished line or file, which the next one clears away.
+
+Batches can be undone: a line says which, and from then on the run is what the others make. Their own lines stay,
+and no other batch gets their numbers.
 """
 
 import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -26,6 +30,10 @@ from editenv.atomic_files import atomic_write, make_folder, named_in_errors, syn
 FORMAT = 1
 BEGINNING = b'{"chain": "'
 """How every line begins: tells an unfinished first line from a file of something else."""
+
+
+UNDONE = "undone"
+"""Entry of a line by which batches are undone: their numbers. The line has no ``batch``."""
 
 
 class JournalError(ValueError):
@@ -45,7 +53,9 @@ class Journal:
 
     Attributes:
         begun_with: The header on disk.
-        entries: By batch what :meth:`append` was given, with the batch's number and the SHA-256 of its tensors.
+        lines: All lines but the header's: of each batch what :meth:`append` was given, with the batch's number and the
+            SHA-256 of its tensors; and what was given to :meth:`undo`.
+        entries: Those of the batches that have not been undone.
 
     Raises:
         JournalError: If another process has it open, if it belongs to another run, or if it is corrupt; names the
@@ -76,11 +86,13 @@ class Journal:
             self._in_common, self._compare = in_common, compare
             for leftover in (folder / "batches").glob("*.partial"):  # of a killed writer
                 leftover.unlink()
-            self.entries: list[dict[str, Any]] = []
+            self.lines: list[dict[str, Any]] = []
             if self.path.exists() and self.path.stat().st_size:
                 self._read()
             if not self._chain:
                 self._write_line({"journal": FORMAT, **self.header})
+            self.entries = standing(self.lines)
+            self._remove_undone_tensors()
         except BaseException:
             self.close()
             raise
@@ -95,7 +107,7 @@ class Journal:
         Raises:
             OSError: If the disk is full or read-only; the journal then ends with the batch before.
         """
-        number = len(self.entries) + 1
+        number = self.next_batch
         # Copies: the keys of one token and their transpose share memory, and the format holds none twice.
         copies = {
             name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
@@ -106,10 +118,37 @@ class Journal:
             partial.write_bytes(content)
         line = {"batch": number, **entry, "sha256": hashlib.sha256(content).hexdigest()}
         self._write_line(line)
-        self.entries.append(json.loads(json.dumps(line)))
+        self.lines.append(json.loads(json.dumps(line)))
+        self.entries.append(self.lines[-1])
+
+    def undo(self, batches: Collection[int], entry: Mapping[str, Any]) -> None:
+        """Goes on as if these batches had not been; durable when this returns.
+
+        Args:
+            batches: Their numbers.
+            entry: What the line says besides, as JSON takes it.
+
+        Raises:
+            OSError: If the disk is full or read-only; nothing is undone then.
+        """
+        line = {UNDONE: sorted(batches), **entry}
+        self._write_line(line)
+        self.lines.append(json.loads(json.dumps(line)))
+        self.entries = standing(self.lines)
+        self._remove_undone_tensors()
+
+    @property
+    def next_batch(self) -> int:
+        """The number of the batch that comes next."""
+        return 1 + next((line["batch"] for line in reversed(self.lines) if "batch" in line), 0)
+
+    def _remove_undone_tensors(self) -> None:
+        for line in self.lines:
+            for number in line.get(UNDONE, ()):
+                self._tensor_path(number).unlink(missing_ok=True)
 
     def tensors(self, number: int) -> dict[str, torch.Tensor]:
-        """The tensors of a batch, counted from 1.
+        """The tensors of a batch that has not been undone, by its number.
 
         Raises:
             JournalError: If they are not what was written.
@@ -118,14 +157,15 @@ class Journal:
         if not path.exists():
             raise JournalError(f"{path} is missing; the journal speaks of it")
         content = path.read_bytes()
-        if hashlib.sha256(content).hexdigest() != self.entries[number - 1]["sha256"]:
+        entry = self.entries[bisect_left(self.entries, number, key=lambda entry: entry["batch"])]
+        if hashlib.sha256(content).hexdigest() != entry["sha256"]:
             raise JournalError(f"{path} is not what the journal says was written")
         return load_tensors(content)
 
     @property
     def size(self) -> int:
         """Bytes of all batches' tensors."""
-        return sum(self._tensor_path(number).stat().st_size for number in range(1, len(self.entries) + 1))
+        return sum(self._tensor_path(entry["batch"]).stat().st_size for entry in self.entries)
 
     def close(self) -> None:
         """Lets another process write."""
@@ -175,8 +215,8 @@ class Journal:
             if number == 1:
                 differences = self._differences(fields)
             else:
-                self.entries.append(fields)
-        if differences and self.entries:
+                self.lines.append(fields)
+        if differences and self.lines:
             raise JournalError(f"{self.path} belongs to another run ({'; '.join(differences)}); choose another folder")
         if is_finished:
             with self.path.open("ab") as file:
@@ -238,6 +278,13 @@ class Journal:
         if "threads" in differences:
             differences["threads"] += f": set OMP_NUM_THREADS={header.get('threads')} to go on to the same bits"
         return list(differences.values())
+
+
+def standing(lines: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Of a journal's lines without its header those of the batches that have not been undone since."""
+    lines = list(lines)
+    gone = {number for line in lines for number in line.get(UNDONE, ())}
+    return [dict(line) for line in lines if "batch" in line and line["batch"] not in gone]
 
 
 def _chained(chain: str, text: str) -> str:

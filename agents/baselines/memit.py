@@ -14,6 +14,7 @@ from agents.baselines.values import (
     look_up,
     mean_keys,
     optimise_values,
+    prompts_together,
     read_token,
     refuse_train_eos,
     sample_prefixes,
@@ -71,6 +72,9 @@ class MEMIT(Agent):
     @property
     def needs(self) -> tuple[str, ...]:
         return (*super().needs, "subjects") if self.value.token == "subject_last" else super().needs
+
+    def prompts_together(self, edits: int) -> tuple[int, int]:
+        return prompts_together(self.value, edits)
 
     def prepare(self, env: LifelongEditEnv, seed: int, progress: ProgressCallback) -> None:
         refuse_modules_inside(env.language_model)

@@ -12,6 +12,8 @@ from editenv.env import Action
 class NoEdit(Agent):
     """Answers every observation with no change."""
 
+    independent_batches = True
+
     def act(self, observation: Observation, info: dict[str, Any]) -> Action:
         return {
             name: LowRank(torch.zeros(gradient.keys.shape[1], 0), torch.zeros(0, gradient.value_grads.shape[1]))

@@ -10,6 +10,7 @@ from agents.baselines.values import (
     look_up,
     mean_keys,
     optimise_values,
+    prompts_together,
     read_token,
     refuse_train_eos,
     sample_prefixes,
@@ -72,6 +73,9 @@ class ROME(Agent):
     @property
     def needs(self) -> tuple[str, ...]:
         return (*super().needs, "subjects") if self.value.token == "subject_last" else super().needs
+
+    def prompts_together(self, edits: int) -> tuple[int, int]:
+        return prompts_together(self.value, 1)
 
     def prepare(self, env: LifelongEditEnv, seed: int, progress: ProgressCallback) -> None:
         names = list(env.language_model.modules)

@@ -229,6 +229,12 @@ def mean_keys(keys: torch.Tensor, lookup: Lookup) -> torch.Tensor:
     return keys.view(edits, -1, keys.shape[1]).mean(1)
 
 
+def prompts_together(config: ValueConfig, edits: int) -> tuple[int, int]:
+    """How many prompts are searched together, and looked up (:meth:`agents.base.Agent.prompts_together`)."""
+    each = 1 + config.prefixes
+    return each * min(edits, max(1, PROMPTS_TOGETHER // each)), each * edits
+
+
 def optimise_values(
     lm: EditableLM,
     module: nn.Module | Sequence[nn.Module],

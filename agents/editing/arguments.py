@@ -1,12 +1,16 @@
 """Options of ``editenv edit``; imported without torch, so that the help and usage errors come at once."""
 
-from dataclasses import dataclass, field
+import json
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Literal
+
+import tyro
 
 from agents.editing.guard import Guard
 from editenv.arguments import PositiveInt, check_fields
 from editenv.models import EMBEDDED
+from editenv.sealed_json import read_sealed, write_sealed
 
 
 @dataclass
@@ -15,8 +19,8 @@ class EditArgs:
 
     OUTPUT gets the edited model (OUTPUT/model, for plain transformers), the deltas (OUTPUT/deltas.safetensors), a
     report (OUTPUT/report.json), what became of each edit (OUTPUT/results.jsonl) and a journal. Killed at any
-    moment, the same command goes on to the same weights, bit for bit; edits added at the file's end are made by the
-    same command, too. The model given is not changed.
+    moment, the same command goes on to the same weights, bit for bit; edits added to the file are made by the same
+    command, too. The model given is not changed.
 
     editenv edit --edits corrections.jsonl --output out
 
@@ -83,9 +87,81 @@ class EditArgs:
     """Put the saved model on the Hugging Face hub under this name, such as me/my-model; a new repository is private. You
     are logged in with `hf auth login`.
     """
+    changed: Literal["error", "undo"] = "error"
+    """Where corrections that were made are not in the file any more, or otherwise: error says which and stops; undo undoes
+    them, as `editenv undo` does, and makes what has taken their place."""
+    undone: Literal["leave-out", "make"] = "leave-out"
+    """Corrections of the file that `editenv undo` has undone are left out, or made again."""
+    rehearse: bool = True
+    """Make earlier corrections again, once, that held before this run went on and that the new ones have undone; what is
+    made so stays if more corrections hold with it."""
+    yes: bool = False
+    """Do not ask before corrections are made again."""
     seed: int = 0
     json: bool = False
     """Print the report as one JSON object instead of a summary."""
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+
+@dataclass
+class UndoArgs:
+    """Takes corrections back out of a run of `editenv edit`, finished or stopped, as if they had never been in the file.
+
+    What was made with them or after them is made again, unless the method makes each batch by itself; how many these
+    are, and about how long it takes, is said first. Killed at any moment, the same command goes on.
+
+    editenv undo out corrections.jsonl/3 case-7
+
+    editenv undo out 3 --yes
+    """
+
+    output: tyro.conf.Positional[Path]
+    """Folder of the run."""
+    ids: tyro.conf.Positional[tuple[str, ...]]
+    """Ids of corrections as results.jsonl has them, or numbers of their records."""
+    model: str | None = None
+    """The base model, if it does not lie where the run found it."""
+    yes: bool = False
+    """Do not ask before corrections are made again."""
+    json: bool = False
+    """Print the report as one JSON object instead of a summary."""
+
+
+OPTIONS = "command.json"
+"""File in a run's folder with the options that it was last given."""
+
+
+def write_options(args: EditArgs, source: str) -> None:
+    """Keeps the options of a run, for commands that go on with it without being told them again.
+
+    Args:
+        args: Of the command.
+        source: Name of the file of edits, as ids begin with it.
+    """
+    options = asdict(args) | {"source": source}
+    write_sealed(args.output / OPTIONS, json.loads(json.dumps(options, default=str)))
+
+
+def read_options(output: Path) -> tuple[EditArgs, str]:
+    """The options of a run, and the name of its file of edits.
+
+    Raises:
+        ValueError: If the folder does not have them, or they were changed.
+    """
+    path = output / OPTIONS
+    if not path.exists():
+        raise ValueError(
+            f"{path} is not there: no finished or stopped `editenv edit` of this version. A run of an earlier one is changed "
+            "by its own command, with a file without the corrections and --changed undo"
+        )
+    options = read_sealed(path)
+    source = str(options.pop("source"))
+    known = {one.name for one in fields(EditArgs)}
+    if unknown := options.keys() - known:
+        raise ValueError(f"{path} has options that this version does not know: {', '.join(sorted(unknown))}")
+    for name in ("output", "policy", "settings"):
+        options[name] = None if options[name] is None else Path(options[name])
+    options |= {"modules": tuple(options["modules"]), "guard": Guard(**options["guard"]), "output": output}
+    return EditArgs(**options), source

@@ -1,20 +1,20 @@
-"""A file of corrections against a run that may have begun: where it goes on, and what became of each of them."""
+"""What became of each correction of a run."""
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from agents.editing.editor import LifelongEditor
+from agents.editing.run import Key, Run, key_of_edit
 from editenv.atomic_files import atomic_write_text
 from editenv.data import Edit
+from editenv.data.chat import IN_CHAT
 from editenv.data.edit_file import EditFile, given_id
 from editenv.data.edits import as_json
 from editenv.data.text import same_text
 from editenv.evaluation import metrics
 from editenv.evaluation.greedy import ELLIPSIS
 from editenv.evaluation.prefix import begins_with
-from editenv.journal import JournalError
 from editenv.language_model.editable_lm import EditableLM
 from editenv.language_model.prompts import token_ids
 
@@ -22,47 +22,10 @@ LONGEST_SAID = 24
 """Tokens of what the model says that are shown, if the targets are no longer."""
 
 
-def done_already(editor: LifelongEditor, edits: Sequence[Edit]) -> int:
-    """How many of the file's edits the editor's journal has: the first ones. More may have been added since.
-
-    Raises:
-        JournalError: If the file's first edits are not the journal's; names the first that differs.
-    """
-    entries = editor.journal.entries if editor.journal is not None else []
-    contents = [content for entry in entries for content in entry["content"]]
-    for i, content in enumerate(contents):
-        edit = edits[i] if i < len(edits) else None
-        if edit is None or _as_edited(as_json(edit)) != _as_edited(content):
-            in_file = repr(edit.prompt) if edit is not None else "nothing"
-            raise JournalError(
-                f"the journal's edit {i + 1} was {content['prompt']!r} -> {content['target']!r}, the file has {in_file} "
-                "there. Corrections may be added at the file's end; for other ones choose another folder"
-            )
-    return len(contents)
-
-
-def _as_edited(content: dict[str, Any]) -> dict[str, Any]:
-    """All but the id, in which the file's name may stand, and what is only asked afterwards; as JSON has it. Of a prompt
-    in chat form what is asked: a template may write today's date before it."""
-    kept = {key: value for key, value in content.items() if key not in ("id", "portability")}
-    if (span := kept.pop("question_span", None)) is not None:
-        kept |= {"prompt": kept["prompt"][slice(*span)], "chat": True}
-        kept |= {
-            "rephrases": len(kept["rephrases"]),
-            "locality": len(kept["locality"]),
-        }  # those of the plain form say more
-    return json.loads(json.dumps(kept))
-
-
-def not_applied(editor: LifelongEditor, edits: Sequence[Edit]) -> list[tuple[Edit, str]]:
-    """The edits of batches that were taken back, each with the reason."""
-    refused, start = [], 0
-    for result in editor.results:
-        end = start + result.edits
-        if not result.applied:
-            refused += [(edit, str(result.reason)) for edit in edits[start:end]]
-        start = end
-    return refused
+def not_applied(run: Run, edits: Sequence[Edit]) -> list[tuple[Edit, str]]:
+    """Those of these corrections whose batches were bad, each with the reason."""
+    keys = {edit.id: key_of_edit(edit) for edit in edits} if run.refused else {}
+    return [(edit, run.refused[keys[edit.id]][1]) for edit in edits if keys.get(edit.id) in run.refused]
 
 
 def says_now(lm: EditableLM, edits: Sequence[Edit]) -> list[str | None]:
@@ -78,49 +41,127 @@ def holds(edit: Edit, said: str | None) -> bool:
     return bool(begins_with(str(said).removesuffix(ELLIPSIS), edit.target, ended=True))
 
 
-def holding(editor: LifelongEditor, edits: Sequence[Edit]) -> set[str]:
-    """The ids of the corrections that were made before this run goes on, and that hold then."""
-    made = edits[: done_already(editor, edits)]
-    if not made:
+def holding(lm: EditableLM, edits: Sequence[Edit]) -> set[Key]:
+    """Which of these corrections hold at the weights as they are."""
+    if not edits:
         return set()
-    return {edit.id for edit, said in zip(made, says_now(editor.lm, made), strict=True) if holds(edit, said)}
+    return {key_of_edit(edit) for edit, said in zip(edits, says_now(lm, edits), strict=True) if holds(edit, said)}
 
 
-def outcomes(editor: LifelongEditor, edits: Sequence[Edit], held: Collection[str] = ()) -> list[dict[str, Any]]:
+def outcomes(lm: EditableLM, run: Run, edits: Sequence[Edit], held: Collection[Key] = ()) -> list[dict[str, Any]]:
     """Of each correction: whether it was applied, and what the model said before and says now at its prompt.
 
     Args:
-        editor: After all of them.
+        lm: The model after all of them.
+        run: Of its journal.
         edits: The corrections.
-        held: The ids of those that held when this run went on with an earlier one.
+        held: Those that held when this run went on with an earlier one.
     """
-    reasons = {edit.id: reason for edit, reason in not_applied(editor, edits)}
-    with editor.lm.at_initial_weights():
-        before = says_now(editor.lm, edits)
+    reasons = {edit.id: reason for edit, reason in not_applied(run, edits)}
     rows = []
-    for edit, old, text in zip(edits, before, says_now(editor.lm, edits), strict=True):
+    for edit, old, text in _before_and_now(lm, edits):
         row = {
             "id": edit.id,
             "prompt": edit.prompt,
             "target": edit.target,
-            **({} if edit.question_span is None else {"form": "chat", "question": edit.question}),
+            **_form(edit),
             "applied": edit.id not in reasons,
             "said_before": old,
             "said": text,
             "right": text is not None and same_text(text, edit.target),
             "begins_right": holds(edit, text),
-            "lost": edit.id in held and not holds(edit, text),
+            "lost": bool(held) and key_of_edit(edit) in held and not holds(edit, text),
         }
         rows.append(row | ({"reason": reasons[edit.id]} if edit.id in reasons else {}))
     return rows
 
 
-def refused_records(editor: LifelongEditor, edits: EditFile) -> list[dict[str, Any]]:
-    """The records of corrections of which a form was taken back, as they were read, each once."""
-    refused = {edit.id for edit, _ in not_applied(editor, edits)}
-    as_read = (edits.as_read(i) for i, edit in enumerate(edits) if edit.id in refused)
-    records = {edit.id: as_record(edit, edits.report.source) for edit in as_read}
-    return list(records.values())
+def _form(edit: Edit) -> dict[str, str]:
+    """Of a correction in chat form, that it is one, and what is asked without the template."""
+    return {} if edit.question_span is None else {"form": "chat", "question": edit.question}
+
+
+def undone(lm: EditableLM, run: Run) -> list[dict[str, Any]]:
+    """Of each correction that was undone: when, and what the model said before all of them and says now."""
+    edits = [edit for edit, _ in run.undone.values()]
+    times = [time for _, time in run.undone.values()]
+    return [
+        {
+            "id": edit.id,
+            "prompt": edit.prompt,
+            "target": edit.target,
+            **_form(edit),
+            "undone": time,
+            "said_before": old,
+            "said": text,
+        }
+        for time, (edit, old, text) in zip(times, _before_and_now(lm, edits), strict=True)
+    ]
+
+
+def _before_and_now(lm: EditableLM, edits: Sequence[Edit]) -> list[tuple[Edit, str | None, str | None]]:
+    """Each correction with what the unedited model says at its prompt, and what the edited one does."""
+    if not edits:
+        return []
+    with lm.at_initial_weights():
+        before = says_now(lm, edits)
+    return list(zip(edits, before, says_now(lm, edits), strict=True))
+
+
+def reported(output: Path, file: str = "results.jsonl") -> list[dict[str, Any]] | None:
+    """The lines of a file of a run's last report; None if it was not made.
+
+    Raises:
+        ValueError: If it is not what the command wrote; names it.
+    """
+    path = output / file
+    if not path.exists():
+        return None
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except ValueError:
+        rows = [None]
+    if not all(isinstance(row, dict) and "prompt" in row for row in rows):
+        raise ValueError(f"{path} is not what `editenv edit` wrote: remove it, and it is made again")
+    return rows
+
+
+def last_reported_batch(output: Path) -> int:
+    """The number of the last batch that a run's report is about; 0 if there is none, or it does not say."""
+    path = output / "report.json"
+    return int(json.loads(path.read_text(encoding="utf-8")).get("last_batch", 0)) if path.exists() else 0
+
+
+def held_in(output: Path, run: Run) -> set[Key] | None:
+    """The corrections of a run that held when it was last reported; None if it was not."""
+    if (rows := reported(output)) is None:
+        return None
+    held = {asked_in(row) for row in rows if row["begins_right"]}
+    return {key for key, edit in (run.made | run.pending).items() if asked_by(edit) in held}
+
+
+def asked_in(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    """What a line of a report is about: form, question and target."""
+    return row.get("form", "plain"), row.get("question", row["prompt"]), row["target"]
+
+
+def asked_by(edit: Edit) -> tuple[str, str, str]:
+    """The same of a correction."""
+    return "plain" if edit.question_span is None else "chat", edit.question, edit.target
+
+
+def refused_records(run: Run, edits: Sequence[Edit], source: str) -> list[dict[str, Any]]:
+    """The records of corrections of which a form was taken back, each once: of a file as they were read, of a run as plain
+    text.
+    """
+    refused = {edit.id for edit, _ in not_applied(run, edits)}
+    if isinstance(edits, EditFile):
+        originals = [edits.as_read(i) for i, edit in enumerate(edits) if edit.id in refused]
+    else:
+        plain = {edit.id: edit for edit in edits if edit.question_span is None}
+        ids = [edit.id.removesuffix(IN_CHAT) for edit in edits if edit.id in refused]
+        originals = [plain[id] for id in ids if id in plain]
+    return list({edit.id: as_record(edit, source) for edit in originals}.values())
 
 
 def as_record(edit: Edit, source: str) -> dict[str, Any]:

@@ -5,45 +5,49 @@ import resource
 import sys
 import time
 import warnings
-from collections.abc import Collection, Sequence
-from dataclasses import asdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.panel import Panel
-from rich.progress import TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from agents.base import Agent
 from agents.editing import corrections, summary, unrelated
-from agents.editing.arguments import EditArgs
+from agents.editing.arguments import OPTIONS, EditArgs, write_options
+from agents.editing.changes import Changes, compare
+from agents.editing.display import Display
 from agents.editing.editor import BatchResult, LifelongEditor, TooManyDeltasError
+from agents.editing.estimate import free_memory, memory_of
 from agents.editing.giving_away import check_converter, check_hub, convert_to_gguf, push_to_hub
 from agents.editing.preparation import choose_agent
+from agents.editing.rehearsal import rehearse
+from agents.editing.run import Key, key_of_edit, left_to_retry
 from agents.editing.saving import check_place, write_card
-from agents.progress import progress_bars
+from agents.editing.undoing import Plan, consent, duration
 from editenv.atomic_files import atomic_write_text
+from editenv.data import Edit
 from editenv.data.chat import NO_BOS_IN_TEMPLATE, ChatTemplate
 from editenv.data.files import EditFile, FileOptions, load_file_edits
 from editenv.data.records import BadRecordError
 from editenv.data.text import printable
+from editenv.journal import JournalError
 from editenv.models import load_model
-from editenv.models.modules import modules_of
+from editenv.models.modules import default_modules, modules_of
 from editenv.output_folders import check_output
 
 GGUF_FILE = "model.gguf"
 
-WRITTEN = (
-    GGUF_FILE,
-    "journal.jsonl",
-    "deltas.safetensors",
-    "results.jsonl",
-    "unrelated.jsonl",
-    "not-applied.jsonl",
-    "report.json",
-    "report.html",
-)
+WORTH_SAYING = 60.0
+"""Seconds from which on it is said after the first batch how long the others will take."""
+
+EVALUATION = ("results.jsonl", "unrelated.jsonl", "report.html")
+"""Files about what the model says."""
+
+WRITTEN = (GGUF_FILE, "journal.jsonl", OPTIONS, "deltas.safetensors", "not-applied.jsonl", *EVALUATION, "report.json")
 """Files that the command writes, or removes, in the output folder."""
 
 
@@ -64,34 +68,99 @@ def edit(args: EditArgs) -> None:
         args.chat,
         args.columns,
     )
-    with _Display(len(edits)) as display:
+    with Display(len(edits)) as display:
         _note_precision(args, display)
-        with _open_editor(args, edits, display) as editor:
+        _note_memory(args, edits, display)
+        with open_editor(args, edits, display) as editor:
+            changes = _settled_changes(args, editor, edits, display)
+            write_options(args, edits.report.source)
             warning = _too_few_at_first(args, editor, edits)
             if warning is not None:
                 display.say(f"warning: {warning}")
-            if editor.edits:
-                display.show("asking earlier corrections")
-            held = corrections.holding(editor, edits)
-            _edit_the_rest(args, editor, edits, display)
-            display.show("saving")
-            saved = _save(args, editor, edits, display)
-            display.show("evaluating")
-            report = _evaluate(args, editor, edits, warning, held, display)
+            if changes.left_out.any():
+                display.say(
+                    f"{changes.left_out.sum()} corrections of the file were undone and stay so; --undone make makes them again"
+                )
+            asked, rest = edits.where(~changes.left_out), edits.where(changes.to_make)
+            held = held_before(args, editor, display)
+            make_edits(args, editor, rest, len(asked), display)
+            if args.rehearse:
+                rehearse(editor, args.output, args.edits_per_step, held, display)
+            about = Asked(asked, edits.report.source, dict(edits.report.bad), warning)
+            finish(args, editor, about, held, display)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a run was asked for.
+
+    Attributes:
+        edits: The corrections.
+        source: Name of their file.
+        left_out: How many of its records could not be used, by kind.
+        warning: What was said of the first batch, if anything.
+    """
+
+    edits: Sequence[Edit]
+    source: str
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    warning: str | None = None
+
+
+def _settled_changes(args: EditArgs, editor: LifelongEditor, edits: EditFile, display: Display) -> Changes:
+    """What is to be made, once what the file does not have any more is undone, if the command was told to do that.
+
+    Raises:
+        ValueError: If it was not, or if nobody agreed to the cost; nothing is changed then.
+    """
+    changes = compare(editor.run, edits, edits.report.source, args.undone == "make")
+    if not changes.to_undo:
+        return changes
+    keys = [key_of_edit(edit) for edit in changes.to_undo]
+    plan = Plan.of(editor.run, keys, editor.agent.independent_batches)
+    what = "\n".join((f"{args.edits} is not what the run in {args.output} has made:", *changes.in_words()))
+    cost = plan.in_words(args.method)
+    if args.changed == "error":
+        raise JournalError(f"{what}\n--changed undo follows the file: {cost}. Or choose another folder")
+    display.say(what)
+    display.pause()
+    consent(plan, cost, args.yes)
+    display.resume()
+    display.say(cost)
+    editor.undo(changes.to_undo)
+    return compare(editor.run, edits, edits.report.source, args.undone == "make")
+
+
+def finish(args: EditArgs, editor: LifelongEditor, asked: Asked, held: Collection[Key], display: Display) -> None:
+    """Saves, asks the model and reports.
+
+    Args:
+        args: Of the command that the run was begun with.
+        editor: After the last batch.
+        asked: What the run was asked for.
+        held: Corrections that held before anything was done.
+        display: Told what goes on.
+    """
+    display.show("saving")
+    saved = _save(args, editor, asked, display)
+    display.show("evaluating")
+    report = _evaluate(args, editor, asked, held, display)
+    display.pause()
     if "not_evaluated" not in report:
-        saved += ["results.jsonl", "unrelated.jsonl", "report.html"]
+        saved += EVALUATION
     saved.append("report.json")
     try:
         saved += _give_away(args)
     finally:  # what was edited and measured is told in any case
-        _tell(args, edits, report, len(corrections.not_applied(editor, edits)), saved)
+        _tell(args, editor, asked, report, saved)
 
 
-def _tell(args: EditArgs, edits: EditFile, report: dict[str, Any], refused: int, saved: list[str]) -> None:
+def _tell(args: EditArgs, editor: LifelongEditor, asked: Asked, report: dict[str, Any], saved: Sequence[str]) -> None:
+    """The report, for programs or for people."""
     if args.json:
         print(json.dumps(report))
     else:
-        _print_summary(args, edits, report, refused, saved)
+        _print_summary(args, asked, report, len(corrections.not_applied(editor.run, asked.edits)), saved)
 
 
 def _give_away(args: EditArgs) -> list[str]:
@@ -107,32 +176,6 @@ def _give_away(args: EditArgs) -> list[str]:
 
 def _is_same_file(one: Path, other: Path) -> bool:
     return one.exists() and other.exists() and one.samefile(other)
-
-
-class _Display:
-    """Notes on stderr and, on a terminal, a progress bar below them.
-
-    Args:
-        edits: What the bar counts up to.
-    """
-
-    def __init__(self, edits: int) -> None:
-        self._console = Console(stderr=True, soft_wrap=True)
-        self._bars = progress_bars(TimeRemainingColumn(), console=self._console, transient=True)
-        self._bar = self._bars.add_task("preparing", total=edits)
-
-    def __enter__(self) -> Self:
-        self._bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bars.stop()
-
-    def say(self, text: str) -> None:
-        self._console.print(printable(text), markup=False, highlight=False)
-
-    def show(self, activity: str, edits_done: int | None = None) -> None:
-        self._bars.update(self._bar, description=activity, completed=edits_done)
 
 
 def _check_arguments(args: EditArgs) -> None:
@@ -157,10 +200,15 @@ def _check_arguments(args: EditArgs) -> None:
 
 def _needs_subjects(args: EditArgs) -> bool:
     """Whether the method looks facts up by their subject; those that take a policy do not."""
+    agent = _agent_without_policy(args)
+    return agent is not None and "subjects" in agent.needs
+
+
+def _agent_without_policy(args: EditArgs) -> Agent | None:
+    """The method, to look at what it declares; None if it takes a policy."""
     if args.policy is not None or args.method == "rledit":
-        return False
-    settings = None if args.settings is None else _read_settings(args.settings)
-    return "subjects" in choose_agent(args.method, None, args.model, settings).needs
+        return None
+    return choose_agent(args.method, None, args.model, settings_of_file(args.settings))
 
 
 def edits_for(
@@ -215,12 +263,21 @@ def edits_for(
     return edits
 
 
-def _note_precision(args: EditArgs, display: _Display) -> None:
+def _note_precision(args: EditArgs, display: Display) -> None:
     """Says so if the model's weights are kept in another precision than they are edited in."""
     stored = _stored_dtype(args.model)
     if stored not in (None, args.dtype):
         keeps = f"--dtype {stored} keeps its precision"
         display.say(f"note: {args.model} is {stored}, and is edited and saved in {args.dtype}; {keeps}")
+
+
+def _note_memory(args: EditArgs, edits: Sequence[Edit], display: Display) -> None:
+    """Says how much memory the run takes, before anything is prepared."""
+    model, tokenizer = load_model(args.model, args.device, args.dtype)
+    modules = modules_of(args.modules, args.preset) or default_modules(model, args.model)
+    estimate = memory_of(_agent_without_policy(args), model, tokenizer, modules, edits, args.edits_per_step)
+    if (line := estimate.in_words(free_memory(args.device))) is not None:
+        display.say(line)
 
 
 def _stored_dtype(model: str) -> str | None:
@@ -232,14 +289,14 @@ def _stored_dtype(model: str) -> str | None:
     return config.get("dtype") or config.get("torch_dtype")
 
 
-def _open_editor(args: EditArgs, edits: EditFile, display: _Display) -> LifelongEditor:
+def open_editor(args: EditArgs, edits: Sequence[Edit], display: Display) -> LifelongEditor:
     return LifelongEditor(
         model=args.model,
         method=args.method,
         policy=args.policy,
         output=args.output,
         modules=modules_of(args.modules, args.preset) or None,
-        settings=None if args.settings is None else _read_settings(args.settings),
+        settings=settings_of_file(args.settings),
         training=args.training,
         text=args.text,
         edits=f"batches of {args.edits_per_step}",
@@ -254,8 +311,10 @@ def _open_editor(args: EditArgs, edits: EditFile, display: _Display) -> Lifelong
     )
 
 
-def _read_settings(path: Path) -> dict[str, Any]:
+def settings_of_file(path: Path | None) -> dict[str, Any] | None:
     """Constructor arguments of a JSON file, or those under ``settings`` in it, as ``benchmarks.tune`` writes them."""
+    if path is None:
+        return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -266,21 +325,44 @@ def _read_settings(path: Path) -> dict[str, Any]:
     return settings
 
 
-def _edit_the_rest(args: EditArgs, editor: LifelongEditor, edits: EditFile, display: _Display) -> None:
-    """Makes the edits that the journal does not have, batch by batch."""
-    first = corrections.done_already(editor, edits)
+def held_before(args: EditArgs, editor: LifelongEditor, display: Display) -> set[Key]:
+    """The corrections of the run that held when it was last reported; without a report, those that hold now."""
+    if (held := corrections.held_in(args.output, editor.run)) is not None:
+        return held
+    if editor.edits:
+        display.show("asking earlier corrections")
+    return corrections.holding(editor.lm, list(editor.run.made.values()))
+
+
+def make_edits(args: EditArgs, editor: LifelongEditor, edits: Sequence[Edit], asked: int, display: Display) -> None:
+    """Makes edits batch by batch.
+
+    Args:
+        args: Of the command.
+        editor: Where the journal ends.
+        edits: Those that it does not have.
+        asked: How many there are with those that it has.
+        display: Told what goes on.
+    """
+    first = asked - len(edits)
     if editor.batches:
-        display.say(f"going on after batch {editor.batches}: {first} of {len(edits)} edits are done")
-    started = time.perf_counter()
-    done = first
+        display.say(f"going on after batch {editor.results[-1].batch}: {first} of {asked} edits are done")
+    started, said_how_long = time.perf_counter(), False
+    done = 0
     while done < len(edits):
         size = _next_size(editor.results, args.edits_per_step)
-        batch = edits[done : done + size]
+        batch = list(edits[done : done + size])
         result = editor.edit(batch, retried=args.guard.retry and len(batch) > 1)
         done += result.edits
-        rate = (done - first) / (time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        rate = done / seconds
+        if not said_how_long and done and (left := (len(edits) - done) / rate) > WORTH_SAYING:
+            display.say(
+                f"{done} edits took {duration(seconds)}: about {duration(left)} for the other {len(edits) - done}"
+            )
+        said_how_long = said_how_long or done > 0
         efficacy = f"{result.efficacy or 0:.0f}% of the batch"
-        display.show(f"{rate:.1f} edits/s, {efficacy}, {_peak_memory():.1f} GB", done)
+        display.show(f"{rate:.1f} edits/s, {efficacy}, {_peak_memory():.1f} GB", first + done)
         if result.retried:
             display.say(f"batch {result.batch} was taken back: {result.reason}; its edits are tried again in halves")
         elif not result.applied:
@@ -299,7 +381,7 @@ def _next_size(results: Sequence[BatchResult], edits_per_step: int) -> int:
     """
     left = 0  # of the batch that is tried again in smaller ones
     for result in results:
-        left = (left or result.retried) if result.retried else max(0, left - result.edits)
+        left = left_to_retry(left, result.retried, result.edits)
     if not left:
         return edits_per_step
     last = results[-1]
@@ -326,18 +408,10 @@ def _peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
-def _save(args: EditArgs, editor: LifelongEditor, edits: EditFile, display: _Display) -> list[str]:
+def _save(args: EditArgs, editor: LifelongEditor, asked: Asked, display: Display) -> list[str]:
     """The deltas, the model and the edits that were taken back; gives their names."""
     saved = ["journal.jsonl"]
-    # Of fewer edits:
-    for earlier in (
-        "deltas.safetensors",
-        "results.jsonl",
-        "unrelated.jsonl",
-        "not-applied.jsonl",
-        "report.html",
-        GGUF_FILE,
-    ):
+    for earlier in ("deltas.safetensors", "not-applied.jsonl", GGUF_FILE):  # of fewer edits
         (args.output / earlier).unlink(missing_ok=True)
     try:
         if any(result.applied for result in editor.results):
@@ -350,7 +424,7 @@ def _save(args: EditArgs, editor: LifelongEditor, edits: EditFile, display: _Dis
         saved.append("model")
     elif (args.output / "model").exists():
         display.say(f"{args.output / 'model'} is of an earlier run, which saved it")
-    refused = corrections.refused_records(editor, edits)
+    refused = corrections.refused_records(editor.run, asked.edits, asked.source)
     if refused:
         corrections.write_lines(args.output / "not-applied.jsonl", refused)
         saved.append("not-applied.jsonl")
@@ -358,30 +432,27 @@ def _save(args: EditArgs, editor: LifelongEditor, edits: EditFile, display: _Dis
 
 
 def _evaluate(
-    args: EditArgs,
-    editor: LifelongEditor,
-    edits: EditFile,
-    warning: str | None,
-    held: Collection[str],
-    display: _Display,
+    args: EditArgs, editor: LifelongEditor, asked: Asked, held: Collection[Key], display: Display
 ) -> dict[str, Any]:
     """What came of the edits, in results.jsonl, unrelated.jsonl, report.json and report.html.
 
     Args:
         args: Of the command.
         editor: After the last batch.
-        edits: All edits of the file.
-        warning: What was said of the first batch, if anything.
-        held: The ids of earlier corrections that held when this run began.
+        asked: What the run was asked for.
+        held: Earlier corrections that held when this run began.
         display: Told what goes wrong.
     """
     report: dict[str, Any] = {"model": args.model, "method": args.method, "edits_file": args.edits}
-    report |= {"asked": len(edits), "left_out": dict(edits.report.bad)}
-    report |= {"warning": warning} if warning is not None else {}
+    report |= {"asked": len(asked.edits), "left_out": dict(asked.left_out)}
+    report["last_batch"] = editor.results[-1].batch if editor.results else 0
+    report |= {"warning": asked.warning} if asked.warning is not None else {}
     try:
         report |= editor.evaluate()
-        outcomes = corrections.outcomes(editor, edits, held)
+        outcomes = corrections.outcomes(editor.lm, editor.run, asked.edits, held)
         corrections.write_lines(args.output / "results.jsonl", outcomes)
+        if editor.run.undone:
+            report["undone"] = corrections.undone(editor.lm, editor.run)
         answers = [asdict(answer) for answer in unrelated.answers(editor.lm, editor.edits)]
         corrections.write_lines(args.output / "unrelated.jsonl", answers)
         report |= summary.of(outcomes, answers, report.get("drift"))
@@ -389,6 +460,8 @@ def _evaluate(
     except (RuntimeError, TypeError, ValueError, LookupError) as error:
         # Whatever a model or tokenizer of somebody's own may fail with: the edited one is saved, and this is told.
         report["not_evaluated"] = f"{type(error).__name__}: {error}"
+        for earlier in EVALUATION:  # of fewer edits
+            (args.output / earlier).unlink(missing_ok=True)
         display.say(f"the edited model is saved, but could not be asked about its edits: {report['not_evaluated']}")
     atomic_write_text(args.output / "report.json", json.dumps(report, indent=2) + "\n")
     if args.save_model:
@@ -396,12 +469,12 @@ def _evaluate(
     return report
 
 
-def _print_summary(args: EditArgs, edits: EditFile, report: dict[str, Any], refused: int, saved: list[str]) -> None:
+def _print_summary(args: EditArgs, asked: Asked, report: dict[str, Any], refused: int, saved: list[str]) -> None:
     """The report for people.
 
     Args:
         args: Of the command.
-        edits: All edits of the file.
+        asked: What the run was asked for.
         report: Of :func:`_evaluate`.
         refused: How many edits were taken back.
         saved: Names of what is in the output folder.
@@ -413,7 +486,7 @@ def _print_summary(args: EditArgs, edits: EditFile, report: dict[str, Any], refu
             text = "\n".join(printable(line) for line in alarms)
             Console().print(Panel(Text(text), title="the model has lost something", border_style="red", expand=False))
     if "edits" in report:
-        count = f"{report['edits']} edits" if not refused else f"{report['edits']} of {len(edits)} edits"
+        count = f"{report['edits']} edits" if not refused else f"{report['edits']} of {len(asked.edits)} edits"
         show_scores(printable(f"{count} of {args.edits}"), report)
     if report.get("goes_on") and not args.train_eos:
         hint = "the end of an answer was not taught (--train-eos, in another folder)"

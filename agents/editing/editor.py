@@ -7,7 +7,7 @@ editor.save("out/model")
 
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +29,7 @@ from agents.editing.preparation import (
     other_bounds,
     require_subjects,
 )
+from agents.editing.run import Run, key_of_edit
 from agents.editing.saving import save_model
 from agents.progress import silent
 from agents.registry import settings_of
@@ -80,6 +81,7 @@ class BatchResult:
         efficacy: Teacher-forced, of the batch right after it, 0 to 100; None if it was not kept.
         seconds: Wall-clock time of making and checking it; writing it to the journal comes after that.
         retried: Edits of a batch that was taken back to be tried again in smaller ones; ``edits`` is 0 then.
+        rehearsal: Whether its edits had been made before.
     """
 
     batch: int
@@ -89,6 +91,7 @@ class BatchResult:
     efficacy: float | None
     seconds: float
     retried: int = 0
+    rehearsal: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +220,7 @@ class LifelongEditor:
 
     def _replay_journal(self) -> None:
         """Applies the journal's batches: the same deltas in the same order give the same bits."""
-        if self.journal is None or not self.journal.entries:
+        if self.journal is None:
             return
         for entry in self.journal.entries:
             tensors = {name: t.to(self.lm.device) for name, t in self.journal.tensors(entry["batch"]).items()}
@@ -227,18 +230,28 @@ class LifelongEditor:
             self.agent.load_batch_state(state)
             fields = {name: entry[name] for name in BatchResult.__dataclass_fields__ if name in entry}
             self.results.append(BatchResult(**fields))
-            if entry["applied"]:
+            if entry["applied"] and not entry.get("rehearsal"):
                 self.edits += [of_json(content) for content in entry["content"]]
         self.env.continue_after(len(self.journal.entries))
-        self._perplexity = self._held_out_perplexity()
+        if self.journal.entries:
+            self._perplexity = self._held_out_perplexity()
 
     @property
     def batches(self) -> int:
-        """Batches done, those rolled back included."""
+        """Batches done, those rolled back included; without those that were undone since."""
         return len(self.results)
 
+    @property
+    def run(self) -> Run:
+        """What the journal says of each correction; empty without one."""
+        return Run.of(self.journal.lines) if self.journal is not None else Run()
+
     def edit(
-        self, edits: Edit | Mapping[str, Any] | Sequence[Edit | Mapping[str, Any]], retried: bool = False
+        self,
+        edits: Edit | Mapping[str, Any] | Sequence[Edit | Mapping[str, Any]],
+        retried: bool = False,
+        rehearsal: bool = False,
+        objection: Callable[[], str | None] | None = None,
     ) -> BatchResult:
         """Makes one batch of edits; with a journal it is on disk when this returns.
 
@@ -250,6 +263,8 @@ class LifelongEditor:
                 A later batch may edit a prompt again, to another target; within a batch that is refused.
             retried: Whether the caller will try the edits again in smaller batches if this one is bad: the journal then
                 does not count them as given up.
+            rehearsal: Whether the edits were made before, and are made again because the model has lost them.
+            objection: Asked with the edits in the model, if the guard has none: what speaks against them, or None.
 
         Raises:
             BadRecordError: If a dictionary is not an edit, an edit is longer than the model's context, or it repeats or
@@ -268,20 +283,21 @@ class LifelongEditor:
         self.env.present(batch)
         self._actor.forget_prompts()
         try:
-            attempt = self._attempt(before)
+            attempt = self._attempt(before, objection)
             if attempt.reason is not None:
                 self._take_back(before)
             seconds = time.perf_counter() - started
             applied = attempt.reason is None
             again = retried and not applied and self.guard.on_bad != "stop"
             result = BatchResult(
-                self.batches + 1,
+                self.journal.next_batch if self.journal is not None else self.batches + 1,
                 0 if again else len(batch),
                 applied,
                 attempt.reason,
                 attempt.efficacy if applied else None,
                 seconds,
                 len(batch) if again else 0,
+                rehearsal,
             )
             self._write_to_journal(result, [] if again else batch, attempt.actions if applied else [])
         except BaseException:
@@ -289,11 +305,46 @@ class LifelongEditor:
             raise
         self.results.append(result)
         if applied:
-            self.edits += batch
+            self.edits += [] if rehearsal else batch
             self._perplexity = attempt.perplexity
-        elif self.guard.on_bad == "stop":
+        elif self.guard.on_bad == "stop" and not rehearsal:
             raise BadEditError(f"batch {result.batch} was taken back: {result.reason}")
         return result
+
+    def undo(self, edits: Sequence[Edit]) -> list[Edit]:
+        """Takes corrections back out of the model: it is as if they had never been in a batch.
+
+        Their batches go, and all batches after the first of them, unless the method's are independent of each other
+        (:attr:`agents.base.Agent.independent_batches`). It is durable when this returns.
+
+        Args:
+            edits: Corrections that were made, or that an earlier call left to be made again.
+
+        Returns:
+            What is to be made again, in order: what else was in these batches.
+
+        Raises:
+            ValueError: If there is no journal, if the editor takes no more, or if a correction is none of those.
+            OSError: If the journal could not be written; nothing is undone then.
+        """
+        if self.journal is None:
+            raise ValueError("undo: the editor keeps no journal; give it an output folder")
+        if self._ended is not None:
+            raise ValueError(f"undo: {self._ended}")
+        run = self.run
+        keys = {key_of_edit(edit): edit for edit in edits}
+        if unknown := [edit.id for key, edit in keys.items() if key not in run.made and key not in run.pending]:
+            raise ValueError(f"undo: {', '.join(unknown)} is not among the corrections that were made")
+        batches = [entry["batch"] for entry in run.batches_with(keys, self.agent.independent_batches)]
+        try:
+            self.journal.undo(batches, _dated(list(keys.values())))
+            self.lm.restore()
+            self._begin()
+            self._replay_journal()
+        except BaseException:
+            self._end("corrections were being undone; open the folder again to go on where its journal ends")
+            raise
+        return list(self.run.pending.values())
 
     def _in_both_forms(self, batch: list[Edit]) -> list[Edit]:
         """The batch, with edits that were given as messages as plain text and in chat form."""
@@ -313,7 +364,9 @@ class LifelongEditor:
                 problem = f"has {longest} tokens with its answer; the model's context holds {context}"
                 raise BadRecordError("edit", i, problem, "prompt", "length")
 
-    def _attempt(self, before: Mapping[str, torch.Tensor]) -> _Attempt:
+    def _attempt(
+        self, before: Mapping[str, torch.Tensor], objection: Callable[[], str | None] | None = None
+    ) -> _Attempt:
         """Applies the agent's actions for the batch that is presented, until one is refused, and checks the bounds."""
         actions: list[dict[str, Delta]] = []
         reason, efficacy = None, None
@@ -335,6 +388,8 @@ class LifelongEditor:
         if reason is None:
             lost = held & ~self._hold(earlier)
             reason = self.guard.broken_memory_bound(int(held.sum()), int(lost.sum()))
+        if reason is None and objection is not None:
+            reason = objection()
         return _Attempt(actions, efficacy, perplexity, reason)
 
     def _earlier_prompts(self) -> Prompts:
@@ -373,9 +428,7 @@ class LifelongEditor:
         if self.journal is None:
             return
         state = {f"{STATE}{name}": tensor for name, tensor in self.agent.batch_state().items()}
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        content = [as_json(edit) for edit in batch]
-        entry = asdict(result) | {"time": now, "ids": [edit.id for edit in batch], "content": content}
+        entry = asdict(result) | _dated(batch)
         try:
             self.journal.append(entry, tensors_of(actions) | state)
         except BaseException:
@@ -435,7 +488,8 @@ class LifelongEditor:
                 f"save_deltas: the deltas of {self.batches} batches are {size / 1e9:.0f} GB, too many for one file; they are in "
                 f"{self.journal.folder / 'batches'}, and the edited model holds their sum"
             )
-        actions = [deltas for i in range(self.batches) for deltas in read_delta(self.journal.tensors(i + 1))]
+        numbers = [entry["batch"] for entry in self.journal.entries]
+        actions = [deltas for number in numbers for deltas in read_delta(self.journal.tensors(number))]
         header = self.journal.header
         write_delta_file(
             Path(path),
@@ -471,3 +525,9 @@ class LifelongEditor:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _dated(edits: Sequence[Edit]) -> dict[str, Any]:
+    """What a line of a journal says of corrections: when, and which."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"time": now, "ids": [edit.id for edit in edits], "content": [as_json(edit) for edit in edits]}

@@ -1,17 +1,16 @@
 """What a run of edits has done, and what the model says before it and after it."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from agents.editing.run import read_lines
 from editenv.data.text import printable
-
-BATCH = {"batch", "edits", "applied", "reason", "efficacy", "ids", "content"}
-"""What a batch's line in a journal has."""
+from editenv.journal import UNDONE, standing
 
 
 def ask(
@@ -55,7 +54,7 @@ def ask(
     from editenv.language_model.editable_lm import EditableLM
     from editenv.models import load_model
 
-    base = model or _base_model(output)
+    base = model or base_model(output)
     lm = EditableLM(*load_model(base, device, dtype), modules_of(deltas))
     texts = list(prompts)
     if chat:
@@ -77,7 +76,7 @@ def ask(
     Console().print(table, markup=False)
 
 
-def _base_model(output: Path) -> str:
+def base_model(output: Path) -> str:
     """The model that a run edited, as its report names it."""
     path = output / "report.json"
     try:
@@ -97,45 +96,41 @@ def log(output: Path, as_json: bool = False) -> None:
         FileNotFoundError: If it has no journal.
         ValueError: If it is not one.
     """
-    entries = list(_entries(output / "journal.jsonl"))
+    lines = read_lines(output / "journal.jsonl")
+    stands = {entry["batch"] for entry in standing(lines)}
     if as_json:
-        for entry in entries:
-            for id, content in zip(entry["ids"], entry["content"], strict=True):
-                what = {name: entry.get(name) for name in ("batch", "time", "applied", "reason")}
+        for line in lines:
+            for id, content in zip(line["ids"], line["content"], strict=True):
+                what = {name: line.get(name) for name in ("batch", "time", "applied", "reason")}
+                what["undone"] = line.get("batch") not in stands
                 correction = {"id": id, "prompt": content["prompt"], "target": content["target"]}
                 print(json.dumps(what | correction, ensure_ascii=False))
         return
     table = Table("batch", "when (UTC)", "edits", "what became of it", "the first of them")
-    for entry in entries:
-        first = entry["content"][0] if entry["content"] else None
+    for line in lines:
+        first = line["content"][0] if line["content"] else None
         table.add_row(
-            str(entry["batch"]),
-            str(entry.get("time") or "not noted").removesuffix("+00:00").replace("T", " "),
-            str(entry["edits"] or entry.get("retried") or 0),
-            printable(_outcome(entry)),
+            str(line.get("batch", "")),
+            str(line.get("time") or "not noted").removesuffix("+00:00").replace("T", " "),
+            str(len(line["content"]) or line.get("retried") or 0),
+            printable(_undoing(line) if UNDONE in line else _outcome(line, line["batch"] in stands)),
             printable(f"{first['prompt']} -> {first['target']}" if first else ""),
         )
     Console().print(table, markup=False)
 
 
-def _outcome(entry: dict[str, Any]) -> str:
+def _undoing(line: dict[str, Any]) -> str:
+    if not line[UNDONE]:
+        return "undone, not made again"
+    return f"undone, with batch {', '.join(map(str, line[UNDONE]))}; what else was in there is made again"
+
+
+def _outcome(entry: dict[str, Any], stands: bool) -> str:
     if entry["applied"]:
-        return "made" if entry["efficacy"] is None else f"made, {entry['efficacy']:.0f}% right after it"
+        since = "" if stands else "; undone since"
+        made = "made again, as they were lost" if entry.get("rehearsal") else "made"
+        return (
+            f"{made}{since}" if entry["efficacy"] is None else f"{made}, {entry['efficacy']:.0f}% right after it{since}"
+        )
     again = "tried again in halves" if entry.get("retried") else "taken back"
     return f"{again}: {entry['reason']}"
-
-
-def _entries(path: Path) -> Iterator[dict[str, Any]]:
-    """The batches of a journal, without its header and without a line that is being written."""
-    if not path.exists():
-        raise FileNotFoundError(f"{path} is not there: {path.parent} is no folder of `editenv edit`")
-    whole = path.read_text(encoding="utf-8").rpartition("\n")[0]
-    for number, line in enumerate(whole.split("\n"), start=1):
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            entry = None
-        if not isinstance(entry, dict) or not ("journal" in entry or entry.keys() >= BATCH):
-            raise ValueError(f"{path}, line {number}: not a line of a journal")
-        if "journal" not in entry:  # as the header has
-            yield entry

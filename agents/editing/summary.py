@@ -93,6 +93,12 @@ def headline(report: Mapping[str, Any]) -> list[str]:
             lines.append(f"  and {missing - len(report['examples'])} more")
     if report["lost"]:
         lines.append(f"{len(report['lost'])} that held before this run are lost: {', '.join(report['lost'][:5])}")
+    if undone := report.get("undone", ()):
+        lines.append(f"{len(undone)} corrections are undone (report.json has what the model says to them):")
+        lines += [
+            f"  {row['prompt']} {_quoted(row['said'])}, and {_quoted(row['said_before'])} before all corrections"
+            for row in undone[:EXAMPLES]
+        ]
     unrelated = report["unrelated"]
     lines.append(
         f"{unrelated['changed']} of {unrelated['asked']} unrelated answers changed (unrelated.jsonl has them); "
@@ -134,7 +140,7 @@ def page(report: Mapping[str, Any], outcomes: Sequence[Mapping[str, Any]], answe
         "title": f"{report['model']}, {report['method']}",
         "headline": headline(report),
         "alarms": alarms(report),
-        "corrections": list(outcomes),
+        "corrections": [*outcomes, *report.get("undone", ())],
         "unrelated": list(answers),
     }
     # A text may say </script>.

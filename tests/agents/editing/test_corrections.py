@@ -180,10 +180,10 @@ def test_corrections_may_be_added_and_the_file_may_be_called_something_else(edit
     changed[3]["target"] = "Quito"
     write(tmp_path / "later.jsonl", changed)
     before = content(tmp_path / "out")
-    with pytest.raises(JournalError, match=r"edit 4 was 'The home of number 3 is' -> 'Lima'.*added at the file's end"):
+    with pytest.raises(JournalError, match=r"changed edits\.jsonl/4: .* -> Lima; now The home of number 3 is -> Quito"):
         edit(edits=str(tmp_path / "later.jsonl"))
     write(tmp_path / "later.jsonl", rows(4))
-    with pytest.raises(JournalError, match=r"edit 5 was .* the file has nothing there"):
+    with pytest.raises(JournalError, match=r"(?s)removed edits\.jsonl/5: .* number 4 is.*--changed undo"):
         edit(edits=str(tmp_path / "later.jsonl"))
     assert content(tmp_path / "out") == before
 
@@ -414,7 +414,8 @@ def test_a_full_disk_is_told_in_a_line_and_the_same_command_goes_on(edit, tmp_pa
 
     with monkeypatch.context() as patched:
         patched.setattr(target, full)
-        if what == "results":  # after the marker of the model, which is written likewise
+        if what == "results":  # after the options and the marker of the model, which are written likewise
+            patched.setattr("agents.editing.edit_command.write_options", lambda *_: None)
             patched.setattr("agents.editing.editor.save_model", lambda *_: None)
         with pytest.raises(SystemExit):
             cli._run(lambda _: edit(), None, tmp_path / "out/journal.jsonl")

@@ -1,0 +1,144 @@
+"""What a run's journal says of each correction: that it was made, refused, undone, or has to be made again."""
+
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from editenv.data import Edit
+from editenv.data.edits import as_json, of_json
+from editenv.journal import UNDONE, standing
+
+BATCH = {"batch", "edits", "applied", "reason", "efficacy", "ids", "content"}
+"""What a batch's line in a journal has."""
+
+Key = str
+"""What a correction is, apart from its id, in which its file's name may stand, and from what is only asked afterwards."""
+
+
+def key_of(content: Mapping[str, Any]) -> Key:
+    """Of a correction as :func:`editenv.data.edits.as_json` has it; of one in chat form it is what is asked, for a template
+    may write today's date before it.
+    """
+    kept = {name: value for name, value in content.items() if name not in ("id", "portability")}
+    if (span := kept.pop("question_span", None)) is not None:
+        kept |= {"prompt": kept["prompt"][slice(*span)], "chat": True}
+        del kept["rephrases"], kept["locality"]  # those of the plain form are compared
+    return json.dumps(kept, sort_keys=True)
+
+
+def key_of_edit(edit: Edit) -> Key:
+    return key_of(as_json(edit))
+
+
+@dataclass(frozen=True)
+class Run:
+    """Each correction of a journal is in one of these, in the order in which it came there.
+
+    Attributes:
+        entries: The lines of the batches that have not been undone.
+        made: It is in the model.
+        refused: Its batch was bad; with the reason.
+        pending: Its batch was undone with another correction of it, or with an earlier one: to be made again.
+        undone: With the time (UTC) at which it was.
+    """
+
+    entries: list[dict[str, Any]] = field(default_factory=list)
+    made: dict[Key, Edit] = field(default_factory=dict)
+    refused: dict[Key, tuple[Edit, str]] = field(default_factory=dict)
+    pending: dict[Key, Edit] = field(default_factory=dict)
+    undone: dict[Key, tuple[Edit, str]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, lines: Sequence[Mapping[str, Any]]) -> Self:
+        """The run of a journal's lines without the header."""
+        run = cls(standing(lines))
+        for entry in run.entries:
+            for content in entry["content"]:
+                if entry["applied"]:
+                    run.made[key_of(content)] = of_json(content)
+                elif not entry.get("rehearsal"):
+                    run.refused[key_of(content)] = (of_json(content), str(entry["reason"]))
+        contents = {line["batch"]: line["content"] for line in lines if "batch" in line and not line.get("rehearsal")}
+        for line in lines:
+            if "batch" in line:
+                continue
+            for content in (c for number in line[UNDONE] for c in contents.get(number, ())):
+                run.pending.pop(key_of(content), None)  # it goes where it stood last
+                run.pending[key_of(content)] = of_json(content)
+                run.undone.pop(key_of(content), None)
+            for content in line["content"]:
+                run.pending.pop(key_of(content), None)
+                run.undone[key_of(content)] = (of_json(content), line["time"])
+        for key in (*run.made, *run.refused):
+            run.pending.pop(key, None)
+            run.undone.pop(key, None)
+        for key in run.made:
+            run.refused.pop(key, None)
+        return run
+
+    def batches_with(self, keys: Collection[Key], independent: bool) -> list[dict[str, Any]]:
+        """The batches that go if these corrections are undone.
+
+        Args:
+            keys: Of corrections.
+            independent: Whether a batch stays as it is without those before it
+                (:attr:`agents.base.Agent.independent_batches`).
+
+        Returns:
+            Their entries: of every step that has one of the corrections, and unless they are independent of all steps
+            after the first of these.
+        """
+        steps = steps_of(self.entries)
+        affected = [any(key_of(c) in keys for entry in step for c in entry["content"]) for step in steps]
+        if not independent and any(affected):
+            first = affected.index(True)
+            affected[first:] = [True] * (len(steps) - first)
+        return [entry for step, goes in zip(steps, affected, strict=True) if goes for entry in step]
+
+
+def steps_of(entries: Iterable[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The entries of each batch of the file: one, or of a bad batch also those of the smaller ones it was tried again in."""
+    steps: list[list[dict[str, Any]]] = []
+    left = 0
+    for entry in entries:
+        if left == 0:
+            steps.append([])
+        steps[-1].append(entry)
+        left = left_to_retry(left, entry.get("retried", 0), entry["edits"])
+    return steps
+
+
+def left_to_retry(left: int, retried: int, edits: int) -> int:
+    """How many edits of a bad batch are still to be tried again in smaller ones, after one more batch.
+
+    Args:
+        left: Before it.
+        retried: Its edits, if they will be tried again in smaller batches.
+        edits: Its edits otherwise.
+    """
+    return (left or retried) if retried else max(0, left - edits)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """A journal's lines without its header and without one that is being written; their hashes are not checked.
+
+    Raises:
+        FileNotFoundError: If it is not there.
+        ValueError: If it is no journal; names the line.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is not there: {path.parent} is no folder of `editenv edit`")
+    whole = path.read_text(encoding="utf-8").rpartition("\n")[0]
+    lines = []
+    for number, text in enumerate(whole.split("\n"), start=1):
+        try:
+            line = json.loads(text)
+        except ValueError:
+            line = None
+        if not isinstance(line, dict) or not ("journal" in line or UNDONE in line or line.keys() >= BATCH):
+            raise ValueError(f"{path}, line {number}: not a line of a journal")
+        if "journal" not in line:  # as the header has
+            lines.append(line)
+    return lines

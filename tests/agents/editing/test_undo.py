@@ -1,0 +1,401 @@
+"""Corrections are taken back out of a run as if they had never been in the file, whenever the process is killed."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from agents import cli
+from agents.editing.arguments import EditArgs, UndoArgs
+from agents.editing.changes import compare
+from agents.editing.edit_command import edit as run_edit
+from agents.editing.editor import LifelongEditor
+from agents.editing.guard import Guard
+from agents.editing.run import Run, key_of_edit, steps_of
+from agents.editing.undo_command import undo as run_undo
+from agents.editing.undoing import duration
+from editenv.data import Edit
+from editenv.data.edits import as_json
+from editenv.delta_files import read_delta_file
+
+LAST = ("model.layers.2.mlp.down_proj",)
+TOWNS = ("Rome", "Oslo", "Bonn", "Lima", "Kiev", "Bern", "Quito")
+UNBOUNDED = Guard(1e9, 1e9, None, None, retry=False)
+
+BY_ITSELF = """
+import zlib
+import torch
+from agents.base import Agent
+
+class ByItself(Agent):
+    '''A delta that the batch's targets alone decide.'''
+    independent_batches = True
+    def begin(self, env):
+        self.env = env
+    def act(self, observation, info):
+        seed = zlib.crc32(" ".join(edit.target for edit in self.env.batch).encode())
+        return {"model.layers.2.mlp.down_proj": 0.01 * torch.randn(64, 32, generator=torch.Generator().manual_seed(seed))}
+"""
+
+
+def records(*targets):
+    return [{"prompt": f"The home of number {i} is", "target": town} for i, town in enumerate(targets)]
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def edit_options(model_folder, folder, out, rows, **options):
+    file = folder / "edits.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    options = {"method": "fine-tune", "modules": LAST, "edits_per_step": 2, "guard": UNBOUNDED} | options
+    return EditArgs(edits=str(file), output=folder / out, model=model_folder, **options)
+
+
+@pytest.fixture
+def edit(model_folder, tmp_path):
+    """The command in a folder of its own, on these rows; gives its report."""
+
+    def run(rows, out="out", **options):
+        run_edit(edit_options(model_folder, tmp_path, out, rows, **options))
+        return json.loads((tmp_path / out / "report.json").read_text())
+
+    return run
+
+
+def undo(out, *ids, yes=True):
+    run_undo(UndoArgs(out, ids, yes=yes))
+    return json.loads((out / "report.json").read_text())
+
+
+def same_tensors(one, other):
+    one, other = load_file(one), load_file(other)
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def same_models(one, other):
+    return same_tensors(one / "model/model.safetensors", other / "model/model.safetensors") and same_tensors(
+        one / "deltas.safetensors", other / "deltas.safetensors"
+    )
+
+
+@pytest.fixture(autouse=True)
+def few_questions(monkeypatch):
+    """What is asked beside the corrections takes most of the time, and is not what is tested here."""
+    monkeypatch.setattr("agents.editing.unrelated.GENERAL", ("The capital of France is",))
+
+
+@pytest.mark.parametrize(("method", "which"), [("fine-tune", 1), ("fine-tune-replay", 3), ("ultraedit", 7)])
+def test_a_run_without_a_correction_is_the_run_that_never_had_it(edit, tmp_path, method, which):
+    """To the bit, with what the method keeps of earlier batches: in the first batch, in the middle, and at the end."""
+    rows = records(*TOWNS)
+    edit(rows, method=method)
+    report = undo(tmp_path / "out", str(which))
+    plain = edit([row for i, row in enumerate(rows, start=1) if i != which], "plain", method=method)
+    assert same_models(tmp_path / "out", tmp_path / "plain")
+    assert report["edits"] == plain["edits"] == 6
+    assert report["teacher_forced"] == plain["teacher_forced"]
+    outcomes = lines(tmp_path / "out/results.jsonl")
+    assert [row["prompt"] for row in outcomes] == [row["prompt"] for i, row in enumerate(rows, 1) if i != which]
+
+
+def test_the_report_says_what_the_model_says_to_it_now(edit, model_folder, tmp_path, capsys):
+    edit(records(*TOWNS[:4]))
+    report = undo(tmp_path / "out", "edits.jsonl/2", "4")
+    assert [row["id"] for row in report["undone"]] == ["edits.jsonl/2", "edits.jsonl/4"]
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    for name, folder in (("said_before", model_folder), ("said", tmp_path / "out/model")):
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        for row in report["undone"]:
+            ids = tokenizer(row["prompt"], return_tensors="pt")["input_ids"]
+            written = model.generate(ids, max_new_tokens=24, do_sample=False)[0, ids.shape[1] :]
+            assert row[name].removesuffix(" ...") == tokenizer.decode(written, skip_special_tokens=True).strip()
+    assert "2 corrections are undone" in capsys.readouterr().out
+    page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
+    (data,) = (json.loads(part.split("</script>")[0]) for part in page.split('type="application/json">')[1:])
+    assert [bool(row.get("undone")) for row in data["corrections"]] == [False, False, True, True]
+
+
+def test_all_corrections_can_be_undone(edit, model_folder, tmp_path):
+    edit(records("Rome", "Oslo"))
+    report = undo(tmp_path / "out", "1", "2")
+    assert (report["edits"], report["asked"], len(report["undone"])) == (0, 0, 2)
+    base, left = (
+        AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in (model_folder, tmp_path / "out/model")
+    )
+    assert all(torch.equal(base[name], left[name]) for name in base)
+    assert all(row["said"] == row["said_before"] for row in report["undone"])
+
+
+def test_a_batch_of_an_independent_method_goes_and_the_others_stay(edit, tmp_path, capsys):
+    (tmp_path / "own.py").write_text(BY_ITSELF)
+    edit(records(*TOWNS[:6]), method=f"{tmp_path / 'own.py'}:ByItself")
+    actions, _ = read_delta_file(tmp_path / "out/deltas.safetensors")
+    times = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out/batches").iterdir()}
+    capsys.readouterr()
+    undo(tmp_path / "out", "3", "4", yes=False)
+    assert "2 corrections will be undone; no other is made again" in capsys.readouterr().err
+    left, _ = read_delta_file(tmp_path / "out/deltas.safetensors")
+    assert len(left) == 2
+    assert all(
+        torch.equal(one[LAST[0]], other[LAST[0]]) for one, other in zip(left, (actions[0], actions[2]), strict=True)
+    )
+    now = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out/batches").iterdir()}
+    assert now == {name: times[name] for name in ("000001.safetensors", "000003.safetensors")}
+    report = undo(tmp_path / "out", "1", yes=True)  # the other of its batch is made again, by itself
+    assert report["edits"] == 3
+    assert (tmp_path / "out/batches/000003.safetensors").stat().st_mtime_ns == times["000003.safetensors"]
+    edited = [entry["ids"] for entry in Run.of(lines(tmp_path / "out/journal.jsonl")[1:]).entries]
+    assert edited == [["edits.jsonl/5", "edits.jsonl/6"], ["edits.jsonl/2"]]
+
+
+def test_the_cost_is_said_before_anything_is_done(edit, tmp_path, monkeypatch, capsys):
+    edit(records(*TOWNS))
+    path = tmp_path / "out/journal.jsonl"
+    before = path.read_bytes()
+    monkeypatch.setattr(LifelongEditor, "__init__", lambda *_, **__: pytest.fail("the model was loaded"))
+    with pytest.raises(ValueError, match=r"1 correction will be undone, and 4 others .* about 1 s: fine-tune .* --yes"):
+        undo(tmp_path / "out", "3", yes=False)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("sys.stdin.readline", lambda: "n\n", raising=False)
+    with pytest.raises(ValueError, match="nothing was done"):
+        undo(tmp_path / "out", "3", yes=False)
+    assert "Do it? [y/N]" in capsys.readouterr().err
+    assert path.read_bytes() == before
+
+
+def test_ids_are_those_of_the_last_report_and_what_they_may_mean_is_said(edit, tmp_path, monkeypatch, capsys):
+    rows = [{"id": "case-7"} | row for row in records("Rome")] + records(*TOWNS)[1:4]
+    edit(rows)
+    for ids, words in (
+        (["nobody"], "has no correction 'nobody'"),
+        (["case-7", "edits.jsonl/9"], "has no correction 'edits.jsonl/9'"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            undo(tmp_path / "out", *ids)
+    # Without its second row the file calls the third one 2.
+    edit([rows[0], *rows[2:]], changed="undo", yes=True)
+    report = undo(tmp_path / "out", "2")
+    assert [row["target"] for row in report["undone"]] == ["Oslo", "Bonn"]
+    report = undo(tmp_path / "out", "case-7")
+    assert [row["target"] for row in report["undone"]] == ["Oslo", "Bonn", "Rome"]
+    again = undo(tmp_path / "out", "case-7")
+    assert again["edits"] == report["edits"] == 1
+    monkeypatch.setattr("sys.argv", ["editenv", "undo", str(tmp_path / "nowhere"), "1"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "command.json is not there" in capsys.readouterr().err
+
+
+def test_a_correction_whose_batch_was_bad_is_not_in_the_model(edit, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(LifelongEditor, "_broken_bound", lambda editor, *_: "not that" if editor.batches == 1 else None)
+        edit(records(*TOWNS[:5]))
+    with pytest.raises(ValueError, match=r"edits\.jsonl/3 is not in the model: its batch was taken back \(not that\)"):
+        undo(tmp_path / "out", "3")
+    edit(records(*TOWNS[:5])[:3] + records(*TOWNS[:5])[4:])  # nothing is to be undone for it
+    assert len(lines(tmp_path / "out/journal.jsonl")) == 4
+
+
+def test_a_stopped_run_forgets_a_correction_and_goes_on(edit, tmp_path, monkeypatch):
+    rows = records(*TOWNS)
+    make = LifelongEditor.edit
+
+    def stops(editor, *rest, **options):
+        if editor.batches == 2:
+            raise KeyboardInterrupt
+        return make(editor, *rest, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LifelongEditor, "edit", stops)
+        with pytest.raises(KeyboardInterrupt):
+            edit(rows)
+    undo(tmp_path / "out", "2")
+    edit(rows)  # the file has the row still: it stays undone
+    edit([row for row in rows if row["target"] != "Oslo"], "plain")
+    kept = [
+        content for entry in Run.of(lines(tmp_path / "out/journal.jsonl")[1:]).entries for content in entry["content"]
+    ]
+    assert [content["target"] for content in kept] == [row["target"] for row in rows if row["target"] != "Oslo"]
+    assert len(lines(tmp_path / "out/results.jsonl")) == 6
+
+
+def test_what_was_undone_stays_so_until_it_is_made_again(edit, tmp_path, capsys):
+    rows = records(*TOWNS[:4])
+    edit(rows)
+    undo(tmp_path / "out", "2")
+    report = edit([*rows, {"prompt": "The home of number 9 is", "target": "Riga"}])
+    assert (report["asked"], report["edits"], len(report["undone"])) == (4, 4, 1)
+    assert "1 corrections of the file were undone and stay so" in capsys.readouterr().err
+    report = edit([*rows, {"prompt": "The home of number 9 is", "target": "Riga"}], undone="make")
+    assert (report["asked"], report["edits"], "undone" in report) == (5, 5, False)
+
+
+# -- a file whose rows were removed or changed ----------------------------------------------------------------------------
+
+
+def test_a_file_that_was_changed_is_followed_if_it_is_told_to(edit, tmp_path):
+    rows = records(*TOWNS[:6])
+    edit(rows)
+    now = [rows[0], rows[1], rows[3], {**rows[4], "target": "Sofia"}, rows[5], records(*TOWNS)[6]]
+    before = (tmp_path / "out/journal.jsonl").read_bytes()
+    with pytest.raises(ValueError, match="is not what the run in") as refused:
+        edit(now)
+    said = str(refused.value).splitlines()
+    assert said[1:4] == [
+        "  removed edits.jsonl/3: The home of number 2 is -> Bonn",
+        "  changed edits.jsonl/5: The home of number 4 is -> Kiev; now The home of number 4 is -> Sofia",
+        "  added: 1",
+    ]
+    assert "2 corrections will be undone, and 2 others" in said[4]
+    with pytest.raises(ValueError, match="--yes"):
+        edit(now, changed="undo")
+    assert (tmp_path / "out/journal.jsonl").read_bytes() == before
+    edit(now, changed="undo", yes=True)
+    edit(now, "plain")
+    assert same_models(tmp_path / "out", tmp_path / "plain")
+    outcomes = [lines(tmp_path / out / "results.jsonl") for out in ("out", "plain")]
+    assert outcomes[0] == outcomes[1]
+
+
+def test_rows_in_another_order_are_the_same_run(edit, tmp_path, capsys):
+    rows = records(*TOWNS[:4])
+    edit(rows)
+    report = edit([rows[3], *rows[:3]])
+    assert report["edits"] == 4
+    assert len(lines(tmp_path / "out/journal.jsonl")) == 3
+
+
+def test_what_differs_is_named_by_id_or_prompt():
+    def edited(id, prompt, target, **more):
+        return Edit(id, prompt, target, **more)
+
+    made = [edited("f/1", "A is", "x"), edited("own", "B is", "y"), edited("f/3", "C is", "z", rephrases=("C?",))]
+    run = Run(made={key_of_edit(edit): edit for edit in made})
+    now = [edited("own", "B now is", "y"), edited("f/2", "C is", "z")]
+    changes = compare(run, now, "f")
+    assert changes.removed == [made[0]]
+    assert changes.changed == [(made[1], now[0]), (made[2], now[1])]
+    assert "now with another rephrases" in changes.in_words()[2]
+    assert changes.added == 0
+
+
+# -- killed ---------------------------------------------------------------------------------------------------------------
+
+
+def undo_in_a_process(out, ids):
+    torch.set_num_threads(1)
+    run_undo(UndoArgs(Path(out), tuple(ids), yes=True))
+
+
+def test_an_undoing_that_is_killed_leaves_the_old_run_or_one_that_the_same_command_finishes(
+    edit, model_folder, tmp_path
+):
+    rows = records(*(f"{town} {i}" for i, town in enumerate(TOWNS * 2)))
+    options = {"method": "fine-tune-replay", "save_model": False}
+    edit(rows, **options)
+    out = tmp_path / "out"
+    old = (out / "journal.jsonl").read_bytes()
+    edit([row for i, row in enumerate(rows, start=1) if i != 4], "plain", **options)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "agents.editing.editor", "transformers.models.llama.modeling_llama"])
+    draws, at = random.Random(0), []
+    for kill in range(4):
+        process = context.Process(target=undo_in_a_process, args=(str(out), ["4"]))
+        size = (out / "journal.jsonl").stat().st_size
+        process.start()
+        limit = time.monotonic() + 60
+        while (
+            kill and process.is_alive() and (out / "journal.jsonl").stat().st_size == size and time.monotonic() < limit
+        ):
+            time.sleep(0.001)
+        time.sleep(draws.random() * (0.03 if kill else 0.1))
+        if process.is_alive():
+            os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        now = (out / "journal.jsonl").read_bytes()
+        assert now.startswith(old), "nothing that was written is changed"
+        whole = now.rpartition(b"\n")[0].decode().split("\n")
+        at.append(len(whole))
+        run = Run.of([json.loads(line) for line in whole[1:]])
+        assert len(run.made) + len(run.pending) + len(run.undone) == len(rows), "no correction is forgotten"
+    undo(out, "4")
+    assert len(set(at)) >= 2  # in the middle
+    assert same_tensors(out / "deltas.safetensors", tmp_path / "plain/deltas.safetensors")
+    assert not Run.of(lines(out / "journal.jsonl")[1:]).pending
+
+
+# -- the journal's own view -----------------------------------------------------------------------------------------------
+
+
+def batch_line(number, *targets, applied=True, retried=0):
+    content = [as_json(Edit(f"f/{town}", f"{town}?", town)) for town in targets]
+    ids = [f"f/{town}" for town in targets]
+    state = {"applied": applied, "reason": None if applied else "bad", "efficacy": None, "seconds": 1.0}
+    return {"batch": number, "edits": len(targets), "retried": retried, "ids": ids, "content": content, **state}
+
+
+def undo_line(batches, *targets):
+    return {"undone": batches, "time": "t", "content": [as_json(Edit("", f"{town}?", town)) for town in targets]}
+
+
+def fates(lines):
+    run = Run.of(lines)
+    return {name: [edit.target for edit in getattr(run, name).values()] for name in ("made", "pending")} | {
+        name: [edit.target for edit, _ in getattr(run, name).values()] for name in ("refused", "undone")
+    }
+
+
+def test_a_corrections_fate_is_the_last_that_befell_it():
+    journal = [batch_line(1, "A", "B"), batch_line(2, "C", "D", applied=False), batch_line(3, "E")]
+    assert fates(journal) == {"made": ["A", "B", "E"], "pending": [], "refused": ["C", "D"], "undone": []}
+    journal.append(undo_line([1, 2, 3], "B"))
+    assert fates(journal) == {"made": [], "pending": ["A", "C", "D", "E"], "refused": [], "undone": ["B"]}
+    journal += [batch_line(4, "A", "C"), undo_line([], "D")]
+    assert fates(journal) == {"made": ["A", "C"], "pending": ["E"], "refused": [], "undone": ["B", "D"]}
+    journal += [batch_line(5, "E", "B"), undo_line([5], "E")]
+    assert fates(journal) == {"made": ["A", "C"], "pending": ["B"], "refused": [], "undone": ["D", "E"]}
+
+
+def test_a_batch_that_was_tried_again_in_halves_goes_as_a_whole():
+    journal = [
+        batch_line(1, "A"),
+        batch_line(2, applied=False, retried=3),
+        batch_line(3, "B"),
+        batch_line(4, "C", "D"),
+        batch_line(5, "E"),
+    ]
+    assert [[entry["batch"] for entry in step] for step in steps_of(journal)] == [[1], [2, 3, 4], [5]]
+    keys = [key_of_edit(Edit("", "C?", "C"))]
+    for independent, batches in ((False, [2, 3, 4, 5]), (True, [2, 3, 4])):
+        assert [entry["batch"] for entry in Run.of(journal).batches_with(keys, independent)] == batches
+
+
+def test_times_are_said_in_units_for_people():
+    assert [duration(s) for s in (0.2, 89, 200, 5399, 9000)] == ["1 s", "89 s", "3 min", "90 min", "2.5 h"]
+
+
+def test_undoing_from_python(model_folder, tmp_path):
+    rows = [Edit(f"n/{i}", f"The home of number {i} is", town) for i, town in enumerate(TOWNS[:4])]
+    with LifelongEditor(model_folder, "fine-tune", output=tmp_path / "out", modules=LAST, guard=UNBOUNDED) as editor:
+        for i in (0, 2):
+            editor.edit(rows[i : i + 2])
+        again = editor.undo([rows[1]])
+        assert again == [rows[0], *rows[2:]]
+        assert (editor.batches, editor.edits) == (0, [])
+        assert torch.equal(editor.lm.weight(LAST[0]), editor.lm.initial_weight(LAST[0]))
+        assert editor.edit(again).batch == 3
+        with pytest.raises(ValueError, match="n/1 is not among the corrections that were made"):
+            editor.undo([rows[1]])
+    with LifelongEditor(model_folder, "fine-tune", modules=LAST) as bare, pytest.raises(ValueError, match="no journal"):
+        bare.undo(rows)
