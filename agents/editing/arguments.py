@@ -161,7 +161,8 @@ def read_options(output: Path) -> tuple[EditArgs, str]:
     known = {one.name for one in fields(EditArgs)}
     if unknown := options.keys() - known:
         raise ValueError(f"{path} has options that this version does not know: {', '.join(sorted(unknown))}")
-    for name in ("output", "policy", "settings"):
-        options[name] = None if options[name] is None else Path(options[name])
+    options["push_to_hub"] = None  # which is asked for each time
+    for name in ("output", "policy", "settings", "gguf"):
+        options[name] = None if options.get(name) is None else Path(options[name])
     options |= {"modules": tuple(options["modules"]), "guard": Guard(**options["guard"]), "output": output}
     return EditArgs(**options), source

@@ -38,7 +38,8 @@ def of(
         "not_said": [row["id"] for row in not_said],
         "lost": [row["id"] for row in outcomes if row["lost"]],
         "examples": [
-            {"prompt": _asked(row), "target": row["target"].strip(), "said": row["said"]} for row in not_said[:EXAMPLES]
+            {"prompt": asked_as(row), "target": row["target"].strip(), "said": row["said"]}
+            for row in not_said[:EXAMPLES]
         ],
         **_forms(outcomes),
         "unrelated": {
@@ -56,9 +57,10 @@ def of(
     }
 
 
-def _asked(row: Mapping[str, Any]) -> str:
-    """What a correction asks; of one in chat form the question without the template."""
-    return f"(in a chat) {row['question']}" if row.get("form") == "chat" else str(row["prompt"])
+def asked_as(row: Mapping[str, Any]) -> str:
+    """What a line of results.jsonl or unrelated.jsonl asks, for people: in a chat, the question without the template."""
+    in_chat = row.get("form") == "chat" or row.get("kind") == "in a chat"
+    return f"(in a chat) {row.get('question', row['prompt'])}" if in_chat else str(row["prompt"])
 
 
 def _forms(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

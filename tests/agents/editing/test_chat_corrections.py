@@ -111,10 +111,19 @@ def test_a_run_goes_on_though_the_template_writes_another_day(edit, chat_model, 
         ["edits.jsonl/2", "edits.jsonl/2 (chat)"],
     ]
     assert report["edits"] == 4
-    with pytest.raises(ValueError, match="the journal's edit 2 was"):
+    with pytest.raises(ValueError, match=r"removed ada \(chat\)"):
         edit(chat=False)
-    with pytest.raises(ValueError, match="the journal's edit 1 was"):
+    with pytest.raises(ValueError, match="now Who leads Ada\\? -> Oslo"):
         edit(records=[RECORDS[0] | {"target": "Oslo"}, RECORDS[1]])
+
+
+def test_undone_in_both_forms(edit, tmp_path, monkeypatch):
+    edit(edits_per_step=2)
+    monkeypatch.setattr("sys.argv", ["editenv", "undo", str(tmp_path / "out"), "ada", "--yes"])
+    cli.main()
+    rows = lines(tmp_path / "out/results.jsonl")
+    assert [row["id"] for row in rows if "undone" not in row] == ["edits.jsonl/2", "edits.jsonl/2 (chat)"]
+    assert json.loads((tmp_path / "out/report.json").read_text())["edits"] == 2
 
 
 def test_what_was_taken_back_is_a_record_to_try_again(edit, tmp_path):
