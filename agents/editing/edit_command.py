@@ -155,7 +155,7 @@ def finish(args: EditArgs, editor: LifelongEditor, asked: Asked, held: Collectio
         _tell(args, editor, asked, report, saved)
 
 
-def _tell(args: EditArgs, editor: LifelongEditor, asked: Asked, report: dict[str, Any], saved: Sequence[str]) -> None:
+def _tell(args: EditArgs, editor: LifelongEditor, asked: Asked, report: dict[str, Any], saved: list[str]) -> None:
     """The report, for programs or for people."""
     if args.json:
         print(json.dumps(report))
