@@ -23,6 +23,7 @@ from safetensors.torch import load, save_file
 
 from agents.base import ProgressCallback
 from agents.progress import silent
+from agents.self_written import MOST, SELF_WRITTEN, TOGETHER, written_texts
 from editenv.atomic_files import atomic_write
 from editenv.data import Edit, load_edits
 from editenv.env import LifelongEditEnv
@@ -205,6 +206,18 @@ def read_texts(source: str) -> Iterator[str]:
             yield record["text"].strip()
 
 
+def texts_of(lm: EditableLM, source: str, samples: int) -> Iterator[str]:
+    """The first so many texts of a source: what :func:`read_texts` takes, or ``"self-written"`` for text that the model
+    writes by itself, of which there are at most :data:`agents.self_written.MOST`.
+
+    Raises:
+        ValueError, FileNotFoundError: As :func:`read_texts` does.
+    """
+    if source == SELF_WRITTEN:
+        return written_texts(lm, min(samples, MOST))
+    return islice(read_texts(source), samples)
+
+
 def _text_of(line: str, path: Path, number: int) -> str:
     try:
         text = json.loads(line)["text"]
@@ -230,7 +243,7 @@ def collect(
 
     Args:
         lm: The model; its state at theta_0 is what counts.
-        source: As :func:`read_texts` takes it.
+        source: As :func:`texts_of` takes it.
         folder: Holds covariance.json and the sums it names.
         samples: Texts.
         progress: Called with how many texts are done.
@@ -244,16 +257,17 @@ def collect(
     record: dict[str, Any] = {}
     about: dict[str, Any] = {"modules": list(lm.modules), **fingerprints(lm), "source": source, "bos": True}
     digest = hashlib.sha256()  # of the texts read so far
-    texts = read_texts(source)
     if (folder / RECORD).exists():
         record = _resume(statistics, folder, about)
+    texts = texts_of(lm, source, max(samples, statistics.texts))
+    if record:
         for text in islice(texts, statistics.texts):
             digest.update(_as_read(text))
         if record["read_sha256"] != digest.hexdigest():
             raise ValueError(
                 f"{source}: its first {statistics.texts:,} texts are not those that {folder / RECORD} is of; choose another folder"
             )
-    while batch := list(islice(texts, min(portion, max(0, samples - statistics.texts)))):
+    while batch := list(islice(texts, portion)):
         statistics.add(lm, batch)
         for text in batch:
             digest.update(_as_read(text))
@@ -327,7 +341,7 @@ def covariance_of(
 
     Args:
         env: Whose model, and whose training split if no text is named.
-        text: A folder of :func:`collect`, or what :func:`read_texts` takes: over every token, as in ROME's and
+        text: A folder of :func:`collect`, or what :func:`texts_of` takes: over every token, as in ROME's and
             MEMIT's public code. Or None for sentences of the training split: over every token but BOS.
         samples: Texts, at most.
         progress: Called with how many are done.
@@ -347,8 +361,8 @@ def covariance_of(
     if Path(text).is_dir():
         return load_covariance(lm, Path(text))
     statistics = KeyStatistics(lm, bos=True)
-    texts = islice(read_texts(text), samples)
-    while batch := list(islice(texts, PORTION)):
+    texts = texts_of(lm, text, samples)
+    while batch := list(islice(texts, TOGETHER if text == SELF_WRITTEN else PORTION)):
         statistics.add(lm, batch)
         progress(activity, statistics.texts, samples)
     if not statistics.tokens:
@@ -405,7 +419,8 @@ def _save(statistics: KeyStatistics, folder: Path, about: dict[str, Any]) -> Non
 class Args:
     text: str
     """A .txt file (a text a line), a .jsonl file (field 'text'), or a hub data set with a column 'text', as in
-    wikimedia/wikipedia:20231101.en (behind the colon the configuration, if there are several)."""
+    wikimedia/wikipedia:20231101.en (behind the colon the configuration, if there are several); or self-written, which the
+    model writes by itself."""
     output: Path
     """Folder for the statistics; an interrupted run's is gone on with."""
     model: str = EMBEDDED

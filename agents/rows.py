@@ -265,6 +265,12 @@ ROWS: dict[str, Row] = {
         {"cache_keys": True},
         "atlas/memit-seq",
     ),
+    "memit-rehearsed": Row(
+        "memit-seq with one value for all facts of a subject, earlier ones rehearsed, in passes until all is said",
+        "agents.baselines.memit_rehearsed:RehearsedMEMIT",
+        f"{MEMIT_PAPER}; the rest is this project's",
+        settings="atlas/memit-rehearsed",
+    ),
     "prune": Row(
         "PRUNE: MEMIT, with the singular values of all updates held down at the end",
         "agents.baselines.prune:PRUNE",

@@ -5,7 +5,6 @@ After the abstract and the public code (zarifikram/CrispEdit), in its sequential
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +13,7 @@ from torch.nn import functional as F
 
 from agents.base import Agent, Observation, ProgressCallback
 from agents.baselines.target_loss import edit_prompts, negative_log_likelihood
-from agents.covariance import read_texts, sample_text, training_edits
+from agents.covariance import sample_text, texts_of, training_edits
 from editenv.arguments import NonNegativeFloat, PositiveFloat, PositiveInt, Share
 from editenv.env import Action, LifelongEditEnv
 from editenv.language_model.editable_lm import EditableLM, Gradient
@@ -140,7 +139,7 @@ class CrispEdit(Agent):
         if self.text is None:
             texts = sample_text(training_edits(env), self.samples)
         else:
-            texts = list(islice(read_texts(self.text), self.samples))
+            texts = list(texts_of(env.language_model, self.text, self.samples))
         self._text = text_curvature(env.language_model, texts, progress)
         self._text_projections = self._project(self._text)
 

@@ -107,13 +107,23 @@ class MEMIT(Agent):
         deltas: dict[str, LowRank] = {}
         with lm.unchanged():
             for i, name in enumerate(names):
-                missing = target_output - read_token(lm, self._where_values_are, lookup)[1][lookup.plain]
-                keys = mean_keys(read_token(lm, lm.modules[name], lookup)[0], lookup)
-                deltas[name] = self._solve(name, keys, missing / self._spread(len(names) - i), lookup)
+                deltas[name] = self._towards(name, target_output, lookup, len(names) - i)
                 lm.apply({name: deltas[name]})
             if self.cache_keys:
-                self._finished = {n: mean_keys(read_token(lm, lm.modules[n], lookup)[0], lookup) for n in names}
+                self._finished = self._keys(lookup)
         return deltas
+
+    def _towards(self, name: str, target_output: torch.Tensor, lookup: Lookup, layers_left: int) -> LowRank:
+        """A module's part of the way from what is said now to the values ``(n, d_out)``."""
+        lm = self._env.language_model
+        missing = target_output - read_token(lm, self._where_values_are, lookup)[1][lookup.plain]
+        keys = mean_keys(read_token(lm, lm.modules[name], lookup)[0], lookup)
+        return self._solve(name, keys, missing / self._spread(layers_left), lookup)
+
+    def _keys(self, lookup: Lookup) -> dict[str, torch.Tensor]:
+        """``(n, d_in)`` for each module, at the weights as they are."""
+        lm = self._env.language_model
+        return {n: mean_keys(read_token(lm, module, lookup)[0], lookup) for n, module in lm.modules.items()}
 
     # -- what methods based on it do in another way -----------------------------------------------------------------
 

@@ -106,9 +106,9 @@ class EarlierChanges:
     columns: torch.Tensor
     change: torch.Tensor
 
-    def edits(self, start: int, stop: int) -> "EarlierChanges":
+    def edits(self, numbers: Sequence[int]) -> "EarlierChanges":
         """Of some of the edits."""
-        return EarlierChanges(self.columns[start:stop], self.change[start:stop])
+        return EarlierChanges(self.columns[list(numbers)], self.change[list(numbers)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,12 +127,13 @@ class Lookup:
     columns: torch.Tensor
     owner: torch.Tensor
 
-    def edits(self, start: int, stop: int) -> "Lookup":
-        """Of some of the edits, one after the other."""
-        chosen = (start <= self.owner) & (self.owner < stop)
+    def edits(self, numbers: Sequence[int]) -> "Lookup":
+        """Of some of the edits, in ascending order."""
+        kept = torch.tensor(numbers, device=self.owner.device)
+        chosen = torch.isin(self.owner, kept)
         prompts = self.prompts.select(chosen)
         rows = prompts.rows[prompts.lengths.cumsum(0) - prompts.lengths]
-        return Lookup(prompts, rows, self.columns[chosen], self.owner[chosen] - start)
+        return Lookup(prompts, rows, self.columns[chosen], torch.searchsorted(kept, self.owner[chosen]))
 
     @property
     def plain(self) -> torch.Tensor:
@@ -242,6 +243,7 @@ def optimise_values(
     lookup: Lookup,
     config: ValueConfig,
     earlier: EarlierChanges | None = None,
+    sharing: Sequence[int] | None = None,
 ) -> torch.Tensor:
     """The change of a module's output at each edit's lookup token that makes its target likely.
 
@@ -261,6 +263,8 @@ def optimise_values(
         lookup: Of these edits.
         config: Search.
         earlier: What stays added to the output at tokens before; for one module, without prefixes (AnyEdit).
+        sharing: ``n`` numbers; edits with the same one get the same change, searched for all of their targets together,
+            on the ball of their mean radius. None: no two edits share one.
 
     Returns:
         ``(n, d_out)``, or ``(n, m, d_out)`` of several modules.
@@ -268,16 +272,38 @@ def optimise_values(
     Raises:
         ValueError: With the KL term, as :func:`look_up` does.
     """
-    together = max(1, PROMPTS_TOGETHER * len(edits) // len(lookup.owner))
-    parts = [(start, min(start + together, len(edits))) for start in range(0, len(edits), together)]
     modules = (module,) if isinstance(module, nn.Module) else tuple(module)
-    change = torch.cat(
-        [
-            _optimise(lm, modules, edits[a:b], lookup.edits(a, b), config, earlier and earlier.edits(a, b))
-            for a, b in parts
-        ]
-    )
+    sharing = range(len(edits)) if sharing is None else sharing
+    together = max(1, PROMPTS_TOGETHER * len(edits) // len(lookup.owner))
+    change: torch.Tensor | None = None
+    for part in _parts(sharing, together):
+        of_part = _optimise(
+            lm,
+            modules,
+            [edits[i] for i in part],
+            lookup.edits(part),
+            config,
+            earlier and earlier.edits(part),
+            [sharing[i] for i in part],
+        )
+        if change is None:
+            change = of_part.new_zeros(len(edits), *of_part.shape[1:])
+        change[part] = of_part
+    assert change is not None
     return change[:, 0] if isinstance(module, nn.Module) else change
+
+
+def _parts(sharing: Sequence[int], together: int) -> list[list[int]]:
+    """Numbers of the edits that are searched together, ascending: about so many, and all that share a change."""
+    groups: dict[int, list[int]] = {}
+    for edit, number in enumerate(sharing):
+        groups.setdefault(number, []).append(edit)
+    parts: list[list[int]] = []
+    for group in groups.values():
+        if not parts or len(parts[-1]) + len(group) > together:
+            parts.append([])
+        parts[-1] += group
+    return [sorted(part) for part in parts]
 
 
 def _optimise(
@@ -287,40 +313,52 @@ def _optimise(
     lookup: Lookup,
     config: ValueConfig,
     earlier: EarlierChanges | None,
+    sharing: Sequence[int],
 ) -> torch.Tensor:
     """:func:`optimise_values` of edits whose prompts are run together, ``(n, m, d_out)``."""
     needs_essence = config.kl > 0 and config.token == "subject_last"
     essence = Essence.of(lm, modules, edits, config.token) if needs_essence else None
     values = torch.stack([_values(lm, module, edits, lookup) for module in modules], 1)
     value_lengths = values.norm(dim=2)
+    owner = torch.tensor(sharing, device=lm.device).unique(return_inverse=True)[1]  # of each edit, its change
+    sizes = owner.bincount()
+    radius = config.clamp * _sums(value_lengths, owner, sizes) / sizes[:, None]
     run = ChangedRun(lm, modules, lookup, earlier)
-    change = torch.zeros_like(values, requires_grad=True)
+    change = values.new_zeros(len(sizes), *values.shape[1:]).requires_grad_()
     optimizer = torch.optim.Adam([change], lr=config.learning_rate)
     target_weight: torch.Tensor | float = 1.0
     for _ in range(config.steps):
         with torch.enable_grad():
-            target_losses, certain = _target_losses(run, change)
+            of_edits = change[owner]
+            target_losses, certain = _target_losses(run, of_edits)
             losses = target_weight * target_losses
             weighted_divergence = None
             if essence is not None:
-                weighted_divergence = config.kl * essence.divergence(change)
+                weighted_divergence = config.kl * essence.divergence(of_edits)
                 losses = losses + weighted_divergence
-            losses = losses + config.weight_decay * (change.norm(dim=2) / value_lengths.square()).sum(1)
+            losses = losses + config.weight_decay * (of_edits.norm(dim=2) / value_lengths.square()).sum(1)
             optimizer.zero_grad()
             losses.sum().backward()
         with torch.no_grad():
             before = change.clone()
             optimizer.step()
-            change.mul_((config.clamp * value_lengths / change.norm(dim=2)).clamp(max=1)[..., None])
+            change.mul_((radius / change.norm(dim=2)).clamp(max=1)[..., None])
             # Adam steps all edits at once: those whose loss was low enough before the step do not take it.
-            finished = losses < config.enough
+            low_enough = losses < config.enough
             if isinstance(config, JointValueConfig) and weighted_divergence is not None:
                 target_weight = torch.where(certain, config.certain_weight, 1.0)
-                finished |= certain & (weighted_divergence <= config.kl_enough)
+                low_enough |= certain & (weighted_divergence <= config.kl_enough)
+            finished = _sums(low_enough, owner, sizes) == sizes
             change[finished] = before[finished]
             if finished.all():
                 break
-    return change.detach()
+    return change.detach()[owner]
+
+
+def _sums(of_edits: torch.Tensor, owner: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+    """Of the edits that share a change: ``(changes, ...)`` of ``(n, ...)``."""
+    of_edits = of_edits.float()
+    return of_edits.new_zeros(len(sizes), *of_edits.shape[1:]).index_add(0, owner, of_edits)
 
 
 def _values(lm: EditableLM, module: nn.Module, edits: Sequence[Edit], lookup: Lookup) -> torch.Tensor:

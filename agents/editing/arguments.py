@@ -33,9 +33,10 @@ class EditArgs:
     """Folder for the results; an interrupted run's is gone on with."""
     model: str = EMBEDDED
     """A name of `editenv models`, a Hugging Face folder, a GGUF file or a hub id."""
-    method: str = "rledit"
+    method: str = "auto"
     """A row of `editenv methods`, or file.py:Class. rledit needs a trained policy; the embedded model has one (with the
-    preconditioner: the settings of rledit-p)."""
+    preconditioner: the settings of rledit-p). auto is rledit with --policy or on the embedded model; else memit-rehearsed
+    if every correction has a subject in its prompt, and fine-tune-replay if not; which one is said."""
     policy: Path | None = None
     """Folder of a policy from `editenv train`."""
     settings: Path | None = None
@@ -47,13 +48,19 @@ class EditArgs:
     """Data set that the method may learn from, for methods that need one."""
     text: str | None = None
     """Text that the method may take statistics of (ROME, MEMIT and their kin): a .txt or .jsonl file, a hub data
-    set, or a folder made by python -m agents.covariance.
+    set, or a folder made by python -m agents.covariance. Without it, and without --training, the model writes some by
+    itself first (self-written).
     """
     edits_per_step: PositiveInt = 20
     """Edits in a batch; the last may be smaller."""
     train_eos: bool = False
     """Teach the model to stop after each target, and to go on stopping after other answers: for a model that
     answers questions and stops. Without it the target's own tokens are all that is taught, as in the paper.
+    """
+    target_end: str = "auto"
+    """Taught after a target of one line that ends with a letter or a digit, so that the model says "Amber" and not
+    "Amberley": auto is a full stop if the unedited model does not stop by itself after its answers, and nothing if it
+    does; none, or a text of your own. With --train-eos the end is that.
     """
     observed_tokens: Literal["answers", "all", "subject"] = "answers"
     """Which tokens of a batch the method sees the gradient of: those that predict an answer token, all that have one,

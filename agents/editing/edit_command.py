@@ -6,7 +6,7 @@ import sys
 import time
 import warnings
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from agents.base import Agent
 from agents.editing import corrections, summary, unrelated
 from agents.editing.arguments import OPTIONS, EditArgs, write_options
 from agents.editing.changes import Changes, compare
+from agents.editing.choice import choose_method
 from agents.editing.display import Display
 from agents.editing.editor import BatchResult, LifelongEditor, TooManyDeltasError
 from agents.editing.estimate import free_memory, memory_of
@@ -69,6 +70,7 @@ def edit(args: EditArgs) -> None:
         args.columns,
     )
     with Display(len(edits)) as display:
+        args = _with_method(args, edits, display)
         _note_precision(args, display)
         _note_memory(args, edits, display)
         with open_editor(args, edits, display) as editor:
@@ -174,6 +176,18 @@ def _give_away(args: EditArgs) -> list[str]:
     return given
 
 
+def _with_method(args: EditArgs, edits: EditFile, display: Display) -> EditArgs:
+    """The arguments with the method that ``auto`` stands for, which is said."""
+    if args.method != "auto":
+        return args
+    choice = choose_method(args, edits)
+    where = f" in {', '.join(choice.modules)}" if choice.modules else ""
+    if choice.method != "rledit":
+        display.say(f"method: {choice.method}{where}: {choice.reason} (--method takes another)")
+    modules = (choice.modules, None) if choice.modules else (args.modules, args.preset)
+    return replace(args, method=choice.method, settings=choice.settings, modules=modules[0], preset=modules[1])
+
+
 def _is_same_file(one: Path, other: Path) -> bool:
     return one.exists() and other.exists() and one.samefile(other)
 
@@ -206,7 +220,7 @@ def _needs_subjects(args: EditArgs) -> bool:
 
 def _agent_without_policy(args: EditArgs) -> Agent | None:
     """The method, to look at what it declares; None if it takes a policy."""
-    if args.policy is not None or args.method == "rledit":
+    if args.policy is not None or args.method in ("auto", "rledit"):
         return None
     return choose_agent(args.method, None, args.model, settings_of_file(args.settings))
 
@@ -307,8 +321,16 @@ def open_editor(args: EditArgs, edits: Sequence[Edit], display: Display) -> Life
         seed=args.seed,
         train_eos=args.train_eos,
         observed_tokens=args.observed_tokens,
+        target_end=_target_end(args),
         progress=lambda what, done, total: display.show(what),
     )
+
+
+def _target_end(args: EditArgs) -> str | None:
+    """As the editor takes it."""
+    if args.train_eos or args.target_end == "none":
+        return ""
+    return None if args.target_end == "auto" else args.target_end
 
 
 def settings_of_file(path: Path | None) -> dict[str, Any] | None:
@@ -453,7 +475,7 @@ def _evaluate(
         corrections.write_lines(args.output / "results.jsonl", outcomes)
         if editor.run.undone:
             report["undone"] = corrections.undone(editor.lm, editor.run)
-        answers = [asdict(answer) for answer in unrelated.answers(editor.lm, editor.edits)]
+        answers = [answer.as_row() for answer in unrelated.answers(editor.lm, editor.edits)]
         corrections.write_lines(args.output / "unrelated.jsonl", answers)
         report |= summary.of(outcomes, answers, report.get("drift"))
         atomic_write_text(args.output / "report.html", summary.page(report, outcomes, answers))

@@ -8,7 +8,7 @@ editor.save("out/model")
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,10 @@ from agents.editing.preparation import (
     batch_of,
     choose_agent,
     editing_environment,
+    end_for,
     held_out_prompts,
     journal_header,
+    keep_written_text,
     learning_environment,
     other_bounds,
     require_subjects,
@@ -33,6 +35,7 @@ from agents.editing.run import Run, key_of_edit
 from agents.editing.saving import save_model
 from agents.progress import silent
 from agents.registry import settings_of
+from agents.self_written import SELF_WRITTEN
 from agents.view import Actor
 from editenv.arguments import checked_arguments
 from editenv.data import Edit
@@ -117,7 +120,8 @@ class LifelongEditor:
             names one; the embedded world for the embedded model.
         training_options: How its files are read.
         text: Text to take statistics of, for methods that do: a .txt or .jsonl file, a hub data set, or a folder
-            made by ``python -m agents.covariance``; sentences of the training data by default.
+            made by ``python -m agents.covariance``; by default sentences of the training data, or, without any, text
+            that the model writes by itself (``"self-written"``).
         settings: Constructor arguments of the method (``editenv methods`` says which take some); by default those
             chosen for the embedded model, and the method's own for any other.
         edits: What a run is about, for the journal's header: the same folder refuses to go on with anything else.
@@ -129,6 +133,9 @@ class LifelongEditor:
         seed: For methods that draw anything.
         train_eos: Teach the model to stop after each target, as :class:`editenv.env.LifelongEditEnv` has it.
         observed_tokens: Which tokens of a batch the method sees, ``"answers"``, ``"all"`` or ``"subject"``, likewise.
+        target_end: Text that is taught after a target of one line that ends with a letter or a digit, such as ``"."``,
+            so that the model does not go on with the word: "Amber" and not "Amberley". None looks whether the unedited
+            model stops by itself after its answers, and takes ``"."`` if it does not.
         progress: Called while the method is prepared.
         renamed: ``end_of_answer``, which is what ``train_eos`` was called; it works for one more version.
 
@@ -136,6 +143,7 @@ class LifelongEditor:
         agent: The method, prepared.
         env: The environment that batches are presented to.
         lm: The edited model.
+        target_end: What is taught after a target.
         edits: The edits that were kept, in order.
         results: What became of each batch, those taken back included.
         journal: None without an output folder.
@@ -165,6 +173,7 @@ class LifelongEditor:
         seed: int = 0,
         train_eos: bool = False,
         observed_tokens: ObservedTokens = "answers",
+        target_end: str | None = "",
         progress: ProgressCallback = silent,
         **renamed: Any,
     ) -> None:
@@ -191,6 +200,8 @@ class LifelongEditor:
         self.journal: Journal | None = None
         if output is not None:
             header = journal_header(self.agent, learning, method, constructed_with, settings, edits, self.guard, seed)
+            if target_end != "":
+                header["target_end"] = target_end or "as the model needs it"
             self.journal = Journal(
                 Path(output), header, in_common=("agent",), compare={"identity": differences, "guard": other_bounds}
             )
@@ -198,11 +209,15 @@ class LifelongEditor:
                 warnings.warn(f"{self.journal.path}: {caution}", stacklevel=2)
             self.agent.workspace = Path(output) / "prepared"
         try:
+            if self.agent.text == SELF_WRITTEN and self.agent.workspace is not None:
+                text_file = keep_written_text(learning.language_model, self.agent.workspace, progress)
+                self.agent.text = str(text_file)
             self.agent.prepare(learning, seed, progress)
             del learning  # its copies of the edited weights are not needed while edits are made
             self.env = editing_environment(self.agent, model_arguments, seed)
             self.lm = self.env.language_model
             self._held_out = held_out_prompts(self.lm)
+            self.target_end = end_for(self.lm) if target_end is None else target_end
             self._begin()
             self._unedited_perplexity = self._perplexity
             self._replay_journal()
@@ -280,7 +295,7 @@ class LifelongEditor:
         batch = self._in_both_forms(batch_of(edits))
         self._check_lengths(batch)
         before = self.lm.snapshot()
-        self.env.present(batch)
+        self.env.present([self._as_taught(edit) for edit in batch])
         self._actor.forget_prompts()
         try:
             attempt = self._attempt(before, objection)
@@ -354,10 +369,16 @@ class LifelongEditor:
         forms = [in_both_forms(edit, template) if edit.messages else (edit,) for edit in batch]
         return [edit for form in forms for edit in form]
 
+    def _as_taught(self, edit: Edit) -> Edit:
+        """The edit with what is taught after its target."""
+        if not self.target_end or "\n" in edit.target or not edit.target[-1:].isalnum():
+            return edit
+        return replace(edit, target=edit.target + self.target_end)
+
     def _check_lengths(self, batch: Sequence[Edit]) -> None:
         context = getattr(self.lm.model.config.get_text_config(), "max_position_embeddings", None)
         for i, edit in enumerate(batch, start=1):
-            texts = [joined(text, edit.target) for text in (edit.prompt, *edit.rephrases)]
+            texts = [joined(text, self._as_taught(edit).target) for text in (edit.prompt, *edit.rephrases)]
             texts += [joined(item.prompt, item.answer) for item in edit.locality]
             longest = max(map(len, self.lm.tokenizer(texts)["input_ids"]))
             if context is not None and longest > context:

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from agents.editing.arguments import OPTIONS
 from agents.editing.run import read_lines
 from editenv.data.text import printable
 from editenv.journal import UNDONE, standing
@@ -77,8 +78,8 @@ def ask(
 
 
 def base_model(output: Path) -> str:
-    """The model that a run edited, as its report names it."""
-    path = output / "report.json"
+    """The model that a run edited, as its options or its report name it."""
+    path = output / (OPTIONS if (output / OPTIONS).exists() else "report.json")
     try:
         return str(json.loads(path.read_text(encoding="utf-8"))["model"])
     except (OSError, ValueError, LookupError, TypeError):

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from agents.editing import summary
+from agents.editing import summary, unrelated
 from editenv.data.text import printable
 
 
@@ -80,7 +80,8 @@ def _measured(about: Mapping[str, Any], report: Mapping[str, Any] | None) -> Ite
     yield from (
         "",
         "A correction is said if the model's own greedy answer begins with its target.",
-        "An unrelated answer has changed if its first five tokens have.",
+        f"An unrelated answer has changed if its first {unrelated.COMPARED} tokens are others and the old ones have become "
+        f"less likely by a factor of {unrelated.UNLIKELY:.0f} or more.",
         "",
     )
 

@@ -1,5 +1,6 @@
 """What an editor needs before its first edit: the method, what it learns from, and what the journal is about."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -7,13 +8,16 @@ from typing import Any
 
 import torch
 
-from agents.base import Agent
+from agents.base import Agent, ProgressCallback
 from agents.baselines.kn import old_answer
 from agents.covariance import training_edits
 from agents.editing.guard import HELD_OUT, Guard
+from agents.editing.unrelated import GENERAL
 from agents.registry import make_agent, make_method, takes_settings
 from agents.rledit.agent import RLEdit
 from agents.rows import packaged_policy
+from agents.self_written import MOST, SELF_WRITTEN, written_texts
+from editenv.atomic_files import atomic_write_text
 from editenv.data import Edit, edits_digest, load_edits
 from editenv.data.edit_file import repeat_error, repeats
 from editenv.data.formats import FORMATS, Fields, to_edit
@@ -21,6 +25,7 @@ from editenv.data.records import BadRecordError
 from editenv.data.tables import content_digest
 from editenv.data.text import end_of
 from editenv.env import LifelongEditEnv
+from editenv.evaluation.greedy import continuations
 from editenv.identity import fingerprint, frozen_fingerprint, identity
 from editenv.language_model.editable_lm import EditableLM, ObservedTokens
 from editenv.language_model.prompts import Prompts
@@ -29,6 +34,9 @@ from editenv.models import EMBEDDED
 
 LEARNING_BATCH = 20
 """Edits in a batch of those that a method learns or warms up from, as in the benchmarks."""
+
+STOPS_ASKED, STOPS_WITHIN = 8, 24
+"""General questions that are asked, and the tokens within which a model that stops by itself has answered them."""
 
 
 def choose_agent(
@@ -127,14 +135,15 @@ def learning_environment(
     """The environment that :meth:`agents.base.Agent.prepare` is given: the model, and edits to learn from.
 
     Args:
-        agent: With its ``text`` set, if there is one.
+        agent: With its ``text`` set, if there is one; one that reads text is set to what the model writes by itself if
+            there is neither text nor training.
         method: Its name, for messages.
         training: Data set; None is the embedded world for the embedded model, and no edits for any other.
         training_options: How its files are read.
         model_arguments: What the environment takes about the model: ``model``, ``modules``, ``device``, ...
 
     Raises:
-        ValueError: If the method needs edits or text and there are none, or a record cannot be used.
+        ValueError: If the method needs edits and there are none, or a record cannot be used.
     """
     if training is None and model_arguments["model"] == EMBEDDED:
         training = EMBEDDED
@@ -144,10 +153,7 @@ def learning_environment(
             "or choose a method that needs none, such as fine-tune"
         )
     if training is None and agent.text is None and agent.reads_text:
-        raise ValueError(
-            f"method {method!r} takes statistics of ordinary text: name a file, a hub data set or a folder made by python "
-            "-m agents.covariance as text (or a data set of edits as training), or choose another method, such as fine-tune"
-        )
+        agent.text = SELF_WRITTEN
     options = dict(training_options) if training_options and training != EMBEDDED else None
     available = LEARNING_BATCH if training is None else len(load_edits(training, "train", options=options))
     return LifelongEditEnv(
@@ -157,6 +163,19 @@ def learning_environment(
         dataset_options=options,
         edits_per_step=min(LEARNING_BATCH, max(1, available)),
     )
+
+
+def keep_written_text(lm: EditableLM, folder: Path, progress: ProgressCallback) -> Path:
+    """The file of the text that the model writes by itself, written once for a run that may be interrupted."""
+    path = folder / "self-written.jsonl"
+    if not path.exists():
+        lines = []
+        for number, text in enumerate(written_texts(lm, MOST)):
+            progress("writing text to take statistics of", number, MOST)
+            lines.append(json.dumps({"text": text}, ensure_ascii=False) + "\n")
+        folder.mkdir(parents=True, exist_ok=True)
+        atomic_write_text(path, "".join(lines))
+    return path
 
 
 def editing_environment(agent: Agent, model_arguments: Mapping[str, Any], seed: int) -> LifelongEditEnv:
@@ -170,6 +189,17 @@ def held_out_prompts(lm: EditableLM) -> Prompts:
     """The held-out sentences, each with its first word as the prompt and the rest as the answer."""
     pairs = [text.split(" ", 1) for text in HELD_OUT]
     return lm.encode([first for first, _ in pairs], [rest for _, rest in pairs], reuse=False)
+
+
+@torch.no_grad()
+def end_for(lm: EditableLM) -> str:
+    """What is to be taught after a target: nothing if the model at theta_0 stops by itself after most of its answers to
+    general questions, else a full stop.
+    """
+    with lm.at_initial_weights():
+        answers = continuations(lm.model, lm.tokenizer, GENERAL[:STOPS_ASKED], STOPS_WITHIN)
+    stopped = sum(lm.tokenizer.eos_token_id in tokens for tokens in answers)
+    return "" if 2 * stopped > len(answers) else "."
 
 
 def journal_header(

@@ -1,12 +1,14 @@
 """Earlier corrections that new ones have undone are made again, once."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from functools import partial
 from pathlib import Path
 
 from agents.editing import corrections
 from agents.editing.display import Display
 from agents.editing.editor import BatchResult, LifelongEditor
 from agents.editing.run import Key, key_of
+from editenv.data import Edit
 
 
 def rehearse(
@@ -24,9 +26,9 @@ def rehearse(
         held: The corrections that held at the last report.
         display: Told what goes on.
     """
-    reported = corrections.last_reported_batch(output)
-    since = [entry for entry in editor.journal.entries if entry["batch"] > reported] if editor.journal else []
-    if not held or not since:
+    journal, reported = editor.journal, corrections.last_reported_batch(output)
+    since = [entry for entry in journal.entries if entry["batch"] > reported] if journal is not None else []
+    if journal is None or not held or not since:
         return
     made = editor.run.made
     while True:
@@ -36,16 +38,14 @@ def rehearse(
         lost = [edit for key, edit in made.items() if key in held and key not in now and key not in rehearsed]
         if not lost:
             return
-        result = editor.edit(
-            lost[:edits_per_step],
-            rehearsal=True,
-            objection=lambda now=now: _no_gain(len(now), len(corrections.holding(editor.lm, list(made.values())))),
-        )
-        since.append(editor.journal.entries[-1])
+        objection = partial(_no_gain, editor, list(made.values()), len(now))
+        result = editor.edit(lost[:edits_per_step], rehearsal=True, objection=objection)
+        since.append(journal.entries[-1])
         display.say(_of_rehearsal(result, len(lost)))
 
 
-def _no_gain(before: int, after: int) -> str | None:
+def _no_gain(editor: LifelongEditor, made: Sequence[Edit], before: int) -> str | None:
+    after = len(corrections.holding(editor.lm, made))
     return None if after > before else f"{after} corrections would hold with them made again, {before} do without"
 
 

@@ -27,8 +27,8 @@ def of(
 
     Returns:
         ``hold`` and ``goes_on``, how many corrections; ``not_said`` and ``lost``, which ones, by their ids; ``examples``
-        of what is said in their place; ``forms``, if some were asked in a chat; ``unrelated`` with ``asked`` and
-        ``changed`` in all and by kind.
+        of what is said in their place; ``forms``, if some were asked in a chat; ``unrelated`` with ``asked``,
+        ``changed`` (and, in all, ``reworded``) in all and by kind.
     """
     not_said = [row for row in outcomes if not row["begins_right"]]
     kinds = dict.fromkeys(answer["kind"] for answer in answers)
@@ -45,6 +45,7 @@ def of(
         "unrelated": {
             "asked": len(answers),
             "changed": sum(answer["changed"] for answer in answers),
+            "reworded": sum(answer["reworded"] for answer in answers),
             "by_kind": {
                 kind: {
                     "asked": sum(answer["kind"] == kind for answer in answers),
@@ -103,7 +104,8 @@ def headline(report: Mapping[str, Any]) -> list[str]:
         ]
     unrelated = report["unrelated"]
     lines.append(
-        f"{unrelated['changed']} of {unrelated['asked']} unrelated answers changed (unrelated.jsonl has them); "
+        f"{unrelated['changed']} of {unrelated['asked']} unrelated answers changed, {unrelated['reworded']} are "
+        f"worded differently, with the old words still likely (unrelated.jsonl has them); "
         f"perplexity of other text {_percent(report['perplexity_factor'])}"
     )
     return lines

@@ -8,11 +8,13 @@ A file of corrections seldom says what must stay. So the editor asks by itself:
 * the file's own locality prompts, if it has some;
 * the general questions in a chat, if corrections were made in one.
 
-An answer has changed if its first :data:`COMPARED` tokens have: small models word what follows in many ways.
+An answer has changed if its first :data:`COMPARED` tokens are others *and* the old ones have become unlikely, by a
+factor of :data:`UNLIKELY`. A model that was undecided between two wordings says the other one after the least change of
+its weights; that is counted by itself, as reworded.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 import torch
@@ -22,10 +24,15 @@ from editenv.data.chat import ChatTemplate
 from editenv.data.edits import Message
 from editenv.data.text import comparable
 from editenv.evaluation.greedy import continuations
+from editenv.evaluation.metrics import mean_log_probs
 from editenv.language_model.editable_lm import EditableLM
+from editenv.language_model.prompts import asked
 
 COMPARED = 5
 """Tokens of an answer that are compared."""
+
+UNLIKELY = 10.0
+"""Factor by which the probability of the old answer's compared tokens must have fallen."""
 
 SHOWN = 16
 """Tokens of an answer that are shown."""
@@ -93,14 +100,25 @@ class Answer:
         prompt: The question; without the template where it was asked in a chat.
         before: The unedited model's answer, up to :data:`SHOWN` tokens.
         now: The edited model's.
-        changed: Whether the first :data:`COMPARED` tokens differ.
+        reworded: Whether the first :data:`COMPARED` tokens differ.
+        less_likely: Factor by which the old ones' probability has fallen; below 1 if it has risen.
     """
 
     kind: Kind
     prompt: str
     before: str
     now: str
-    changed: bool
+    reworded: bool
+    less_likely: float
+
+    @property
+    def changed(self) -> bool:
+        """Whether the model would hardly say any more what it said."""
+        return self.reworded and not self.less_likely < UNLIKELY  # NaN is a change
+
+    def as_row(self) -> dict[str, object]:
+        """For a file."""
+        return asdict(self) | {"reworded": self.reworded and not self.changed, "changed": self.changed}
 
 
 def questions(edits: Sequence[Edit]) -> list[tuple[Kind, str]]:
@@ -108,7 +126,7 @@ def questions(edits: Sequence[Edit]) -> list[tuple[Kind, str]]:
     edits = [edit for edit in edits if edit.question_span is None]  # its plain form asks the same
     corrected = {comparable(text).casefold() for edit in edits for text in (edit.prompt, *edit.rephrases)}
     chosen: list[tuple[Kind, str]] = []
-    asked = set(corrected)
+    seen = set(corrected)
     kinds: tuple[tuple[Kind, Iterator[str]], ...] = (
         ("locality", (item.prompt for edit in edits for item in edit.locality)),
         ("another subject", _about_others(edits)),
@@ -119,8 +137,8 @@ def questions(edits: Sequence[Edit]) -> list[tuple[Kind, str]]:
         new = []
         for prompt in prompts:
             key = comparable(prompt).casefold()
-            if key not in asked:
-                asked.add(key)
+            if key not in seen:
+                seen.add(key)
                 new.append(prompt)
         chosen += [(kind, prompt) for prompt in _evenly(new, MOST)]
     return chosen
@@ -166,11 +184,18 @@ def answers(lm: EditableLM, edits: Sequence[Edit]) -> list[Answer]:
     with lm.at_initial_weights():
         before = continuations(lm.model, lm.tokenizer, prompts, SHOWN)
     now = continuations(lm.model, lm.tokenizer, prompts, SHOWN)
+    heads = lm.tokenizer([asked(prompt) for prompt in prompts])["input_ids"] if prompts else []
+    old_answers = lm.encode_tokens(
+        [(head, old[:COMPARED]) for head, old in zip(heads, before, strict=True)], reuse=False
+    )
+    with lm.at_initial_weights():
+        were = mean_log_probs(lm, old_answers)
+    fall = ((were - mean_log_probs(lm, old_answers)) * old_answers.lengths).exp().tolist()
 
     def text(tokens: list[int]) -> str:
         return str(lm.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
 
     return [
-        Answer(kind, prompt, text(old), text(new), old[:COMPARED] != new[:COMPARED])
-        for (kind, prompt), old, new in zip(chosen, before, now, strict=True)
+        Answer(kind, prompt, text(old), text(new), old[:COMPARED] != new[:COMPARED], less_likely)
+        for (kind, prompt), old, new, less_likely in zip(chosen, before, now, fall, strict=True)
     ]

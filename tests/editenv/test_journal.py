@@ -267,3 +267,46 @@ def test_of_an_entry_that_versions_tell_differently_what_both_say_must_agree(tmp
     Journal(tmp_path, newer, in_common=("agent",)).close()
     with pytest.raises(JournalError, match=r"agent was \{'steps': 3\}, is \{'steps': 4\}"):
         Journal(tmp_path, HEADER | {"agent": {"steps": 4}}, in_common=("agent",))
+
+
+UNDOING = {"time": "now", "ids": [], "content": []}
+
+
+def test_undone_batches_are_gone_and_their_numbers_are_not_given_again(three):
+    folder, written = three
+    for _ in range(2):  # the second time it is read
+        journal = Journal(folder, HEADER)
+        if len(journal.entries) == 3:
+            journal.undo([2, 3], UNDOING)
+            journal.append(*batch(7))
+        assert [entry["batch"] for entry in journal.entries] == [1, 4]
+        assert [line.get("batch", line.get("undone")) for line in journal.lines] == [1, 2, 3, [2, 3], 4]
+        assert sorted(path.name[5] for path in (folder / "batches").iterdir()) == ["1", "4"]
+        assert torch.equal(journal.tensors(4)["left"], torch.full((3, 2), 7.0))
+        assert torch.equal(journal.tensors(1)["left"], written[0][1]["left"])
+        assert journal.size == sum(path.stat().st_size for path in (folder / "batches").iterdir())
+        with pytest.raises(JournalError, match=r"000002\.safetensors is missing"):
+            journal.tensors(2)
+        journal.close()
+
+
+@pytest.mark.parametrize("cut", [0, 1, 20])
+def test_an_undoing_is_done_or_not_whenever_it_is_killed(three, monkeypatch, cut):
+    """Killed with a part of its line on the disk, nothing is undone; with all of it, what is left is done on opening."""
+    folder, _ = three
+    journal = Journal(folder, HEADER)
+
+    def killed(_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Journal, "_remove_undone_tensors", killed)
+        with pytest.raises(KeyboardInterrupt):
+            journal.undo([3], UNDOING)
+    journal.close()
+    path = folder / "journal.jsonl"
+    path.write_bytes(path.read_bytes()[: -cut or None])
+    stands = [1, 2, 3] if cut > 1 else [1, 2]  # a whole line lacks but its newline
+    journal = Journal(folder, HEADER)
+    assert [entry["batch"] for entry in journal.entries] == stands
+    assert [path.name[5] for path in sorted((folder / "batches").iterdir())] == [str(number) for number in stands]

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import shutil
 from dataclasses import asdict
@@ -80,30 +81,46 @@ def test_questions_are_about_the_corrections_and_never_one_of_them():
     }
 
 
-def test_an_answer_has_changed_if_plain_greedy_decoding_writes_other_tokens(make_lm):
+def test_an_answer_has_changed_if_plain_greedy_decoding_writes_other_tokens_and_the_old_ones_are_ten_times_less_likely(
+    make_lm,
+):
     lm = make_lm("layers.2.mlp.down_proj")
     edits = [Edit("1", "The home of Ada is", "Rome", subject="Ada")]
-    assert not any(answer.changed for answer in unrelated.answers(lm, edits))
+    eos = lm.tokenizer.eos_token_id
+    unedited = unrelated.answers(lm, edits)
+    assert not any(answer.reworded or answer.changed for answer in unedited)
+    assert [answer.less_likely for answer in unedited] == pytest.approx([1.0] * len(unedited))
 
+    @torch.no_grad()
     def written(prompt):
         ids = lm.tokenizer(prompt, return_tensors="pt")["input_ids"]
-        with torch.no_grad():
-            for _ in range(unrelated.COMPARED):
-                ids = torch.cat([ids, lm.model(ids).logits[:, -1:].argmax(-1)], 1)
-        return ids[0, -unrelated.COMPARED :].tolist()
+        start = ids.shape[1]
+        for _ in range(unrelated.COMPARED):
+            ids = torch.cat([ids, lm.model(ids).logits[:, -1:].argmax(-1)], 1)
+        tokens = ids[0, start:].tolist()
+        return tokens[: tokens.index(eos) + 1 if eos in tokens else None]
+
+    @torch.no_grad()
+    def log_probability(prompt, tokens):
+        ids = lm.tokenizer(prompt)["input_ids"]
+        log_probs = lm.model(torch.tensor([ids + tokens])).logits[0].log_softmax(-1)
+        return sum(float(log_probs[len(ids) - 1 + i, token]) for i, token in enumerate(tokens))
 
     prompts = [prompt for _, prompt in unrelated.questions(edits)]
     before = [written(prompt) for prompt in prompts]
+    likely = [log_probability(*pair) for pair in zip(prompts, before, strict=True)]
     torch.manual_seed(0)
     lm.apply({name: 0.3 * torch.randn(lm.shape(name)) for name in lm.modules})
     now = [written(prompt) for prompt in prompts]
-    eos = lm.tokenizer.eos_token_id
-    expected = [
-        old[: old.index(eos) + 1 if eos in old else None] != new[: new.index(eos) + 1 if eos in new else None]
-        for old, new in zip(before, now, strict=True)
-    ]
-    assert [answer.changed for answer in unrelated.answers(lm, edits)] == expected
-    assert any(expected)
+    fall = [old - log_probability(*pair) for old, pair in zip(likely, zip(prompts, before, strict=True), strict=True)]
+    answers = unrelated.answers(lm, edits)
+    assert [answer.reworded for answer in answers] == [old != new for old, new in zip(before, now, strict=True)]
+    assert [math.log(answer.less_likely) for answer in answers] == pytest.approx(fall, abs=1e-3)
+    expected = [o != n and f >= math.log(10) for o, n, f in zip(before, now, fall, strict=True)]
+    assert [answer.changed for answer in answers] == expected
+    assert 0 < sum(expected) < sum(answer.reworded for answer in answers)
+    rows = [answer.as_row() for answer in answers]
+    assert [row["reworded"] + row["changed"] for row in rows] == [answer.reworded for answer in answers], "one or other"
 
 
 def test_a_correction_that_a_later_run_undoes_is_named(run, capsys, tmp_path):
@@ -145,7 +162,8 @@ def outcome(**changes):
 
 
 def answer(changed, kind="general"):
-    return {"kind": kind, "prompt": "Q", "before": "x", "now": "y" if changed else "x", "changed": changed}
+    now = "y" if changed else "x"
+    return {"kind": kind, "prompt": "Q", "before": "x", "now": now, "changed": changed, "reworded": False}
 
 
 @pytest.mark.parametrize(
@@ -161,7 +179,7 @@ def test_a_loss_is_said_loudly(changed, factor, loud):
     assert bool(said) == bool(loud)
     assert all(words in said for words in loud)
     assert report["unrelated"] == {
-        "asked": 40, "changed": changed, "by_kind": {"general": {"asked": 40, "changed": changed}}
+        "asked": 40, "changed": changed, "reworded": 0, "by_kind": {"general": {"asked": 40, "changed": changed}}
     }  # fmt: skip
 
 

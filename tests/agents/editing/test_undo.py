@@ -19,6 +19,7 @@ from agents.editing.changes import compare
 from agents.editing.edit_command import edit as run_edit
 from agents.editing.editor import LifelongEditor
 from agents.editing.guard import Guard
+from agents.editing.history import log
 from agents.editing.run import Run, key_of_edit, steps_of
 from agents.editing.undo_command import undo as run_undo
 from agents.editing.undoing import duration
@@ -136,7 +137,7 @@ def test_all_corrections_can_be_undone(edit, model_folder, tmp_path):
     assert all(row["said"] == row["said_before"] for row in report["undone"])
 
 
-def test_a_batch_of_an_independent_method_goes_and_the_others_stay(edit, tmp_path, capsys):
+def test_a_batch_of_an_independent_method_goes_and_the_others_stay(edit, tmp_path, monkeypatch, capsys):
     (tmp_path / "own.py").write_text(BY_ITSELF)
     edit(records(*TOWNS[:6]), method=f"{tmp_path / 'own.py'}:ByItself")
     actions, _ = read_delta_file(tmp_path / "out/deltas.safetensors")
@@ -156,6 +157,15 @@ def test_a_batch_of_an_independent_method_goes_and_the_others_stay(edit, tmp_pat
     assert (tmp_path / "out/batches/000003.safetensors").stat().st_mtime_ns == times["000003.safetensors"]
     edited = [entry["ids"] for entry in Run.of(lines(tmp_path / "out/journal.jsonl")[1:]).entries]
     assert edited == [["edits.jsonl/5", "edits.jsonl/6"], ["edits.jsonl/2"]]
+    monkeypatch.setenv("COLUMNS", "200")
+    capsys.readouterr()
+    log(tmp_path / "out")
+    shown = capsys.readouterr().out
+    assert "undone, with batch 1; what else was in there is made again" in shown
+    assert shown.count("undone since") == 2
+    log(tmp_path / "out", as_json=True)
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(row["id"][-1], row["batch"]) for row in rows if not row["undone"]] == [("5", 3), ("6", 3), ("2", 4)]
 
 
 def test_the_cost_is_said_before_anything_is_done(edit, tmp_path, monkeypatch, capsys):
@@ -310,7 +320,7 @@ def test_an_undoing_that_is_killed_leaves_the_old_run_or_one_that_the_same_comma
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "agents.editing.editor", "transformers.models.llama.modeling_llama"])
     draws, at = random.Random(0), []
-    for kill in range(4):
+    for kill in range(3):
         process = context.Process(target=undo_in_a_process, args=(str(out), ["4"]))
         size = (out / "journal.jsonl").stat().st_size
         process.start()

@@ -1,0 +1,80 @@
+"""Which method a file of corrections is made with if nobody names one, and why."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from agents.editing.arguments import EditArgs
+from agents.settings import settings_path
+from editenv.data import Edit
+from editenv.data.text import end_of
+from editenv.models import EMBEDDED, load_model
+from editenv.models.modules import stream_outputs
+from editenv.models.presets import lookup_layers
+
+LOOKS_UP = "memit-rehearsed"
+WITHOUT_SUBJECTS = "fine-tune-replay"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A method for some corrections.
+
+    Attributes:
+        method: A row of agents.registry.
+        settings: File of its settings; None for its own.
+        modules: Edited modules, as endings of dotted names; empty for the model's default.
+        reason: Why, in words.
+    """
+
+    method: str
+    settings: Path | None
+    modules: tuple[str, ...]
+    reason: str
+
+
+def choose_method(args: EditArgs, edits: Sequence[Edit]) -> Choice:
+    """The method that a command means with ``--method auto``.
+
+    * A policy, or the embedded model, which has one: ``rledit``.
+    * A run that goes on: the one it was begun with, so that corrections may be added.
+    * Every correction has a subject that stands in its prompt: ``memit-rehearsed``, at the subject's last token in every
+      second of the layers where models look facts up (:func:`editenv.models.presets.lookup_layers`).
+    * Otherwise ``fine-tune-replay``, which needs nothing but prompts and targets.
+
+    Args:
+        args: Of the command, with ``method`` ``"auto"``.
+        edits: All corrections.
+    """
+    if args.policy is not None or args.model == EMBEDDED:
+        return Choice("rledit", args.settings, args.modules, "a trained policy is there")
+    begun = _begun_with(args.output)
+    without = sum(not edit.subject or end_of(edit.subject, edit.prompt) is None for edit in edits)
+    if begun == LOOKS_UP or (begun is None and not without):
+        settings = args.settings or settings_path(LOOKS_UP, "subject-last")
+        modules = args.modules if args.modules or args.preset else lookup_modules(args)
+        return Choice(LOOKS_UP, settings, modules, "every correction has a subject, at which facts are looked up")
+    if begun is not None:
+        return Choice(begun, args.settings, args.modules, "this run was begun with it")
+    reason = f"{without} of {len(edits)} corrections have no subject in their prompt; with a field 'subject' more methods work"
+    return Choice(WITHOUT_SUBJECTS, args.settings, args.modules, reason)
+
+
+def lookup_modules(args: EditArgs) -> tuple[str, ...]:
+    """Every second of the projections to the residual stream in the layers where facts are looked up."""
+    outputs = stream_outputs(load_model(args.model, args.device, args.dtype)[0])
+    layers = [layer for layer in lookup_layers(len(outputs)) if layer < len(outputs) - 1] or [0]
+    return tuple(outputs[layer] for layer in layers[::2])
+
+
+def _begun_with(output: Path) -> str | None:
+    """The method in the header of a run's journal; None if there is no run."""
+    path = output / "journal.jsonl"
+    if not path.exists():
+        return None
+    try:
+        with path.open(encoding="utf-8") as lines:
+            return str(json.loads(next(lines))["method"])
+    except (OSError, ValueError, LookupError, StopIteration):
+        return None  # the journal itself says what is wrong with it

@@ -1,0 +1,134 @@
+"""Which method `editenv edit` takes if nobody names one, and what it teaches after a target."""
+
+import json
+
+import pytest
+import torch
+
+from agents import cli
+from agents.editing.arguments import EditArgs
+from agents.editing.choice import choose_method
+from agents.editing.editor import LifelongEditor
+from agents.editing.preparation import end_for
+from editenv.data import Edit
+from editenv.language_model.editable_lm import EditableLM
+from editenv.models import load_model
+
+LAST = "model.layers.2.mlp.down_proj"
+WITH = Edit("1", "The home of Ada is", "Rome", subject="Ada")
+WITHOUT = Edit("2", "The home of Ada is", "Rome")
+ELSEWHERE = Edit("3", "The home of Ada is", "Rome", subject="Kepler")
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """The command line; what it said on stderr, and how it ended."""
+
+    def run(*words):
+        monkeypatch.setattr("sys.argv", ["editenv", *map(str, words)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        return capsys.readouterr().err, code
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("model", "edits", "method"),
+    [
+        ("atlas", [WITHOUT], "rledit"),
+        (None, [WITH], "memit-rehearsed"),
+        (None, [WITH, WITHOUT], "fine-tune-replay"),
+        (None, [WITH, ELSEWHERE], "fine-tune-replay"),
+    ],
+)
+def test_the_method_follows_from_model_and_subjects(model_folder, tmp_path, model, edits, method):
+    args = EditArgs(edits="e.jsonl", output=tmp_path / "out", model=model or model_folder)
+    choice = choose_method(args, edits)
+    assert choice.method == method
+    if method == "memit-rehearsed":
+        assert choice.modules == ("model.layers.0.mlp.down_proj",)
+        assert json.loads(choice.settings.read_text())["settings"]["value"]["token"] == "subject_last"
+    if method == "fine-tune-replay":
+        assert choice.reason.startswith("1 of 2 corrections have no subject")
+
+
+def test_a_policy_is_edited_with(model_folder, tmp_path):
+    args = EditArgs(edits="e.jsonl", output=tmp_path / "out", model=model_folder, policy=tmp_path / "policy")
+    assert choose_method(args, [WITH]).method == "rledit"
+
+
+def test_corrections_without_subjects_may_be_refused_later_but_the_method_stays(
+    model_folder, tmp_path, run, monkeypatch
+):
+    """The whole command: it says what it took, writes its own text once, and goes on with the same method."""
+    monkeypatch.setattr("agents.editing.preparation.MOST", 16)
+    file, out = tmp_path / "edits.jsonl", tmp_path / "out"
+    rows = [{"prompt": "The home of Ada is", "target": "Rome", "subject": "Ada"}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["edit", "--model", model_folder, "--edits", str(file), "--output", str(out)]
+    bounds = ["--guard.max-perplexity", "inf", "--guard.max-weight-norm", "inf", "--guard.max-drift", "None"]
+    said, code = run(*command, *bounds)
+    assert code == 0
+    assert "method: memit-rehearsed in model.layers.0.mlp.down_proj: every correction has a subject" in said
+    text = (out / "prepared" / "self-written.jsonl").read_bytes()
+    assert text.count(b"\n") == 16
+    rows.append({"prompt": "The home of Omar is", "target": "Oslo"})
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said, code = run(*command, *bounds)
+    assert code != 0
+    assert "has no subject" in f"{said} {code}"
+    rows[-1]["subject"] = "Omar"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run(*command, *bounds)[1] == 0
+    assert (out / "prepared" / "self-written.jsonl").read_bytes() == text
+
+
+# -- the end of a target ----------------------------------------------------------------------------------------------------
+
+
+def test_what_is_taught_after_a_target_depends_on_whether_the_model_stops_by_itself(make_lm):
+    model, tokenizer = load_model("atlas")
+    assert (
+        end_for(EditableLM(model, tokenizer, [n for n, m in model.named_modules() if n.endswith("down_proj")][-1:]))
+        == ""
+    )
+    assert end_for(make_lm(LAST)) == "."
+
+
+@pytest.mark.parametrize(
+    ("target", "taught"),
+    [
+        ("Rome", "Rome."),
+        ("1923", "1923."),
+        ("Rome!", "Rome!"),
+        ("one\ntwo", "one\ntwo"),
+        ("東京", "東京."),
+        ("R.", "R."),
+    ],
+)
+def test_the_end_is_taught_after_targets_of_one_line_that_end_with_a_letter_or_digit(
+    model_folder, monkeypatch, target, taught
+):
+    editor = LifelongEditor(model_folder, "fine-tune", modules=(LAST,), target_end=None)
+    presented = []
+    present = editor.env.present
+    monkeypatch.setattr(editor.env, "present", lambda edits: presented.append(edits) or present(edits))
+    editor.edit({"prompt": "The home of Ada is", "target": target})
+    assert [edit.target for edit in presented[0]] == [taught]
+    assert [edit.target for edit in editor.edits] == [target], "what was asked for is what is kept and judged"
+
+
+def test_with_an_end_the_model_says_it(model_folder):
+    said = {}
+    for end in ("", "."):
+        editor = LifelongEditor(model_folder, "fine-tune", modules=(LAST,), target_end=end, settings={"steps": 60})
+        editor.edit({"prompt": "The home of Ada is", "target": "Rome"})
+        ids = editor.lm.tokenizer("The home of Ada is Rome", return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            said[end] = editor.lm.tokenizer.decode(editor.lm.model(ids).logits[0, -1].argmax())
+    assert said["."] == "."
+    assert said[""] != "."
