@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -23,6 +23,10 @@ from editenv.data.text import printable
 from editenv.models import EMBEDDED, PACKAGED, PUBLIC
 from editenv.models.presets import PRESETS
 from editenv.renamed import renamed_options
+
+if TYPE_CHECKING:
+    from editenv.data import Edit
+    from editenv.language_model.editable_lm import EditableLM
 
 
 @dataclass
@@ -226,41 +230,51 @@ class ModelsArgs:
 
 def evaluate(args: EvaluateArgs) -> None:
     from agents.editing.edit_command import edits_for, show_scores
-    from editenv.evaluation import metrics
-    from editenv.evaluation.batch import encode_evaluation
-    from editenv.evaluation.prefix import beginnings_of_initial_model, generation_prefix
     from editenv.language_model.editable_lm import EditableLM
     from editenv.models import load_model
     from editenv.models.modules import stream_outputs
 
+    def load(name: str) -> EditableLM:
+        model, tokenizer = load_model(name, args.device, args.dtype)
+        return EditableLM(model, tokenizer, stream_outputs(model)[-1:])
+
     edit_file = edits_for(
         args.edits, args.bad_records, args.model, args.device, args.dtype, chat=args.chat, columns=args.columns
     )
-    edits = edit_file[:]
-    model, tokenizer = load_model(args.model, args.device, args.dtype)
-    modules = stream_outputs(model)[-1:]
-    lm = EditableLM(model, tokenizer, modules)
+    plain = [edit for edit in edit_file if edit.question_span is None]
+    in_chat = [edit for edit in edit_file if edit.question_span is not None]
+    lm, base = load(args.model), None if args.base is None else load(args.base)
+    report = {"edits": len(plain), "left_out": dict(edit_file.report.bad), **_scores(lm, base, plain)}
+    if in_chat:
+        report["chat"] = {"edits": len(in_chat), **_scores(lm, base, in_chat)}
+    if args.json:
+        print(json.dumps(report))
+        return
+    show_scores(f"{args.model}: {len(plain)} edits of {args.edits}", report)
+    if in_chat:
+        show_scores(f"{len(in_chat)} of them in a chat", report["chat"])
+
+
+def _scores(lm: "EditableLM", base: "EditableLM | None", edits: "list[Edit]") -> dict[str, Any]:
+    """What a model says of some edits, by protocol; specificity is agreement with the base model, if there is one."""
+    from editenv.evaluation import metrics
+    from editenv.evaluation.batch import encode_evaluation
+    from editenv.evaluation.prefix import beginnings_of_initial_model, generation_prefix
+
     batch = encode_evaluation(lm, edits)
     before = beginnings = None
-    if args.base is not None:
-        other, other_tokenizer = load_model(args.base, args.device, args.dtype)
-        base = EditableLM(other, other_tokenizer, stream_outputs(other)[-1:])
+    if base is not None:
         base_batch = encode_evaluation(base, edits)
         batch.initial_tokens, before = base_batch.initial_tokens, metrics.initial_generations(base, base_batch)
         beginnings = beginnings_of_initial_model(base, base_batch)
-    report: dict[str, Any] = {
-        "edits": len(edits),
-        "left_out": dict(edit_file.report.bad),
+    scores = {
         "teacher_forced": metrics.teacher_forced(lm, batch).percentages(),
         "generation": metrics.generation(lm, batch, before).percentages(),
         "generation_prefix": generation_prefix(lm, batch, beginnings).percentages(),
     }
     if any(edit.old_answer for edit in edits):
-        report["probability"] = metrics.probability(lm, edits).percentages()
-    if args.json:
-        print(json.dumps(report))
-    else:
-        show_scores(f"{args.model}: {len(edits)} edits of {args.edits}", report)
+        scores["probability"] = metrics.probability(lm, edits).percentages()
+    return scores
 
 
 MATCHES = {"exact": "bit for bit", "rounding": "within rounding", "unchecked": "how closely is not known"}

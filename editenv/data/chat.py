@@ -76,7 +76,6 @@ class ChatTemplate:
         written = self._render([Message("user", "a")], generation=True)
         self._doubled = bos if bos is not None and puts_bos and written.startswith(bos) else ""
         self.adds_bos = puts_bos and not self._doubled
-        self._before_answers: dict[tuple[Message, ...], tuple[str, str]] = {}
 
     def prompt(self, messages: Sequence[Message]) -> ChatPrompt:
         """A conversation that ends in a user turn, with the generation prompt behind it.

@@ -65,7 +65,7 @@ def plain_transformers_says(folder, question, tokens):
     return tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True)
 
 
-def test_a_correction_holds_in_a_chat_and_as_plain_text(edit, tmp_path, capsys):
+def test_a_correction_holds_in_a_chat_and_as_plain_text(edit, tmp_path, capsys, monkeypatch):
     settings = tmp_path / "settings.json"
     settings.write_text(json.dumps({"steps": 200, "learning_rate": 1e-2}))
     report = edit(settings=settings, train_eos=True)
@@ -82,6 +82,12 @@ def test_a_correction_holds_in_a_chat_and_as_plain_text(edit, tmp_path, capsys):
     assert not rows[1]["said_before"].startswith("Bonn")
     for record in RECORDS:
         assert plain_transformers_says(tmp_path / "out/model", record["prompt"], 8) == record["target"]
+    words = ["--model", str(tmp_path / "out/model"), "--edits", str(tmp_path / "edits.jsonl"), "--chat", "--json"]
+    monkeypatch.setattr("sys.argv", ["editenv", "evaluate", *words])
+    cli.main()
+    scores = json.loads(capsys.readouterr().out)
+    assert (scores["edits"], scores["chat"]["edits"]) == (2, 2)
+    assert scores["generation"]["efficacy"] == scores["chat"]["generation"]["efficacy"] == 100
     assert "(in a chat) " in (tmp_path / "out/report.html").read_text()
     unrelated = lines(tmp_path / "out/unrelated.jsonl")
     general, chat = ([row["prompt"] for row in unrelated if row["kind"] == kind] for kind in ("general", "in a chat"))
