@@ -56,10 +56,10 @@ class Plan:
 
 
 def duration(seconds: float) -> str:
-    """A length of time for people: ``40 s``, ``3 min``, ``2.5 h``."""
+    """A length of time for people: ``40 s``, ``3.3 min``, ``2.5 h``."""
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
-    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.2g} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
 def consent(plan: Plan, cost: str, yes: bool) -> None:

