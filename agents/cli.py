@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -25,6 +25,10 @@ from editenv.data.text import printable
 from editenv.models import EMBEDDED, PACKAGED, PUBLIC
 from editenv.models.presets import PRESETS
 from editenv.renamed import renamed_options
+
+if TYPE_CHECKING:
+    from editenv.data import Edit
+    from editenv.language_model.editable_lm import EditableLM
 
 
 @dataclass
@@ -46,10 +50,14 @@ class EvaluateArgs:
     """File of edits."""
     model: str = EMBEDDED
     """The model that is asked."""
+    chat: bool = False
+    """Ask every prompt in a chat, too, through the model's own chat template."""
     base: str | None = None
     """The model before the edits; specificity is agreement with it. Without one, MODEL is compared with itself."""
     device: str = "cpu"
     dtype: str = "float32"
+    columns: str | None = None
+    """Which column or field of the file is which, where they have other names: prompt=Question,target=Answer."""
     bad_records: Literal["error", "skip"] = "error"
     json: bool = False
     """Print one JSON object."""
@@ -97,6 +105,8 @@ class AskArgs:
     """Asks the model before a run of edits and after it, side by side.
 
     editenv ask out "Who owns Tumblr?" "The owner of Flickr is"
+
+    editenv ask out --chat "Who owns Tumblr?"
     """
 
     output: tyro.conf.Positional[Path]
@@ -105,6 +115,8 @@ class AskArgs:
     """What is asked."""
     model: str | None = None
     """The base model, if it does not lie where the run found it."""
+    chat: bool = False
+    """Ask in a chat, through the model's own chat template."""
     tokens: PositiveInt = 24
     """Tokens of an answer, at most."""
     device: str = "cpu"
@@ -163,8 +175,10 @@ class InspectArgs:
     """
 
     file: tyro.conf.Positional[str]
-    """A .json, .jsonl or .csv file of edits; its format is found by its fields, or named before a colon, as in
+    """A .json, .jsonl, .csv or .xlsx file of edits; its format is found by its fields, or named before a colon, as in
     zsre:edits.json."""
+    columns: str | None = None
+    """Which column or field of the file is which, where they have other names: prompt=Question,target=Answer."""
     train: Path | None = None
     """A training file to compare with."""
     model: str | None = None
@@ -218,39 +232,51 @@ class ModelsArgs:
 
 def evaluate(args: EvaluateArgs) -> None:
     from agents.editing.edit_command import edits_for, show_scores
-    from editenv.evaluation import metrics
-    from editenv.evaluation.batch import encode_evaluation
-    from editenv.evaluation.prefix import beginnings_of_initial_model, generation_prefix
     from editenv.language_model.editable_lm import EditableLM
     from editenv.models import load_model
     from editenv.models.modules import stream_outputs
 
-    edit_file = edits_for(args.edits, args.bad_records, args.model, args.device, args.dtype)
-    edits = edit_file[:]
-    model, tokenizer = load_model(args.model, args.device, args.dtype)
-    modules = stream_outputs(model)[-1:]
-    lm = EditableLM(model, tokenizer, modules)
+    def load(name: str) -> EditableLM:
+        model, tokenizer = load_model(name, args.device, args.dtype)
+        return EditableLM(model, tokenizer, stream_outputs(model)[-1:])
+
+    edit_file = edits_for(
+        args.edits, args.bad_records, args.model, args.device, args.dtype, chat=args.chat, columns=args.columns
+    )
+    plain = [edit for edit in edit_file if edit.question_span is None]
+    in_chat = [edit for edit in edit_file if edit.question_span is not None]
+    lm, base = load(args.model), None if args.base is None else load(args.base)
+    report = {"edits": len(plain), "left_out": dict(edit_file.report.bad), **_scores(lm, base, plain)}
+    if in_chat:
+        report["chat"] = {"edits": len(in_chat), **_scores(lm, base, in_chat)}
+    if args.json:
+        print(json.dumps(report))
+        return
+    show_scores(f"{args.model}: {len(plain)} edits of {args.edits}", report)
+    if in_chat:
+        show_scores(f"{len(in_chat)} of them in a chat", report["chat"])
+
+
+def _scores(lm: "EditableLM", base: "EditableLM | None", edits: "list[Edit]") -> dict[str, Any]:
+    """What a model says of some edits, by protocol; specificity is agreement with the base model, if there is one."""
+    from editenv.evaluation import metrics
+    from editenv.evaluation.batch import encode_evaluation
+    from editenv.evaluation.prefix import beginnings_of_initial_model, generation_prefix
+
     batch = encode_evaluation(lm, edits)
     before = beginnings = None
-    if args.base is not None:
-        other, other_tokenizer = load_model(args.base, args.device, args.dtype)
-        base = EditableLM(other, other_tokenizer, stream_outputs(other)[-1:])
+    if base is not None:
         base_batch = encode_evaluation(base, edits)
         batch.initial_tokens, before = base_batch.initial_tokens, metrics.initial_generations(base, base_batch)
         beginnings = beginnings_of_initial_model(base, base_batch)
-    report: dict[str, Any] = {
-        "edits": len(edits),
-        "left_out": dict(edit_file.report.bad),
+    scores = {
         "teacher_forced": metrics.teacher_forced(lm, batch).percentages(),
         "generation": metrics.generation(lm, batch, before).percentages(),
         "generation_prefix": generation_prefix(lm, batch, beginnings).percentages(),
     }
     if any(edit.old_answer for edit in edits):
-        report["probability"] = metrics.probability(lm, edits).percentages()
-    if args.json:
-        print(json.dumps(report))
-    else:
-        show_scores(f"{args.model}: {len(edits)} edits of {args.edits}", report)
+        scores["probability"] = metrics.probability(lm, edits).percentages()
+    return scores
 
 
 MATCHES = {"exact": "bit for bit", "rounding": "within rounding", "unchecked": "how closely is not known"}
@@ -258,29 +284,33 @@ MATCHES = {"exact": "bit for bit", "rounding": "within rounding", "unchecked": "
 
 
 def apply(args: ApplyArgs) -> None:
+    from agents.editing.model_card import public_name
     from agents.editing.saving import save_model
     from editenv.delta_files import apply_file, modules_of
 
     lm = _load_editable(args.model, args.dtype, modules_of(args.deltas), args.output)
     match = apply_file(lm, args.deltas, args.allow_rounding)
-    save_model(lm, args.output, {"base": args.model, "deltas": str(args.deltas)}, args.model)
+    about = {"base": public_name(args.model), "deltas": args.deltas.name}
+    save_model(lm, args.output, about, args.model)
     print(f"{args.output}: the edited model, {MATCHES[match]}")
 
 
 def revert(args: RevertArgs) -> None:
+    from agents.editing.model_card import public_name
     from agents.editing.saving import save_model
     from editenv.delta_files import modules_of, revert_file
 
     lm = _load_editable(args.model, args.dtype, modules_of(args.deltas), args.output)
     match = revert_file(lm, args.deltas)
-    save_model(lm, args.output, {"edited": args.model, "without": str(args.deltas)}, args.model)
+    about = {"edited": public_name(args.model), "without": args.deltas.name}
+    save_model(lm, args.output, about, args.model)
     print(f"{args.output}: the base model, {MATCHES[match]}")
 
 
 def ask(args: AskArgs) -> None:
     from agents.editing.history import ask as run
 
-    run(args.output, args.prompts, args.model, args.tokens, args.device, args.dtype, args.json)
+    run(args.output, args.prompts, args.model, args.tokens, args.device, args.dtype, args.json, args.chat)
 
 
 def log(args: LogArgs) -> None:
@@ -302,7 +332,7 @@ def inspect(args: InspectArgs) -> None:
     from editenv.inspection import inspect as read
 
     model = args.model or EMBEDDED
-    report = read(args.file, args.train, model, args.sample)
+    report = read(args.file, args.train, model, args.sample, args.columns)
     if args.model is None:
         report.notes.append(f"lengths and beliefs are those of the embedded model, {model}: name yours with --model")
     if args.json:
@@ -336,6 +366,8 @@ def inspect(args: InspectArgs) -> None:
         )
         table.add_row("edits with a subject of it", f"{report.overlap['subjects']:,}")
     console.print(table)
+    for line in report.chat:
+        console.print(printable(f"chat template: {line}"), markup=False, highlight=False)
     for note in report.notes:
         console.print(printable(f"note: {note}"), markup=False, highlight=False)
     for line in report.reasons:

@@ -98,8 +98,8 @@ def identity(lm: EditableLM) -> Identity:
 def tokenizer_parts(tokenizer: "PreTrainedTokenizerBase") -> dict[str, str]:
     """SHA-256 of each part of a tokenizer that decides about tokens or text.
 
-    Padding and truncation are left out, which the last call of a tokenizer sets, and so is the chat template, which
-    nothing here uses.
+    Padding and truncation are left out, which the last call of a tokenizer sets, and so is the chat template: what it
+    makes of a question is an edit's prompt, which the journal has.
     """
     parts: dict[str, Any] = {"special tokens": tokenizer.special_tokens_map}
     parts["settings"] = [

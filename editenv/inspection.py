@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from editenv.data.chat import NO_BOS_IN_TEMPLATE, ChatTemplate, ChatTemplateError
 from editenv.data.edit_file import EDITS_AT_A_TIME, REASONS_SHOWN, digest
 from editenv.data.edits import Edit
 from editenv.data.files import EditFile, FileOptions, format_and_source, load_every_usable_edit
@@ -41,6 +42,7 @@ class Inspection:
         target_tokens: Least, median, 90% quantile and largest number of tokens of a target.
         one_token_targets: Share of the targets that are one token, 0 to 100.
         borders: What stands between prompt and target, in words: of how many edits, and the first of them.
+        chat: Of a model with a chat template: what the first edit becomes in chat form, or why it does not.
         already_believed: Share of a sample of edits to which the model's own text begins with the target already
             (:func:`editenv.evaluation.prefix.begins_with`); None if not asked.
         old_answer_known: Share of the same sample to which it begins with the old answer.
@@ -64,6 +66,7 @@ class Inspection:
     target_tokens: list[float] = field(default_factory=list)
     one_token_targets: float | None = None
     borders: dict[str, tuple[int, str]] = field(default_factory=dict)
+    chat: list[str] = field(default_factory=list)
     already_believed: float | None = None
     old_answer_known: float | None = None
     stops: float | None = None
@@ -72,7 +75,9 @@ class Inspection:
     notes: list[str] = field(default_factory=list)
 
 
-def inspect(file: str, train: Path | None = None, model: str = "atlas", sample: int = 200) -> Inspection:
+def inspect(
+    file: str, train: Path | None = None, model: str = "atlas", sample: int = 200, columns: str | None = None
+) -> Inspection:
     """Reads a file of edits, all of it, and reports.
 
     Args:
@@ -80,12 +85,13 @@ def inspect(file: str, train: Path | None = None, model: str = "atlas", sample: 
         train: A training file to compare with.
         model: Whose tokens are counted, whose context must hold the prompts, and who is asked what it believes.
         sample: How many edits it is asked about, spread over the file; 0 asks about none.
+        columns: As :class:`FileOptions` has them.
 
     Raises:
         BadRecordError: If the file cannot be read to its end.
         FileNotFoundError: If there is no such file.
     """
-    options = FileOptions(bad_records="skip")
+    options = FileOptions(bad_records="skip", columns=columns)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         edits = load_every_usable_edit(file, options)
@@ -115,6 +121,7 @@ def inspect(file: str, train: Path | None = None, model: str = "atlas", sample: 
     inspection.target_tokens = [float(np.quantile(lengths, q, method="nearest")) for q in (0, 0.5, 0.9, 1)]
     inspection.one_token_targets = round(100 * float((lengths == 1).mean()), 2)
     inspection.borders = _borders(edits)
+    inspection.chat = _in_chat_form(tokenizer, model, edits)
     inspection.notes += _tokens_across(tokenizer, edits)
     if sample:
         _sample_beliefs(inspection, edits, model, sample)
@@ -157,6 +164,26 @@ def _borders(edits: EditFile) -> dict[str, tuple[int, str]]:
             shown = f"{prompt[-20:]!r} {target[:20]!r}"
             examples[name] = f"{place_of(*edits.place(number))}: {shown}"
     return {name: (count, examples[name]) for name, count in counts.most_common()}
+
+
+def _in_chat_form(tokenizer: "PreTrainedTokenizerBase", model: str, edits: EditFile) -> list[str]:
+    """What a chat template makes of the first edit, preferably of one that was given as messages; empty without one.
+
+    Raises:
+        ChatTemplateError: If there are messages and the model has no template.
+    """
+    conversations = [i for i, messages in enumerate(edits.column("messages")) if messages is not None]
+    if not tokenizer.chat_template and not conversations:
+        return []
+    template = ChatTemplate(tokenizer, model)
+    first = conversations[0] if conversations else 0
+    try:
+        edit = template.in_chat_form(edits[first])
+    except ChatTemplateError as error:
+        return [f"{place_of(*edits.place(first))}: {error}"]
+    asks = f"{len(conversations):,} records are conversations" if conversations else "--chat asks through it"
+    lines = [f"{model} has one; {asks}; {place_of(*edits.place(first))} becomes {edit.prompt!r} {edit.target!r}"]
+    return lines + ([NO_BOS_IN_TEMPLATE] if template.adds_bos else [])
 
 
 def _tokens_across(tokenizer: "PreTrainedTokenizerBase", edits: EditFile) -> Iterator[str]:

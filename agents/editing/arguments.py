@@ -76,12 +76,24 @@ class EditArgs:
     """Torch device, or auto."""
     dtype: str = "float32"
     """Type of the weights: float32, bfloat16 or float16. Edits add up in float32 in any case."""
+    chat: bool = False
+    """Ask every prompt in a chat, too, through the model's own chat template: each correction is made and judged as plain
+    text and in chat form. Records with messages are in any case.
+    """
+    columns: str | None = None
+    """Which column or field of the file is which, where they have other names: prompt=Question,target=Answer."""
     bad_records: Literal["error", "skip"] = "error"
     """error stops at a record that cannot be used, before anything is edited; skip leaves such records out."""
     guard: Guard = field(default_factory=Guard)
     """What one batch may do to the model before it is taken back."""
     save_model: bool = True
     """Write OUTPUT/model; the deltas alone are enough to make it again with `editenv apply`."""
+    gguf: Path | None = None
+    """llama.cpp's convert_hf_to_gguf.py, with which OUTPUT/model.gguf is written too, in the precision of --dtype."""
+    push_to_hub: str | None = None
+    """Put the saved model on the Hugging Face hub under this name, such as me/my-model; a new repository is private. You
+    are logged in with `hf auth login`.
+    """
     changed: Literal["error", "undo"] = "error"
     """Where corrections that were made are not in the file any more, or otherwise: error says which and stops; undo undoes
     them, as `editenv undo` does, and makes what has taken their place."""
@@ -186,7 +198,8 @@ def read_options(output: Path) -> tuple[EditArgs, str]:
     known = {one.name for one in fields(EditArgs)}
     if unknown := options.keys() - known:
         raise ValueError(f"{path} has options that this version does not know: {', '.join(sorted(unknown))}")
-    for name in ("output", "policy", "settings"):
-        options[name] = None if options[name] is None else Path(options[name])
+    options["push_to_hub"] = None  # which is asked for each time
+    for name in ("output", "policy", "settings", "gguf"):
+        options[name] = None if options.get(name) is None else Path(options[name])
     options |= {"modules": tuple(options["modules"]), "guard": Guard(**options["guard"]), "output": output}
     return EditArgs(**options), source

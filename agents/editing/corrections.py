@@ -1,7 +1,7 @@
 """What became of each correction of a run."""
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,8 @@ from agents.editing.run import Key, Run, key_of_edit
 from agents.editing.valid_json import valid_json
 from editenv.atomic_files import atomic_write_text
 from editenv.data import Edit
-from editenv.data.edit_file import given_id
+from editenv.data.chat import IN_CHAT
+from editenv.data.edit_file import EditFile, given_id
 from editenv.data.edits import as_json
 from editenv.data.text import same_text
 from editenv.evaluation import metrics
@@ -64,6 +65,7 @@ def outcomes(lm: EditableLM, run: Run, edits: Sequence[Edit], held: Collection[K
             "id": edit.id,
             "prompt": edit.prompt,
             "target": edit.target,
+            **_form(edit),
             "applied": edit.id not in reasons,
             "said_before": old,
             "said": text,
@@ -75,12 +77,25 @@ def outcomes(lm: EditableLM, run: Run, edits: Sequence[Edit], held: Collection[K
     return rows
 
 
+def _form(edit: Edit) -> dict[str, str]:
+    """Of a correction in chat form, that it is one, and what is asked without the template."""
+    return {} if edit.question_span is None else {"form": "chat", "question": edit.question}
+
+
 def undone(lm: EditableLM, run: Run) -> list[dict[str, Any]]:
     """Of each correction that was undone: when, and what the model said before all of them and says now."""
     edits = [edit for edit, _ in run.undone.values()]
     times = [time for _, time in run.undone.values()]
     return [
-        {"id": edit.id, "prompt": edit.prompt, "target": edit.target, "undone": time, "said_before": old, "said": text}
+        {
+            "id": edit.id,
+            "prompt": edit.prompt,
+            "target": edit.target,
+            **_form(edit),
+            "undone": time,
+            "said_before": old,
+            "said": text,
+        }
         for time, (edit, old, text) in zip(times, _before_and_now(lm, edits), strict=True)
     ]
 
@@ -122,14 +137,39 @@ def held_in(output: Path, run: Run) -> set[Key] | None:
     """The corrections of a run that held when it was last reported; None if it was not."""
     if (rows := reported(output)) is None:
         return None
-    held = {(row["prompt"], row["target"]) for row in rows if row["begins_right"]}
-    return {key for key, edit in (run.made | run.pending).items() if (edit.prompt, edit.target) in held}
+    held = {asked_in(row) for row in rows if row["begins_right"]}
+    return {key for key, edit in (run.made | run.pending).items() if asked_by(edit) in held}
+
+
+def asked_in(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    """What a line of a report is about: form, question and target."""
+    return row.get("form", "plain"), row.get("question", row["prompt"]), row["target"]
+
+
+def asked_by(edit: Edit) -> tuple[str, str, str]:
+    """The same of a correction."""
+    return "plain" if edit.question_span is None else "chat", edit.question, edit.target
+
+
+def refused_records(run: Run, edits: Sequence[Edit], source: str) -> list[dict[str, Any]]:
+    """The records of corrections of which a form was taken back, each once: of a file as they were read, of a run as plain
+    text.
+    """
+    refused = {edit.id for edit, _ in not_applied(run, edits)}
+    if isinstance(edits, EditFile):
+        originals = [edits.as_read(i) for i, edit in enumerate(edits) if edit.id in refused]
+    else:
+        plain = {edit.id: edit for edit in edits if edit.question_span is None}
+        ids = [edit.id.removesuffix(IN_CHAT) for edit in edits if edit.id in refused]
+        originals = [plain[id] for id in ids if id in plain]
+    return list({edit.id: as_record(edit, source) for edit in originals}.values())
 
 
 def as_record(edit: Edit, source: str) -> dict[str, Any]:
     """An edit as a line of a file of edits; with its id if it has one in its own file, whose name is ``source``."""
-    named = given_id(edit.id, source) is not None
-    return {key: value for key, value in as_json(edit).items() if value and (named or key != "id")}
+    left_out = {"id"} if given_id(edit.id, source) is None else set()
+    left_out |= {"prompt"} if edit.messages else set()  # which is their plain text
+    return {key: value for key, value in as_json(edit).items() if value and key not in left_out}
 
 
 def write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load
 
+from agents.editing import summary
 from agents.editing.corrections import reported
 from agents.editing.history import base_model
 from agents.editing.run import Run, read_lines
@@ -104,7 +105,7 @@ class _Changes:
             report["not_said"] = [_named(row) for row in corrections if not row["begins_right"]]
             report["unrelated"] = {
                 "asked": len(answers),
-                "changed": [row["prompt"] for row in answers if row["changed"]],
+                "changed": [summary.asked_as(row) for row in answers if row["changed"]],
             }
         return report
 
@@ -152,7 +153,7 @@ def singular_values(delta: Delta) -> torch.Tensor:
 
 
 def _named(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: row[name] for name in ("id", "prompt", "target", "said")}
+    return {name: row[name] for name in ("id", "prompt", "form", "question", "target", "said") if name in row}
 
 
 def _two(changes: Sequence[_Changes], reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -205,7 +206,9 @@ def _show_one(output: Path, report: Mapping[str, Any]) -> None:
         print("The run was not evaluated yet: the same `editenv edit` again does that.")
         return
     print(f"{len(report['said'])} corrections are said, {len(report['not_said'])} are not")
-    _list([f'{row["id"]}: {row["prompt"]} "{row["said"]}", not "{row["target"]}"' for row in report["not_said"]])
+    _list(
+        [f'{row["id"]}: {summary.asked_as(row)} "{row["said"]}", not "{row["target"]}"' for row in report["not_said"]]
+    )
     unrelated = report["unrelated"]
     print(f"{len(unrelated['changed'])} of {unrelated['asked']} unrelated answers changed")
     _list(unrelated["changed"])
@@ -227,7 +230,7 @@ def _show_two(folders: tuple[Path, Path], result: Mapping[str, Any]) -> None:
         for words, rows in (("said by the", result[f"said_by_{which}"]), ("asked of the", result[f"asked_of_{which}"])):
             if rows:
                 print(f"{len(rows)} {words} {which} alone")
-                _list([f"{row['id']}: {row['prompt']} -> {row['target']}" for row in rows])
+                _list([f"{row['id']}: {summary.asked_as(row)} -> {row['target']}" for row in rows])
     unrelated = result["unrelated"]
     print(f"{len(unrelated['changed_by_both'])} unrelated answers changed by both")
     for which in ("first", "second"):

@@ -23,14 +23,16 @@ from agents.editing.choice import choose_method, settings_file
 from agents.editing.display import Display
 from agents.editing.editor import BatchResult, LifelongEditor, TooManyDeltasError
 from agents.editing.estimate import free_memory, memory_of
+from agents.editing.giving_away import check_converter, check_hub, convert_to_gguf, push_to_hub
 from agents.editing.preparation import choose_agent
 from agents.editing.rehearsal import rehearse
 from agents.editing.run import Key, key_of_edit, left_to_retry
-from agents.editing.saving import check_place
+from agents.editing.saving import check_place, write_card
 from agents.editing.undoing import Plan, consent, duration
 from agents.editing.valid_json import valid_json
 from editenv.atomic_files import atomic_write_text
 from editenv.data import Edit
+from editenv.data.chat import NO_BOS_IN_TEMPLATE, ChatTemplate
 from editenv.data.files import EditFile, FileOptions, load_file_edits
 from editenv.data.records import BadRecordError
 from editenv.data.text import printable
@@ -39,13 +41,15 @@ from editenv.models import load_model
 from editenv.models.modules import default_modules, modules_of
 from editenv.output_folders import check_output
 
+GGUF_FILE = "model.gguf"
+
 WORTH_SAYING = 60.0
 """Seconds from which on it is said after the first batch how long the others will take."""
 
 EVALUATION = ("results.jsonl", "unrelated.jsonl", "report.html")
 """Files about what the model says."""
 
-WRITTEN = ("journal.jsonl", OPTIONS, "deltas.safetensors", "not-applied.jsonl", *EVALUATION, "report.json")
+WRITTEN = (GGUF_FILE, "journal.jsonl", OPTIONS, "deltas.safetensors", "not-applied.jsonl", *EVALUATION, "report.json")
 """Files that the command writes, or removes, in the output folder."""
 
 
@@ -56,7 +60,16 @@ def edit(args: EditArgs) -> None:
         ValueError: If an argument, the file of edits or the folder is not fit for it; nothing was edited then.
     """
     _check_arguments(args)
-    edits = edits_for(args.edits, args.bad_records, args.model, args.device, args.dtype, _needs_subjects(args))
+    edits = edits_for(
+        args.edits,
+        args.bad_records,
+        args.model,
+        args.device,
+        args.dtype,
+        _needs_subjects(args),
+        args.chat,
+        args.columns,
+    )
     with Display(len(edits)) as display:
         args = _with_method(args, edits, display)
         _note_precision(args, display)
@@ -139,10 +152,29 @@ def finish(args: EditArgs, editor: LifelongEditor, asked: Asked, held: Collectio
     if "not_evaluated" not in report:
         saved += EVALUATION
     saved.append("report.json")
+    try:
+        saved += _give_away(args)
+    finally:  # what was edited and measured is told in any case
+        _tell(args, editor, asked, report, saved)
+
+
+def _tell(args: EditArgs, editor: LifelongEditor, asked: Asked, report: dict[str, Any], saved: list[str]) -> None:
+    """The report, for programs or for people."""
     if args.json:
         print(valid_json(report))
     else:
         _print_summary(args, asked, report, len(corrections.not_applied(editor.run, asked.edits)), saved)
+
+
+def _give_away(args: EditArgs) -> list[str]:
+    """The GGUF file and the repository of the hub, if they are wanted; gives their names."""
+    given = []
+    if args.gguf is not None:
+        convert_to_gguf(args.output / "model", args.output / GGUF_FILE, args.gguf, args.dtype)
+        given.append(GGUF_FILE)
+    if args.push_to_hub is not None:
+        given.append(push_to_hub(args.output / "model", args.push_to_hub))
+    return given
 
 
 def _with_method(args: EditArgs, edits: EditFile, display: Display) -> EditArgs:
@@ -171,6 +203,12 @@ def _check_arguments(args: EditArgs) -> None:
             raise ValueError(
                 f"{read} would be written over: this command writes a file of that name; choose another --output"
             )
+    if not args.save_model and (args.gguf is not None or args.push_to_hub is not None):
+        raise ValueError("gguf and push-to-hub give away the saved model: leave --no-save-model out")
+    if args.gguf is not None:
+        check_converter(args.gguf)
+    if args.push_to_hub is not None:
+        check_hub(args.push_to_hub)
     if (args.output / "report.json").exists() and not (args.output / "journal.jsonl").exists():
         raise ValueError(f"{args.output} holds a report.json of something else; choose another folder")
 
@@ -195,6 +233,8 @@ def edits_for(
     device: str,
     dtype: str,
     subjects: bool = False,
+    chat: bool = False,
+    columns: str | None = None,
 ) -> EditFile:
     """The file's edits that fit into the model, read and checked to the end before anything is done.
 
@@ -203,17 +243,25 @@ def edits_for(
         bad_records: Whether a record that cannot be used is an error, or is left out and named on stderr.
         model, device, dtype: Model whose context the edits must fit into.
         subjects: Whether each edit must have a subject that stands in its prompt.
+        chat: Whether every edit is asked in a chat, too; those that were given as messages are.
+        columns: As :class:`FileOptions` has them.
 
     Raises:
-        ValueError: If a record cannot be used, or the file or the model cannot be read.
+        ValueError: If a record cannot be used, or the file or the model cannot be read; if an edit is asked in a chat
+            and the model has no template for it.
     """
-    options = FileOptions(bad_records=bad_records)
+    options = FileOptions(bad_records=bad_records, columns=columns)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what was left out is said below
             edits = load_file_edits(file, "all", options)
         loaded, tokenizer = load_model(model, device, dtype)
         context = getattr(loaded.config.get_text_config(), "max_position_embeddings", None)
+        if chat or edits.has_conversations:
+            template = ChatTemplate(tokenizer, model)
+            if template.adds_bos:
+                print(f"note: {NO_BOS_IN_TEMPLATE}", file=sys.stderr)
+            edits = edits.in_chat(template, chat, options)
         edits = edits.check_lengths(tokenizer, context, options) if context else edits
         edits = edits.check_subjects(options) if subjects else edits
     except BadRecordError as error:
@@ -377,7 +425,7 @@ def _peak_memory() -> float:
 def _save(args: EditArgs, editor: LifelongEditor, asked: Asked, display: Display) -> list[str]:
     """The deltas, the model and the edits that were taken back; gives their names."""
     saved = ["journal.jsonl"]
-    for earlier in ("deltas.safetensors", "not-applied.jsonl"):  # of fewer edits
+    for earlier in ("deltas.safetensors", "not-applied.jsonl", GGUF_FILE):  # of fewer edits
         (args.output / earlier).unlink(missing_ok=True)
     try:
         if any(result.applied for result in editor.results):
@@ -390,9 +438,7 @@ def _save(args: EditArgs, editor: LifelongEditor, asked: Asked, display: Display
         saved.append("model")
     elif (args.output / "model").exists():
         display.say(f"{args.output / 'model'} is of an earlier run, which saved it")
-    refused = [
-        corrections.as_record(edit, asked.source) for edit, _ in corrections.not_applied(editor.run, asked.edits)
-    ]
+    refused = corrections.refused_records(editor.run, asked.edits, asked.source)
     if refused:
         corrections.write_lines(args.output / "not-applied.jsonl", refused)
         saved.append("not-applied.jsonl")
@@ -434,6 +480,8 @@ def _evaluate(
             (args.output / earlier).unlink(missing_ok=True)
         display.say(f"the edited model is saved, but could not be asked about its edits: {report['not_evaluated']}")
     atomic_write_text(args.output / "report.json", valid_json(report, indent=2) + "\n")
+    if args.save_model:
+        write_card(args.output / "model", report)
     return report
 
 

@@ -18,6 +18,7 @@ import torch
 
 from agents.base import ProgressCallback
 from agents.editing.guard import HELD_OUT, BadEditError, Guard
+from agents.editing.model_card import public_method, public_name
 from agents.editing.preparation import (
     batch_of,
     choose_agent,
@@ -39,6 +40,7 @@ from agents.self_written import SELF_WRITTEN
 from agents.view import Actor
 from editenv.arguments import checked_arguments
 from editenv.data import Edit
+from editenv.data.chat import IN_CHAT, ChatTemplate, in_both_forms
 from editenv.data.edits import as_json, of_json
 from editenv.data.records import BadRecordError
 from editenv.data.text import joined
@@ -274,7 +276,8 @@ class LifelongEditor:
 
         Args:
             edits: Edits, or dictionaries as docs/reference/data_formats.md has them (``prompt``, ``target``, ...); or
-                a single one. A later batch may edit a prompt again, to another target; within a batch that is refused.
+                a single one. One that is given as ``messages`` becomes two edits, as plain text and in chat form.
+                A later batch may edit a prompt again, to another target; within a batch that is refused.
             retried: Whether the caller will try the edits again in smaller batches if this one is bad: the journal then
                 does not count them as given up.
             rehearsal: Whether the edits were made before, and are made again because the model has lost them.
@@ -291,7 +294,7 @@ class LifelongEditor:
         if self._ended is not None:
             raise ValueError(f"edit: {self._ended}")
         started = time.perf_counter()
-        batch = batch_of(edits)
+        batch = self._in_both_forms(batch_of(edits))
         self._check_lengths(batch)
         before = self.lm.snapshot()
         self.env.present([self._as_taught(edit) for edit in batch])
@@ -359,6 +362,14 @@ class LifelongEditor:
             self._end("corrections were being undone; open the folder again to go on where its journal ends")
             raise
         return list(self.run.pending.values())
+
+    def _in_both_forms(self, batch: list[Edit]) -> list[Edit]:
+        """The batch, with edits that were given as messages as plain text and in chat form."""
+        if not any(edit.messages for edit in batch):
+            return batch
+        template = ChatTemplate(self.lm.tokenizer, self.model)
+        forms = [in_both_forms(edit, template) if edit.messages else (edit,) for edit in batch]
+        return [edit for form in forms for edit in form]
 
     def _as_taught(self, edit: Edit) -> Edit:
         """The edit with what is taught after its target."""
@@ -477,7 +488,13 @@ class LifelongEditor:
             ValueError: If it is there and holds anything else, or is in the place of the base model.
             OSError: If it cannot be written.
         """
-        about = {"base": self.model, "method": self.method, "edits": len(self.edits), "batches": self.batches}
+        about = {
+            "base": public_name(self.model),
+            "method": public_method(self.method),
+            "edits": len({edit.id.removesuffix(IN_CHAT) for edit in self.edits}),
+            "batches": self.batches,
+            "modules": list(self.lm.modules),
+        }
         save_model(self.lm, Path(folder), about, self.model)
 
     def save_deltas(self, path: str | Path) -> None:

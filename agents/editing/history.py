@@ -23,6 +23,7 @@ def ask(
     device: str = "cpu",
     dtype: str = "float32",
     as_json: bool = False,
+    chat: bool = False,
 ) -> None:
     """Prints what the base model and the edited one write at each prompt.
 
@@ -34,10 +35,12 @@ def ask(
         device: A torch device.
         dtype: The precision that the run edited in.
         as_json: One JSON object a line.
+        chat: Ask through the model's chat template.
 
     Raises:
         FileNotFoundError: If the folder holds no deltas.
-        ValueError: If there is nothing to ask, or the model is not the one that the deltas were made for.
+        ValueError: If there is nothing to ask, or the model is not the one that the deltas were made for; if it has no
+            chat template and is to be asked in a chat.
     """
     if not prompts:
         raise ValueError('ask: no prompt was given; editenv ask OUT "The capital of Norway is"')
@@ -46,15 +49,22 @@ def ask(
         raise FileNotFoundError(
             f"{deltas} is not there: {output} is no folder of a finished `editenv edit`, or none of its batches was kept"
         )
+    from editenv.data.chat import ChatTemplate
+    from editenv.data.edits import Message
     from editenv.delta_files import apply_file, modules_of
     from editenv.evaluation.greedy import generate
     from editenv.language_model.editable_lm import EditableLM
     from editenv.models import load_model
 
-    lm = EditableLM(*load_model(model or base_model(output), device, dtype), modules_of(deltas))
-    before = generate(lm.model, lm.tokenizer, prompts, tokens, unfinished=True)
+    base = model or base_model(output)
+    lm = EditableLM(*load_model(base, device, dtype), modules_of(deltas))
+    texts = list(prompts)
+    if chat:
+        template = ChatTemplate(lm.tokenizer, base)
+        texts = [template.prompt([Message("user", prompt)]).text for prompt in prompts]
+    before = generate(lm.model, lm.tokenizer, texts, tokens, unfinished=True)
     apply_file(lm, deltas, allow_rounding=True)
-    now = generate(lm.model, lm.tokenizer, prompts, tokens, unfinished=True)
+    now = generate(lm.model, lm.tokenizer, texts, tokens, unfinished=True)
     rows = [
         {"prompt": prompt, "before": old, "now": new} for prompt, old, new in zip(prompts, before, now, strict=True)
     ]

@@ -91,7 +91,7 @@ def batch_of(edits: "Edit | Mapping[str, Any] | Iterable[Edit | Mapping[str, Any
         edits = [edits]
     if isinstance(edits, str | bytes) or not isinstance(edits, Iterable):
         raise TypeError(f"edit: {right}, not {type(edits).__name__} {edits!r:.80}")
-    ((_, parse),) = FORMATS["own"]
+    _, parse = FORMATS["own"][0]
     batch = []
     for i, edit in enumerate(edits, start=1):
         if isinstance(edit, Mapping):

@@ -18,8 +18,13 @@ Key = str
 
 
 def key_of(content: Mapping[str, Any]) -> Key:
-    """Of a correction as :func:`editenv.data.edits.as_json` has it."""
+    """Of a correction as :func:`editenv.data.edits.as_json` has it; of one in chat form it is what is asked, for a template
+    may write today's date before it.
+    """
     kept = {name: value for name, value in content.items() if name not in ("id", "portability")}
+    if (span := kept.pop("question_span", None)) is not None:
+        kept |= {"prompt": kept["prompt"][slice(*span)], "chat": True}
+        del kept["rephrases"], kept["locality"]  # those of the plain form are compared
     return json.dumps(kept, sort_keys=True)
 
 

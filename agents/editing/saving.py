@@ -5,17 +5,22 @@ A Hugging Face folder if weights were edited; if a memory was put beside them, t
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from editenv.atomic_files import make_folder, named_in_errors, put_back, replace_folder
+from agents.editing import model_card
+from editenv.atomic_files import atomic_write_text, make_folder, named_in_errors, put_back, replace_folder
 from editenv.language_model.editable_lm import EditableLM
 from editenv.models import model_path, with_memory
 
 MARKER = "lifelongedit.json"
 """File in a saved model's folder by which it is known as one that may be replaced; says what the model is."""
+
+CARD = "README.md"
+"""The model card, as the hub calls it."""
 
 
 def check_place(folder: Path, base: str | None = None) -> None:
@@ -63,7 +68,8 @@ def save_model(lm: EditableLM, folder: Path, about: dict[str, Any], base: str | 
     Args:
         lm: The edited model.
         folder: Made if need be.
-        about: What the marker says of it.
+        about: What the marker and the model card say of it; names without folders of this machine
+            (:func:`agents.editing.model_card.public_name`).
         base: As :func:`check_place` has it.
 
     Raises:
@@ -94,6 +100,17 @@ def _weights_unchanged(lm: EditableLM) -> bool:
     return all(torch.equal(lm.weight(name), lm.initial_weight(name).float()) for name in lm.modules)
 
 
+def write_card(folder: Path, report: Mapping[str, Any]) -> None:
+    """Says in the model card what was measured after the model was saved.
+
+    Args:
+        folder: Of :func:`save_model`.
+        report: Of the run.
+    """
+    about = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+    atomic_write_text(folder / CARD, model_card.text(about, report))
+
+
 def _write(lm: EditableLM, folder: Path, about: dict[str, Any], base: str | None) -> None:
     """The model, its tokenizer and the marker, into a new folder; of a model with memories those and the base's name."""
     if lm.memories:
@@ -105,5 +122,8 @@ def _write(lm: EditableLM, folder: Path, about: dict[str, Any], base: str | None
         mode = (folder / "config.json").stat().st_mode
         for path in folder.glob("*.safetensors"):  # safetensors makes files that nobody else may read
             path.chmod(mode)
+    if lm.memories:
+        about = about | {"memories": sorted(lm.memories)}
+    (folder / CARD).write_text(model_card.text(about), encoding="utf-8")
     about = about | {"files": sorted(path.name for path in folder.iterdir())}
     (folder / MARKER).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")

@@ -34,7 +34,8 @@ def of(
 
     Returns:
         ``hold`` and ``goes_on``, how many corrections; ``not_said`` and ``lost``, which ones, by their ids; ``examples``
-        of what is said in their place; ``unrelated`` with ``asked``, ``changed`` (and, in all, ``reworded``) in all and by kind.
+        of what is said in their place; ``forms``, if some were asked in a chat; ``unrelated`` with ``asked``,
+        ``changed`` (and, in all, ``reworded``) in all and by kind.
     """
     not_said = [row for row in outcomes if not row["begins_right"]]
     kinds = dict.fromkeys(answer["kind"] for answer in answers)
@@ -44,8 +45,10 @@ def of(
         "not_said": [row["id"] for row in not_said],
         "lost": [row["id"] for row in outcomes if row["lost"]],
         "examples": [
-            {"prompt": row["prompt"], "target": row["target"], "said": row["said"]} for row in not_said[:EXAMPLES]
+            {"prompt": asked_as(row), "target": row["target"].strip(), "said": row["said"]}
+            for row in not_said[:EXAMPLES]
         ],
+        **_forms(outcomes),
         "unrelated": {
             "asked": len(answers),
             "changed": sum(answer["changed"] for answer in answers),
@@ -62,9 +65,32 @@ def of(
     }
 
 
+def asked_as(row: Mapping[str, Any]) -> str:
+    """What a line of results.jsonl or unrelated.jsonl asks, for people: in a chat, the question without the template."""
+    in_chat = row.get("form") == "chat" or row.get("kind") == "in a chat"
+    return f"(in a chat) {row.get('question', row['prompt'])}" if in_chat else str(row["prompt"])
+
+
+def _forms(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """``forms``: how many corrections were asked, and hold, as plain text and in a chat; nothing if none was in a chat."""
+    chat = [row for row in outcomes if row.get("form") == "chat"]
+    plain = [row for row in outcomes if row.get("form") != "chat"]
+    if not chat:
+        return {}
+    return {
+        "forms": {
+            name: {"asked": len(rows), "hold": sum(row["begins_right"] for row in rows)}
+            for name, rows in (("plain", plain), ("chat", chat))
+        }
+    }
+
+
 def headline(report: Mapping[str, Any]) -> list[str]:
     """The first lines for people: how many corrections hold, which do not, and what else changed."""
     count = f"{report['hold']} of {report['asked']} corrections hold"
+    if forms := report.get("forms"):
+        plain, chat = (f"{forms[name]['hold']} of {forms[name]['asked']}" for name in ("plain", "chat"))
+        count = f"{plain} corrections hold as plain text, {chat} in a chat"
     missing = report["asked"] - report["hold"]
     if missing == 0:
         lines = [f"{count}: the model's answers begin with their targets"]
@@ -93,7 +119,15 @@ def headline(report: Mapping[str, Any]) -> list[str]:
 
 
 def alarms(report: Mapping[str, Any]) -> list[str]:
-    """What nobody should miss: empty if nothing is wrong."""
+    """What nobody should miss, with what to do: empty if nothing is wrong."""
+    lines = losses(report)
+    if lines:
+        lines.append("Look at report.html before this model is used; smaller steps or another method change less.")
+    return lines
+
+
+def losses(report: Mapping[str, Any]) -> list[str]:
+    """What the model has lost, a sentence each."""
     lines = []
     unrelated = report["unrelated"]
     if unrelated["changed"] > CHANGED * unrelated["asked"]:
@@ -107,8 +141,6 @@ def alarms(report: Mapping[str, Any]) -> list[str]:
         lines.append(f"Ordinary text has become less likely: perplexity {_percent(report['perplexity_factor'])}.")
     if report["lost"]:
         lines.append(f"{len(report['lost'])} earlier corrections do not hold any more.")
-    if lines:
-        lines.append("Look at report.html before this model is used; smaller steps or another method change less.")
     return lines
 
 
@@ -133,6 +165,7 @@ def _about(kind: str) -> str:
         "another subject": "other subjects in a correction's words",
         "the same subject": "other facts of a corrected subject",
         "locality": "the file's own locality prompts",
+        "in a chat": "general knowledge, asked in a chat",
     }.get(kind, kind)
 
 

@@ -11,6 +11,7 @@ from agents.editing.preparation import choose_agent
 from agents.editing.run import Key, Run, read_lines
 from agents.editing.undoing import Plan, consent
 from editenv.data import Edit
+from editenv.data.chat import IN_CHAT
 from editenv.data.text import printable
 
 
@@ -25,11 +26,11 @@ def undo(args: UndoArgs) -> None:
     options = replace(options, model=args.model or options.model, yes=args.yes, json=args.json)
     run = Run.of(read_lines(args.output / "journal.jsonl"))
     names = Names.of(run, args.output)
-    keys = [names.key_of(id) for id in dict.fromkeys(args.ids)]
+    keys = [key for id in dict.fromkeys(args.ids) for key in names.forms_of(id)]
     for key in keys:
         edit = names.edits[key]
         already = " (undone already)" if key in run.undone else ""
-        tell(f"{edit.id}: {edit.prompt} -> {edit.target}{already}")
+        tell(f"{edit.id}: {edit.question} -> {edit.target}{already}")
     keys = [key for key in keys if key not in run.undone]
     if not args.ids and not run.pending:
         raise ValueError("undo: no correction was named; editenv undo OUT ID")
@@ -74,13 +75,25 @@ class Names:
         """Those of a run and of the reports in its folder: a file may have been renamed or its rows moved since."""
         edits = run.made | run.pending
         edits |= {key: edit for key, (edit, _) in (*run.refused.items(), *run.undone.items())}
-        by_texts = {(edit.prompt, edit.target): key for key, edit in edits.items()}
+        by_texts = {corrections.asked_by(edit): key for key, edit in edits.items()}
         reported = {}
         for row in corrections.reported(output) or ():
-            if key := by_texts.get((row["prompt"], row["target"])):
+            if key := by_texts.get(corrections.asked_in(row)):
                 reported[row["id"]] = key
                 edits[key] = replace(edits[key], id=row["id"])
         return cls(run, edits, {edit.id: key for key, edit in edits.items()} | reported)
+
+    def forms_of(self, id: str) -> list[Key]:
+        """The correction of this id as plain text and, if it was made in a chat, in that form, too.
+
+        Raises:
+            ValueError: As :meth:`key_of` does.
+        """
+        key = self.key_of(id)
+        name = self.edits[key].id
+        twins = (name.removesuffix(IN_CHAT), name.removesuffix(IN_CHAT) + IN_CHAT)
+        both = [self.keys[twin] for twin in twins if twin in self.keys]
+        return [key for key in both if key not in self.run.refused] or [key]
 
     def key_of(self, id: str) -> Key:
         """The correction of this id, or of this number in its file.

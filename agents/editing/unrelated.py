@@ -5,7 +5,8 @@ A file of corrections seldom says what must stay. So the editor asks by itself:
 * general questions, which ship with it;
 * the corrections' own words about other subjects, where the subject is known: an edit that is too broad shows there;
 * something else about the corrected subjects;
-* the file's own locality prompts, if it has some.
+* the file's own locality prompts, if it has some;
+* the general questions in a chat, if corrections were made in one.
 
 An answer has changed if its first :data:`COMPARED` tokens are others *and* the old ones have become unlikely, by a
 factor of :data:`UNLIKELY`. A model that was undecided between two wordings says the other one after the least change of
@@ -19,6 +20,8 @@ from typing import Literal
 import torch
 
 from editenv.data import Edit
+from editenv.data.chat import ChatTemplate
+from editenv.data.edits import Message
 from editenv.data.text import comparable
 from editenv.evaluation.greedy import continuations
 from editenv.evaluation.metrics import mean_log_probs
@@ -37,7 +40,7 @@ SHOWN = 16
 MOST = 40
 """Questions of one kind, spread evenly over the corrections."""
 
-Kind = Literal["general", "another subject", "the same subject", "locality"]
+Kind = Literal["general", "another subject", "the same subject", "locality", "in a chat"]
 
 GENERAL = (
     "The capital of France is",
@@ -94,7 +97,7 @@ class Answer:
 
     Attributes:
         kind: Why it was asked.
-        prompt: The question.
+        prompt: The question; without the template where it was asked in a chat.
         before: The unedited model's answer, up to :data:`SHOWN` tokens.
         now: The edited model's.
         reworded: Whether the first :data:`COMPARED` tokens differ.
@@ -120,6 +123,7 @@ class Answer:
 
 def questions(edits: Sequence[Edit]) -> list[tuple[Kind, str]]:
     """What is asked beside these corrections: at most :data:`MOST` questions of each kind, none that is one of them."""
+    edits = [edit for edit in edits if edit.question_span is None]  # its plain form asks the same
     corrected = {comparable(text).casefold() for edit in edits for text in (edit.prompt, *edit.rephrases)}
     chosen: list[tuple[Kind, str]] = []
     seen = set(corrected)
@@ -173,6 +177,10 @@ def answers(lm: EditableLM, edits: Sequence[Edit]) -> list[Answer]:
     """
     chosen = questions(edits)
     prompts = [prompt for _, prompt in chosen]
+    if any(edit.question_span is not None for edit in edits):
+        template = ChatTemplate(lm.tokenizer, "the model")
+        chosen += [("in a chat", question) for kind, question in chosen if kind == "general"]
+        prompts += [template.prompt([Message("user", question)]).text for _, question in chosen[len(prompts) :]]
     with lm.at_initial_weights():
         before = continuations(lm.model, lm.tokenizer, prompts, SHOWN)
     now = continuations(lm.model, lm.tokenizer, prompts, SHOWN)

@@ -1,6 +1,8 @@
 """The edits of one file as they lie in an Arrow table, and what was found when the file was read."""
 
+import copy
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -8,10 +10,11 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from editenv.data.edits import Edit, Locality, Question
+from editenv.data.chat import ChatTemplate, ChatTemplateError, in_both_forms
+from editenv.data.edits import Edit, Locality, Message, Question
 from editenv.data.options import FileOptions
 from editenv.data.records import BadRecordError, place_of
-from editenv.data.text import comparable, end_of, joined
+from editenv.data.text import comparable, joined
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -24,6 +27,9 @@ REASONS_SHOWN = 3
 """Records that are named for each kind of fault."""
 
 EDITS_AT_A_TIME = 1000
+
+AS_READ, PLAIN, CHAT = 0, 1, 2
+"""Forms of an edit."""
 
 
 @dataclass(slots=True)
@@ -128,6 +134,8 @@ class EditFile(Sequence[Edit]):
     ) -> None:
         self._table, self._rows, self.report = table, rows, report
         self._rows_without_rephrases, self._edited = rows_without_rephrases, edited
+        self._chat: ChatTemplate | None = None
+        self._form = np.zeros(len(rows), dtype=int)  # of each edit: as read, or one of in_both_forms
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -143,11 +151,18 @@ class EditFile(Sequence[Edit]):
                 return []
             columns = self._table[rows.tolist()]
             return [
-                self._edit(int(row), {name: values[i] for name, values in columns.items()})
-                for i, row in enumerate(rows)
+                self._in_form(self._edit(int(row), {name: values[i] for name, values in columns.items()}), form)
+                for i, (row, form) in enumerate(zip(rows, self._form[index].tolist(), strict=True))
             ]
+        return self._in_form(self.as_read(index), int(self._form[index]))
+
+    def as_read(self, index: int) -> Edit:
+        """The edit of the file that one of these is, or is one of the forms of."""
         row = int(self._rows[index])
         return self._edit(row, self._table[row])
+
+    def _in_form(self, edit: Edit, form: int) -> Edit:
+        return edit if form == AS_READ or self._chat is None else in_both_forms(edit, self._chat)[form - PLAIN]
 
     def __iter__(self) -> Iterator[Edit]:
         for start in range(0, len(self), EDITS_AT_A_TIME):
@@ -176,20 +191,58 @@ class EditFile(Sequence[Edit]):
                     values["portability_answers"],
                 )
             ),
+            messages=tuple(Message(**message) for message in json.loads(values["messages"] or "[]")),
         )
 
     def where(self, keep: np.ndarray) -> "EditFile":
         """The edits at which ``(n,)`` bools are true (or those at ``(m,)`` indices, in their order)."""
-        return EditFile(self._table, self._rows[keep], self.report, self._rows_without_rephrases, self._edited)
+        kept = copy.copy(self)
+        kept._rows, kept._form = self._rows[keep], self._form[keep]
+        return kept
 
     def without_rephrases(self, where: np.ndarray) -> "EditFile":
         """The same edits, but those at which ``(n,)`` bools are true have no rephrases."""
-        rows = frozenset(self._rows[where].tolist())
-        return EditFile(self._table, self._rows, self.report, rows, self._edited)
+        changed = copy.copy(self)
+        changed._rows_without_rephrases = frozenset(self._rows[where].tolist())
+        return changed
 
     def without_locality_among(self, edited: frozenset[bytes]) -> "EditFile":
         """The same edits without the locality prompts whose :func:`digest` is one of these."""
-        return EditFile(self._table, self._rows, self.report, self._rows_without_rephrases, edited)
+        changed = copy.copy(self)
+        changed._edited = edited
+        return changed
+
+    @property
+    def has_conversations(self) -> bool:
+        """Whether an edit was given as messages."""
+        return any(messages is not None for messages in self.column("messages"))
+
+    def in_chat(self, template: ChatTemplate, every: bool, options: FileOptions) -> "EditFile":
+        """Each edit as plain text and, behind it, in chat form (:func:`editenv.data.chat.in_both_forms`).
+
+        Args:
+            template: The model's.
+            every: Whether prompts are asked in a chat, too; else the edits that were given as messages are.
+            options: What to do about an edit that the template does not take.
+
+        Raises:
+            BadRecordError: For the first such edit, unless bad records are to be skipped.
+        """
+        chosen = np.array([every or messages is not None for messages in self.column("messages")], dtype=bool)
+        keep = np.ones(len(self), dtype=bool)
+        for i in np.flatnonzero(chosen).tolist():
+            try:
+                template.in_chat_form(self[i])
+            except ChatTemplateError as error:
+                field = "messages" if self[i].messages else "prompt"
+                self.report.refuse(self.bad(i, str(error), field, "chat"), options)
+                keep[i] = False
+        indices = np.repeat(np.flatnonzero(keep), 1 + chosen[keep])
+        both = self.where(indices)
+        both._chat = template
+        is_second = np.append(False, indices[1:] == indices[:-1])
+        both._form = np.where(is_second, CHAT, np.where(chosen[indices], PLAIN, AS_READ))
+        return both
 
     def column(self, name: str) -> Iterator[Any]:
         """One field of every edit, without making the edits."""
@@ -240,7 +293,8 @@ class EditFile(Sequence[Edit]):
             lengths = dict(zip(texts, map(len, tokenizer(list(texts.values()))["input_ids"]), strict=True))
             longest = max(lengths, key=lengths.__getitem__)
             if lengths[longest] > context:
-                what = f"has {lengths[longest]} tokens with its answer; the model's context holds {context}"
+                form = "in chat form " if edit.question_span is not None else ""
+                what = f"{form}has {lengths[longest]} tokens with its answer; the model's context holds {context}"
                 self.report.refuse(self.bad(i, what, longest, "length"), options)
                 keep[i] = False
         return self.where(keep) if not keep.all() else self
@@ -255,11 +309,11 @@ class EditFile(Sequence[Edit]):
             BadRecordError: For the first such edit, unless bad records are to be skipped.
         """
         keep = np.ones(len(self), dtype=bool)
-        for i, (subject, prompt) in enumerate(zip(self.column("subject"), self.column("prompt"), strict=True)):
-            if not subject:
+        for i, edit in enumerate(self):
+            if not edit.subject:
                 what = "is missing: the method looks facts up at the subject's last token"
-            elif end_of(subject, prompt) is None:
-                what = f"{subject!r} does not stand in the prompt {prompt!r}, where the method looks it up"
+            elif edit.end_of_subject is None:
+                what = f"{edit.subject!r} does not stand in the prompt {edit.question!r}, where the method looks it up"
             else:
                 continue
             self.report.refuse(self.bad(i, what, "subject", "subject"), options)

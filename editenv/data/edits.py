@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from editenv.data.text import end_of
+
 
 @dataclass(frozen=True, slots=True)
 class Locality:
@@ -31,6 +33,19 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
+class Message:
+    """A turn of a conversation.
+
+    Attributes:
+        role: ``"system"``, ``"user"`` or ``"assistant"``.
+        content: What was said.
+    """
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
 class Edit:
     """One correction: make the model continue ``prompt`` with ``target``.
 
@@ -45,6 +60,9 @@ class Edit:
         old_answer: What the model is believed to answer before the edit, if known.
         relation: The kind of fact, if known.
         portability: Questions that are asked after editing, and never learned from.
+        messages: The conversation that ``prompt`` is the plain text of, if it was given as one; its last turn is the
+            user's. Only :class:`editenv.data.chat.ChatTemplate` reads it.
+        question_span: Of a prompt in chat form: where the question stands in it, in characters.
     """
 
     id: str
@@ -56,24 +74,45 @@ class Edit:
     old_answer: str | None = None
     relation: str | None = None
     portability: tuple[Question, ...] = ()
+    messages: tuple[Message, ...] = ()
+    question_span: tuple[int, int] | None = None
+
+    @property
+    def question(self) -> str:
+        """What is asked: of a prompt in chat form the user's words, else the prompt."""
+        return self.prompt if self.question_span is None else self.prompt[slice(*self.question_span)]
+
+    @property
+    def end_of_subject(self) -> int | None:
+        """Where the subject ends in the prompt, in characters; None if there is none, or it does not stand there. In chat
+        form it is that of the question: a template's own words may have it, too."""
+        if not self.subject:
+            return None
+        end = end_of(self.subject, self.question)
+        return None if end is None else end + (0 if self.question_span is None else self.question_span[0])
+
+
+NEWER = ("portability", "messages", "question_span")
+"""Fields that earlier versions did not have."""
 
 
 def as_json(edit: Edit) -> dict[str, Any]:
-    """By field; without ``portability`` where there is none, as before there was the field."""
+    """By field; without the newer ones where they hold nothing, as before there were these fields."""
     content = asdict(edit)
-    if not edit.portability:
-        del content["portability"]
-    return content
+    return {name: value for name, value in content.items() if value or name not in NEWER}
 
 
 def of_json(content: Mapping[str, Any]) -> Edit:
-    """The edit of what :func:`as_json` gave, now or before there was ``portability``, after JSON has had it."""
+    """The edit of what :func:`as_json` gave, now or before there were its newer fields, after JSON has had it."""
+    span = content.get("question_span")
     return Edit(
         **{
             **content,
             "rephrases": tuple(content["rephrases"]),
             "locality": tuple(Locality(**item) for item in content["locality"]),
             "portability": tuple(Question(**item) for item in content.get("portability", ())),
+            "messages": tuple(Message(**item) for item in content.get("messages", ())),
+            "question_span": None if span is None else tuple(span),
         }
     )
 

@@ -111,7 +111,7 @@ def _later_splits(dataset: str, split: str, options: FileOptions) -> Iterator[Ed
         ValueError: If one is there and cannot be read.
     """
     later = list(SHARES)[list(SHARES).index(split) + 1 :] if split in SHARES else []
-    everything = FileOptions("skip", nq_prefix=options.nq_prefix)
+    everything = FileOptions("skip", nq_prefix=options.nq_prefix, columns=options.columns)
     for name in later:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -167,7 +167,7 @@ def _training_or_validation(
 
 def _without_leaks(edits: EditFile, train: Path, name: str, options: FileOptions) -> EditFile:
     """Without the test edits about subjects that the training file edits."""
-    trained = read_edits(train, name, FileOptions("skip", nq_prefix=options.nq_prefix))
+    trained = read_edits(train, name, FileOptions("skip", nq_prefix=options.nq_prefix, columns=options.columns))
     seen = set(trained.subjects().tolist())
     leaks = np.array([subject in seen for subject in edits.subjects().tolist()], dtype=bool)
     for i in np.flatnonzero(leaks).tolist():

@@ -19,6 +19,7 @@ Their field names with their sources are in docs/reference/data_formats.md. Wher
     A record has several rewrites, and each is an edit; one that an earlier record makes, too, is made once.
 ``own``
     Your own: ``prompt, target``, and optional ``id, subject, old_answer, relation, rephrases, locality, portability``.
+    ``messages``, a conversation, may stand in the place of ``prompt``, and with its last answer in that of ``target``.
     Field names may be written with capitals and spaces (:func:`own_names`), and other fields are passed over with a
     note.
 
@@ -31,7 +32,9 @@ from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any, Literal
 
-from editenv.data.edits import Edit, Locality, Question
+from editenv.data.chat import plain_text
+from editenv.data.edits import Edit, Locality, Message, Question
+from editenv.data.options import OWN_FIELDS
 from editenv.data.records import BadRecordError
 from editenv.data.text import INVISIBLE, end_of, same_text, separator, without_invisible
 
@@ -394,7 +397,7 @@ def _own(record: Fields, nq_prefix: str) -> dict[str, Any]:
     record = _under_own_names(record)
     record = replace(record, id=_own_id(record))
     values = dict(record.values)
-    for name in ("rephrases", "locality", "portability"):  # a CSV cell holds a JSON list, or one text
+    for name in ("rephrases", "locality", "portability", "messages"):  # a CSV cell holds a JSON list, or one text
         if isinstance(values.get(name), str) and values[name].lstrip().startswith("["):
             try:
                 values[name] = json.loads(values[name])
@@ -404,8 +407,7 @@ def _own(record: Fields, nq_prefix: str) -> dict[str, Any]:
     locality = tuple(_own_locality(record))
     return {
         "id": record.id,
-        "prompt": record.text("prompt"),
-        "target": record.text("target"),
+        **(_conversation(record) if record.has("messages") else _prompt_and_target(record)),
         "rephrases": record.texts("rephrases") if record.has("rephrases") else (),
         "locality": locality,
         "subject": record.optional("subject"),
@@ -413,6 +415,47 @@ def _own(record: Fields, nq_prefix: str) -> dict[str, Any]:
         "relation": record.optional("relation"),
         "portability": tuple(_own_questions(record)),
     }
+
+
+def _prompt_and_target(record: Fields) -> dict[str, Any]:
+    return {"prompt": record.text("prompt"), "target": record.text("target")}
+
+
+def _conversation(record: Fields) -> dict[str, Any]:
+    """The messages up to the last question, their plain text, and the answer to it.
+
+    Raises:
+        BadRecordError: If they are no conversation that ends in a user's turn, or in the answer to one; if there is no
+            answer, or another one in ``target``.
+    """
+    if record.has("prompt"):
+        raise record.bad("messages", "and prompt both say what is asked: leave one of them out")
+    messages = list(_messages(record))
+    answer = messages.pop().content if messages[-1].role == "assistant" else None
+    if not messages or messages[-1].role != "user":
+        roles = ", ".join(message.role for message in messages) or "nothing"
+        raise record.bad("messages", f"has no user turn that asks: before the answer there is {roles}")
+    if answer is None:
+        answer = record.text("target")
+    elif record.has("target"):
+        raise record.bad("target", "and the last message are both the answer: leave one of them out")
+    return {"prompt": plain_text(messages), "target": answer, "messages": tuple(messages)}
+
+
+def _messages(record: Fields) -> Iterator[Message]:
+    like = '{"role": "user", "content": "..."}'
+    items = record.values["messages"]
+    if not isinstance(items, list) or not all(isinstance(item, Mapping) for item in items):
+        raise record.bad("messages", f"must be a list of objects like {like}")
+    for item in record.objects("messages"):
+        role = item.trimmed("messages.role")
+        if role not in ROLES:
+            raise record.bad("messages.role", f"is {_shown(role)}; a turn is of {', '.join(ROLES)}")
+        yield Message(role, item.text("messages.content"))
+
+
+ROLES = ("system", "user", "assistant")
+"""Who speaks in a conversation."""
 
 
 def _own_id(record: Fields) -> str | None:
@@ -495,22 +538,36 @@ def _own_objects(record: Fields, name: str, like: str) -> Iterator[Fields]:
         yield from record.objects(name)
 
 
-OWN_FIELDS = (
-    "id",
-    "prompt",
-    "target",
-    "subject",
-    "old_answer",
-    "relation",
-    "rephrases",
-    "locality",
-    "locality_prompt",
-    "locality_answer",
-    "portability",
-)
-
 OTHER_NAMES = {"question": "prompt", "answer": "target", "completion": "target", "rephrase": "rephrases"}
 """What else some of these fields are called in people's files, where it can mean nothing else."""
+
+
+def with_columns(record: Fields, columns: Mapping[str, str]) -> Fields:
+    """A record with the fields that ``columns`` names under their own names; what else had these names is not used.
+
+    Args:
+        record: As it is in the file.
+        columns: The file's names by those of one's own corrections.
+
+    Raises:
+        BadRecordError: If the record has no such field for what an edit must have; other fields that are not there are
+            noted.
+    """
+    values = {name: value for name, value in record.values.items() if name not in columns.values()}
+    for name, own in own_names(values).items():
+        if own in columns:
+            values.pop(name)
+            record.notes.append(f"field {name!r} is not used: columns says what {own} is")
+    for own, column in columns.items():
+        if column in record.values:
+            values[own] = record.values[column]
+        elif own in ("prompt", "target", "messages"):
+            present = ", ".join(map(repr, list(record.values)[:12]))
+            raise record.bad(column, f"is named by columns, and is not among the fields {present}")
+        else:
+            record.notes.append(f"field {column!r} is named by columns as {own}, and is not there")
+    return record.of(values)
+
 
 Parser = Callable[[Fields, str], dict[str, Any] | list[dict[str, Any]]]
 """From a record, and what is done about ZsRE's prefix, to the fields of an edit, or of several."""
@@ -535,7 +592,7 @@ FORMATS: dict[str, tuple[tuple[tuple[str, ...], Parser], ...]] = {
     "wise": ((("prompt", "target_new"), _wise),),
     "qaedit": ((("prompt", "target", "locality[].loc"), _qaedit),),
     "hallueditbench": ((("subject", "relation", "object", "question"), _hallueditbench),),
-    "own": ((("prompt", "target"), _own),),
+    "own": ((("prompt", "target"), _own), (("messages",), _own)),
 }
 
 WITH_PORTABILITY = ("hallueditbench", "knowedit", "own")
@@ -562,8 +619,10 @@ def detect(
         for fields, parse in forms:
             if all(_has(record, field) for field in fields):
                 return format_name, parse
-    if "own" in candidates and {"prompt", "target"} <= set(own_names(record).values()):
-        return "own", _own
+    if "own" in candidates:
+        names = set(own_names(record).values())
+        if {"prompt", "target"} <= names or "messages" in names:
+            return "own", _own
     needed = "; ".join(
         f"{format_name}: {' or '.join(', '.join(fields) for fields, _ in forms)}"
         for format_name, forms in candidates.items()
@@ -634,7 +693,13 @@ def _checked(edit: Edit, record: Fields) -> Edit:
     if any(INVISIBLE.search(text) for text in (edit.prompt, *edit.rephrases)):
         record.notes.append("the prompt or a rephrase has characters that show nothing (zero-width, direction)")
     prompt, *rephrases = (_filled(text, edit.subject, record) for text in (edit.prompt, *edit.rephrases))
-    target, prompt, *rephrases = _without_usual_space(target, prompt, *rephrases)
+    messages = edit.messages
+    if messages:  # what stands between question and answer is the template's
+        *earlier, last = messages
+        messages = (*earlier, replace(last, content=_filled(last.content, edit.subject, record)))
+        prompt = plain_text(messages)
+    else:
+        target, prompt, *rephrases = _without_usual_space(target, prompt, *rephrases)
     old_answer = edit.old_answer
     if old_answer is not None and same_text(target, without_invisible(old_answer)):
         what = f"equals the old answer, {_shown(target)}: there is nothing to edit"
@@ -650,6 +715,7 @@ def _checked(edit: Edit, record: Fields) -> Edit:
         locality=tuple(Locality(prompt, answer) for answer, prompt in pairs),
         old_answer=old_answer,
         portability=tuple(map(_with_usual_space, edit.portability)),
+        messages=messages,
     )
 
 

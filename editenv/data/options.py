@@ -1,10 +1,27 @@
 """How a file of edits is read."""
 
+import csv
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from editenv.arguments import PositiveInt, check_fields
+
+OWN_FIELDS = (
+    "id",
+    "prompt",
+    "target",
+    "messages",
+    "subject",
+    "old_answer",
+    "relation",
+    "rephrases",
+    "locality",
+    "locality_prompt",
+    "locality_answer",
+    "portability",
+)
+"""Fields of one's own corrections."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +55,13 @@ class FileOptions:
     """
     limit: PositiveInt | None = None
     """Only the first so many edits."""
+    columns: str | None = None
+    """Which column or field of a file is which of one's own corrections, as prompt=Question,target=Answer. A name with a
+    comma stands in double quotes: prompt=Question,"target=Answer, short"."""
 
     def __post_init__(self) -> None:
         check_fields(self)
+        columns_of(self.columns)
 
     @classmethod
     def of(cls, options: Mapping[str, Any] | None) -> "FileOptions":
@@ -55,3 +76,23 @@ class FileOptions:
                 f"unknown dataset options {sorted(unknown)}; known are {', '.join(cls.__dataclass_fields__)}"
             )
         return cls(**(options or {}))
+
+
+def columns_of(text: str | None) -> dict[str, str]:
+    """The file's names by those of one's own corrections, of what ``columns`` says.
+
+    Raises:
+        ValueError: If it is not of the form ``prompt=Question,target=Answer``.
+    """
+    columns: dict[str, str] = {}
+    for pair in next(csv.reader([text], skipinitialspace=True)) if text else ():
+        name, _, column = (part.strip() for part in pair.partition("="))
+        if name not in OWN_FIELDS or not column:
+            raise ValueError(
+                f"columns: {pair!r} is not of the form FIELD=COLUMN, as in prompt=Question,target=Answer; a field is one of "
+                f"{', '.join(OWN_FIELDS)}"
+            )
+        if name in columns or column in columns.values():
+            raise ValueError(f"columns: {pair!r} names a field or a column a second time")
+        columns[name] = column
+    return columns

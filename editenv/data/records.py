@@ -1,4 +1,5 @@
-"""Raw records out of a file, one at a time: a JSON array, JSON lines, one JSON object, CSV or TSV, however large.
+"""Raw records out of a file, one at a time: a JSON array, JSON lines, one JSON object, CSV, TSV or a spreadsheet,
+however large.
 
 Every error names the file, the record and, where it has another number, the line. Bytes that are not UTF-8 are carried
 through as lone surrogates, so that they are found in the record they belong to and not somewhere in a buffer.
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from editenv.data.opening import inner_suffix, open_text
+from editenv.data.spreadsheets import spreadsheet_rows
 from editenv.data.text import printable
 
 LARGEST_RECORD = 2**24
@@ -20,8 +22,8 @@ LARGEST_RECORD = 2**24
 PIECE = 2**16
 """Characters read at a time."""
 
-SUFFIXES = (".json", ".jsonl", ".csv", ".tsv")
-"""Endings of the names of files of records; each may be packed (``.csv.gz``)."""
+SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".xlsx")
+"""Endings of the names of files of records; each but the last may be packed (``.csv.gz``)."""
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 """What may stand between the columns of a table."""
@@ -44,7 +46,7 @@ class BadRecordError(ValueError):
 
     Attributes:
         kind: What is wrong, in a word: ``syntax``, ``encoding``, ``field``, ``unchanged``, ``length``, ``subject``,
-            ``duplicate``, ``conflict`` or ``leak``.
+            ``duplicate``, ``conflict``, ``leak`` or ``chat`` (the model's template does not take it).
         fatal: Whether the records after it cannot be read either.
     """
 
@@ -88,15 +90,23 @@ class RawRecord(NamedTuple):
 def read_records(path: Path) -> Iterator[RawRecord]:
     """Each record; one that cannot be read is yielded as a :class:`BadRecordError`.
 
-    ``.csv`` and ``.tsv`` are read as a table with a header row; anything else as a JSON array of objects, one object a
+    ``.csv``, ``.tsv`` and ``.xlsx`` are read as a table with a header row; anything else as a JSON array of objects, one object a
     line, or one object. ``.gz`` is unpacked on the way (:mod:`editenv.data.opening`).
 
     Raises:
         ValueError: If the file is empty, a directory, or no text.
         FileNotFoundError: If there is none.
+        ImportError: If it is a spreadsheet, and the library that reads it is not installed.
     """
     if path.is_dir():
         raise ValueError(f"{path} is a folder, not a file of records")
+    if path.suffix.lower() == ".xlsx":
+        number = 0
+        for number, row, record in spreadsheet_rows(path):
+            yield RawRecord(number, row, _checked_text(record, path.name, number, row))
+        if number == 0:
+            raise ValueError(f"{path} holds no records")
+        return
     is_table = inner_suffix(path) in (".csv", ".tsv")
     with open_text(path, newline="" if is_table else None) as file:  # csv wants to see line ends as they are
         number = 0

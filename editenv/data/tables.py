@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,17 +17,17 @@ import numpy as np
 from editenv.atomic_files import atomic_write_text, replace, sync
 from editenv.data.edit_file import EDITS_AT_A_TIME, EditFile, ReadReport, digest_as_written, repeat_error, repeats
 from editenv.data.edits import Edit
-from editenv.data.formats import Fields, detect, to_edits
-from editenv.data.options import FileOptions
+from editenv.data.formats import Fields, detect, to_edits, with_columns
+from editenv.data.options import FileOptions, columns_of
 from editenv.data.records import BadRecordError, RawRecord, place_of, read_records
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-VERSION = 4
+VERSION = 5
 """Of the tables kept on disk; raised when the same file would give other edits."""
 
-TEXTS = ("id", "prompt", "target", "subject", "old_answer", "relation")
+TEXTS = ("id", "prompt", "target", "subject", "old_answer", "relation", "messages")
 LISTS = (
     "rephrases",
     "locality_prompts",
@@ -35,8 +36,8 @@ LISTS = (
     "portability_prompts",
     "portability_answers",
 )
-"""The columns of a table: one text each, and lists of texts, of which ``portability_answers`` has null for none; beside
-them ``record``, the record's number, and ``line``, where it begins.
+"""The columns of a table: one text each (``messages`` as JSON), and lists of texts, of which ``portability_answers`` has
+null for none; beside them ``record``, the record's number, and ``line``, where it begins.
 """
 
 
@@ -78,7 +79,7 @@ def table_path(identity: str, name: str, options: FileOptions) -> Path:
     """
     from datasets import config
 
-    key = json.dumps([VERSION, identity, name, options.bad_records, options.nq_prefix])
+    key = json.dumps([VERSION, identity, name, options.bad_records, options.nq_prefix, options.columns])
     return Path(config.HF_DATASETS_CACHE) / "lifelongedit" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.arrow"
 
 
@@ -143,15 +144,19 @@ def _parsed(
 ) -> Iterator[tuple[Edit, int, int | None]]:
     """The edits of raw records, each with its record's number and line; the first record that can be read tells the format."""
     parse = None
+    columns = columns_of(options.columns)
+    name = "own" if columns and not name else name
     first_error: BadRecordError | None = None
     for number, line, record in records:
         report.records += 1
         try:
             if isinstance(record, BadRecordError):
                 raise record
-            if parse is None:
-                report.format, parse = detect(record, report.source, name or None, number, line)
             fields = Fields(report.source, number, record, line)
+            if columns:
+                fields = with_columns(fields, columns)
+            if parse is None:
+                report.format, parse = detect(fields.values, report.source, name or None, number, line)
             edits = to_edits(fields, parse, options.nq_prefix)
         except BadRecordError as error:
             if error.fatal:
@@ -176,7 +181,9 @@ def _schema() -> "pa.Schema":
 
 
 def _row(edit: Edit, number: int, line: int | None) -> dict[str, Any]:
-    return {name: getattr(edit, name) for name in TEXTS} | {
+    messages = [asdict(message) for message in edit.messages]
+    return {name: getattr(edit, name) for name in TEXTS if name != "messages"} | {
+        "messages": json.dumps(messages) if messages else None,
         "record": number,
         "line": line,
         "rephrases": list(edit.rephrases),

@@ -2,8 +2,9 @@
 
 **What stands between a prompt and its answer** (:func:`separator`): white space that the prompt ends in or the answer
 begins with is what stands there, and nothing is added. Where neither brings any, a space stands there if both sides are
-written with spaces between words, and nothing after an opening quote, an opening bracket, a currency sign, or in
-writing without spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese, Tibetan).
+written with spaces between words, and nothing after an opening quote, an opening bracket, a currency sign, the token
+that ends a chat template's turn header (``<|assistant|>``), or in writing without spaces (Chinese, Japanese, Thai, Lao,
+Khmer, Burmese, Tibetan).
 
 **Two texts are the same** (:func:`same_text`) if they differ in nothing but white space at their ends and in the
 Unicode normal form: an accent may be one character with its letter (NFC, as most tokenizers have it) or one of its own
@@ -23,6 +24,11 @@ _WITHOUT_SPACES = re.compile(
     "\u2e80-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\ufe30-\ufe4f\uff00-\uff9f\U00020000-\U0003ffff]"
 )
 
+_TURN_HEADER = re.compile(r"(<\|[^|<>\s]+\|>|<\uff5c[^\uff5c<>]+\uff5c>|\[\|\w+\|\]|(?<=\S)\[/INST\])\Z")
+"""What ends the header of an answer in chat templates, with nothing behind it: as in Granite and Phi, DeepSeek, EXAONE,
+and Mistral since its third tokenizer. ``[/INST]`` behind a space is Llama 2's, which writes a space after it.
+"""
+
 _OPENING_PARTNER = {"\u00bb": "\u00ab", "\u203a": "\u2039", "\u201d": "\u201c", "\u2019": "\u2018"}
 """Of the closing quotes: guillemets, single guillemets, double and single curly quotes."""
 
@@ -32,6 +38,8 @@ _QUOTES = frozenset("\"'") | set(_OPENING_PARTNER) | set(_OPENING_PARTNER.values
 def separator(prompt: str, answer: str) -> str:
     """What is put between a prompt and its answer: a space, or nothing."""
     if not prompt or prompt[-1].isspace() or answer[:1].isspace():
+        return ""
+    if _TURN_HEADER.search(prompt, max(0, len(prompt) - 64)):
         return ""
     letters = prompt.rstrip("".join({c for c in prompt[-8:] if unicodedata.category(c) in ("Mn", "Mc", "Cf")}))
     last = letters[-1:]

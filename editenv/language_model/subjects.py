@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import torch
 
 from editenv.data.edits import Edit
-from editenv.data.text import end_of
 from editenv.language_model.editable_lm import EditableLM
 from editenv.models.modules import ATTENTION, layer_number, layer_stack
 
@@ -24,9 +23,9 @@ def end_of_subject(edit: Edit, otherwise: str = "set token='last'") -> int:
         raise ValueError(
             f"{edit.id} has no subject, at whose last token facts are looked up; give it one, or {otherwise}"
         )
-    end = end_of(edit.subject, edit.prompt)
+    end = edit.end_of_subject
     if end is None:
-        raise ValueError(f"{edit.id}: the subject {edit.subject!r} does not stand in the prompt {edit.prompt!r}")
+        raise ValueError(f"{edit.id}: the subject {edit.subject!r} does not stand in the prompt {edit.question!r}")
     return end
 
 
