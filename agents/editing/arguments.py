@@ -24,7 +24,7 @@ class EditArgs:
 
     editenv edit --edits corrections.jsonl --output out
 
-    editenv edit --model ./my-model --edits corrections.csv --method fine-tune --output out
+    editenv edit --model ./my-model --edits corrections.csv --output out
     """
 
     edits: str
