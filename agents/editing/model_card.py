@@ -48,9 +48,9 @@ def _origin(about: Mapping[str, Any]) -> Iterator[str]:
         yield f"# {about['edited']}, with its corrections taken away"
         yield from ("", f"The deltas of `{about['without']}` were subtracted from the weights.", "")
         return
-    yield from (f"# {about['base']}, corrected", "", "| | |", "| --- | --- |")
+    yield from (f"# {about.get('base', 'A model')}, corrected", "", "| | |", "| --- | --- |")
     rows = {
-        "base model": about["base"],
+        "base model": about.get("base"),
         "method": about.get("method"),
         "corrections made": about.get("edits"),
         "batches": about.get("batches"),

@@ -3,6 +3,7 @@
 import json
 import math
 import types
+from collections.abc import Mapping
 from dataclasses import is_dataclass
 from inspect import signature
 from typing import Annotated, Literal, Union, get_args, get_origin, get_type_hints
@@ -44,6 +45,8 @@ def is_right_type(hint, value):
             right = value in get_args(kind)
         elif is_dataclass(kind):
             right = value == {}
+        elif get_origin(kind) is Mapping:
+            right = isinstance(value, dict)
         else:
             right = type(value) is kind
         if right:

@@ -142,9 +142,9 @@ def test_a_package_that_is_missing_is_said():
 
 def test_an_unknown_method_is_refused():
     with pytest.raises(
-        ValueError, match="'grace' is not compared with public code; there are alphaedit, anyedit, dafnet, "
+        ValueError, match="'no-edit' is not compared with public code; there are alphaedit, anyedit, dafnet, "
     ):
-        chosen_cases(["rledit", "grace"])
+        chosen_cases(["rledit", "no-edit"])
     assert chosen_cases(["rect"]) == ["alphaedit", "rect"]
     assert chosen_cases([]) == list(CASES)
 

@@ -96,7 +96,7 @@ def test_a_field_of_an_environments_options_takes_what_it_is_made_for_and_nothin
     value = data.draw(WRONG)
     types = {float: (int, float), int: (int,)}.get(int if field.name == "limit" else type(field.default), ())
     usable = type(value) in types and math.isfinite(value) and value >= 0  # right for some of them
-    optional = ("limit", "apart_from", "only")
+    optional = ("limit", "apart_from", "only", "columns")
     if usable or (value is None and field.name in optional):
         value = -1 - (value or 0)
     if isinstance(value, str) and field.name in ("apart_from", "only"):

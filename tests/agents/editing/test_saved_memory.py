@@ -71,7 +71,12 @@ def said_by(folder, prompts):
 def test_base_and_memory_are_loaded_by_one_call_and_say_the_corrections(run, edits, base, model_folder):
     out, printed = run
     folder = out / "model"
-    assert {path.name for path in folder.iterdir()} == {"base.json", "memory.safetensors", "lifelongedit.json"}
+    assert {path.name for path in folder.iterdir()} == {
+        "base.json",
+        "memory.safetensors",
+        "lifelongedit.json",
+        "README.md",
+    }
     assert f"{folder} is a memory beside {model_folder}, no plain transformers folder" in printed
     assert json.loads((out / "report.json").read_text())["changes"] == ["side memory"]
     assert "No weight was changed: the corrections are in a memory" in (out / "report.html").read_text()

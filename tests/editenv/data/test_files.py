@@ -839,7 +839,7 @@ def test_what_is_unambiguous_is_read(tmp_path, name, content):
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("e.xlsx", b"PK\x03\x04rest", "is a zip archive .or a spreadsheet.*save it as CSV"),
+        ("e.xlsx", b"PK\x03\x04rest", "is no spreadsheet that can be read.*save the sheet as CSV"),
         ("e.xls", b"\xd0\xcf\x11\xe0\xa1\xb1", "old Excel.*: save it as CSV"),
         ("e.parquet", b"PAR1....", "is a Parquet file.*JSON lines"),
         ("e.csv.gz", gzip.compress(b"PAR1....", mtime=0), "is a Parquet file"),
