@@ -99,7 +99,7 @@ def test_a_field_of_an_environments_options_takes_what_it_is_made_for_and_nothin
     optional = ("limit", "apart_from", "only", "columns")
     if usable or (value is None and field.name in optional):
         value = -1 - (value or 0)
-    if isinstance(value, str) and field.name in ("apart_from", "only"):
+    if isinstance(value, str) and field.name in ("apart_from", "only", "columns"):
         value = len(value)
     with pytest.raises(ValueError, match=rf"^{field.name} must be "):
         kind(**{field.name: value})
