@@ -366,6 +366,8 @@ def make_edits(args: EditArgs, editor: LifelongEditor, edits: Sequence[Edit], as
     while done < len(edits):
         size = _next_size(editor.results, args.edits_per_step)
         batch = list(edits[done : done + size])
+        if not done:  # later the last batch's figures stay in view
+            display.show("editing the first batch")
         result = editor.edit(batch, retried=args.guard.retry and len(batch) > 1)
         done += result.edits
         seconds = time.perf_counter() - started
