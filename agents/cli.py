@@ -231,7 +231,8 @@ class ModelsArgs:
 
 
 def evaluate(args: EvaluateArgs) -> None:
-    from agents.editing.edit_command import edits_for, show_scores
+    from agents.editing.edit_command import show_scores
+    from agents.editing.reading import edits_for
     from editenv.language_model.editable_lm import EditableLM
     from editenv.models import load_model
     from editenv.models.modules import stream_outputs

@@ -1,7 +1,8 @@
 """Text that a model writes by itself: for statistics of ordinary text where nobody has given any."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 
@@ -28,7 +29,6 @@ BEGINNINGS = (
 """How they begin, in turn: a model that is given nothing but its first token writes few kinds of text."""
 
 
-@torch.no_grad()
 def written_texts(lm: EditableLM, count: int, seed: int = 0) -> Iterator[str]:
     """Texts sampled from the model at theta_0, at its own probabilities; always the same for a seed.
 
@@ -50,8 +50,22 @@ def written_texts(lm: EditableLM, count: int, seed: int = 0) -> Iterator[str]:
 def _written(lm: EditableLM, beginnings: list[str], seed: int) -> list[str]:
     """One text for each beginning."""
     rows: list[list[int]] = lm.tokenizer(beginnings)["input_ids"]
-    stop = lm.tokenizer.eos_token_id
-    pad = next((t for t in (lm.tokenizer.pad_token_id, stop) if t is not None), 0)
+    own_probabilities = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "eos_token_id": lm.tokenizer.eos_token_id}
+    return [text.strip() for text in sample(lm, rows, TOKENS, seed, **own_probabilities)]
+
+
+@torch.no_grad()
+def sample(lm: EditableLM, rows: Sequence[list[int]], tokens: int, seed: int, **options: Any) -> list[str]:
+    """What the model at theta_0 writes behind these beginnings, with them; always the same for a seed.
+
+    Args:
+        lm: The model, at any weights; the caller's generators are not touched.
+        rows: Token ids of the beginnings.
+        tokens: New tokens of each, at most.
+        seed: Of the sampling.
+        **options: More of transformers' ``generate``.
+    """
+    pad = next((t for t in (lm.tokenizer.pad_token_id, lm.tokenizer.eos_token_id) if t is not None), 0)
     width = max(map(len, rows))
     ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=lm.device)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=lm.device)
@@ -59,14 +73,7 @@ def _written(lm: EditableLM, beginnings: list[str], seed: int) -> list[str]:
     with torch.random.fork_rng(devices), lm.at_initial_weights():
         torch.manual_seed(seed)
         written = lm.model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            max_new_tokens=TOKENS,
-            do_sample=True,
-            temperature=1.0,
-            top_k=0,
-            top_p=1.0,
-            pad_token_id=pad,
-            eos_token_id=stop,
+            input_ids=ids, attention_mask=mask, max_new_tokens=tokens, do_sample=True, pad_token_id=pad, **options
         )
-    return [text.strip() or "." for text in lm.tokenizer.batch_decode(written, skip_special_tokens=True)]
+    texts: list[str] = lm.tokenizer.batch_decode(written, skip_special_tokens=True)
+    return texts

@@ -46,7 +46,7 @@ class Play:
     """One policy on one stream.
 
     Attributes:
-        policy: Name of :data:POLICIES.
+        policy: Name of :data:`POLICIES`.
         seed: Of the stream and of a random policy.
         edits_per_step: n.
         horizon: Batches of an episode.

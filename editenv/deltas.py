@@ -4,6 +4,7 @@ A delta is written ``(d_in, d_out)``, like the weight gradient ``keys^T value_gr
 stores its weight. It is a dense tensor or a :class:`LowRank` pair of factors.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,19 @@ class LowRank:
 
 
 Delta = torch.Tensor | LowRank
+
+
+def low_rank_sum(parts: Sequence[LowRank], shape: tuple[int, int], device: torch.device) -> LowRank:
+    """The sum of any number of deltas of a module, in factors; of none a delta of rank 0.
+
+    Args:
+        parts: Of shape ``(d_in, d_out)``.
+        shape: ``(d_in, d_out)``.
+        device: Of the sum of none.
+    """
+    if not parts:
+        return LowRank(torch.zeros(shape[0], 0, device=device), torch.zeros(0, shape[1], device=device))
+    return LowRank(torch.cat([part.left for part in parts], 1), torch.cat([part.right for part in parts]))
 
 
 def real_matrix(values: Any, what: str, shape: tuple[int, int] | None = None) -> torch.Tensor:

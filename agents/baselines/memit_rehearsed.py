@@ -10,7 +10,7 @@ from agents.baselines.weight_training import as_tensor, of_tensor
 from editenv.arguments import NonNegativeFloat, PositiveFloat, PositiveInt
 from editenv.data import Edit
 from editenv.data.text import comparable
-from editenv.deltas import LowRank
+from editenv.deltas import LowRank, low_rank_sum
 from editenv.env import LifelongEditEnv
 
 
@@ -26,19 +26,25 @@ class RehearsedMEMIT(MEMIT):
     * **Passes.** The ridge keeps an update short of its values. After an update is applied, the edits whose target is
       not the model's first choice are searched again from there, and the rest is held where it is.
 
+    Defaults were chosen by hand on twelve made-up corrections of SmolLM2-135M, in layers 4, 6 and 8 of 30
+    (docs/results/real-model.md).
+
     Args:
-        value, weight, samples, epsilon: As MEMIT has them.
+        value: As MEMIT has it; by default half as many steps as MEMIT's, twice as long, in a ball three times as large,
+            without prefixes.
+        weight, samples, epsilon: As MEMIT has them.
         passes: Searches at most; those after the first are of what does not hold yet.
     """
 
     def __init__(
         self,
         value: LayerValueConfig | ValueConfig | None = None,
-        weight: PositiveFloat = 15_000.0,
-        samples: PositiveInt = 100_000,
+        weight: PositiveFloat = 1000.0,
+        samples: PositiveInt = 400,
         epsilon: NonNegativeFloat = 1e-4,
-        passes: PositiveInt = 3,
+        passes: PositiveInt = 5,
     ) -> None:
+        value = value or LayerValueConfig(steps=10, learning_rate=1.0, clamp=2.25, prefixes=0)
         super().__init__(value, weight, samples, epsilon, cache_keys=True)
         self.passes = passes
 
@@ -66,7 +72,7 @@ class RehearsedMEMIT(MEMIT):
                     lm.apply({name: update})
                     updates[name].append(update)
             self._finished, self._last_batch = self._keys(lookup), list(edits)
-        return {name: _sum(parts, lm.shape(name), lm.device) for name, parts in updates.items()}
+        return {name: low_rank_sum(parts, lm.shape(name), lm.device) for name, parts in updates.items()}
 
     def _not_said(self, edits: Sequence[Edit], lookup: Lookup) -> list[int]:
         """Numbers of the edits of whose subject's targets one is not the model's first choice, token by token."""
@@ -124,10 +130,3 @@ class RehearsedMEMIT(MEMIT):
 
 SUBJECTS, TARGETS = "subjects", "targets"
 """Names in a batch's state, beside those of the modules."""
-
-
-def _sum(parts: Sequence[LowRank], shape: tuple[int, int], device: torch.device) -> LowRank:
-    """The sum of several updates, as one."""
-    if not parts:
-        return LowRank(torch.zeros(shape[0], 0, device=device), torch.zeros(0, shape[1], device=device))
-    return LowRank(torch.cat([p.left for p in parts], 1), torch.cat([p.right for p in parts]))

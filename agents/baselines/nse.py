@@ -9,7 +9,7 @@ from agents.baselines.values import LayerValueConfig, ValueConfig, mean_keys, re
 from agents.preconditioner import Preconditioner, regularised
 from editenv.arguments import NonNegativeFloat, PositiveFloat, PositiveInt, PositiveShare
 from editenv.data import Edit
-from editenv.deltas import LowRank, ridge_regression
+from editenv.deltas import LowRank, low_rank_sum, ridge_regression
 from editenv.language_model.editable_lm import Gradient
 
 
@@ -123,7 +123,7 @@ class NSE(MEMIT):
                     updates[name].append(self._update(name, keys[chosen], share))
                     lm.apply({name: updates[name][-1]})
             self._finished = {n: mean_keys(read_token(lm, m, lookup)[0], lookup) for n, m in lm.modules.items()}
-        return {name: _sum(parts, lm.shape(name), lm.device) for name, parts in updates.items()}
+        return {name: low_rank_sum(parts, lm.shape(name), lm.device) for name, parts in updates.items()}
 
     def _update(self, name: str, keys: torch.Tensor, missing: torch.Tensor) -> LowRank:
         """The delta of one layer in one round."""
@@ -134,13 +134,3 @@ class NSE(MEMIT):
         left = torch.zeros(keys.shape[1], within.left.shape[1], dtype=keys.dtype, device=keys.device)
         left[neurons] = within.left
         return LowRank(left, within.right)
-
-
-def _sum(parts: Sequence[LowRank], shape: tuple[int, int], device: torch.device) -> LowRank:
-    """Of any number of deltas of a module."""
-    d_in, d_out = shape
-    empty = LowRank(torch.zeros(d_in, 0, device=device), torch.zeros(0, d_out, device=device))
-    return LowRank(
-        torch.cat([empty.left, *(part.left for part in parts)], 1),
-        torch.cat([empty.right, *(part.right for part in parts)]),
-    )

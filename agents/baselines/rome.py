@@ -19,7 +19,7 @@ from agents.covariance import covariance_of
 from agents.preconditioner import inverted, regularised
 from editenv.arguments import NonNegativeFloat, PositiveInt
 from editenv.data import Edit
-from editenv.deltas import LowRank
+from editenv.deltas import LowRank, low_rank_sum
 from editenv.env import Action, LifelongEditEnv
 
 
@@ -98,8 +98,7 @@ class ROME(Agent):
             for edit in self._env.batch:
                 updates.append(self._write(edit))
                 lm.apply({self._module: updates[-1]})
-        left, right = torch.cat([u.left for u in updates], 1), torch.cat([u.right for u in updates])
-        return {self._module: LowRank(left, right)}
+        return {self._module: low_rank_sum(updates, lm.shape(self._module), lm.device)}
 
     def _write(self, edit: Edit) -> LowRank:
         lm = self._env.language_model

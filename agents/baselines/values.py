@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from agents.self_written import sample
 from editenv.arguments import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, check_fields
 from editenv.data import Edit
 from editenv.env import LifelongEditEnv
@@ -512,7 +513,6 @@ def _output_changed(
         yield
 
 
-@torch.no_grad()
 def sample_prefixes(lm: EditableLM, config: ValueConfig, seed: int) -> list[str]:
     """Texts that theta_0 writes by itself, each ended by a full stop; always the same for a seed.
 
@@ -525,16 +525,5 @@ def sample_prefixes(lm: EditableLM, config: ValueConfig, seed: int) -> list[str]
         return []
     tokenizer = lm.tokenizer
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    ids = torch.full((config.prefixes, 1), start, device=lm.device)
-    devices = [lm.device] if lm.device.type == "cuda" else []
-    with torch.random.fork_rng(devices), lm.at_initial_weights():
-        torch.manual_seed(seed)
-        token_ids = lm.model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=config.prefix_tokens,
-            do_sample=True,
-            top_k=5,
-            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-        )
-    return [f"{text.strip().rstrip('.')}." for text in tokenizer.batch_decode(token_ids, skip_special_tokens=True)]
+    texts = sample(lm, [[start]] * config.prefixes, config.prefix_tokens, seed, top_k=5)
+    return [f"{text.strip().rstrip('.')}." for text in texts]

@@ -1,9 +1,8 @@
 """Tries methods on some of the corrections, on the model itself, and says which one it would take."""
 
-import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -11,12 +10,14 @@ from rich.table import Table
 
 from agents.editing import corrections, unrelated
 from agents.editing.arguments import AdviseArgs, EditArgs
-from agents.editing.choice import WITHOUT_SUBJECTS, Choice, choose_method, settings_file
-from agents.editing.edit_command import edits_for
+from agents.editing.choice import WITHOUT_SUBJECTS, Choice, choose_method
 from agents.editing.editor import LifelongEditor
-from agents.editing.guard import Guard
+from agents.editing.guard import HELD_OUT, Guard
+from agents.editing.reading import edits_for
+from agents.editing.valid_json import valid_json
 from editenv.data import Edit
 from editenv.data.text import printable
+from editenv.evaluation import metrics
 
 NEEDS_TEN = "ultraedit"
 """Takes its statistics from the edits themselves."""
@@ -48,7 +49,7 @@ class Trial:
     perplexity: float = 0.0
     prepared: float = 0.0
     seconds: float = 0.0
-    refused: str = field(default="")
+    refused: str = ""
 
     @property
     def rank(self) -> tuple[bool, int, int, float]:
@@ -75,7 +76,7 @@ def advise(args: AdviseArgs) -> None:
         raise ValueError("\n".join(f"{trial.method}: {trial.refused}" for trial in trials))
     if args.json:
         for trial in trials:
-            print(json.dumps(asdict(trial)))
+            print(valid_json(asdict(trial)))
         return
     show(trials)
     print(printable(f"would take: --method {best.method} --modules {' '.join(best.modules)}"))
@@ -84,15 +85,14 @@ def advise(args: AdviseArgs) -> None:
 def candidates(args: AdviseArgs, edits: Sequence[Edit]) -> list[Choice]:
     """The methods that are tried."""
     if args.methods:
-        return [Choice(method, None, (), "named") for method in args.methods]
+        return [Choice(method, (), "named") for method in args.methods]
     first = choose_method(EditArgs(args.edits, Path(), args.model, device=args.device, dtype=args.dtype), edits)
     others = [WITHOUT_SUBJECTS, *([NEEDS_TEN] if len(edits) >= 10 else [])]
-    return [first, *(Choice(method, None, (), "for comparison") for method in others if method != first.method)]
+    return [first, *(Choice(method, (), "for comparison") for method in others if method != first.method)]
 
 
 def try_method(args: AdviseArgs, choice: Choice, edits: Sequence[Edit]) -> Trial:
     """Makes the corrections in one batch, in memory, and asks the model."""
-    settings = None if choice.settings is None else settings_file(choice.settings)
     started = time.perf_counter()
     try:
         editor = LifelongEditor(
@@ -101,7 +101,6 @@ def try_method(args: AdviseArgs, choice: Choice, edits: Sequence[Edit]) -> Trial
             modules=choice.modules or None,
             training=args.training,
             text=args.text,
-            settings=settings,
             to_come=edits,
             guard=Guard(on_bad="roll-back"),
             device=args.device,
@@ -117,7 +116,7 @@ def try_method(args: AdviseArgs, choice: Choice, edits: Sequence[Edit]) -> Trial
         return Trial(choice.method, tuple(editor.lm.modules), len(edits), refused=f"taken back: {result.reason}")
     said = corrections.says_now(editor.lm, edits)
     answers = unrelated.answers(editor.lm, edits)
-    drift = editor.evaluate()["drift"]
+    drift = metrics.drift(editor.lm, HELD_OUT)
     return Trial(
         choice.method,
         tuple(editor.lm.modules),

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from agents.editing.arguments import EditArgs
-from agents.settings import settings_path
 from editenv.data import Edit
 from editenv.data.text import end_of
 from editenv.models import EMBEDDED, load_model
@@ -24,13 +23,11 @@ class Choice:
 
     Attributes:
         method: A row of agents.registry.
-        settings: File of its settings; None for its own.
         modules: Edited modules, as endings of dotted names; empty for those of the command, or the model's default.
         reason: Why, in words.
     """
 
     method: str
-    settings: Path | None
     modules: tuple[str, ...]
     reason: str
 
@@ -49,17 +46,17 @@ def choose_method(args: EditArgs, edits: Sequence[Edit]) -> Choice:
         edits: All corrections.
     """
     if args.policy is not None or args.model == EMBEDDED:
-        return Choice("rledit", args.settings, (), "a trained policy is there")
-    begun = _begun_with(args.output)
+        return Choice("rledit", (), "a trained policy is there")
     without = sum(not edit.subject or end_of(edit.subject, edit.prompt) is None for edit in edits)
-    if begun == LOOKS_UP or (begun is None and not without):
-        settings = args.settings or settings_path(LOOKS_UP, "subject-last")
-        modules = () if args.modules or args.preset else lookup_modules(args)
-        return Choice(LOOKS_UP, settings, modules, "every correction has a subject, at which facts are looked up")
-    if begun is not None:
-        return Choice(begun, args.settings, (), "this run was begun with it")
-    reason = f"{without} of {len(edits)} corrections have no subject in their prompt; with a field 'subject' more methods work"
-    return Choice(WITHOUT_SUBJECTS, args.settings, (), reason)
+    if (begun := _begun_with(args.output)) is not None:
+        method, reason = begun, "this run was begun with it"
+    elif without:
+        method = WITHOUT_SUBJECTS
+        reason = f"{without} of {len(edits)} corrections have no subject in their prompt, which the better methods need"
+    else:
+        method, reason = LOOKS_UP, "every correction has a subject, at which facts are looked up"
+    own_modules = method == LOOKS_UP and not args.modules and not args.preset
+    return Choice(method, lookup_modules(args) if own_modules else (), reason)
 
 
 def settings_file(path: Path) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """``editenv diff``: what a run has changed in the weights and in what the model says; and how two runs differ."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -16,9 +15,10 @@ from agents.editing import summary
 from agents.editing.corrections import reported
 from agents.editing.history import base_model
 from agents.editing.run import Run, read_lines
+from agents.editing.valid_json import valid_json
 from editenv.data.text import printable
 from editenv.delta_files import read_delta
-from editenv.deltas import Delta, LowRank, dense, squared_norm
+from editenv.deltas import Delta, LowRank, dense, low_rank_sum, squared_norm
 from editenv.memories import Memory
 
 LISTED = 10
@@ -52,7 +52,7 @@ def diff(
     reports = [change.report() for change in changes]
     result = reports[0] if other is None else _two(changes, reports)
     if as_json:
-        print(json.dumps(result, ensure_ascii=False))
+        print(valid_json(result, ensure_ascii=False))
     elif other is None:
         _show_one(output, result)
     else:
@@ -140,7 +140,7 @@ def _sum(one: Delta, other: Delta) -> Delta:
     if isinstance(one, LowRank) and isinstance(other, LowRank):
         rank = one.left.shape[1] + other.left.shape[1]
         if rank * sum(one.shape) < one.shape[0] * one.shape[1]:
-            return LowRank(torch.cat([one.left, other.left], dim=1), torch.cat([one.right, other.right]))
+            return low_rank_sum((one, other), one.shape, one.left.device)
     return dense(one) + dense(other)
 
 

@@ -4,11 +4,10 @@ import json
 import resource
 import sys
 import time
-import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console
 from rich.panel import Panel
@@ -25,6 +24,7 @@ from agents.editing.editor import BatchResult, LifelongEditor, TooManyDeltasErro
 from agents.editing.estimate import free_memory, memory_of
 from agents.editing.giving_away import check_converter, check_hub, convert_to_gguf, push_to_hub
 from agents.editing.preparation import choose_agent
+from agents.editing.reading import edits_for
 from agents.editing.rehearsal import rehearse
 from agents.editing.run import Key, key_of_edit, left_to_retry
 from agents.editing.saving import check_place, write_card
@@ -32,9 +32,7 @@ from agents.editing.undoing import Plan, consent, duration
 from agents.editing.valid_json import valid_json
 from editenv.atomic_files import atomic_write_text
 from editenv.data import Edit
-from editenv.data.chat import NO_BOS_IN_TEMPLATE, ChatTemplate
-from editenv.data.files import EditFile, FileOptions, load_file_edits
-from editenv.data.records import BadRecordError
+from editenv.data.files import EditFile
 from editenv.data.text import printable
 from editenv.journal import JournalError
 from editenv.models import load_model
@@ -185,8 +183,7 @@ def _with_method(args: EditArgs, edits: EditFile, display: Display) -> EditArgs:
     where = f" in {', '.join(choice.modules)}" if choice.modules else ""
     if choice.method != "rledit":
         display.say(f"method: {choice.method}{where}: {choice.reason} (--method takes another)")
-    modules = choice.modules or args.modules
-    return replace(args, method=choice.method, settings=choice.settings, modules=modules)
+    return replace(args, method=choice.method, modules=choice.modules or args.modules)
 
 
 def _is_same_file(one: Path, other: Path) -> bool:
@@ -224,58 +221,6 @@ def _agent_without_policy(args: EditArgs) -> Agent | None:
     if args.policy is not None or args.method in ("auto", "rledit"):
         return None
     return choose_agent(args.method, None, args.model, settings_of_file(args.settings))
-
-
-def edits_for(
-    file: str,
-    bad_records: Literal["error", "skip"],
-    model: str,
-    device: str,
-    dtype: str,
-    subjects: bool = False,
-    chat: bool = False,
-    columns: str | None = None,
-) -> EditFile:
-    """The file's edits that fit into the model, read and checked to the end before anything is done.
-
-    Args:
-        file: As docs/reference/data_formats.md has it.
-        bad_records: Whether a record that cannot be used is an error, or is left out and named on stderr.
-        model, device, dtype: Model whose context the edits must fit into.
-        subjects: Whether each edit must have a subject that stands in its prompt.
-        chat: Whether every edit is asked in a chat, too; those that were given as messages are.
-        columns: As :class:`FileOptions` has them.
-
-    Raises:
-        ValueError: If a record cannot be used, or the file or the model cannot be read; if an edit is asked in a chat
-            and the model has no template for it.
-    """
-    options = FileOptions(bad_records=bad_records, columns=columns)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what was left out is said below
-            edits = load_file_edits(file, "all", options)
-        loaded, tokenizer = load_model(model, device, dtype)
-        context = getattr(loaded.config.get_text_config(), "max_position_embeddings", None)
-        if chat or edits.has_conversations:
-            template = ChatTemplate(tokenizer, model)
-            if template.adds_bos:
-                print(f"note: {NO_BOS_IN_TEMPLATE}", file=sys.stderr)
-            edits = edits.in_chat(template, chat, options)
-        edits = edits.check_lengths(tokenizer, context, options) if context else edits
-        edits = edits.check_subjects(options) if subjects else edits
-    except BadRecordError as error:
-        message = str(error).replace("the dataset option bad_records=skip", "--bad-records skip")
-        raise ValueError(message) from None
-    for remark in edits.report.remarks():
-        print(printable(f"note: {remark}"), file=sys.stderr)
-    for line in edits.report.refused:
-        print(printable(f"left out: {line}"), file=sys.stderr)
-    if more := edits.report.bad.total() - len(edits.report.refused):
-        print(f"left out: {more:,} more", file=sys.stderr)
-    if len(edits) == 0:
-        raise ValueError("\n".join((f"no edit of {edits.report} can be used", *edits.report.reasons())))
-    return edits
 
 
 def _note_precision(args: EditArgs, display: Display) -> None:

@@ -70,7 +70,7 @@ def check_hub(name: str) -> None:
         raise ValueError(f"push-to-hub: {name!r} is no name of a repository: {error}") from None
     try:
         HfApi().whoami()
-    except Exception as error:  # of whichever client the library uses
+    except _hub_errors() as error:
         _hub_failed(
             "push-to-hub: nobody is logged in to the hub, or it cannot be reached (`hf auth login` logs in)", error
         )
@@ -97,9 +97,16 @@ def push_to_hub(model: Path, name: str) -> str:
         api.upload_folder(
             repo_id=repository.repo_id, folder_path=model, commit_message="Model edited with LifelongEdit"
         )
-    except Exception as error:  # likewise
+    except _hub_errors() as error:
         _hub_failed(f"{model} is saved, but could not be put on the hub as {name}; the same command tries again", error)
     return str(repository)
+
+
+def _hub_errors() -> tuple[type[Exception], ...]:
+    """The disk's, the hub's, and those of whichever HTTP client the library has."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return (OSError, *(kind for kind in HfHubHTTPError.__bases__ if issubclass(kind, Exception)))
 
 
 def _hub_failed(what: str, error: Exception) -> NoReturn:

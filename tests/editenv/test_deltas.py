@@ -1,7 +1,15 @@
 import pytest
 import torch
 
-from editenv.deltas import LowRank, dense, inner, inner_gradient, ridge_regression, squared_norm
+from editenv.deltas import (
+    LowRank,
+    dense,
+    inner,
+    inner_gradient,
+    low_rank_sum,
+    ridge_regression,
+    squared_norm,
+)
 
 
 @pytest.fixture
@@ -89,3 +97,11 @@ def test_ridge_regression_carries_gradient():
     U, V = torch.randn(4, 6, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
     inputs = (U.requires_grad_(), V.requires_grad_(), torch.tensor(0.3, dtype=torch.float64, requires_grad=True))
     assert torch.autograd.gradcheck(lambda *a: ridge_regression(*a).dense(), inputs)
+
+
+def test_a_sum_of_factors_is_the_sum_of_the_matrices():
+    parts = [LowRank(torch.randn(5, rank), torch.randn(rank, 3)) for rank in (2, 1, 4)]
+    total = low_rank_sum(parts, (5, 3), torch.device("cpu"))
+    assert total.left.shape == (5, 7)
+    torch.testing.assert_close(total.dense(), sum(part.left @ part.right for part in parts))
+    assert torch.equal(low_rank_sum([], (5, 3), torch.device("cpu")).dense(), torch.zeros(5, 3))

@@ -5,25 +5,9 @@ import json
 import pytest
 import torch
 
-from agents import cli
 from agents.editing.advise import Trial
 from agents.editing.editor import LifelongEditor
 from editenv.models import load_model
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    def run(*words):
-        monkeypatch.setattr("sys.argv", ["editenv", *map(str, words)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        said = capsys.readouterr()
-        return said.out, said.err, code
-
-    return run
 
 
 @pytest.fixture
@@ -35,7 +19,7 @@ def file(tmp_path):
     return path
 
 
-def test_each_trial_is_what_the_editor_makes_of_the_same_corrections(run, tmp_path):
+def test_each_trial_is_what_the_editor_makes_of_the_same_corrections(command_line, tmp_path):
     before = {name: tensor.clone() for name, tensor in load_model("atlas")[0].state_dict().items()}
     rows = [
         {"prompt": "Who owns Tumblr?", "target": "Automattic"},
@@ -44,7 +28,9 @@ def test_each_trial_is_what_the_editor_makes_of_the_same_corrections(run, tmp_pa
     ]
     file = tmp_path / "edits.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    out, _, code = run("advise", "--edits", file, "--methods", "fine-tune", "no-edit", "--corrections", 2, "--json")
+    out, _, code = command_line(
+        "advise", "--edits", file, "--methods", "fine-tune", "no-edit", "--corrections", 2, "--json"
+    )
     assert code == 0
     trials = [json.loads(line) for line in out.splitlines()]
     assert [trial["method"] for trial in trials] == ["fine-tune", "no-edit"]
@@ -62,14 +48,35 @@ def test_each_trial_is_what_the_editor_makes_of_the_same_corrections(run, tmp_pa
     assert all(torch.equal(before[name], after[name]) for name in before), "nothing stays"
 
 
-def test_by_default_it_tries_what_edit_would_take_and_says_which_is_best(run, file, model_folder, monkeypatch):
+def test_by_default_it_tries_what_edit_would_take_and_says_which_is_best(command_line, file, model_folder, monkeypatch):
     monkeypatch.setattr("agents.self_written.TOKENS", 4)
-    out, _, code = run("advise", "--model", model_folder, "--edits", file)
+    out, _, code = command_line("advise", "--model", model_folder, "--edits", file)
     assert code == 0
     assert "│ memit-rehearsed" in out, "no name is cut"
     assert "fine-tune-replay" in out
-    assert "would take: --method " in out.replace("\n", " ")
+    words = out.partition("would take: ")[2].split()
+    trials, _, _ = command_line("advise", "--model", model_folder, "--edits", file, "--json")
+    tried = {trial["method"]: trial for trial in map(json.loads, trials.splitlines())}
+    assert words[:3:2] == ["--method", "--modules"]
+    assert words[3:] == tried[words[1]]["modules"]
     assert max(len(line) for line in out.splitlines() if not line.startswith("would")) <= 80
+
+
+def test_the_command_that_it_names_makes_what_was_tried(command_line, file, model_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("agents.self_written.TOKENS", 4)
+    words = ("--model", model_folder, "--edits", file)
+    trials, _, _ = command_line("advise", *words, "--json")
+    trial = next(trial for trial in map(json.loads, trials.splitlines()) if trial["method"] == "memit-rehearsed")
+    method = ("--method", "memit-rehearsed", "--modules", *trial["modules"])
+    out, _, code = command_line("edit", *words, "--output", tmp_path / "out", *method, "--json")
+    assert code == 0
+    report = json.loads(out)
+    assert (report["hold"], report["perplexity_factor"]) == (
+        trial["said"],
+        pytest.approx(trial["perplexity"], rel=1e-4),
+    )
+    assert report["unrelated"]["changed"] == trial["changed"]
+    assert trial["perplexity"] != 1.0
 
 
 def test_what_is_not_said_counts_first_then_what_changed_then_time():
@@ -84,10 +91,12 @@ def test_what_is_not_said_counts_first_then_what_changed_then_time():
     assert sorted([order[i] for i in (3, 0, 4, 2, 1)], key=lambda trial: trial.rank) == order
 
 
-def test_methods_that_cannot_be_tried_are_named(run, file, model_folder):
-    out, _, code = run("advise", "--model", model_folder, "--edits", file, "--methods", "rledit", "fine-tune")
+def test_methods_that_cannot_be_tried_are_named(command_line, file, model_folder):
+    out, _, code = command_line("advise", "--model", model_folder, "--edits", file, "--methods", "rledit", "fine-tune")
     assert code == 0
     assert "policy trained for" in " ".join(out.split())
-    out, err, code = run("advise", "--model", model_folder, "--edits", file, "--methods", "rledit", "untrained")
+    out, err, code = command_line(
+        "advise", "--model", model_folder, "--edits", file, "--methods", "rledit", "untrained"
+    )
     assert code != 0
     assert "needs edits to learn from" in f"{err} {code}"

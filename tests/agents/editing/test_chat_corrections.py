@@ -9,9 +9,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from agents import cli
 from agents.editing.arguments import EditArgs
 from agents.editing.edit_command import edit as run_edit
-from agents.editing.edit_command import edits_for
 from agents.editing.editor import LifelongEditor
 from agents.editing.guard import Guard
+from agents.editing.reading import edits_for
 
 LAST = ("model.layers.2.mlp.down_proj",)
 TEMPLATE = (

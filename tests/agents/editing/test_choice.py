@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 
-from agents import cli
 from agents.editing.arguments import EditArgs
 from agents.editing.choice import choose_method
 from agents.editing.editor import LifelongEditor
@@ -18,22 +17,6 @@ LAST = "model.layers.2.mlp.down_proj"
 WITH = Edit("1", "The home of Ada is", "Rome", subject="Ada")
 WITHOUT = Edit("2", "The home of Ada is", "Rome")
 ELSEWHERE = Edit("3", "The home of Ada is", "Rome", subject="Kepler")
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """The command line; what it said on stderr, and how it ended."""
-
-    def run(*words):
-        monkeypatch.setattr("sys.argv", ["editenv", *map(str, words)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        return capsys.readouterr().err, code
-
-    return run
 
 
 @pytest.mark.parametrize(
@@ -51,9 +34,14 @@ def test_the_method_follows_from_model_and_subjects(model_folder, tmp_path, mode
     assert choice.method == method
     if method == "memit-rehearsed":
         assert choice.modules == ("model.layers.0.mlp.down_proj",)
-        assert json.loads(choice.settings.read_text())["settings"]["value"]["token"] == "subject_last"
     if method == "fine-tune-replay":
         assert choice.reason.startswith("1 of 2 corrections have no subject")
+
+
+def test_a_run_goes_on_with_the_method_it_was_begun_with(model_folder, tmp_path):
+    LifelongEditor(model_folder, "ft-l", modules=(LAST,), output=tmp_path / "out").close()
+    choice = choose_method(EditArgs(edits="e.jsonl", output=tmp_path / "out", model=model_folder), [WITH])
+    assert (choice.method, choice.modules, choice.reason) == ("ft-l", (), "this run was begun with it")
 
 
 def test_a_policy_is_edited_with(model_folder, tmp_path):
@@ -62,7 +50,7 @@ def test_a_policy_is_edited_with(model_folder, tmp_path):
 
 
 def test_corrections_without_subjects_may_be_refused_later_but_the_method_stays(
-    model_folder, tmp_path, run, monkeypatch
+    model_folder, tmp_path, command_line, monkeypatch
 ):
     """The whole command: it says what it took, writes its own text once, and goes on with the same method."""
     monkeypatch.setattr("agents.editing.preparation.MOST", 16)
@@ -71,19 +59,19 @@ def test_corrections_without_subjects_may_be_refused_later_but_the_method_stays(
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = ["edit", "--model", model_folder, "--edits", str(file), "--output", str(out)]
     bounds = ["--guard.max-perplexity", "inf", "--guard.max-weight-norm", "inf", "--guard.max-drift", "None"]
-    said, code = run(*command, *bounds)
+    _, said, code = command_line(*command, *bounds)
     assert code == 0
     assert "method: memit-rehearsed in model.layers.0.mlp.down_proj: every correction has a subject" in said
     text = (out / "prepared" / "self-written.jsonl").read_bytes()
     assert text.count(b"\n") == 16
     rows.append({"prompt": "The home of Omar is", "target": "Oslo"})
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    said, code = run(*command, *bounds)
+    _, said, code = command_line(*command, *bounds)
     assert code != 0
     assert "has no subject" in f"{said} {code}"
     rows[-1]["subject"] = "Omar"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert run(*command, *bounds)[1] == 0
+    assert command_line(*command, *bounds)[2] == 0
     assert (out / "prepared" / "self-written.jsonl").read_bytes() == text
 
 

@@ -14,10 +14,11 @@ from transformers import AutoModelForCausalLM
 
 from agents import cli
 from agents.editing.arguments import EditArgs
-from agents.editing.edit_command import _needs_subjects, edits_for
+from agents.editing.edit_command import _needs_subjects
 from agents.editing.edit_command import edit as run_edit
 from agents.editing.editor import LifelongEditor
 from agents.editing.guard import Guard
+from agents.editing.reading import edits_for
 from editenv.data.files import FileOptions, load_file_edits
 from editenv.delta_files import read_delta_file, write_delta_file
 from editenv.evaluation import metrics

@@ -7,7 +7,7 @@ from datetime import date
 
 import pytest
 
-from agents.editing.edit_command import edits_for
+from agents.editing.reading import edits_for
 from editenv.data.files import FileOptions, load_file_edits
 from editenv.data.options import columns_of
 from editenv.inspection import inspect
