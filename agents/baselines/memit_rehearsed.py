@@ -30,8 +30,7 @@ class RehearsedMEMIT(MEMIT):
     (docs/results/real-model.md).
 
     Args:
-        value: As MEMIT has it; by default half as many steps as MEMIT's, twice as long, in a ball three times as large,
-            without prefixes.
+        value: As MEMIT has it; by default 10 steps of 1.0 within 2.25 times the value's length, without prefixes.
         weight, samples, epsilon: As MEMIT has them.
         passes: Searches at most; those after the first are of what does not hold yet.
     """
