@@ -25,15 +25,17 @@ class Choice:
         method: A row of agents.registry.
         modules: Edited modules, as endings of dotted names; empty for those of the command, or the model's default.
         reason: Why, in words.
+        settled: Whether there is nothing to try.
     """
 
     method: str
     modules: tuple[str, ...]
     reason: str
+    settled: bool = False
 
 
 def choose_method(args: EditArgs, edits: Sequence[Edit]) -> Choice:
-    """The method that a command means with ``--method auto``.
+    """The method that a command means with ``--method auto``, by rule.
 
     * A policy, or the embedded model, which has one: ``rledit``.
     * A run that goes on: the one it was begun with, so that corrections may be added.
@@ -41,14 +43,18 @@ def choose_method(args: EditArgs, edits: Sequence[Edit]) -> Choice:
       second of the layers where models look facts up (:func:`editenv.models.presets.lookup_layers`).
     * Otherwise ``fine-tune-replay``, which needs nothing but prompts and targets.
 
+    The last two may be overruled by a trial (:func:`agents.editing.trial.choose_by_trial`), unless there are settings,
+    which are of one method.
+
     Args:
         args: Of the command, with ``method`` ``"auto"``.
         edits: All corrections.
     """
     if args.policy is not None or args.model == EMBEDDED:
-        return Choice("rledit", (), "a trained policy is there")
+        return Choice("rledit", (), "a trained policy is there", settled=True)
     without = sum(not edit.subject or end_of(edit.subject, edit.prompt) is None for edit in edits)
-    if (begun := _begun_with(args.output)) is not None:
+    begun = _begun_with(args.output)
+    if begun is not None:
         method, reason = begun, "this run was begun with it"
     elif without:
         method = WITHOUT_SUBJECTS
@@ -56,7 +62,8 @@ def choose_method(args: EditArgs, edits: Sequence[Edit]) -> Choice:
     else:
         method, reason = LOOKS_UP, "every correction has a subject, at which facts are looked up"
     own_modules = method == LOOKS_UP and not args.modules and not args.preset
-    return Choice(method, lookup_modules(args) if own_modules else (), reason)
+    settled = begun is not None or args.settings is not None
+    return Choice(method, lookup_modules(args) if own_modules else (), reason, settled)
 
 
 def settings_file(path: Path) -> dict[str, Any]:

@@ -28,6 +28,8 @@ from agents.editing.reading import edits_for
 from agents.editing.rehearsal import rehearse
 from agents.editing.run import Key, key_of_edit, left_to_retry
 from agents.editing.saving import check_place, write_card
+from agents.editing.trial import FILE as TRIAL
+from agents.editing.trial import choose_by_trial, trial_of
 from agents.editing.undoing import Plan, consent, duration
 from agents.editing.valid_json import valid_json
 from editenv.atomic_files import atomic_write_text
@@ -47,7 +49,9 @@ WORTH_SAYING = 60.0
 EVALUATION = ("results.jsonl", "unrelated.jsonl", "report.html")
 """Files about what the model says."""
 
-WRITTEN = (GGUF_FILE, "journal.jsonl", OPTIONS, "deltas.safetensors", "not-applied.jsonl", *EVALUATION, "report.json")
+WRITTEN = (
+    GGUF_FILE, "journal.jsonl", OPTIONS, TRIAL, "deltas.safetensors", "not-applied.jsonl", *EVALUATION, "report.json",
+)  # fmt: skip
 """Files that the command writes, or removes, in the output folder."""
 
 
@@ -179,7 +183,7 @@ def _with_method(args: EditArgs, edits: EditFile, display: Display) -> EditArgs:
     """The arguments with the method that ``auto`` stands for, which is said."""
     if args.method != "auto":
         return args
-    choice = choose_method(args, edits)
+    choice = choose_by_trial(args, choose_method(args, edits), edits, display.say, display.show)
     where = f" in {', '.join(choice.modules)}" if choice.modules else ""
     if choice.method != "rledit":
         display.say(f"method: {choice.method}{where}: {choice.reason} (--method takes another)")
@@ -267,16 +271,9 @@ def open_editor(args: EditArgs, edits: Sequence[Edit], display: Display) -> Life
         seed=args.seed,
         train_eos=args.train_eos,
         observed_tokens=args.observed_tokens,
-        target_end=_target_end(args),
+        target_end=args.taught_end,
         progress=lambda what, done, total: display.show(what),
     )
-
-
-def _target_end(args: EditArgs) -> str | None:
-    """As the editor takes it."""
-    if args.train_eos or args.target_end == "none":
-        return ""
-    return None if args.target_end == "auto" else args.target_end
 
 
 def settings_of_file(path: Path | None) -> dict[str, Any] | None:
@@ -410,6 +407,10 @@ def _evaluate(
     report["last_batch"] = editor.results[-1].batch if editor.results else 0
     report |= {"warning": asked.warning} if asked.warning is not None else {}
     report |= {"target_end": editor.target_end} if editor.target_end else {}
+    try:
+        report |= {"trial": tried} if (tried := trial_of(args.output, args.method)) else {}
+    except ValueError as error:
+        display.say(str(error))
     try:
         report |= editor.evaluate()
         outcomes = corrections.outcomes(editor.lm, editor.run, asked.edits, held)

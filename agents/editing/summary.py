@@ -149,7 +149,7 @@ def page(report: Mapping[str, Any], outcomes: Sequence[Mapping[str, Any]], answe
     template = resources.files(__package__).joinpath("report.html").read_text(encoding="utf-8")
     content = {
         "title": f"{report['model']}, {report['method']}",
-        "headline": headline(report) + ([BESIDE] if report.get("changes", ["weights"]) != ["weights"] else []),
+        "headline": headline(report) + _about_the_method(report),
         "alarms": alarms(report),
         "corrections": [*outcomes, *report.get("undone", ())],
         "unrelated": list(answers),
@@ -157,6 +157,14 @@ def page(report: Mapping[str, Any], outcomes: Sequence[Mapping[str, Any]], answe
     # A text may say </script>.
     data = valid_json(content, ensure_ascii=False).replace("<", "\\u003c")
     return template.replace("{{data}}", data)
+
+
+def _about_the_method(report: Mapping[str, Any]) -> list[str]:
+    """What the page says of it: that it changed no weight, and why it was chosen if others were tried."""
+    lines = [BESIDE] if report.get("changes", ["weights"]) != ["weights"] else []
+    if trial := report.get("trial"):
+        lines.append(f"Method: {report['method']}; {trial['reason']}.")
+    return lines
 
 
 def _about(kind: str) -> str:

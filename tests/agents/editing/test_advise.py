@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from agents.editing.advise import Trial
 from agents.editing.editor import LifelongEditor
+from agents.editing.trial import Trial
 from editenv.models import load_model
 
 
