@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from editenv.data.text import end_of
@@ -98,8 +98,15 @@ NEWER = ("portability", "messages", "question_span")
 
 def as_json(edit: Edit) -> dict[str, Any]:
     """By field; without the newer ones where they hold nothing, as before there were these fields."""
-    content = asdict(edit)
+    content = _by_field(edit)
+    for name in ("locality", "portability", "messages"):
+        content[name] = tuple(map(_by_field, content[name]))
     return {name: value for name, value in content.items() if value or name not in NEWER}
+
+
+def _by_field(record: "Edit | Locality | Question | Message") -> dict[str, Any]:
+    """As :func:`dataclasses.asdict`, without its deep copies: thousands of edits take a third of the time."""
+    return {name: getattr(record, name) for name in record.__slots__}
 
 
 def of_json(content: Mapping[str, Any]) -> Edit:
@@ -125,7 +132,10 @@ def edits_digest(edits: Sequence[Edit], portability: bool = False) -> str:
         portability: Whether their portability questions count, too; nothing that is learned depends on them.
     """
     digest = hashlib.sha256()
+    encode = json.JSONEncoder(sort_keys=True).encode
     for edit in edits:
-        content = as_json(edit if portability else replace(edit, portability=()))
-        digest.update(json.dumps(content, sort_keys=True).encode())
+        content = as_json(edit)
+        if not portability:
+            content.pop("portability", None)
+        digest.update(encode(content).encode())
     return digest.hexdigest()
