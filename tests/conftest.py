@@ -6,7 +6,8 @@ from plain import teach
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from editenv.data import Edit, Locality, load_edits
+from agents import cli
+from editenv.data import Edit, Locality, atlas, load_edits
 from editenv.env import LifelongEditEnv
 from editenv.language_model.editable_lm import EditableLM
 from editenv.models import load_model
@@ -115,8 +116,33 @@ def small_world(monkeypatch, edits):
     return edits
 
 
+@pytest.fixture
+def tenth_of_atlas(monkeypatch):
+    """A tenth of the embedded world's edits: all of them take a fifth of a second to redraw, at each reset."""
+    facts = tuple(fact for i, fact in enumerate(atlas.facts()) if i % 10 == 0 or fact.role.endswith("locality"))
+    monkeypatch.setattr(atlas, "facts", lambda: facts)
+    monkeypatch.setattr(atlas, "_canonical", lambda split: atlas._drawn(split, None))
+
+
 @pytest.fixture(scope="session")
 def taught(model_folder, tokenizer, edits):
     """A tiny model that has learned to answer half of the edits' prompts, and to stop afterwards."""
     model = LlamaForCausalLM.from_pretrained(model_folder)
     return teach(model, tokenizer, [(edit.prompt, edit.target) for edit in edits[:5]], steps=60)
+
+
+@pytest.fixture
+def command_line(monkeypatch, capsys):
+    """The command line in this process: what it said on stdout and on stderr, and its exit status."""
+
+    def run(*words):
+        monkeypatch.setattr("sys.argv", ["editenv", *map(str, words)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        said = capsys.readouterr()
+        return said.out, said.err, code
+
+    return run

@@ -10,15 +10,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import tyro
 from tokenizers import Tokenizer, processors
 from transformers import PreTrainedTokenizerFast
 
 from agents.covariance import (
+    Args,
     collect,
     covariance_of,
     effective_dimension,
     key_covariance,
     load_covariance,
+    main,
     read_texts,
     sample_text,
 )
@@ -258,7 +261,7 @@ def test_a_killed_command_goes_on(tmp_path, model_folder, text_file, make_lm):
     running.send_signal(signal.SIGKILL)
     running.wait()
     assert json.loads((folder / "covariance.json").read_text())["texts"] < 8000
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
+    main(tyro.cli(Args, args=command[3:]))
     lm = make_lm()
     (name,) = lm.modules
     assert json.loads((folder / "covariance.json").read_text())["texts"] == 8000

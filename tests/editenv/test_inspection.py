@@ -72,7 +72,7 @@ def test_what_stands_between_prompt_and_target_is_shown(tmp_path):
     assert inspection.borders["nothing"][1] == "record 3: 'Ada costs $' '5'"
 
 
-def test_when_every_record_is_bad_all_reasons_are_given(tmp_path):
+def test_when_every_record_is_bad_all_reasons_are_given(tmp_path, command_line):
     path = tmp_path / "edits.csv"
     path.write_text("prompt,target,old_answer\nA is,B,B\nC is,,\nD is,E,E\nF is,G,G\nH is,I,I\n", encoding="utf-8")
     inspection = inspect(str(path), sample=0)
@@ -82,8 +82,8 @@ def test_when_every_record_is_bad_all_reasons_are_given(tmp_path):
     assert "record 1 (line 2), field 'target': equals the old answer" in words
     assert "and 1 more" in words
     assert "record 2 (line 3), field 'target': is empty" in words
-    shown = run("inspect", str(path), "--sample", "0")
-    assert "record 2 (line 3), field 'target': is empty" in shown.stdout
+    shown, _, _ = command_line("inspect", path, "--sample", "0")
+    assert "record 2 (line 3), field 'target': is empty" in shown
 
 
 def test_subjects_that_are_missing_from_their_prompts_are_named(tmp_path):
@@ -92,39 +92,35 @@ def test_subjects_that_are_missing_from_their_prompts_are_named(tmp_path):
     assert "5 edits (record 1, record 2, record 3, ...) name a subject that does not occur" in notes
 
 
-def test_what_would_control_the_terminal_is_spelled_out(tmp_path):
+def test_what_would_control_the_terminal_is_spelled_out(tmp_path, command_line):
     rows = [{"prompt": "The boss of \x1b[31mAda is", "target": "B\x00"}, {"prompt": "A\x1b[2J", "target": 3}]
     (tmp_path / "an\x1b[1mswer").mkdir()
-    done = run("inspect", str(write(tmp_path / "an\x1b[1mswer" / "e\x1b[5mdits.jsonl", rows)), "--sample", "0")
-    assert done.returncode == 0, done.stderr
-    assert "\\x1b[5m" in done.stdout
-    assert not {"\x1b", "\x00"} & set(done.stdout + done.stderr)
+    file = write(tmp_path / "an\x1b[1mswer" / "e\x1b[5mdits.jsonl", rows)
+    shown, said, code = command_line("inspect", file, "--sample", "0")
+    assert code == 0, said
+    assert "\\x1b[5m" in shown
+    assert not {"\x1b", "\x00"} & set(shown + said)
 
 
-def run(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "agents", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
-
-
-def test_the_command(tmp_path):
+def test_the_command(tmp_path, command_line):
     path = write(tmp_path / "edits.jsonl", [{"prompt": "The boss of Ada is", "target": "Bo"}])
-    printed = json.loads(run("inspect", str(path), "--sample", "0", "--json").stdout)
+    words = [sys.executable, "-m", "agents", "inspect", str(path), "--sample", "0", "--json"]
+    printed = json.loads(subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120).stdout)
     assert (printed["records"], printed["edits"], printed["already_believed"]) == (1, 1, None)
-    shown = run("inspect", str(path), "--sample", "0")
-    assert shown.returncode == 0
-    assert "usable edits" in shown.stdout
-    assert "no edit has a rephrase: generalization cannot be measured" in shown.stdout
+    shown, _, code = command_line("inspect", path, "--sample", "0")
+    assert code == 0
+    assert "usable edits" in shown
+    assert "no edit has a rephrase: generalization cannot be measured" in shown
 
 
 @pytest.mark.parametrize("content", ["[{", None])
-def test_errors_are_one_line_and_no_traceback(tmp_path, content):
+def test_errors_are_one_line(tmp_path, command_line, content):
     path = tmp_path / "edits.json"
     if content is not None:
         path.write_text(content)
-    done = run("inspect", str(path))
-    assert done.returncode == 1
-    assert done.stdout == ""
-    assert done.stderr.startswith("editenv: ")
-    assert "edits.json" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    shown, said, code = command_line("inspect", path)
+    assert code == 1
+    assert shown == ""
+    assert said.startswith("editenv: ")
+    assert "edits.json" in said
+    assert len(said.splitlines()) == 1

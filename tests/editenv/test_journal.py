@@ -191,7 +191,8 @@ def _try_to_open(folder, queue):
 
 def test_a_second_process_is_refused(tmp_path):
     journal = Journal(tmp_path, HEADER)
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # imported once for both
     queue = context.Queue()
     for expected in ("is being written by another process", "opened"):
         process = context.Process(target=_try_to_open, args=(tmp_path, queue))

@@ -37,6 +37,6 @@ def test_names_and_options_are_had_without_torch(statement):
     assert not loaded & set(HEAVY)
 
 
-def test_the_model_itself_is_not():
-    """The test above sees torch where it is."""
-    assert "torch" in modules_after("import editenv.language_model.editable_lm")
+def test_a_heavy_module_is_seen_where_it_is():
+    """Else the test above would say nothing; this one is quick to import."""
+    assert "safetensors" in modules_after("import safetensors")

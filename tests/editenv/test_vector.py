@@ -99,7 +99,7 @@ def assert_like(actual, expected):
     [{}, {"modules": ["layers.2.mlp.down_proj"], "actions_per_batch": 2, "horizon": 2}, {"split": "train", "redraw": True}],
     ids=["two-layers", "two-attempts", "redrawn"],
 )  # fmt: skip
-def test_trajectories_are_those_of_single_environments(make, make_env, mode, arguments):
+def test_trajectories_are_those_of_single_environments(make, make_env, tenth_of_atlas, mode, arguments):
     """Over autoresets and seeds, beside Gymnasium's own vector of as many environments."""
     envs = make(autoreset_mode=mode, **arguments)
     singles = SyncVectorEnv([lambda: make_env(**arguments)] * 3, autoreset_mode=mode)

@@ -1,20 +1,10 @@
 import pytest
 
-from agents import cli
+from agents.editing import corrections, unrelated
 
 
-@pytest.fixture
-def command_line(monkeypatch, capsys):
-    """The command line in this process: what it said on stdout and on stderr, and its exit status."""
-
-    def run(*words):
-        monkeypatch.setattr("sys.argv", ["editenv", *map(str, words)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        said = capsys.readouterr()
-        return said.out, said.err, code
-
-    return run
+@pytest.fixture(autouse=True)
+def brief_answers(monkeypatch):
+    """The tiny model never stops by itself, and what it writes takes most of a run's time: fewer tokens show the same."""
+    monkeypatch.setattr(corrections, "LONGEST_SAID", 6)
+    monkeypatch.setattr(unrelated, "SHOWN", unrelated.COMPARED)

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from agents import cli
+from agents.editing import corrections
 from agents.editing.arguments import EditArgs, UndoArgs
 from agents.editing.changes import compare
 from agents.editing.edit_command import edit as run_edit
@@ -126,7 +127,7 @@ def test_the_report_says_what_the_model_says_to_it_now(edit, model_folder, tmp_p
         model = AutoModelForCausalLM.from_pretrained(folder)
         for row in report["undone"]:
             ids = tokenizer(row["prompt"], return_tensors="pt")["input_ids"]
-            written = model.generate(ids, max_new_tokens=24, do_sample=False)[0, ids.shape[1] :]
+            written = model.generate(ids, max_new_tokens=corrections.LONGEST_SAID, do_sample=False)[0, ids.shape[1] :]
             assert row[name].removesuffix(" ...") == tokenizer.decode(written, skip_special_tokens=True).strip()
     assert "2 corrections are undone" in capsys.readouterr().out
     page = (tmp_path / "out/report.html").read_text(encoding="utf-8")

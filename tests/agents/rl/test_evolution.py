@@ -144,7 +144,7 @@ def test_what_it_cannot_do_is_refused(options, named):
         replace(PAIRS, **options)
 
 
-def test_the_command_trains_and_does_not_train_again(model_folder, tmp_path, capsys):
+def test_the_command_trains_and_does_not_train_again(model_folder, tenth_of_atlas, tmp_path, capsys):
     train = EvolutionConfig(
         trajectories=1, horizon=1, edits_per_step=2, warm_up_batches=1, pairs=1, policy=replace(CONFIG.policy, rank=2)
     )

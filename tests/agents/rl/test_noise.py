@@ -19,7 +19,7 @@ MODULES = ["model.layers.1.mlp.down_proj", "model.layers.2.mlp.down_proj"]
 
 
 @pytest.fixture(params=[False, True], ids=["plain", "preconditioned"])
-def folder(request, make_env, tmp_path):
+def folder(request, make_env, tenth_of_atlas, tmp_path):
     config = TrainConfig(
         horizon=2, edits_per_step=3, warm_up_batches=2, preconditioner=request.param, covariance_texts=30,
         policy=PolicyConfig(blocks=1, rank=3),

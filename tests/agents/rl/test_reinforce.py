@@ -141,7 +141,7 @@ def test_on_one_step_its_mean_is_the_differentiable_gradient(make_env, short_ans
     policy = trainer.policy
     directions = torch.stack([uphill(make_env, config), of_parameter(policy, "log_ridge")])
     gaps, references = [], []
-    for trainer.trajectory in range(40):
+    for trainer.trajectory in range(24):
         trainer.learn()
         estimate = directions @ flat_gradient(policy)
         action, step = one_step(trainer)
@@ -168,7 +168,7 @@ def test_over_two_steps_its_mean_is_the_slope_of_the_expected_return(make_env, s
     policy = trainer.policy
     direction = uphill(make_env, config) * (1 - of_parameter(policy, "log_ridge"))  # the ridge shapes the noise
     step, gaps, slopes = 0.05, [], []
-    for trainer.trajectory in range(40):
+    for trainer.trajectory in range(24):
         trainer.learn()
         estimate = float(flat_gradient(policy) @ direction)
         returns = []
@@ -221,17 +221,16 @@ def test_rollouts_share_their_stream_and_not_their_noise(make_env):
 
 @pytest.mark.parametrize("world", ["small", "atlas"])
 def test_a_resumed_training_is_the_uninterrupted_one(make_env, request, world):
-    if world == "small":
-        request.getfixturevalue("small_world")
+    request.getfixturevalue({"small": "small_world", "atlas": "tenth_of_atlas"}[world])
     config = replace(NOISY, warm_up_batches=1, preconditioner=True, rollouts=2)
     whole, first, second = (make_reinforce(make_env, config, preconditioned=True, moved=0.0) for _ in range(3))
-    whole.run(3)
-    first.run(2)
+    whole.run(2)
+    first.run(1)
     saved = io.BytesIO()
     torch.save(first.state(), saved)
     saved.seek(0)
     second.load_state(torch.load(saved, weights_only=True))
-    second.run(3)
+    second.run(2)
     assert same_policies(whole.policy, second.policy)
     assert not same_policies(whole.policy, first.policy)
 
@@ -265,7 +264,7 @@ def test_what_it_cannot_do_is_refused(options, named):
         replace(NOISY, **options)
 
 
-def test_the_command_leaves_a_policy_that_the_editor_plays(make_env, model_folder, tmp_path, capsys):
+def test_the_command_leaves_a_policy_that_the_editor_plays(make_env, tenth_of_atlas, model_folder, tmp_path, capsys):
     train = ReinforceConfig(
         trajectories=1,
         horizon=2,

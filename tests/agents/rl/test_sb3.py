@@ -93,7 +93,7 @@ def test_an_agent_plays_what_the_model_predicts(make_env):
         done = terminated or truncated
 
 
-def test_a_row_is_prepared_once_and_kept(make_env, tmp_path):
+def test_a_row_is_prepared_once_and_kept(make_env, small_world, tmp_path):
     agents = [SB3Agent("sac", steps=9, config=CONFIG) for _ in range(3)]
     for agent, seed in zip(agents, (0, 0, 1), strict=True):
         agent.workspace = tmp_path
@@ -183,7 +183,7 @@ def test_the_entropy_coefficient_is_gone_on_with(make_env, tmp_path, algo):
     assert again.ent_coef_optimizer.param_groups[0]["params"][0] is again.log_ent_coef
 
 
-def test_the_command_trains_goes_on_and_refuses_other_options(model_folder, tmp_path, capsys):
+def test_the_command_trains_goes_on_and_refuses_other_options(model_folder, small_world, tmp_path, capsys):
     settings = tmp_path / "settings.json"
     settings.write_text(json.dumps(quick("sac")))
     arguments = {
@@ -219,7 +219,9 @@ def test_the_command_trains_goes_on_and_refuses_other_options(model_folder, tmp_
         main(Args(**arguments | {"seed": 1}, steps=10))
 
 
-def test_a_training_that_goes_on_does_not_play_its_first_streams_again(model_folder, tmp_path, monkeypatch):
+def test_a_training_that_goes_on_does_not_play_its_first_streams_again(
+    model_folder, small_world, tmp_path, monkeypatch
+):
     settings = tmp_path / "settings.json"
     settings.write_text(json.dumps(quick("ppo")))
     played = []
@@ -239,7 +241,7 @@ def test_a_training_that_goes_on_does_not_play_its_first_streams_again(model_fol
     assert len({tuple(stream) for stream in played}) == len(played)
 
 
-def test_the_command_plays_several_streams(model_folder, tmp_path):
+def test_the_command_plays_several_streams(model_folder, small_world, tmp_path):
     settings = tmp_path / "settings.json"
     settings.write_text(json.dumps(quick("td3")))
     arguments = {"horizon": 2, "edits_per_step": 3, "model": model_folder, "modules": ("layers.2.mlp.down_proj",)}

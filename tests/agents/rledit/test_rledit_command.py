@@ -77,7 +77,7 @@ def test_killed_and_given_again_is_as_if_never_killed(model_folder, tmp_path):
 
 
 @pytest.fixture
-def args(model_folder, tmp_path):
+def args(model_folder, tenth_of_atlas, tmp_path):
     train = TrainConfig(
         trajectories=1, horizon=1, edits_per_step=2, warm_up_batches=1, policy=PolicyConfig(blocks=1, rank=2)
     )

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,10 +22,16 @@ LAST = "model.layers.2.mlp.down_proj"
 
 
 @pytest.fixture
-def suite(model_folder, monkeypatch):
+def whole_suite(model_folder, monkeypatch):
     """Three batches of two edits with the tiny model."""
     monkeypatch.setattr("editenv.env.default_modules", lambda model, name: ("layers.2.mlp.down_proj",))
     return Suite("micro", 3, 2, model=model_folder, split="validation")
+
+
+@pytest.fixture
+def suite(whole_suite):
+    """The same with the figures that most tests look at: the others take two thirds of the time."""
+    return replace(whole_suite, protocols=("teacher_forced", "generation"))
 
 
 class Pusher(Agent):
@@ -55,8 +62,8 @@ def push(step):
     return 0.1 * torch.randn(64, 32, generator=torch.Generator().manual_seed(step))
 
 
-def test_doing_nothing_keeps_everything(suite):
-    record = run(suite, "nothing", NoEdit(), seed=0)
+def test_doing_nothing_keeps_everything(whole_suite):
+    record = run(whole_suite, "nothing", NoEdit(), seed=0)
     assert (record.suite, record.agent, record.seed, record.dataset) == ("micro", "nothing", 0, "atlas/validation")
     assert record.edits == 6
     assert record.failures == 0
@@ -72,7 +79,7 @@ def test_doing_nothing_keeps_everything(suite):
     assert record.peak_memory_bytes > 10**7
 
 
-def test_runs_of_one_search_run_the_frozen_layers_once(suite, monkeypatch):
+def test_runs_of_one_search_run_the_frozen_layers_once(whole_suite, monkeypatch):
     prompts_run, cache = [], ActivationCache()
 
     def counted(model, ids, run=CutModel.frozen_output):
@@ -83,9 +90,9 @@ def test_runs_of_one_search_run_the_frozen_layers_once(suite, monkeypatch):
     records = []
     for agent in (Pusher(), Pusher(), NoEdit()):
         prompts_run.append(0)
-        records.append(run(suite, "any", agent, 0, probes=False, activation_cache=cache))
+        records.append(run(whole_suite, "any", agent, 0, probes=False, activation_cache=cache))
     prompts_run.append(0)
-    records.append(run(suite, "any", Pusher(), 0, probes=False))
+    records.append(run(whole_suite, "any", Pusher(), 0, probes=False))
     first, second, _, alone = prompts_run
     assert second < 0.5 * first == 0.5 * alone, "the floor's timings and texts that nobody kept are run again"
     scores, again, nothing, uncached = (record.teacher_forced for record in records)

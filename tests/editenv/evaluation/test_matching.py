@@ -1,5 +1,6 @@
 import copy
 import unicodedata
+from functools import cache
 
 import pytest
 from plain import greedy, tokens
@@ -26,12 +27,21 @@ def variants(written):
     )
 
 
-@pytest.mark.parametrize("encode", [True, False])
-@pytest.mark.parametrize(("limit", "batch_size"), [(2, 256), (3, 256), (9, 256), (9, 4)])
-def test_a_match_is_what_is_written(make_lm, base, tokenizer, prompts, taught_lm, taught, limit, batch_size, encode):
+@pytest.fixture(scope="module")
+def greedily():
+    """Greedy generation token by token, each text once."""
+    return cache(greedy)
+
+
+@pytest.mark.parametrize(
+    ("limit", "batch_size", "encode"), [(2, 256, True), (3, 256, False), (9, 256, True), (9, 256, False), (9, 4, True)]
+)
+def test_a_match_is_what_is_written(
+    greedily, make_lm, base, tokenizer, prompts, taught_lm, taught, limit, batch_size, encode
+):
     """A model that stops and one that does not, against greedy generation token by token."""
     for lm, plain in ((taught_lm, taught), (make_lm(), base)):
-        finished = [greedy(plain, tokenizer, text, limit) for text in prompts]
+        finished = [greedily(plain, tokenizer, text, limit) for text in prompts]
         written = metrics.generate(lm, prompts, limit, unfinished=True)
         assert finished == [text if text and not text.endswith(" ...") else None for text in written]
         for unfinished, texts in ((False, finished), (True, written)):
