@@ -32,6 +32,7 @@ from agents.hypernetwork.online import OnlineTrainer
 from agents.hypernetwork.training import Trainer, training_environment
 from agents.progress import silent
 from agents.rl import sb3
+from agents.rl.cma_es import CMAES, CMAESAgent
 from agents.rl.evolution import EvolutionConfig, EvolutionTrainer
 from agents.rl.reinforce import ReinforceConfig, ReinforceTrainer
 from agents.rledit.agent import RLEdit
@@ -232,6 +233,29 @@ class OnTheWrapped:
             sb3.train(model, sys.maxsize, callbacks=[Metered()])
 
 
+@dataclass(frozen=True)
+class OnALinearPolicy:
+    """CMA-ES of the package cmaes, on a linear policy that sees the environment as Stable-Baselines3's algorithms do.
+
+    Attributes:
+        deviation: Of the first generation's parameters; what a rate factor multiplies.
+    """
+
+    deviation: float
+
+    def settings(self, rate_factor: float) -> dict[str, Any]:
+        return {"deviation": self.deviation * rate_factor, "horizon": HORIZON, "edits_per_step": EDITS_PER_STEP}
+
+    def train(self, seed: int, rate_factor: float, meter: Meter) -> None:
+        config = TrainConfig(horizon=HORIZON, edits_per_step=EDITS_PER_STEP)
+        search = CMAES(LifelongEditEnv(), config, seed, self.deviation * rate_factor)
+        agent = CMAESAgent(search)
+        going = meter(0, agent)
+        while going:
+            search.generation()
+            going = meter(search.steps, agent)
+
+
 # The paper's form: no preconditioner, one action per batch; step size and ridge untuned. Of learning rates 0.3, 1
 # and 3 times 3e-3 (and 0.05 for the scalars) each algorithm has the one with the best return: docs/results/rl.md.
 SHARED: dict[str, Any] = {
@@ -252,6 +276,7 @@ ALGORITHMS: dict[str, Algorithm] = {
     "evolution": OnTheNetwork(
         EvolutionTrainer, EvolutionConfig(learning_rate=9e-3, scalar_learning_rate=0.15, **SHARED)
     ),
+    "cma-es": OnALinearPolicy(deviation=0.1),
     **{name: OnTheWrapped(name, learning_rate=9e-4) for name in ("ppo", "a2c", "sac", "td3", "ddpg")},
 }
 

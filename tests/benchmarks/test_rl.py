@@ -91,8 +91,11 @@ def small(monkeypatch, model_folder):
     return make
 
 
-@pytest.mark.parametrize(("name", "steps"), [("rledit", 10), ("ppo", 60), ("sac", 40)])
+@pytest.mark.parametrize(("name", "steps"), [("rledit", 10), ("ppo", 60), ("sac", 40), ("cma-es", 20)])
 def test_an_algorithm_trains_on_the_clock_from_the_policy_as_it_is_made(monkeypatch, model_folder, name, steps):
+    if name == "cma-es":
+        pytest.importorskip("cmaes", reason="the cma extra is not installed")
+        monkeypatch.setattr(rl, "HORIZON", 2)  # of each of a dozen candidates
     small(monkeypatch, model_folder)
     monkeypatch.setattr(rl, "JUDGED_BATCHES", 2)
     monkeypatch.setattr(rl, "EDITS_PER_STEP", 2)
@@ -134,7 +137,7 @@ def test_the_judge_plays_the_validation_stream_and_looks_back_over_all_of_it(mon
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_the_rate_factor_multiplies_every_learning_rate_and_nothing_else(name):
     plain, other = (ALGORITHMS[name].settings(factor) for factor in (1.0, 0.5))
-    rates = ("learning_rate", "scalar_learning_rate")
+    rates = ("learning_rate", "scalar_learning_rate", "deviation")  # CMA-ES has no rate; its first steps are as long
     inner, changed = (settings.get("algorithm", settings) for settings in (plain, other))
     assert {key for key in inner if inner[key] != changed[key]} == set(rates) & set(inner)
     for rate in set(rates) & set(inner):
