@@ -1,7 +1,6 @@
 """Corrections added a day later: the method still knows the earlier ones, and those that it loses are made again."""
 
 import json
-from dataclasses import asdict
 
 import pytest
 import torch
@@ -25,17 +24,8 @@ def lines(path):
 
 
 @pytest.fixture
-def edit(tmp_path, monkeypatch):
+def edit(tmp_path, few_questions):
     """The command on these rows, in a folder of its own."""
-    monkeypatch.setattr("agents.editing.unrelated.GENERAL", ("The capital of France is",))
-    monkeypatch.setattr(
-        LifelongEditor,
-        "evaluate",
-        lambda editor: {
-            "edits": len(editor.edits),
-            "rolled_back": [asdict(result) for result in editor.results if not result.applied],
-        },
-    )
 
     def run(rows, out="out", **options):
         file = tmp_path / "edits.jsonl"

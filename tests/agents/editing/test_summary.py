@@ -225,7 +225,7 @@ def test_the_page_in_a_browser(tmp_path):
 
 
 def test_a_bad_batch_is_tried_again_in_halves_and_a_killed_run_goes_on_with_the_same(
-    run, tmp_path, capsys, monkeypatch
+    run, tmp_path, capsys, monkeypatch, few_questions
 ):
     """Any batch with correction 2 is bad."""
     targets = ("Rome", "Oslo", "Bonn", "Lima", "Kiev", "Rome", "Oslo")

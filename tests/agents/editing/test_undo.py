@@ -6,7 +6,6 @@ import os
 import random
 import signal
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -28,6 +27,8 @@ from agents.editing.undoing import duration
 from editenv.data import Edit
 from editenv.data.edits import as_json
 from editenv.delta_files import read_delta_file
+
+pytestmark = pytest.mark.usefixtures("few_questions")
 
 LAST = ("model.layers.2.mlp.down_proj",)
 TOWNS = ("Rome", "Oslo", "Bonn", "Lima", "Kiev", "Bern", "Quito")
@@ -88,20 +89,6 @@ def same_tensors(one, other):
 def same_models(one, other):
     return same_tensors(one / "model/model.safetensors", other / "model/model.safetensors") and same_tensors(
         one / "deltas.safetensors", other / "deltas.safetensors"
-    )
-
-
-@pytest.fixture(autouse=True)
-def few_questions(monkeypatch):
-    """What is asked beside the corrections, and its scores, take most of the time, and are not what is tested here."""
-    monkeypatch.setattr("agents.editing.unrelated.GENERAL", ("The capital of France is",))
-    monkeypatch.setattr(
-        LifelongEditor,
-        "evaluate",
-        lambda editor: {
-            "edits": len(editor.edits),
-            "rolled_back": [asdict(result) for result in editor.results if not result.applied],
-        },
     )
 
 
