@@ -9,6 +9,7 @@ from agents.editing.run import Run, key_of_edit
 from editenv.data import Edit
 from editenv.data.edit_file import digest, given_id
 from editenv.data.edits import as_json
+from editenv.data.text import one_line
 
 SHOWN = 5
 """Corrections of a kind that a message names."""
@@ -44,10 +45,13 @@ class Changes:
         """A line for each kind of change and for each of the first corrections of the kind."""
         changed = {id(made): _difference(made, now) for made, now in self.changed}
         kinds = [
-            ("removed", [(edit.id, f"{edit.prompt} -> {edit.target}") for edit in self.removed]),
+            ("removed", [(edit.id, one_line(f"{edit.prompt} -> {edit.target}")) for edit in self.removed]),
             (
                 "changed",
-                [(made.id, f"{made.prompt} -> {made.target}; {changed[id(made)]}") for made, _ in self.changed],
+                [
+                    (made.id, one_line(f"{made.prompt} -> {made.target}; {changed[id(made)]}"))
+                    for made, _ in self.changed
+                ],
             ),
         ]
         lines = []

@@ -16,7 +16,7 @@ from agents.editing.corrections import reported
 from agents.editing.history import base_model
 from agents.editing.run import Run, read_lines
 from agents.editing.valid_json import valid_json
-from editenv.data.text import printable
+from editenv.data.text import one_line, printable
 from editenv.delta_files import read_delta
 from editenv.deltas import Delta, LowRank, dense, low_rank_sum, squared_norm
 from editenv.memories import Memory
@@ -240,7 +240,7 @@ def _show_two(folders: tuple[Path, Path], result: Mapping[str, Any]) -> None:
 
 def _list(texts: Sequence[str]) -> None:
     for text in texts[:LISTED]:
-        print(printable(f"  {text}"))
+        print(printable(f"  {one_line(text)}"))
     if len(texts) > LISTED:
         print(f"  and {len(texts) - LISTED} more (--json has all)")
 

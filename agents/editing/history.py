@@ -11,7 +11,7 @@ from rich.table import Table
 from agents.editing.arguments import OPTIONS
 from agents.editing.run import read_lines
 from agents.editing.valid_json import valid_json
-from editenv.data.text import printable
+from editenv.data.text import one_line, printable
 from editenv.journal import UNDONE, standing
 
 
@@ -116,7 +116,7 @@ def log(output: Path, as_json: bool = False) -> None:
             str(line.get("time") or "not noted").removesuffix("+00:00").replace("T", " "),
             str(len(line["content"]) or line.get("retried") or 0),
             printable(_undoing(line) if UNDONE in line else _outcome(line, line["batch"] in stands)),
-            printable(f"{first['prompt']} -> {first['target']}" if first else ""),
+            printable(one_line(f"{first['prompt']} -> {first['target']}")) if first else "",
         )
     Console().print(table, markup=False)
 

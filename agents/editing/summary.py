@@ -5,6 +5,7 @@ from importlib import resources
 from typing import Any
 
 from agents.editing.valid_json import valid_json
+from editenv.data.text import one_line
 
 CHANGED = 0.1
 """Share of unrelated answers that may change before it is said loudly."""
@@ -97,7 +98,8 @@ def headline(report: Mapping[str, Any]) -> list[str]:
     else:
         lines = [f"{count}; to the other {missing} the model says something else (results.jsonl has all):"]
         lines += [
-            f"  {row['prompt']} {_quoted(row['said'])}, not {_quoted(row['target'])}" for row in report["examples"]
+            one_line(f"  {row['prompt']} {_quoted(row['said'])}, not {_quoted(row['target'])}")
+            for row in report["examples"]
         ]
         if missing > len(report["examples"]):
             lines.append(f"  and {missing - len(report['examples'])} more")
@@ -106,7 +108,9 @@ def headline(report: Mapping[str, Any]) -> list[str]:
     if undone := report.get("undone", ()):
         lines.append(f"{len(undone)} corrections are undone (report.json has what the model says to them):")
         lines += [
-            f"  {row['prompt']} {_quoted(row['said'])}, and {_quoted(row['said_before'])} before all corrections"
+            one_line(
+                f"  {row['prompt']} {_quoted(row['said'])}, and {_quoted(row['said_before'])} before all corrections"
+            )
             for row in undone[:EXAMPLES]
         ]
     unrelated = report["unrelated"]

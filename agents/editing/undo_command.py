@@ -12,7 +12,7 @@ from agents.editing.run import Key, Run, read_lines
 from agents.editing.undoing import Plan, consent
 from editenv.data import Edit
 from editenv.data.chat import IN_CHAT
-from editenv.data.text import printable
+from editenv.data.text import one_line, printable
 
 
 def undo(args: UndoArgs) -> None:
@@ -30,7 +30,7 @@ def undo(args: UndoArgs) -> None:
     for key in keys:
         edit = names.edits[key]
         already = " (undone already)" if key in run.undone else ""
-        tell(f"{edit.id}: {edit.question} -> {edit.target}{already}")
+        tell(one_line(f"{edit.id}: {edit.question} -> {edit.target}{already}"))
     keys = [key for key in keys if key not in run.undone]
     if not args.ids and not run.pending:
         raise ValueError("undo: no correction was named; editenv undo OUT ID")

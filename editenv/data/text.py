@@ -115,3 +115,8 @@ def printable(text: str) -> str:
         else c.encode("unicode_escape").decode("ascii")
         for c in text
     )
+
+
+def one_line(text: str) -> str:
+    """A text in a line of a report, where its own line ends and tabs would read as the report's: spelled out."""
+    return text.translate({ord("\n"): "\\n", ord("\r"): "\\r", ord("\t"): "\\t"})

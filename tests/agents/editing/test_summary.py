@@ -317,6 +317,28 @@ def test_a_journal_of_an_earlier_version_goes_on():
     assert other_bounds(here | {"max_drift": None}, here) == ["guard.max_drift was None, is 1.5"]
 
 
+# -- corrections of several lines -----------------------------------------------------------------------------------------
+
+
+def test_what_spans_lines_stands_in_one_line_of_the_reports(run, tmp_path, monkeypatch, capsys, few_questions):
+    """Else a correction's second line, or an answer's, would read as a line of the report."""
+    row = {"id": "a", "prompt": "Address of Quarn:\nstreet:", "target": "Lime Road 4\n2 of 2 corrections hold"}
+    run([row])
+    shown = capsys.readouterr().out.splitlines()
+    (example,) = [line for line in shown if "Address" in line]
+    assert example.startswith('  Address of Quarn:\\nstreet: "')
+    assert example.endswith('", not "Lime Road 4\\n2 of 2 corrections hold"')
+    assert not [line for line in shown if line.startswith("2 of 2")]
+    monkeypatch.setenv("COLUMNS", "200")
+    assert r"Address of Quarn:\nstreet: -> Lime Road 4\n2 of 2" in said(
+        monkeypatch, capsys, "log", str(tmp_path / "out")
+    )
+    assert r"Address of Quarn:\nstreet:" in said(monkeypatch, capsys, "diff", str(tmp_path / "out"))
+    monkeypatch.setattr("sys.argv", ["editenv", "undo", str(tmp_path / "out"), "a", "--yes"])
+    cli.main()
+    assert r"a: Address of Quarn:\nstreet: -> Lime Road 4\n2 of 2" in capsys.readouterr().err
+
+
 # -- looking back at a run ------------------------------------------------------------------------------------------------
 
 
