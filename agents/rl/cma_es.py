@@ -38,7 +38,7 @@ class LinearPolicy:
         self.parameters = np.zeros(outputs * (inputs + 1))
 
     def __call__(self, observation: Any) -> np.ndarray:
-        statistics = np.append(gym.spaces.flatten(self._observations, observation), 1.0)
+        statistics = np.append(np.asarray(gym.spaces.flatten(self._observations, observation)), 1.0)
         action = (self.parameters.reshape(self._shape) @ statistics).reshape(self._actions.shape)
         return np.clip(action, self._actions.low, self._actions.high).astype(self._actions.dtype)
 
