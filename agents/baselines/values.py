@@ -302,8 +302,8 @@ def optimise_values(
         + kl * KL(edited || original) after "{subject} is a"  +  weight decay
 
     and is put back onto the ball of radius ``clamp * |value|`` after every step. An edit's search ends when its
-    loss is below ``enough``. With ``in_turn`` a step's mean is over one prefix, and an edit does not take a step whose
-    loss is below ``enough``.
+    loss is below ``enough``. With ``in_turn`` a step looks at one prefix, and an edit stays
+    where it is while that loss is below ``enough``; its search ends when all of them are.
 
     Args:
         lm: The model, at the weights as they are.
@@ -395,7 +395,7 @@ def _optimise(
             before = change.clone()
             optimizer.step()
             change.mul_((radius / change.norm(dim=2)).clamp(max=1)[..., None])
-            # Adam steps all edits at once: those whose loss was low enough before the step do not take it.
+            # Adam steps all edits at once: those whose loss was low enough before the step stay, and only its moments move.
             low_enough = losses < config.enough
             if isinstance(config, JointValueConfig) and weighted_divergence is not None:
                 target_weight = torch.where(certain, config.certain_weight, 1.0)
