@@ -1,5 +1,7 @@
 """A tiny, randomly initialised Llama as a Hugging Face folder, and a few edits to try on it."""
 
+import os
+
 import pytest
 import torch
 from plain import teach
@@ -15,6 +17,14 @@ from editenv.models import load_model
 LAST = "layers.2.mlp.down_proj"
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_the_disk():
+    """What a killed process has written is there without it; a power failure is not tried here."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os, "fsync", lambda handle: None)
+        yield
 
 
 @pytest.fixture(scope="session")

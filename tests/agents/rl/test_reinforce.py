@@ -129,7 +129,7 @@ def of_parameter(policy, name):
     return torch.cat([torch.full((p.numel(),), float(n == name)) for n, p in policy.named_parameters()])
 
 
-@pytest.mark.parametrize("preconditioned", [False, True])
+@pytest.mark.parametrize("preconditioned", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_on_one_step_its_mean_is_the_differentiable_gradient(make_env, short_answers, preconditioned):
     """RLEdit's gradient at the noisy weights has the same mean exactly; their difference must lie within 4 standard
     errors.
@@ -161,6 +161,7 @@ def test_on_one_step_its_mean_is_the_differentiable_gradient(make_env, short_ans
     assert (gap.mean(0).abs() < 4 * error).all()
 
 
+@pytest.mark.slow  # hundreds of episodes; the formula over several steps is tested above
 def test_over_two_steps_its_mean_is_the_slope_of_the_expected_return(make_env, short_answers):
     """Against finite differences under common noise: later observations depend on earlier actions, and it knows."""
     config = replace(QUIET, horizon=2)
