@@ -36,9 +36,9 @@ class EditArgs:
     method: str = "auto"
     """A row of `editenv methods`, or file.py:Class. rledit needs a trained policy; the embedded model has one (with the
     preconditioner: the settings of rledit-p). auto is rledit with --policy or on the embedded model; else memit-rehearsed
-    if every correction has a subject in its prompt, and fine-tune-replay if not. Of 240 corrections or more (160 without
-    subjects) eight are tried first, with these two and ultraedit, and one that is clearly better is taken. Which one, and
-    why, is said."""
+    (with --training memit-reworded) if every correction has a subject in its prompt, and fine-tune-replay if not. Of 240
+    corrections or more (160 without subjects) eight are tried first, with these two and ultraedit, and one that is clearly
+    better is taken. Which one, and why, is said."""
     policy: Path | None = None
     """Folder of a policy from `editenv train`."""
     settings: Path | None = None

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from agents.editing.arguments import EditArgs
+from agents.editing.preparation import begun_with
+from agents.settings import environment_in
 from editenv.data import Edit
 from editenv.data.text import end_of
 from editenv.models import EMBEDDED, load_model
-from editenv.models.modules import stream_outputs
-from editenv.models.presets import lookup_layers
+from editenv.models.modules import lookup_modules
 
 LOOKS_UP = "memit-rehearsed"
+LEARNS_WORDINGS = "memit-reworded"
 WITHOUT_SUBJECTS = "fine-tune-replay"
 
 
@@ -40,7 +42,8 @@ def choose_method(args: EditArgs, edits: Sequence[Edit]) -> Choice:
     * A policy, or the embedded model, which has one: ``rledit``.
     * A run that goes on: the one it was begun with, so that corrections may be added.
     * Every correction has a subject that stands in its prompt: ``memit-rehearsed``, at the subject's last token in every
-      second of the layers where models look facts up (:func:`editenv.models.presets.lookup_layers`).
+      second of the layers where models look facts up (:func:`editenv.models.modules.lookup_modules`); with training edits
+      ``memit-reworded``, which learns other wordings from them.
     * Otherwise ``fine-tune-replay``, which needs nothing but prompts and targets.
 
     The last two may be overruled by a trial (:func:`agents.editing.trial.choose_by_trial`), unless there are settings,
@@ -53,21 +56,29 @@ def choose_method(args: EditArgs, edits: Sequence[Edit]) -> Choice:
     if args.policy is not None or args.model == EMBEDDED:
         return Choice("rledit", (), "a trained policy is there", settled=True)
     without = sum(not edit.subject or end_of(edit.subject, edit.prompt) is None for edit in edits)
-    begun = _begun_with(args.output)
+    begun = begun_with(args.output)
     if begun is not None:
-        method, reason = begun, "this run was begun with it"
+        method, reason = begun["method"], "this run was begun with it"
     elif without:
         method = WITHOUT_SUBJECTS
         reason = f"{without} of {len(edits)} corrections have no subject in their prompt, which the better methods need"
+    elif args.training is not None:
+        method, reason = LEARNS_WORDINGS, "every correction has a subject, and training edits show other wordings"
     else:
         method, reason = LOOKS_UP, "every correction has a subject, at which facts are looked up"
-    own_modules = method == LOOKS_UP and not args.modules and not args.preset
-    settled = begun is not None or args.settings is not None
-    return Choice(method, lookup_modules(args) if own_modules else (), reason, settled)
+    modules: tuple[str, ...] = ()
+    if not args.modules and not args.preset:
+        if begun is not None:
+            modules = tuple(begun["modules"])
+        elif method != WITHOUT_SUBJECTS:
+            modules = lookup_modules(load_model(args.model, args.device, args.dtype)[0])
+    return Choice(method, modules, reason, settled=begun is not None or args.settings is not None)
 
 
-def settings_file(path: Path) -> dict[str, Any]:
-    """Constructor arguments of a JSON file, or those under ``settings`` in it, as ``benchmarks.tune`` writes them."""
+def settings_file(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Constructor arguments of a JSON file, or those under ``settings`` in it, as ``benchmarks.tune`` writes them; and the
+    arguments of the environment that they were chosen for (:data:`agents.settings.ENVIRONMENT`), if it says.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -75,23 +86,4 @@ def settings_file(path: Path) -> dict[str, Any]:
     settings = content.get("settings", content) if isinstance(content, dict) else content
     if not isinstance(settings, dict):
         raise ValueError(f"{path} must hold an object of arguments, not {settings!r}")
-    return settings
-
-
-def lookup_modules(args: EditArgs) -> tuple[str, ...]:
-    """Every second of the projections to the residual stream in the layers where facts are looked up."""
-    outputs = stream_outputs(load_model(args.model, args.device, args.dtype)[0])
-    layers = [layer for layer in lookup_layers(len(outputs)) if layer < len(outputs) - 1] or [0]
-    return tuple(outputs[layer] for layer in layers[::2])
-
-
-def _begun_with(output: Path) -> str | None:
-    """The method in the header of a run's journal; None if there is no run."""
-    path = output / "journal.jsonl"
-    if not path.exists():
-        return None
-    try:
-        with path.open(encoding="utf-8") as lines:
-            return str(json.loads(next(lines))["method"])
-    except (OSError, ValueError, LookupError, StopIteration):
-        return None  # the journal itself says what is wrong with it
+    return settings, environment_in(content, path) if "settings" in content else {}

@@ -23,7 +23,7 @@ from agents.editing.display import Display
 from agents.editing.editor import BatchResult, LifelongEditor, TooManyDeltasError
 from agents.editing.estimate import free_memory, memory_of
 from agents.editing.giving_away import check_converter, check_hub, convert_to_gguf, push_to_hub
-from agents.editing.preparation import choose_agent
+from agents.editing.preparation import choose_agent, modules_to_edit
 from agents.editing.reading import edits_for
 from agents.editing.rehearsal import rehearse
 from agents.editing.run import Key, key_of_edit, left_to_retry
@@ -73,7 +73,7 @@ def edit(args: EditArgs) -> None:
         args.columns,
     )
     with Display(len(edits)) as display:
-        args = _with_method(args, edits, display)
+        args = _with_method(_as_settings_say(args), edits, display)
         _note_precision(args, display)
         _note_memory(args, edits, display)
         with open_editor(args, edits, display) as editor:
@@ -190,6 +190,18 @@ def _with_method(args: EditArgs, edits: EditFile, display: Display) -> EditArgs:
     return replace(args, method=choice.method, modules=choice.modules or args.modules)
 
 
+def _as_settings_say(args: EditArgs) -> EditArgs:
+    """The arguments with what the file of settings says of the environment, where the command does not."""
+    if args.settings is None:
+        return args
+    environment = settings_file(args.settings)[1]
+    if args.modules or args.preset:
+        environment.pop("modules", None)
+    if args.observed_tokens != EditArgs.observed_tokens:
+        environment.pop("observed_tokens", None)
+    return replace(args, **environment)
+
+
 def _is_same_file(one: Path, other: Path) -> bool:
     return one.exists() and other.exists() and one.samefile(other)
 
@@ -238,8 +250,11 @@ def _note_precision(args: EditArgs, display: Display) -> None:
 def _note_memory(args: EditArgs, edits: Sequence[Edit], display: Display) -> None:
     """Says how much memory the run takes, before anything is prepared."""
     model, tokenizer = load_model(args.model, args.device, args.dtype)
-    modules = modules_of(args.modules, args.preset) or default_modules(model, args.model)
-    estimate = memory_of(_agent_without_policy(args), model, tokenizer, modules, edits, args.edits_per_step)
+    agent, modules = _agent_without_policy(args), modules_of(args.modules, args.preset)
+    if not modules and agent is not None:
+        modules = tuple(modules_to_edit(agent, args.model, args.device, args.dtype, args.output))
+    modules = modules or tuple(default_modules(model, args.model))
+    estimate = memory_of(agent, model, tokenizer, modules, edits, args.edits_per_step)
     if (line := estimate.in_words(free_memory(args.device))) is not None:
         display.say(line)
 
@@ -278,7 +293,7 @@ def open_editor(args: EditArgs, edits: Sequence[Edit], display: Display) -> Life
 
 def settings_of_file(path: Path | None) -> dict[str, Any] | None:
     """Of a file of settings, if there is one."""
-    return None if path is None else settings_file(path)
+    return None if path is None else settings_file(path)[0]
 
 
 def held_before(args: EditArgs, editor: LifelongEditor, display: Display) -> set[Key]:

@@ -28,6 +28,7 @@ from agents.editing.preparation import (
     journal_header,
     keep_written_text,
     learning_environment,
+    modules_to_edit,
     other_bounds,
     refuse_both_kinds,
     require_subjects,
@@ -189,6 +190,8 @@ class LifelongEditor:
         constructed_with = settings_of(method, self.agent)
         require_subjects(self.agent, to_come, observed_tokens)
         self.agent.text = text
+        if modules is None:
+            modules = modules_to_edit(self.agent, model, device, dtype, None if output is None else Path(output))
         model_arguments: dict[str, Any] = {
             "model": model,
             "modules": modules,

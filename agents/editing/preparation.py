@@ -31,7 +31,8 @@ from editenv.language_model.editable_lm import EditableLM, ObservedTokens
 from editenv.language_model.prompts import Prompts
 from editenv.language_model.subjects import end_of_subject
 from editenv.memories import attached
-from editenv.models import EMBEDDED
+from editenv.models import EMBEDDED, load_model
+from editenv.models.modules import default_modules, lookup_modules
 
 LEARNING_BATCH = 20
 """Edits in a batch of those that a method learns or warms up from, as in the benchmarks."""
@@ -74,6 +75,35 @@ def choose_agent(
     if takes_settings(method) and model != EMBEDDED:  # those that ship were chosen for the embedded model
         return make_method(method, {})
     return make_agent(method)
+
+
+def modules_to_edit(agent: Agent, model: str, device: str, dtype: str, output: Path | None) -> Sequence[str]:
+    """The modules that are edited where none are named.
+
+    Those of the run that goes on; for a method that looks facts up at their subject, the layers where models do
+    (:func:`editenv.models.modules.lookup_modules`), unless the model's config lists its own; otherwise the model's
+    default.
+    """
+    base, _ = load_model(model, device, dtype)
+    begun = None if output is None else begun_with(output)
+    if begun is not None and dict(base.named_modules()).keys() >= set(begun["modules"]):
+        return tuple(begun["modules"])
+    if "subjects" in agent.needs and not getattr(base.config, "edited_modules", None):
+        return lookup_modules(base)
+    return default_modules(base, model)
+
+
+def begun_with(output: Path) -> dict[str, Any] | None:
+    """The header of a run's journal; None if there is no run, or if its journal cannot be read, which says so itself."""
+    path = output / "journal.jsonl"
+    if not path.exists():
+        return None
+    try:
+        with path.open(encoding="utf-8") as lines:
+            header = json.loads(next(lines))
+        return header if {"method", "modules"} <= header.keys() else None
+    except (OSError, ValueError, AttributeError, StopIteration):
+        return None
 
 
 def batch_of(edits: "Edit | Mapping[str, Any] | Iterable[Edit | Mapping[str, Any]]") -> list[Edit]:

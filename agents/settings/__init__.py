@@ -46,11 +46,20 @@ def read_environment(method: str, folder: str) -> dict[str, Any]:
         FileNotFoundError: If the folder has no settings of the method.
         ValueError: If the file is not one of settings, or says something else of the environment.
     """
-    environment = _read(method, folder).get("environment", {})
+    return environment_in(_read(method, folder), settings_path(method, folder))
+
+
+def environment_in(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The same of what a file of settings holds.
+
+    Raises:
+        ValueError: If it says something else of the environment; names the file.
+    """
+    environment = content.get("environment", {})
     if not isinstance(environment, dict) or (unknown := sorted(environment.keys() - set(ENVIRONMENT))):
         known = ", ".join(ENVIRONMENT)
         what = f"has no {unknown[0]!r}; known are {known}" if isinstance(environment, dict) else "must be an object"
-        raise ValueError(f"{settings_path(method, folder)}: environment {what}")
+        raise ValueError(f"{path}: environment {what}")
     return environment
 
 

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from editenv.models.presets import OF_MODEL, PRESETS, Preset, gradient_layers, modules_of, preset
+from editenv.models.presets import OF_MODEL, PRESETS, Preset, gradient_layers, lookup_layers, modules_of, preset
 
 if TYPE_CHECKING:
     from torch import nn
@@ -102,6 +102,15 @@ def mlp_outputs(model: "nn.Module") -> list[str]:
         if own_name in OUTPUTS and not inside_attention:
             names.append(name)
     return names
+
+
+def lookup_modules(model: "PreTrainedModel") -> tuple[str, ...]:
+    """Where facts are looked up at their subject: every second of the projections to the residual stream in those layers
+    (:func:`editenv.models.presets.lookup_layers`), without the last layer, behind which no token sees another.
+    """
+    outputs = stream_outputs(model)
+    layers = [layer for layer in lookup_layers(len(outputs)) if layer < len(outputs) - 1] or [0]
+    return tuple(outputs[layer] for layer in layers[::2])
 
 
 def find_modules(model: "nn.Module", patterns: Sequence[str]) -> dict[str, "nn.Module"]:

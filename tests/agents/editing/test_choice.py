@@ -41,7 +41,75 @@ def test_the_method_follows_from_model_and_subjects(model_folder, tmp_path, mode
 def test_a_run_goes_on_with_the_method_it_was_begun_with(model_folder, tmp_path):
     LifelongEditor(model_folder, "ft-l", modules=(LAST,), output=tmp_path / "out").close()
     choice = choose_method(EditArgs(edits="e.jsonl", output=tmp_path / "out", model=model_folder), [WITH])
-    assert (choice.method, choice.modules, choice.reason) == ("ft-l", (), "this run was begun with it")
+    assert (choice.method, choice.modules, choice.reason) == ("ft-l", (LAST,), "this run was begun with it")
+
+
+def test_training_edits_are_learned_from(model_folder, tmp_path):
+    args = EditArgs(edits="e.jsonl", output=tmp_path / "out", model=model_folder, training="train.jsonl")
+    assert choose_method(args, [WITH]).method == "memit-reworded"
+    assert choose_method(args, [WITHOUT]).method == "fine-tune-replay"
+
+
+def test_the_command_learns_other_wordings_from_training_edits(model_folder, tmp_path, command_line):
+    learned = [
+        {"prompt": f"The home of {name} is", "target": "Rome", "subject": name, "rephrases": [f"{name} lives in"]}
+        for name in ("Nia", "Sol", "Kepler", "Ona")
+    ]
+    (tmp_path / "training.jsonl").write_text("".join(json.dumps(row) + "\n" for row in learned))
+    row = {"prompt": "The home of Ada is", "target": "Oslo", "subject": "Ada"}
+    (tmp_path / "edits.jsonl").write_text(json.dumps(row) + "\n")
+    command = [
+        "edit",
+        "--model",
+        model_folder,
+        "--edits",
+        str(tmp_path / "edits.jsonl"),
+        "--output",
+        str(tmp_path / "out"),
+    ]
+    command += ["--training", str(tmp_path / "training.jsonl"), "--guard.max-drift", "None"]
+    _, said, code = command_line(*command, "--guard.max-perplexity", "inf", "--guard.max-weight-norm", "inf")
+    assert code == 0, said
+    assert (
+        "method: memit-reworded in model.layers.0.mlp.down_proj: every correction has a subject, and training" in said
+    )
+
+
+def test_a_method_that_looks_up_at_subjects_edits_early_layers_also_if_it_is_named(model_folder, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("".join(f"The home of number {i} is in Rome\n" for i in range(30)))
+    settings = {"value": {"steps": 1, "prefixes": 0}, "samples": 10}
+    options = {"settings": settings, "text": str(text), "output": tmp_path / "out"}
+    for again in range(2):  # the second goes on with the run, whatever its modules would be now
+        with LifelongEditor(model_folder, "memit-rehearsed", **options) as editor:
+            assert list(editor.lm.modules) == ["model.layers.0.mlp.down_proj"], again
+    at_last = {**settings, "value": settings["value"] | {"token": "last"}}
+    with LifelongEditor(model_folder, "memit-rehearsed", settings=at_last, text=str(text)) as editor:
+        assert list(editor.lm.modules) == ["model.layers.1.mlp.down_proj", LAST]
+    with LifelongEditor(model_folder, "ft-l") as editor:
+        assert list(editor.lm.modules) == ["model.layers.1.mlp.down_proj", LAST]
+
+
+@pytest.mark.parametrize(
+    ("named", "modules"),
+    [((), ["model.layers.1.mlp.down_proj"]), (("--modules", LAST), [LAST])],
+)
+def test_a_file_of_settings_says_where_it_edits_unless_the_command_does(
+    model_folder, tmp_path, command_line, named, modules
+):
+    (tmp_path / "edits.jsonl").write_text(json.dumps({"prompt": "The home of Ada is", "target": "Rome"}) + "\n")
+    settings = {"settings": {"steps": 1}, "environment": {"modules": ["layers.1.mlp.down_proj"]}}
+    (tmp_path / "ft-l.json").write_text(json.dumps(settings))
+    command = ["edit", "--model", model_folder, "--edits", str(tmp_path / "edits.jsonl"), "--method", "ft-l"]
+    command += ["--output", str(tmp_path / "out"), "--settings", str(tmp_path / "ft-l.json")]
+    assert command_line(*command, *named)[2] == 0
+    with (tmp_path / "out" / "journal.jsonl").open() as journal:
+        assert json.loads(next(journal))["modules"] == modules
+    settings["environment"]["layers"] = 3
+    (tmp_path / "ft-l.json").write_text(json.dumps(settings))
+    _, said, code = command_line(*command, *named)
+    assert code != 0
+    assert "ft-l.json: environment has no 'layers'; known are modules, observed_tokens" in f"{said} {code}"
 
 
 def test_a_policy_is_edited_with(model_folder, tmp_path):
