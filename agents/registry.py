@@ -211,7 +211,8 @@ def resolved_settings(name: str) -> list[Resolved]:
     if name not in ROWS:
         raise ValueError(f"unknown row {name!r}; there are {', '.join(ROWS)}")
     row, agent = ROWS[name], make_agent(name)
-    settings, arguments, fixed = (_flat(part) for part in (row.read_settings(), row.arguments, row.fixed))
+    chosen = row.read_settings() | {"environment": row.read_environment()}
+    settings, arguments, fixed = (_flat(part) for part in (chosen, row.arguments, row.fixed))
     resolved = []
     for argument, value in _flat(settings_of(name, agent)).items():
         if argument in fixed or (argument in arguments and value == arguments[argument]):

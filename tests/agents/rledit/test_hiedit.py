@@ -9,7 +9,7 @@ from plain import batch_loss, edited_weights
 from agents.hypernetwork.config import GatedPolicyConfig, PolicyConfig, TrainConfig, config_from_json
 from agents.hypernetwork.networks import load_policy, save_policy
 from agents.hypernetwork.training import training_environment
-from agents.registry import environment_of, make_agent, settings_of
+from agents.registry import environment_of, make_agent, resolved_settings, settings_of
 from agents.rledit.agent import RLEdit
 from agents.rledit.hiedit import HiEdit, HiEditConfig, HiEditTrainer
 from agents.rledit.trainer import RLEditTrainer
@@ -190,5 +190,8 @@ def test_the_row_has_modules_to_choose_from():
     assert len(modules) > 1
     assert environment_of("hiedit") == agent.environment
     assert settings_of("hiedit", agent)["environment"]["modules"] == agent.environment["modules"]
+    sources = {setting.name: setting.source for setting in resolved_settings("hiedit")}
+    assert sources["environment.modules"] == sources["config.policy.step_size"] == "settings"
+    assert sources["config.policy.share"] == "default"
     assert environment_of("rledit") == make_agent("rledit").environment == {}
     assert replace(agent.config.policy, share=1.0).chosen(len(modules)) == len(modules)
