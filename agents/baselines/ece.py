@@ -66,9 +66,10 @@ class ECE(MEMIT):
         D_c = (weight C + K_p^T K_p + U^T U)_SS^-1 U_cS^T R_c,        D_c = 0 at all other neurons
         D   = sum over clusters of D_c
 
-    where K_p are the keys of earlier batches. ``U^T U`` is of the whole batch, so that a cluster leaves the facts of the
-    others as they are; with ``neurons=1`` the clusters add up to MEMIT-seq. One cluster is the public code (``ECE_AS``
-    for ``activation``, ``ECE_WI`` for ``weights``). Values are searched for all facts at a time in any case.
+    where K_p are the keys of earlier batches. ``U^T U`` is of the whole batch, so that a cluster leaves the facts of
+    the others as they are; with ``neurons=1`` the clusters add up to MEMIT-seq. One cluster is the public code
+    (``ECE_AS`` for ``activation``, ``ECE_WI`` for ``weights``). Values are searched for all facts at a time in any
+    case.
 
     Needs and precomputes what MEMIT does; as for NSE, C itself is kept in the place of its inverse.
 

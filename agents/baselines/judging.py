@@ -1,4 +1,4 @@
-"""What a delta from theta_0 does for some edits: the loss that networks are trained on whose delta is judged at once."""
+"""What a delta from theta_0 does for some edits: the loss that networks are trained on, the whole delta at once."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -43,7 +43,7 @@ class GatedPolicyConfig(PolicyConfig):
     """A policy with a gate that chooses, for each batch, the modules that are edited (HiEdit)."""
 
     share: PositiveShare = 0.5
-    """Share of the modules that are edited, rounded up; the public code has 6 of 12. With 1 the gate chooses nothing."""
+    """Share of the modules that are edited, rounded up; the public code has 6 of 12. With 1 nothing is chosen."""
     gate_width: PositiveInt = 256
     """Features of each module that the gate sees."""
 

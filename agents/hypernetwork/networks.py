@@ -271,7 +271,7 @@ class MendPolicy(GradientPolicy):
     lr is in the units of :meth:`GradientPolicy.unit`, so that a step size means the same as with :class:`MalmenPolicy`.
     """
 
-    block = MendBlock
+    block: type[Block] = MendBlock
 
     def deltas(
         self, gradients: Mapping[str, Gradient], projected: Mapping[str, torch.Tensor] | None = None

@@ -30,9 +30,9 @@ class HiEditTrainer(RLEditTrainer):
 class HiEdit(HypernetworkAgent):
     """A high-level policy chooses modules for each batch, a low-level one, RLEdit's, says what is written into them.
 
-    From the gradient of a batch to its deltas:
+    From the gradient of a batch to its deltas (:class:`agents.hypernetwork.gate.Gate`):
 
-        s   = scores of the modules, from the mean features of all their tokens      (:class:`agents.hypernetwork.gate.Gate`)
+        s   = scores of the modules, from the mean features of all their tokens
         g_m = 1 for the modules with the highest scores, a share of all, else 0
         D_m = g_m * RLEdit's delta of module m
 

@@ -23,8 +23,9 @@ class KEConfig:
     hidden_width: PositiveInt = 128
     """Hidden width of the masks' networks."""
     step_size: PositiveFloat = 1.0
-    """What a fresh network asks of a module's output at a typical key, relative to a typical output; of each of M modules
-    that are edited together, an M-th."""
+    """What a fresh network asks of a module's output at a typical key, relative to a typical output; of each of M
+    modules that are edited together, an M-th.
+    """
     learning_rate: NonNegativeFloat = 1e-3
     """Adam's (RMSprop's, 3e-4)."""
     steps: PositiveInt = 300

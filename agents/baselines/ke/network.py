@@ -57,8 +57,8 @@ class Mask(nn.Module):
             self.output.bias.zero_()
 
     def forward(self, condition: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Of ``n`` edits: the mask ``alpha`` (n, d_in) and ``gamma`` (n, d_out), the offset ``beta`` (n, d_in) and ``delta``
-        (n, d_out), and the gate ``(n, 1)``. Softmaxes are taken times d_in, so that their mean is 1.
+        """Of ``n`` edits: the mask ``alpha`` (n, d_in) and ``gamma`` (n, d_out), the offset ``beta`` (n, d_in) and
+        ``delta`` (n, d_out), and the gate ``(n, 1)``. Softmaxes are taken times d_in, so that their mean is 1.
         """
         d_in, d_out = self.shape
         parts = self.output(self.hidden(condition).tanh()).split([d_in, d_out, d_in, d_out, 1], 1)
@@ -102,7 +102,7 @@ class KENetwork(nn.Module):
     ) -> dict[str, LowRank]:
         """The sum of ``n`` edits' deltas, each ``gate (alpha gamma^T * G + beta delta^T)`` (eq. 4 and 5).
 
-        G is an edit's gradient ``K^T V``: the mask of rank one, entry by entry, is ``diag(alpha) K^T V diag(gamma)``, so
+        G is an edit's gradient ``K^T V``: masked by the matrix of rank one it is ``diag(alpha) K^T V diag(gamma)``, so
         that a delta stays in factors.
 
         Args:
