@@ -305,6 +305,12 @@ ROWS: dict[str, Row] = {
         f"{MEMIT_PAPER}; the rest is this project's",
         settings="atlas/memit-rehearsed",
     ),
+    "memit-reworded": Row(
+        "memit-rehearsed whose values hold for other wordings of a fact, as training edits show them",
+        "agents.baselines.memit_reworded:RewordedMEMIT",
+        f"{MEMIT_PAPER}; the rest is this project's",
+        settings="atlas/memit-reworded",
+    ),
     "prune": Row(
         "PRUNE: MEMIT, with the singular values of all updates held down at the end",
         "agents.baselines.prune:PRUNE",

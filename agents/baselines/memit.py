@@ -16,6 +16,7 @@ from agents.baselines.values import (
     optimise_values,
     prompts_together,
     read_token,
+    read_way,
     refuse_train_eos,
     sample_prefixes,
 )
@@ -116,9 +117,9 @@ class MEMIT(Agent):
     def _towards(self, name: str, target_output: torch.Tensor, lookup: Lookup, layers_left: int) -> LowRank:
         """A module's part of the way from what is said now to the values ``(n, d_out)``."""
         lm = self._env.language_model
-        missing = target_output - read_token(lm, self._where_values_are, lookup)[1][lookup.plain]
-        keys = mean_keys(read_token(lm, lm.modules[name], lookup)[0], lookup)
-        return self._solve(name, keys, missing / self._spread(layers_left), lookup)
+        keys, outputs = read_way(lm, lm.modules[name], self._where_values_are, lookup)
+        missing = target_output - outputs[lookup.plain]
+        return self._solve(name, mean_keys(keys, lookup), missing / self._spread(layers_left), lookup)
 
     def _keys(self, lookup: Lookup) -> dict[str, torch.Tensor]:
         """``(n, d_in)`` for each module, at the weights as they are."""

@@ -75,9 +75,9 @@ class RehearsedMEMIT(MEMIT):
 
     def _not_said(self, edits: Sequence[Edit], lookup: Lookup) -> list[int]:
         """Numbers of the edits of whose subject's targets one is not the model's first choice, token by token."""
-        prompts = lookup.prompts
+        prompts = lookup.prompts.select(torch.isin(torch.arange(len(lookup.owner)), lookup.plain))
         wrong = self._env.language_model.cut_model.logits(prompts).argmax(-1) != prompts.labels
-        missed = {int(edit) for edit in lookup.owner[prompts.prompt_index[wrong]]}
+        missed = set(prompts.prompt_index[wrong].tolist())
         subjects = {self._subject(edits[i]) for i in missed} - {""}
         return [i for i, edit in enumerate(edits) if i in missed or self._subject(edit) in subjects]
 
@@ -117,15 +117,21 @@ class RehearsedMEMIT(MEMIT):
     def batch_state(self) -> dict[str, torch.Tensor]:
         subjects = {edit.prompt: edit.subject for edit in self._last_batch if edit.subject}
         targets = {edit.prompt: edit.target for edit in self._last_batch if edit.subject}
-        return super().batch_state() | {SUBJECTS: as_tensor(subjects), TARGETS: as_tensor(targets)}
+        relations = {edit.prompt: edit.relation for edit in self._last_batch if edit.subject and edit.relation}
+        texts = {SUBJECTS: subjects, TARGETS: targets, RELATIONS: relations}
+        return super().batch_state() | {name: as_tensor(of_edits) for name, of_edits in texts.items()}
 
     def load_batch_state(self, state: dict[str, torch.Tensor]) -> None:
         if not state:
             return
-        subjects, targets = of_tensor(state[SUBJECTS]), of_tensor(state[TARGETS])
-        edits = [Edit(prompt, prompt, targets[prompt], subject=subject) for prompt, subject in subjects.items()]
-        self._remember({name: t for name, t in state.items() if name not in (SUBJECTS, TARGETS)}, edits)
+        texts = {name: of_tensor(state[name]) for name in TEXTS if name in state}
+        relations = texts.get(RELATIONS, {})  # states of earlier versions have none
+        edits = [
+            Edit(prompt, prompt, texts[TARGETS][prompt], subject=subject, relation=relations.get(prompt))
+            for prompt, subject in texts[SUBJECTS].items()
+        ]
+        self._remember({name: tensor for name, tensor in state.items() if name not in TEXTS}, edits)
 
 
-SUBJECTS, TARGETS = "subjects", "targets"
+SUBJECTS, TARGETS, RELATIONS = TEXTS = ("subjects", "targets", "relations")
 """Names in a batch's state, beside those of the modules."""

@@ -8,7 +8,7 @@ output, and gradient steps look for the vector that makes the target likely.
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -61,6 +61,10 @@ class ValueConfig:
     """
     prefix_tokens: PositiveInt = 10
     """Length of each."""
+    in_turn: bool = False
+    """Whether a step looks at one of an edit's prompts (the plain one, then one with each prefix, and so on) instead of
+    all of them: it then costs what it costs without prefixes.
+    """
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -117,7 +121,7 @@ class Lookup:
     """Some edits' prompts (each with every prefix) and the token at which each is looked up.
 
     Attributes:
-        prompts: ``n * p`` prompts, the p of an edit one after the other; the first is without a prefix.
+        prompts: ``n * p`` prompts, the p of an edit one after the other; the first is the edit's own, without a prefix.
         rows: ``(n p,)`` row of ``prompts.hidden`` in which the token lies.
         columns: ``(n p,)`` likewise its column.
         owner: ``(n p,)`` the edit.
@@ -131,10 +135,20 @@ class Lookup:
     def edits(self, numbers: Sequence[int]) -> "Lookup":
         """Of some of the edits, in ascending order."""
         kept = torch.tensor(numbers, device=self.owner.device)
-        chosen = torch.isin(self.owner, kept)
+        chosen = self._select(torch.isin(self.owner, kept))
+        return replace(chosen, owner=torch.searchsorted(kept, chosen.owner))
+
+    def by_form(self) -> "list[Lookup]":
+        """The ``n`` plain prompts, those with the first prefix, and so on: ``p`` lookups of one prompt an edit."""
+        edits = int(self.owner[-1]) + 1
+        numbers = torch.arange(len(self.owner), device=self.owner.device) % (len(self.owner) // edits)
+        return [self._select(numbers == form) for form in range(len(self.owner) // edits)]
+
+    def _select(self, chosen: torch.Tensor) -> "Lookup":
+        """Of ``(n p,)`` prompts those that are chosen; owners keep their numbers."""
         prompts = self.prompts.select(chosen)
         rows = prompts.rows[prompts.lengths.cumsum(0) - prompts.lengths]
-        return Lookup(prompts, rows, self.columns[chosen], torch.searchsorted(kept, self.owner[chosen]))
+        return Lookup(prompts, rows, self.columns[chosen], self.owner[chosen])
 
     @property
     def plain(self) -> torch.Tensor:
@@ -154,7 +168,13 @@ def refuse_train_eos(env: LifelongEditEnv) -> None:
         )
 
 
-def look_up(lm: EditableLM, edits: Sequence[Edit], token: str, prefixes: Sequence[str] = ()) -> Lookup:
+def look_up(
+    lm: EditableLM,
+    edits: Sequence[Edit],
+    token: str,
+    prefixes: Sequence[str] = (),
+    rewordings: Sequence[Sequence[Edit]] | None = None,
+) -> Lookup:
     """Encodes the prompts and finds the token.
 
     Args:
@@ -162,15 +182,19 @@ def look_up(lm: EditableLM, edits: Sequence[Edit], token: str, prefixes: Sequenc
         edits: ``n`` edits.
         token: As in :class:`ValueConfig`.
         prefixes: ``p - 1`` texts.
+        rewordings: Of each edit at most ``p - 1`` forms with another prompt, which stand in for as many of the prefixes.
 
     Raises:
         ValueError: At the subject's last token: if an edit has no subject or its prompt does not contain it, or if
             only the last layer's MLP is edited, behind which no token sees another.
     """
-    starts = ["", *(f"{prefix} " for prefix in prefixes)]
-    texts = [start + edit.prompt for edit in edits for start in starts]
-    targets = [edit.target for edit in edits for _ in starts]
-    prompts = lm.encode(texts, targets)
+    forms: list[tuple[str, Edit]] = []  # what is put before a prompt, and whose prompt
+    for i, edit in enumerate(edits):
+        others = rewordings[i] if rewordings else ()
+        forms += [("", edit), *(("", other) for other in others)]
+        forms += [(f"{prefix} ", edit) for prefix in prefixes[len(others) :]]
+    texts = [start + edit.prompt for start, edit in forms]
+    prompts = lm.encode(texts, [edit.target for _, edit in forms])
     device = lm.device
     first = prompts.lengths.cumsum(0) - prompts.lengths  # the token that predicts the answer's first one
     rows, columns = prompts.rows[first], prompts.columns[first]
@@ -180,9 +204,9 @@ def look_up(lm: EditableLM, edits: Sequence[Edit], token: str, prefixes: Sequenc
                 "token: the subject's last token cannot change the answer from the last layer's MLP, behind which no token sees "
                 "another; edit earlier layers (modules), or look facts up at the prompt's last token (token='last')"
             )
-        ends = [len(start) + end_of_subject(edit) for edit in edits for start in starts]
+        ends = [len(start) + end_of_subject(edit) for start, edit in forms]
         columns = torch.tensor([token_at(lm, text, end) for text, end in zip(texts, ends, strict=True)], device=device)
-    return Lookup(prompts, rows, columns, torch.arange(len(edits), device=device).repeat_interleave(len(starts)))
+    return Lookup(prompts, rows, columns, torch.arange(len(edits), device=device).repeat_interleave(1 + len(prefixes)))
 
 
 @torch.no_grad()
@@ -205,18 +229,41 @@ def read_tokens(
     lm: EditableLM, module: nn.Module, prompts: Prompts, rows: torch.Tensor, columns: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """:func:`read_token` at any tokens: ``(m,)`` rows and columns of ``prompts.hidden``."""
-    read: list[torch.Tensor] = []
+    return _read_until(lm, module, module, prompts, rows, columns)
 
-    def hook(_: nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, Any], output: Any) -> None:
-        inputs = args[0] if args else kwargs["hidden_states"]
-        for hidden in (inputs, _hidden_states(output)):
-            vectors = prompts.as_hidden(hidden).to(lm.device)
-            read.append(vectors[rows, columns].float())
 
-    with hooked(module.register_forward_hook(hook, with_kwargs=True)):
+@torch.no_grad()
+def read_way(lm: EditableLM, module: nn.Module, end: nn.Module, lookup: Lookup) -> tuple[torch.Tensor, torch.Tensor]:
+    """A module's input and the output of another one, in the same layer or above, in one forward.
+
+    Returns:
+        ``(n p, d_in)`` and ``(n p, d_out)`` as :func:`read_token` gives them.
+    """
+    return _read_until(lm, module, end, lookup.prompts, lookup.rows, lookup.columns)
+
+
+def _read_until(
+    lm: EditableLM, module: nn.Module, end: nn.Module, prompts: Prompts, rows: torch.Tensor, columns: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A module's input, and the output of the one at which the forward ends."""
+    read: dict[str, torch.Tensor] = {}
+
+    def at_tokens(hidden: torch.Tensor) -> torch.Tensor:
+        return prompts.as_hidden(hidden).to(lm.device)[rows, columns].float()
+
+    def keep_input(_: nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, Any]) -> None:
+        read["input"] = at_tokens(args[0] if args else kwargs["hidden_states"])
+
+    def keep_output(_: nn.Module, args: tuple[torch.Tensor, ...], output: Any) -> None:
+        read["output"] = at_tokens(_hidden_states(output))
+        raise StopForward  # the layers above, and the head, have no part in it
+
+    with ExitStack() as stack:
+        stack.enter_context(hooked(module.register_forward_pre_hook(keep_input, with_kwargs=True)))
+        stack.enter_context(hooked(end.register_forward_hook(keep_output)))
+        stack.enter_context(suppress(StopForward))
         lm.cut_model.logits(prompts)  # in one forward, in which the tokens lie where the prompts say
-    inputs, outputs = read
-    return inputs, outputs
+    return read["input"], read["output"]
 
 
 def _hidden_states(output: Any) -> torch.Tensor:
@@ -233,8 +280,9 @@ def mean_keys(keys: torch.Tensor, lookup: Lookup) -> torch.Tensor:
 
 def prompts_together(config: ValueConfig, edits: int) -> tuple[int, int]:
     """How many prompts are searched together, and looked up (:meth:`agents.base.Agent.prompts_together`)."""
-    each = 1 + config.prefixes
-    return each * min(edits, max(1, PROMPTS_TOGETHER // each)), each * edits
+    forms = 1 + config.prefixes
+    each = 1 if config.in_turn else forms
+    return each * min(edits, max(1, PROMPTS_TOGETHER // each)), forms * edits
 
 
 def optimise_values(
@@ -254,7 +302,8 @@ def optimise_values(
         + kl * KL(edited || original) after "{subject} is a"  +  weight decay
 
     and is put back onto the ball of radius ``clamp * |value|`` after every step. An edit's search ends when its
-    loss is below ``enough``.
+    loss is below ``enough``. With ``in_turn`` a step looks at one prefix, and an edit stays
+    where it is while that loss is below ``enough``; its search ends when all of them are.
 
     Args:
         lm: The model, at the weights as they are.
@@ -275,7 +324,7 @@ def optimise_values(
     """
     modules = (module,) if isinstance(module, nn.Module) else tuple(module)
     sharing = range(len(edits)) if sharing is None else sharing
-    together = max(1, PROMPTS_TOGETHER * len(edits) // len(lookup.owner))
+    together = PROMPTS_TOGETHER if config.in_turn else max(1, PROMPTS_TOGETHER * len(edits) // len(lookup.owner))
     change: torch.Tensor | None = None
     for part in _parts(sharing, together):
         of_part = _optimise(
@@ -324,14 +373,16 @@ def _optimise(
     owner = torch.tensor(sharing, device=lm.device).unique(return_inverse=True)[1]  # of each edit, its change
     sizes = owner.bincount()
     radius = config.clamp * _sums(value_lengths, owner, sizes) / sizes[:, None]
-    run = ChangedRun(lm, modules, lookup, earlier)
+    lookups = lookup.by_form() if config.in_turn else [lookup]
+    runs = [ChangedRun(lm, modules, part, earlier) for part in lookups]
     change = values.new_zeros(len(sizes), *values.shape[1:]).requires_grad_()
     optimizer = torch.optim.Adam([change], lr=config.learning_rate)
     target_weight: torch.Tensor | float = 1.0
-    for _ in range(config.steps):
+    idle = 0  # steps one after the other that no edit has taken
+    for step in range(config.steps):
         with torch.enable_grad():
             of_edits = change[owner]
-            target_losses, certain = _target_losses(run, of_edits)
+            target_losses, certain = _target_losses(runs[step % len(runs)], of_edits)
             losses = target_weight * target_losses
             weighted_divergence = None
             if essence is not None:
@@ -344,14 +395,15 @@ def _optimise(
             before = change.clone()
             optimizer.step()
             change.mul_((radius / change.norm(dim=2)).clamp(max=1)[..., None])
-            # Adam steps all edits at once: those whose loss was low enough before the step do not take it.
+            # Adam steps all edits at once: those whose loss was low enough before the step stay, and only its moments move.
             low_enough = losses < config.enough
             if isinstance(config, JointValueConfig) and weighted_divergence is not None:
                 target_weight = torch.where(certain, config.certain_weight, 1.0)
                 low_enough |= certain & (weighted_divergence <= config.kl_enough)
             finished = _sums(low_enough, owner, sizes) == sizes
             change[finished] = before[finished]
-            if finished.all():
+            idle = idle + 1 if finished.all() else 0
+            if idle == len(runs):
                 break
     return change.detach()[owner]
 

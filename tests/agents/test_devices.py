@@ -105,6 +105,7 @@ METHODS = {
     "memit": {"value": VALUE, "samples": 20},
     "memit-seq": {"value": VALUE, "samples": 20},
     "memit-rehearsed": {"value": VALUE, "samples": 20},
+    "memit-reworded": {"value": VALUE, "samples": 20},
     "prune": {"value": VALUE, "samples": 20},
     "rect": {"value": VALUE, "samples": 20},
     "alphaedit": {"value": VALUE, "samples": 20, "threshold": 100.0},

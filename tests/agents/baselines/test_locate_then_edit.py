@@ -158,6 +158,20 @@ def test_inputs_and_outputs_at_the_token_are_the_whole_models(base, make_lm, edi
             torch.testing.assert_close(outputs[i], seen[0][1][0, column], rtol=1e-4, atol=1e-5)
 
 
+def test_reading_a_token_runs_no_layer_above_it(make_lm, edits):
+    lm = make_lm(MIDDLE)
+    lookup = look_up(lm, edits, "subject_last")
+    run = []
+    above = [lm.model.get_submodule("model.layers")[-1], lm.model.get_output_embeddings()]
+    handles = [module.register_forward_pre_hook(lambda *_: run.append(1)) for module in above]
+    read_token(lm, lm.layer_of(f"model.{MIDDLE}"), lookup)
+    assert not run
+    lm.cut_model.logits(lookup.prompts)
+    assert len(run) == 2
+    for handle in handles:
+        handle.remove()
+
+
 def test_what_cannot_be_looked_up_is_refused(make_lm, edits):
     with pytest.raises(ValueError, match="behind which no token sees another"):
         look_up(make_lm(LAST), edits, "subject_last")
@@ -226,22 +240,27 @@ def plain_search(model, tokenizer, name, edit, prefixes, config):
     usual = logits(*about, zero)[0][0].log_softmax(-1).detach()
     change = torch.zeros_like(zero, requires_grad=True)
     optimizer = torch.optim.Adam([change], lr=config.learning_rate)
-    for _ in range(config.steps):
-        loss = 0.0
-        for start in starts:
+    idle = 0
+    for step in range(config.steps):
+        loss, looked_at = 0.0, [starts[step % len(starts)]] if config.in_turn else starts
+        for start in looked_at:
             rows, labels, _ = logits(start + edit.prompt, edit.target, ends(start), change)
-            loss = loss + torch.nn.functional.cross_entropy(rows, labels) / len(starts)
+            loss = loss + torch.nn.functional.cross_entropy(rows, labels) / len(looked_at)
         now = logits(*about, change)[0][0].log_softmax(-1)
         # kl_div(input, target) is KL(target || input): of the edited model from the original, as eq. 4 has it.
         loss = loss + config.kl * torch.nn.functional.kl_div(usual, now, reduction="sum", log_target=True)
         loss = loss + config.weight_decay * change.norm() / length.square()
         losses.append(float(loss.detach()))
-        if losses[-1] < config.enough:
+        idle = idle + 1 if losses[-1] < config.enough else 0
+        if idle * len(looked_at) == len(starts):  # after all of them
             break
+        before = change.detach().clone()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         with torch.no_grad():
+            if idle:  # only Adam's moments have seen this step
+                change.copy_(before)
             change.mul_((config.clamp * length / change.norm()).clamp(max=1))
     return change.detach(), losses
 
@@ -281,15 +300,16 @@ def test_the_divergence_is_of_the_edited_model_from_the_original(sharp, tokenize
     torch.testing.assert_close(slope, expected_slope, rtol=1e-2, atol=1e-2 * float(expected_slope.abs().max()))
 
 
+@pytest.mark.parametrize("in_turn", [False, True])
 @pytest.mark.parametrize("enough", [False, True])
-def test_the_search_is_adam_on_its_loss_in_the_plain_model(sharp, tokenizer, edits, enough):
+def test_the_search_is_adam_on_its_loss_in_the_plain_model(sharp, tokenizer, edits, enough, in_turn):
     lm, name = EditableLM(copy.deepcopy(sharp), tokenizer, [MIDDLE]), f"model.{MIDDLE}"
     prefixes = ["So it is.", "In a year."]
-    config = ValueConfig(learning_rate=0.3, steps=8, weight_decay=2.0, kl=1.0, prefixes=2)
+    config = ValueConfig(learning_rate=0.3, steps=8, weight_decay=2.0, kl=1.0, prefixes=2, in_turn=in_turn)
     if enough:
         config = replace(config, kl=0.0625, weight_decay=0.01)
         losses = plain_search(sharp, tokenizer, name, edits[0], prefixes, config)[1]
-        assert losses[4] < losses[3]
+        assert in_turn or losses[4] < losses[3]
         config = replace(config, enough=(losses[3] + losses[4]) / 2)
     lookup = look_up(lm, edits[:2], "subject_last", prefixes)
     changes = optimise_values(lm, lm.modules[name], edits[:2], lookup, config)
