@@ -84,12 +84,14 @@ def _checked(name: str, agent: Any) -> "Agent":
 
 
 def environment_of(name: str) -> Mapping[str, Any]:
-    """Where a row with the settings of a folder edits (:attr:`agents.base.Agent.environment`), without making it.
+    """Where a row edits, if its settings say so (:attr:`agents.base.Agent.environment`), without making it.
 
     Raises:
         ValueError: If the settings' file is not one.
         FileNotFoundError: If the folder has no settings of the method.
     """
+    if takes_settings(name):
+        return ROWS[name].read_environment()
     method, at, folder = name.partition("@")
     if at and takes_settings(method):
         return ROWS[method].read_environment(folder)
@@ -104,16 +106,16 @@ def find_agent(name: str) -> "Callable[[], Agent]":
         ValueError: If there is no such agent.
         FileNotFoundError: If the folder has no settings of the method.
     """
-    if name in ROWS:
-        return lambda: ROWS[name].make(ROWS[name].read_settings())
     method, at, folder = name.partition("@")
-    if at and takes_settings(method):
-        settings = ROWS[method].read_settings(folder)  # a missing file is told at once
+    row, own_folder = (name, None) if name in ROWS else (method, folder)
+    if name in ROWS or (at and takes_settings(method)):
+        settings = ROWS[row].read_settings(own_folder)  # a missing file is told at once
         environment = environment_of(name)
 
         def make() -> "Agent":
-            agent = ROWS[method].make(settings)
-            agent.environment = environment
+            agent = ROWS[row].make(settings)
+            if environment:
+                agent.environment = environment
             return agent
 
         return make
@@ -209,7 +211,8 @@ def resolved_settings(name: str) -> list[Resolved]:
     if name not in ROWS:
         raise ValueError(f"unknown row {name!r}; there are {', '.join(ROWS)}")
     row, agent = ROWS[name], make_agent(name)
-    settings, arguments, fixed = (_flat(part) for part in (row.read_settings(), row.arguments, row.fixed))
+    chosen = row.read_settings() | {"environment": row.read_environment()}
+    settings, arguments, fixed = (_flat(part) for part in (chosen, row.arguments, row.fixed))
     resolved = []
     for argument, value in _flat(settings_of(name, agent)).items():
         if argument in fixed or (argument in arguments and value == arguments[argument]):

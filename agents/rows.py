@@ -69,9 +69,12 @@ class Row:
         own_folder, _, method = self.settings.rpartition("/")
         return read_settings(method, folder or own_folder)
 
-    def read_environment(self, folder: str) -> dict[str, Any]:
+    def read_environment(self, folder: str | None = None) -> dict[str, Any]:
         """Where these settings edit, if their file says; raises as :meth:`read_settings` does."""
-        return read_environment(str(self.settings).rpartition("/")[2], folder)
+        if self.settings is None:
+            return {}
+        own_folder, _, method = self.settings.rpartition("/")
+        return read_environment(method, folder or own_folder)
 
     def chosen(self) -> str:
         """How those settings were chosen; empty if it takes none."""
@@ -214,6 +217,12 @@ ROWS: dict[str, Row] = {
         "Dai et al. 2022, ACL, arXiv 2104.08696",
         settings="atlas/kn",
     ),
+    "ke": Row(
+        "KnowledgeEditor: a network reads an edit's old and new answer and masks the gradient",
+        "agents.baselines.ke:KE",
+        "De Cao et al. 2021, EMNLP, arXiv 2104.08164",
+        settings="atlas/ke",
+    ),
     "mend": Row(
         "MEND: a network turns gradients into rank-one updates",
         MEND,
@@ -339,6 +348,12 @@ ROWS: dict[str, Row] = {
         "Jiang et al. 2025, ACL, arXiv 2410.04045",
         settings="atlas/nse",
     ),
+    "ece": Row(
+        "ECE: memit-seq on the neurons that explain each cluster of similar facts",
+        "agents.baselines.ece:ECE",
+        "Zhang et al. 2025, WWW, doi.org/10.1145/3696410.3714835",
+        settings="atlas/ece",
+    ),
     "anyedit": Row(
         "AnyEdit: MEMIT with a target edited chunk by chunk, each at the token before it",
         "agents.baselines.anyedit:AnyEdit",
@@ -374,6 +389,12 @@ ROWS: dict[str, Row] = {
         "RLEdit's network as it is initialised", RLEDIT, RLEDIT_PAPER, {}, "atlas/rledit", {"train": False}
     ),
     "rledit": Row("RLEdit as the paper has it", RLEDIT, RLEDIT_PAPER, settings="atlas/rledit"),
+    "hiedit": Row(
+        "HiEdit: RLEdit with a gate that chooses the modules of each batch",
+        "agents.rledit.hiedit:HiEdit",
+        "Wang et al. 2026, ACL, arXiv 2604.11214",
+        settings="atlas/hiedit",
+    ),
     "rledit-fixed": Row(
         "RLEdit's network and budget, trained on the fixed initial model",
         RLEDIT,

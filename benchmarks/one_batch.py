@@ -21,7 +21,6 @@ import tyro
 from agents.base import Agent, ProgressCallback
 from agents.registry import make_agent, make_method, takes_settings
 from agents.rows import ROWS
-from agents.settings import read_settings
 from benchmarks.results.records import MetricValues
 from benchmarks.running.progress import console_progress
 from benchmarks.running.rollout import mean, play
@@ -60,7 +59,7 @@ def one_batch(agent: Agent, args: Args, progress: ProgressCallback) -> MetricVal
     Returns:
         Percentages by metric; None where the data set has no such prompts.
     """
-    training = LifelongEditEnv(args.model, args.dataset, "train", edits_per_step=args.edits)
+    training = LifelongEditEnv(args.model, args.dataset, "train", edits_per_step=args.edits, **agent.environment)
     agent.prepare(training, args.seed, progress)
     env = LifelongEditEnv(
         args.model,
@@ -70,6 +69,7 @@ def one_batch(agent: Agent, args: Args, progress: ProgressCallback) -> MetricVal
         actions_per_batch=agent.actions_per_batch,
         horizon=1,
         memory_batches=0,
+        **agent.environment,
     )
     scores: list[MetricValues] = []
     for batch in range(args.batches):
@@ -91,7 +91,9 @@ def agent_of(name: str, folder: str | None) -> Agent:
         return make_agent(name)
     if not takes_settings(name):
         raise ValueError(f"{name!r} takes no settings; these do: {', '.join(filter(takes_settings, ROWS))}")
-    return make_method(name, read_settings(name, folder))
+    agent = make_method(name, ROWS[name].read_settings(folder))
+    agent.environment = ROWS[name].read_environment(folder)
+    return agent
 
 
 def main(args: Args) -> int:

@@ -102,7 +102,7 @@ def old_answer(edit: Edit) -> str:
     """
     if not edit.old_answer:
         raise ValueError(
-            f"{edit.id} has no old_answer, whose neurons kn looks for; give it one, or choose another method"
+            f"{edit.id} has no old_answer, which this method looks at; give it one, or choose another method"
         )
     return edit.old_answer
 

@@ -1,16 +1,16 @@
 """NSE (Jiang et al. 2025, ACL; arXiv 2410.04045): the neurons that are active at a batch's keys, values of theta_0."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 
 from agents.baselines.memit import MEMIT
+from agents.baselines.neurons import NeuronPreconditioner, leading
 from agents.baselines.values import LayerValueConfig, ValueConfig, mean_keys, read_token
 from agents.preconditioner import Preconditioner, regularised
 from editenv.arguments import NonNegativeFloat, PositiveFloat, PositiveInt, PositiveShare
 from editenv.data import Edit
-from editenv.deltas import LowRank, low_rank_sum, ridge_regression
-from editenv.language_model.editable_lm import Gradient
+from editenv.deltas import LowRank, low_rank_sum
 
 
 def active_neurons(keys: torch.Tensor, share: float) -> torch.Tensor:
@@ -23,38 +23,7 @@ def active_neurons(keys: torch.Tensor, share: float) -> torch.Tensor:
     Returns:
         Their indices, the most active first.
     """
-    scores, order = keys.abs().sum(0).sort(descending=True)
-    if share == 1:
-        return order
-    within = scores.double().cumsum(0) <= share * scores.double().sum()
-    return order[: max(1, int(within.sum()))]
-
-
-class NeuronPreconditioner(Preconditioner):
-    """``P^-1``, of which a submatrix is inverted for each batch.
-
-    Args:
-        start: P^-1 before the first batch, ``(d_in, d_in)`` for each module.
-    """
-
-    def __init__(self, start: dict[str, torch.Tensor]) -> None:
-        super().__init__(start, recursive=True)
-
-    def project_within(self, name: str, keys: torch.Tensor, neurons: torch.Tensor) -> torch.Tensor:
-        """``(P^-1)_SS^-1 U_S^T``, ``(s, n)``, of keys ``(n, d_in)`` at ``s`` neurons S."""
-        matrix = self._current[name][neurons][:, neurons].double()
-        factor = torch.linalg.cholesky(matrix)
-        return torch.cholesky_solve(keys[:, neurons].T.double(), factor).to(keys)
-
-    def absorb(
-        self,
-        gradients: Mapping[str, Gradient],
-        noise: dict[str, float],
-        projected: dict[str, torch.Tensor] | None = None,
-    ) -> None:
-        """Adds a finished batch's keys: ``P^-1 <- P^-1 + U^T U / noise``."""
-        for name, gradient in gradients.items():
-            self._current[name].addmm_(gradient.keys.T, gradient.keys, alpha=1 / noise[name])
+    return leading(keys.abs().sum(0), share)
 
 
 class NSE(MEMIT):
@@ -128,9 +97,4 @@ class NSE(MEMIT):
     def _update(self, name: str, keys: torch.Tensor, missing: torch.Tensor) -> LowRank:
         """The delta of one layer in one round."""
         assert isinstance(self._preconditioner, NeuronPreconditioner)
-        neurons = active_neurons(keys, self.neurons)
-        projected = self._preconditioner.project_within(name, keys, neurons)
-        within = ridge_regression(keys[:, neurons], missing, 1.0, projected)
-        left = torch.zeros(keys.shape[1], within.left.shape[1], dtype=keys.dtype, device=keys.device)
-        left[neurons] = within.left
-        return LowRank(left, within.right)
+        return self._preconditioner.solve_within(name, keys, missing, active_neurons(keys, self.neurons))

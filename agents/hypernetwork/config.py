@@ -1,6 +1,8 @@
 """The options of a hypernetwork and of its training; light to import, so that commands can show their help at once."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from math import ceil
 from typing import Any, Literal
 
 from editenv.arguments import (
@@ -9,6 +11,7 @@ from editenv.arguments import (
     PositiveFloat,
     PositiveInt,
     PositiveOrInfinite,
+    PositiveShare,
     Share,
     check_fields,
 )
@@ -33,6 +36,25 @@ class PolicyConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+
+@dataclass(frozen=True, slots=True)
+class GatedPolicyConfig(PolicyConfig):
+    """A policy with a gate that chooses, for each batch, the modules that are edited (HiEdit)."""
+
+    share: PositiveShare = 0.5
+    """Share of the modules that are edited, rounded up; the public code has 6 of 12. With 1 nothing is chosen."""
+    gate_width: PositiveInt = 256
+    """Features of each module that the gate sees."""
+
+    def chosen(self, modules: int) -> int:
+        """How many of so many modules are edited."""
+        return ceil(self.share * modules)
+
+
+def policy_config(record: Mapping[str, Any]) -> PolicyConfig:
+    """The configuration that was written as this record; one with a gate says so by its fields."""
+    return (GatedPolicyConfig if "share" in record else PolicyConfig)(**record)
 
 
 @dataclass(frozen=True)
@@ -109,5 +131,5 @@ def config_from_json(record: Any) -> TrainConfig:
     """What every algorithm on this network shares; options of a single one are left out."""
     names = {field.name for field in fields(TrainConfig)}
     record = {name: value for name, value in record.items() if name in names}
-    record["policy"] = PolicyConfig(**record["policy"])
+    record["policy"] = policy_config(record["policy"])
     return TrainConfig(**record)

@@ -19,7 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import nn
 
-from agents.hypernetwork.config import PolicyConfig
+from agents.hypernetwork.config import GatedPolicyConfig, PolicyConfig, policy_config
+from agents.hypernetwork.gate import Gate
 from editenv.atomic_files import atomic_write
 from editenv.deltas import LowRank, ridge_regression
 from editenv.language_model.editable_lm import Gradient
@@ -107,8 +108,13 @@ class HyperNetwork(nn.Module):
         self.normalizer = Normalizer(*shape)
         self.blocks = nn.ModuleList(block(size, config.rank, modules) for _ in range(config.blocks))
 
+    def normalized(self, gradient: Gradient) -> torch.Tensor:
+        """``[u; delta]`` of each token, ``(r, d_in + d_out)``, in units of its usual deviation."""
+        normalized: torch.Tensor = self.normalizer(torch.cat([gradient.keys, gradient.value_grads], 1))
+        return normalized
+
     def forward(self, gradient: Gradient, module: int) -> tuple[torch.Tensor, torch.Tensor]:
-        x = self.normalizer(torch.cat([gradient.keys, gradient.value_grads], 1))
+        x = self.normalized(gradient)
         for block in self.blocks:
             x = block(x, module)
         key, value = x.split(self.split, 1)
@@ -139,7 +145,12 @@ class GradientPolicy(nn.Module, ABC):
         self.networks = nn.ModuleDict(
             {_key(s): HyperNetwork(s, len(group), config, self.block) for s, group in members.items()}
         )
-        self.log_step_size = nn.Parameter(torch.full((len(self.names),), math.log(config.step_size / len(self.names))))
+        self.gate: Gate | None = None
+        together = len(self.names)
+        if isinstance(config, GatedPolicyConfig):
+            together = config.chosen(len(self.names))
+            self.gate = Gate(self.shapes, together, config.gate_width)
+        self.log_step_size = nn.Parameter(torch.full((len(self.names),), math.log(config.step_size / together)))
         self.register_buffer("key_scale", torch.ones(len(self.names)))
         self.register_buffer("value_scale", torch.ones(len(self.names)))
 
@@ -173,16 +184,42 @@ class GradientPolicy(nn.Module, ABC):
         """The logarithms of step sizes and the like, which learn at a rate of their own."""
         return [self.log_step_size]
 
-    @abstractmethod
+    def clipped_together(self) -> list[list[nn.Parameter]]:
+        """Parameters by the norms that their gradients are clipped by: the gate's have one of their own."""
+        gate = [] if self.gate is None else list(self.gate.parameters())
+        rest = [parameter for parameter in self.parameters() if all(parameter is not other for other in gate)]
+        return [rest, gate] if gate else [rest]
+
     def forward(
         self, gradients: Mapping[str, Gradient], projected: Mapping[str, torch.Tensor] | None = None
     ) -> dict[str, LowRank]:
-        """The delta of each module.
+        """The delta of each module; of those that a gate has not chosen it is zero, and lets gradient through to it.
 
         Args:
             gradients: ``keys`` (r, d_in) and ``value_grads`` (r, d_out) of the batch's r tokens.
             projected: ``P U^T`` (d_in, r) where there is a preconditioner.
         """
+        deltas = self.deltas(gradients, projected)
+        if self.gate is None:
+            return deltas
+        choice = self.choice(gradients)
+        return {name: LowRank(delta.left, choice[name] * delta.right) for name, delta in deltas.items()}
+
+    def choice(self, gradients: Mapping[str, Gradient]) -> dict[str, torch.Tensor]:
+        """For each module 1 where the gate chooses it for this batch, else 0.
+
+        Raises:
+            ValueError: If the policy has no gate.
+        """
+        if self.gate is None:
+            raise ValueError("choice: this policy has no gate, and edits all of its modules")
+        return self.gate({name: self._network(name).normalized(gradients[name]) for name in self.names})
+
+    @abstractmethod
+    def deltas(
+        self, gradients: Mapping[str, Gradient], projected: Mapping[str, torch.Tensor] | None = None
+    ) -> dict[str, LowRank]:
+        """The delta of each module, all of them edited; arguments as :meth:`forward` has them."""
 
     def _network(self, name: str) -> HyperNetwork:
         network = self.networks[self._member[name][0]]
@@ -208,7 +245,7 @@ class MalmenPolicy(GradientPolicy):
         ridge = self.log_ridge[i].exp()
         return ridge if preconditioned else ridge * self.key_scale[i]
 
-    def forward(
+    def deltas(
         self, gradients: Mapping[str, Gradient], projected: Mapping[str, torch.Tensor] | None = None
     ) -> dict[str, LowRank]:
         """For each module ``U^T (U U^T + lambda I)^-1 V``, solved in token space (r x r) and left in factors; row i of
@@ -234,9 +271,9 @@ class MendPolicy(GradientPolicy):
     lr is in the units of :meth:`GradientPolicy.unit`, so that a step size means the same as with :class:`MalmenPolicy`.
     """
 
-    block = MendBlock
+    block: type[Block] = MendBlock
 
-    def forward(
+    def deltas(
         self, gradients: Mapping[str, Gradient], projected: Mapping[str, torch.Tensor] | None = None
     ) -> dict[str, LowRank]:
         if projected is not None:
@@ -295,7 +332,7 @@ def load_policy(folder: Path) -> tuple[GradientPolicy, dict[str, object]]:
     record = read_sealed(folder / RECORD)
     try:
         shapes = {name: (int(shape[0]), int(shape[1])) for name, shape in record.pop("shapes").items()}
-        policy = make_policy(shapes, PolicyConfig(**record.pop("policy")))
+        policy = make_policy(shapes, policy_config(record.pop("policy")))
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise ValueError(f"{folder / RECORD} does not describe a policy of this version: {_said(error)}") from error
     load_weights(policy, folder, record)

@@ -6,6 +6,7 @@ Online training (:mod:`agents.hypernetwork.online`), by which MEND and MALMEN ar
 (:mod:`agents.rl.reinforce`, :mod:`agents.rl.evolution`) are subclasses of :class:`Trainer`, too.
 """
 
+import math
 import random
 import time
 from abc import ABC, abstractmethod
@@ -139,9 +140,11 @@ class Trainer(ABC):
             self.policy = make_policy(shapes, config.policy).to(self.lm.device)
         scalars = self.policy.scalars()
         network = list(self.policy.networks.parameters())
-        self.optimizer = torch.optim.Adam(
-            [{"params": network, "lr": config.learning_rate}, {"params": scalars, "lr": config.scalar_learning_rate}]
-        )
+        groups = [{"params": network, "lr": config.learning_rate}]
+        groups.append({"params": scalars, "lr": config.scalar_learning_rate})
+        if self.policy.gate is not None:
+            groups.append({"params": list(self.policy.gate.parameters()), "lr": config.learning_rate})
+        self.optimizer = torch.optim.Adam(groups)
         self.trajectory = 0
         self._warm_up()
 
@@ -247,14 +250,17 @@ class Trainer(ABC):
         Raises:
             FloatingPointError: If it is not finite; the policy is as it was.
         """
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.gradient_clip)
-        if not norm.isfinite():
+        norms = [
+            torch.nn.utils.clip_grad_norm_(parameters, self.config.gradient_clip)
+            for parameters in self.policy.clipped_together()
+        ]
+        if not all(norm.isfinite() for norm in norms):
             raise FloatingPointError(
                 f"trajectory {self.trajectory + 1}: the policy's gradient is not finite; its deltas have broken the "
                 "model. Set policy.step_size or the learning rates lower"
             )
         self.optimizer.step()
-        return float(norm)
+        return math.hypot(*map(float, norms))
 
     def state(self) -> dict[str, Any]:
         """What :meth:`load_state` goes on from, to the same bits: for a checkpoint."""

@@ -5,6 +5,7 @@ Each has ``SOURCE``, what it compares with, and ``compare``, which runs both sid
 
 CASES = {
     "rledit": ("rledit",),
+    "hiedit": ("hiedit",),
     "malmen": ("malmen",),
     "mend": ("mend",),
     "dafnet": ("dafnet",),

@@ -34,8 +34,15 @@ def malmen_policy(public: Mapping[str, Any], modules: Sequence[str], gradient_sc
     shape = (network.key_size, network.value_size)
     config = PolicyConfig(blocks=len(network.blocks), rank=network.blocks[0].A.shape[1])
     policy = MalmenPolicy(dict.fromkeys(modules, shape), config)
-    in_public_units(policy, network.lr.weight[:, 0])
     policy.log_ridge.copy_(network.lamda.weight[:, 0])
+    load_network(policy, network, gradient_scale)
+    return policy
+
+
+@torch.no_grad()
+def load_network(policy: GradientPolicy, network: Any, gradient_scale: float) -> None:
+    """Gives a policy the blocks, statistics and step sizes of a public network; see :func:`malmen_policy`."""
+    in_public_units(policy, network.lr.weight[:, 0])
     ours = next(iter(policy.networks.values()))
     assert isinstance(ours, HyperNetwork)
     for block, theirs in zip(ours.blocks, network.blocks, strict=True):
@@ -44,7 +51,6 @@ def malmen_policy(public: Mapping[str, Any], modules: Sequence[str], gradient_sc
         block.load_state_dict(weights)
     statistics = network.normalizer
     load_statistics(ours, statistics.mean, statistics.std, float(statistics.n), gradient_scale)
-    return policy
 
 
 @torch.no_grad()
@@ -71,7 +77,8 @@ def public_gradients(public: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """Gradients of a public network by this project's names, those of lr as of its logarithm."""
     ((_, network),) = public.items()
     gradients = {"log_step_size": (network.lr.weight.grad * network.lr.weight)[:, 0]}
-    gradients["log_ridge"] = network.lamda.weight.grad[:, 0]
+    if network.lamda.weight.grad is not None:  # of a network without ridge regression
+        gradients["log_ridge"] = network.lamda.weight.grad[:, 0]
     for i, block in enumerate(network.blocks):
         named = {"down": block.A, "up": block.B, "bias": block.bias}
         named |= {"scale": block.scale.weight, "shift": block.shift.weight}

@@ -52,7 +52,7 @@ def test_a_kept_training_is_of_this_model_and_these_edits(
     assert taken()
 
     edits = list(small_world)
-    for module in ("hypernetwork.agent", "baselines.dafnet.agent", "rl.sb3"):
+    for module in ("hypernetwork.agent", "baselines.kept_network", "rl.sb3"):
         monkeypatch.setattr(
             f"agents.{module}.training_edits", lambda env: [replace(edits[0], target="Lima"), *edits[1:]]
         )

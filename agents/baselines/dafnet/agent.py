@@ -1,6 +1,5 @@
 """DAFNet as an agent: what is known of all earlier edits, and the delta that mixes the total with an update."""
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -12,14 +11,10 @@ from agents.base import Agent, Observation, ProgressCallback
 from agents.baselines.dafnet.config import DAFNetConfig
 from agents.baselines.dafnet.network import DAFNetwork
 from agents.baselines.dafnet.training import gradients_of, train
+from agents.baselines.kept_network import identity_of, load_kept
 from agents.baselines.target_loss import edit_prompts
-from agents.covariance import training_edits
-from agents.hypernetwork.networks import load_weights, save_policy
-from editenv.data import edits_digest
+from agents.hypernetwork.networks import save_policy
 from editenv.env import Action, LifelongEditEnv
-from editenv.identity import fingerprint, frozen_fingerprint, same
-from editenv.identity import identity as model_identity
-from editenv.sealed_json import read_sealed
 
 
 class DAFNet(Agent):
@@ -46,42 +41,16 @@ class DAFNet(Agent):
         with torch.random.fork_rng(devices=[]):  # the network is made on the CPU; the caller's generator is not touched
             torch.random.default_generator.manual_seed(seed)
             self.network = DAFNetwork({name: lm.shape(name) for name in lm.modules}, self.config).to(lm.device)
-        if not self._load_kept(env, seed):
+        identity = identity_of(env, seed, {"dafnet": asdict(self.config)}) if self.workspace is not None else {}
+        kept_seconds = load_kept(self.network, self.workspace, identity)
+        if kept_seconds is None:
             started = time.perf_counter()
             train(self.network, env, seed, progress)
             if self.workspace is not None:
-                seconds = time.perf_counter() - started
-                save_policy(self.network, self.workspace, self._identity(env, seed) | {"seconds": seconds})
+                save_policy(self.network, self.workspace, identity | {"seconds": time.perf_counter() - started})
+        else:
+            self.kept_seconds = kept_seconds
         self.network.eval()
-
-    def _identity(self, env: LifelongEditEnv, seed: int) -> dict[str, object]:
-        """What a kept network must agree on to be taken."""
-        lm = env.language_model
-        made_of = {
-            "dafnet": asdict(self.config),
-            "seed": seed,
-            "model": env.model_arguments,
-            "weights": fingerprint(lm),
-            "frozen": frozen_fingerprint(lm),
-            "identity": model_identity(lm),
-            "edits": edits_digest(training_edits(env)),
-        }
-        identity: dict[str, object] = json.loads(json.dumps(made_of))
-        return identity
-
-    def _load_kept(self, env: LifelongEditEnv, seed: int) -> bool:
-        if self.workspace is None or not (self.workspace / "policy.json").exists():
-            return False
-        identity = self._identity(env, seed)
-        try:
-            record = read_sealed(self.workspace / "policy.json")
-            if not same({key: value for key, value in record.items() if key in identity}, identity):
-                return False
-            load_weights(self.network, self.workspace, record)
-        except ValueError as error:
-            raise ValueError(f"{error}; remove {self.workspace}, and what was in it is made anew") from error
-        self.kept_seconds = float(record["seconds"])
-        return True
 
     def begin(self, env: LifelongEditEnv) -> None:
         self._env = env

@@ -9,12 +9,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from agents.base import ProgressCallback
+from agents.baselines import judging
 from agents.baselines.dafnet.config import DAFNetConfig
 from agents.baselines.dafnet.network import DAFNetwork
 from editenv.data import Edit
 from editenv.deltas import LowRank, inner
 from editenv.env import LifelongEditEnv
-from editenv.evaluation.batch import LOCALITY, PROMPT, REPHRASE, EvaluationBatch, encode_evaluation
+from editenv.evaluation.batch import EvaluationBatch, encode_evaluation
 from editenv.language_model.editable_lm import EditableLM, Gradient
 from editenv.language_model.prompts import Prompts
 
@@ -115,24 +116,5 @@ def judge(
         deltas: For each module, from theta_0.
         config: Weights of the three terms.
     """
-    prompts = batch.prompts
-    kind = batch.kind[prompts.prompt_index]
-    local = kind == LOCALITY
-    with torch.no_grad(), lm.at_initial_weights():
-        reference = lm.logits(prompts)[local].log_softmax(-1)
-
-    def loss(logits: torch.Tensor) -> torch.Tensor:
-        nll = F.cross_entropy(logits, prompts.labels, reduction="none")
-        kl = (reference.exp() * (reference - logits[local].log_softmax(-1))).sum(-1)
-        terms = (
-            (config.reliability, nll[kind == PROMPT]),
-            (config.generality, nll[kind == REPHRASE]),
-            (config.locality, kl),
-        )
-        return torch.stack([weight * values.sum() / max(len(values), 1) for weight, values in terms]).sum()
-
-    lm.restore()
-    lm.apply({name: LowRank(delta.left.detach(), delta.right.detach()) for name, delta in deltas.items()})
-    value, gradients = lm.gradients(prompts, loss)
-    lm.restore()
-    return float(value), gradients
+    judgement = judging.judge(lm, batch, deltas, (config.reliability, config.generality, config.locality))
+    return judgement.loss, judgement.gradients

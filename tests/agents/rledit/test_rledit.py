@@ -13,7 +13,7 @@ from plain import batch_loss, edited_weights
 
 from agents.base import zero_action
 from agents.covariance import key_covariance
-from agents.hypernetwork.config import PolicyConfig, TrainConfig, config_from_json
+from agents.hypernetwork.config import GatedPolicyConfig, PolicyConfig, TrainConfig, config_from_json
 from agents.hypernetwork.networks import save_policy
 from agents.hypernetwork.training import sample_lags, training_environment
 from agents.preconditioner import Preconditioner, inverse_covariance
@@ -49,6 +49,7 @@ def saved(make_env, tmp_path):
 
 
 MODULES = ("layers.1.mlp.down_proj", "layers.2.mlp.down_proj")
+GATED = GatedPolicyConfig(blocks=2, rank=3, step_size=1.0, gate_width=5)
 MEND = PolicyConfig(network="mend", blocks=2, rank=3, step_size=0.3)
 TEXTS = ["Ada is in Rome", "So, people find the Long River in Ecuador and in Peru", "Who saw Kepler? Oslo"]
 
@@ -170,6 +171,7 @@ CASES = {
     "preconditioned, not recursive": {"preconditioner": True, "recursive": False},
     "MEND's network": {"policy": MEND, "modules": ("layers.1.mlp.down_proj", LAST)},
     "MEND's network, own reward only": {"policy": MEND, "credit": "step"},
+    "HiEdit's gate": {"policy": GATED, "modules": ("layers.1.mlp.down_proj", LAST)},
 }  # fmt: skip
 
 
