@@ -101,6 +101,7 @@ MEMIT_PAPER = "Meng et al. 2023, ICLR, arXiv 2210.07229"
 ALPHAEDIT_PAPER = "Fang et al. 2025, ICLR, arXiv 2410.02355"
 
 SIDE_MEMORY = ("side memory",)
+CONTEXT = ("context",)
 
 MEND_NETWORK: Mapping[str, Any] = {"network": "mend", "blocks": 2}
 MALMEN_NETWORK: Mapping[str, Any] = {"network": "malmen", "blocks": 2}
@@ -201,6 +202,13 @@ ROWS: dict[str, Row] = {
         "Wang et al. 2024, NeurIPS, arXiv 2405.14768",
         settings="atlas/wise",
         changes=SIDE_MEMORY,
+    ),
+    "rag": Row(
+        "RAG: the edited facts as sentences, the nearest put before a question",
+        "agents.baselines.rag:RAG",
+        "Thede et al. 2025, ICML, arXiv 2503.05683",
+        settings="atlas/rag",
+        changes=CONTEXT,
     ),
     "lora-merge": Row(
         "an adapter fine-tuned on each batch, of which a share is merged",

@@ -12,11 +12,8 @@ CHANGED = 0.1
 PERPLEXITY = 1.1
 """Factor by which held-out text may become less likely before it is said loudly."""
 
-BESIDE = (
-    "No weight was changed: the corrections are in a memory beside the model, which editenv.load_model loads with it and plain "
-    "transformers does not."
-)
-"""On the page of a run with such a method."""
+BESIDE = {"side memory": "memory", "context": "context"}
+"""What is beside the model, by what the method changes."""
 
 EXAMPLES = 3
 """Corrections that the headline quotes."""
@@ -149,7 +146,7 @@ def page(report: Mapping[str, Any], outcomes: Sequence[Mapping[str, Any]], answe
     template = resources.files(__package__).joinpath("report.html").read_text(encoding="utf-8")
     content = {
         "title": f"{report['model']}, {report['method']}",
-        "headline": headline(report) + ([BESIDE] if report.get("changes", ["weights"]) != ["weights"] else []),
+        "headline": headline(report) + _beside(report.get("changes", ["weights"])),
         "alarms": alarms(report),
         "corrections": [*outcomes, *report.get("undone", ())],
         "unrelated": list(answers),
@@ -157,6 +154,16 @@ def page(report: Mapping[str, Any], outcomes: Sequence[Mapping[str, Any]], answe
     # A text may say </script>.
     data = valid_json(content, ensure_ascii=False).replace("<", "\\u003c")
     return template.replace("{{data}}", data)
+
+
+def _beside(changes: Sequence[str]) -> list[str]:
+    """Where the corrections are, if not in the weights."""
+    return [
+        f"No weight was changed: the corrections are in a {BESIDE[kind]} beside the model, which editenv.load_model loads with "
+        "it and plain transformers does not."
+        for kind in changes
+        if kind in BESIDE
+    ]
 
 
 def _about(kind: str) -> str:
