@@ -10,7 +10,8 @@ room beside the question and its answer, the farthest are left out.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -320,6 +321,19 @@ def beside(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", conte
     """
     set_context(model, context)
     model.generate = partial(_generate, model, tokenizer)
+
+
+@contextmanager
+def generating_with_context(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> Iterator[None]:
+    """Within it the model's own ``generate`` puts the context before each prompt, if it has one."""
+    context = context_of(model)
+    try:
+        if context is not None:
+            beside(model, tokenizer, context)
+        yield
+    finally:
+        without_context(model)
+        set_context(model, context)
 
 
 def _generate(
