@@ -210,6 +210,13 @@ ROWS: dict[str, Row] = {
         settings="atlas/rag",
         changes=CONTEXT,
     ),
+    "ike": Row(
+        "IKE: demonstrations of copying, updating and retaining, and the fact, before a question",
+        "agents.baselines.ike:IKE",
+        "Zheng et al. 2023, EMNLP, arXiv 2305.12740",
+        settings="atlas/ike",
+        changes=CONTEXT,
+    ),
     "lora-merge": Row(
         "an adapter fine-tuned on each batch, of which a share is merged",
         "agents.baselines.lora_merge:LoRAMerge",
