@@ -217,6 +217,13 @@ ROWS: dict[str, Row] = {
         settings="atlas/ike",
         changes=CONTEXT,
     ),
+    "serac": Row(
+        "SERAC: a trained scope classifier decides which questions are asked with the nearest edit",
+        "agents.baselines.serac:SERAC",
+        "Mitchell et al. 2022, ICML, arXiv 2206.06520",
+        settings="atlas/serac",
+        changes=CONTEXT,
+    ),
     "lora-merge": Row(
         "an adapter fine-tuned on each batch, of which a share is merged",
         "agents.baselines.lora_merge:LoRAMerge",

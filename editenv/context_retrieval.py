@@ -6,12 +6,14 @@
                   ``idf_t = 1 + ln(keys / keys with t)``
 ``characters``    the same over three to five characters in a row within words: for languages that inflect much or put
                   no spaces between words
+``scope``         the probability that a trained logistic regression gives: ``1 / (1 + exp(-(b + w . f)))``, with ``f``
+                  the two shares above and the cosines of the same TF-IDF vectors, words before characters
 any other name    the cosine of the two sentence vectors of that encoder of the package ``sentence-transformers``
 ================  ====================================================================================================
 
 Terms and their frequencies are scikit-learn's (``TfidfVectorizer``). The share is that of the key, not a cosine, for a
 question may say other things beside (CounterFact's rephrases begin with a sentence about something else), and a word
-that no key has must not make it less alike. It begins from the keys alone: nothing is trained, and nothing is fetched.
+that no key has must not make it less alike. Both begin from the keys alone: nothing is trained, and nothing is fetched.
 """
 
 import importlib.util
@@ -20,6 +22,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+from scipy.special import expit
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -29,6 +32,12 @@ TERMS: dict[str, dict[str, Any]] = {
     "characters": {"analyzer": "char_wb", "ngram_range": (3, 5)},
 }
 """Retrievers that need no encoder, and what scikit-learn takes for their terms."""
+
+SCOPE = "scope"
+"""The retriever whose weights come with the context."""
+
+FEATURES = 4
+"""Of a question and a key that :data:`SCOPE` looks at."""
 
 AT_ONCE = 256
 """Questions that are compared with all keys together."""
@@ -57,13 +66,16 @@ class Terms:
 
     def __init__(self, keys: Sequence[str], terms: str) -> None:
         from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.preprocessing import normalize
 
         self._vectorizer = TfidfVectorizer(**TERMS[terms], norm=None, smooth_idf=False)
-        weights = self._fitted(keys)
-        self._weights = weights.multiply(weights).tocsr()
+        vectors = self._fitted(keys)
+        self._weights = vectors.multiply(vectors).tocsr()
+        self._directions = normalize(vectors)
         # A key without any term is like no question.
         self._totals = np.maximum(np.asarray(self._weights.sum(1)).ravel(), np.finfo(float).tiny)
-        self.bytes = sum(part.nbytes for part in (self._weights.data, self._weights.indices, self._weights.indptr))
+        kept = (self._weights, self._directions)
+        self.bytes = sum(part.nbytes for rows in kept for part in (rows.data, rows.indices, rows.indptr))
 
     def _fitted(self, keys: Sequence[str]) -> "csr_matrix":
         try:
@@ -78,9 +90,39 @@ class Terms:
         shared = (has @ self._weights.T).toarray()
         return shared / self._totals, shared
 
+    def cosines(self, questions: Sequence[str]) -> np.ndarray:
+        """``(n, m)`` of the TF-IDF vectors; terms that no key has are in none."""
+        from sklearn.preprocessing import normalize
+
+        cosines: np.ndarray = (normalize(self._vectorizer.transform(questions)) @ self._directions.T).toarray()
+        return cosines
+
+
+class Scope:
+    """The third of the table.
+
+    Args:
+        keys: ``m`` texts.
+        weights: The intercept ``b`` and the four of ``w``.
+    """
+
+    def __init__(self, keys: Sequence[str], weights: Sequence[float]) -> None:
+        self._terms = [Terms(keys, terms) for terms in TERMS]
+        self._weights = np.array(weights)
+        self.bytes = sum(terms.bytes for terms in self._terms)
+
+    def compare(self, questions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        logits = self._weights[0] + self.features(questions) @ self._weights[1:]
+        return expit(logits), logits
+
+    def features(self, questions: Sequence[str]) -> np.ndarray:
+        """``(n, m, 4)`` of each question and key."""
+        shares = [terms.compare(questions)[0] for terms in self._terms]
+        return np.stack([*shares, *(terms.cosines(questions) for terms in self._terms)], -1)
+
 
 class Encoder:
-    """The third of the table.
+    """The last of the table.
 
     Args:
         keys: ``m`` texts.
@@ -121,7 +163,7 @@ def check_retriever(name: str) -> None:
     Raises:
         ValueError: If not, naming the package.
     """
-    if name in TERMS:
+    if name in TERMS or name == SCOPE:
         if importlib.util.find_spec("sklearn") is None:
             raise ValueError(
                 f'retriever {name!r} needs scikit-learn, which is not installed: pip install "lifelongedit[context]"'
@@ -133,13 +175,20 @@ def check_retriever(name: str) -> None:
         )
 
 
-def make_retriever(name: str, keys: Sequence[str]) -> Retriever:
+def make_retriever(name: str, keys: Sequence[str], weights: Sequence[float] = ()) -> Retriever:
     """The retriever of a name over the keys.
+
+    Args:
+        name: Of the table.
+        keys: ``m`` texts.
+        weights: Of :class:`Scope`.
 
     Raises:
         ValueError: If what it needs is not installed, or no key has a word.
     """
     check_retriever(name)
+    if name == SCOPE:
+        return Scope(keys, weights)
     return Terms(keys, name) if name in TERMS else Encoder(keys, name)
 
 

@@ -12,7 +12,7 @@ room beside the question and its answer, the farthest are left out.
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ import torch
 
 from editenv.arguments import PositiveInt, check_fields
 from editenv.atomic_files import atomic_write
-from editenv.context_retrieval import Retriever, check_retriever, make_retriever, nearest
+from editenv.context_retrieval import FEATURES, SCOPE, Retriever, check_retriever, make_retriever, nearest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -50,6 +50,7 @@ class Context:
         retriever: Of :data:`editenv.context_retrieval.TERMS`, or a sentence-transformers encoder.
         nearest: How many texts at most are put before a question.
         threshold: How alike a key must be for its text to be.
+        scope: The weights of the retriever ``"scope"``: the intercept and one for each of its features; of others none.
 
     Raises:
         ValueError: If a field is of a wrong type or out of range, a text does not end with a line break, or what the
@@ -60,10 +61,13 @@ class Context:
     retriever: str = "words"
     nearest: PositiveInt = 1
     threshold: float = 0.5
+    scope: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         check_fields(self)
         check_retriever(self.retriever)
+        if len(self.scope) != (needed := 1 + FEATURES if self.retriever == SCOPE else 0):
+            raise ValueError(f"scope: the retriever {self.retriever!r} has {needed} weights, not {len(self.scope)}")
         for key, text in self.entries.items():
             if not key.strip():
                 raise ValueError(f"context: a key must not be empty; that of the text {text!r:.60} is {key!r}")
@@ -80,7 +84,7 @@ class Context:
         return self  # nothing of it changes
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Context, (self.entries, self.retriever, self.nearest, self.threshold)
+        return Context, (self.entries, self.retriever, self.nearest, self.threshold, self.scope)
 
     @property
     def bytes(self) -> int:
@@ -90,7 +94,7 @@ class Context:
 
     @cached_property
     def _retriever(self) -> Retriever:
-        return make_retriever(self.retriever, list(self.entries))
+        return make_retriever(self.retriever, list(self.entries), self.scope)
 
     @cached_property
     def chosen(self) -> dict[tuple[int, ...], tuple[str, ...]]:
@@ -108,7 +112,8 @@ class Context:
     def as_json(self) -> dict[str, Any]:
         """What :func:`of_json` reads."""
         settings = {"retriever": self.retriever, "nearest": self.nearest, "threshold": self.threshold}
-        return {"format": FORMAT, **settings, "entries": dict(self.entries)}
+        scope = {"scope": list(self.scope)} if self.scope else {}
+        return {"format": FORMAT, **settings, **scope, "entries": dict(self.entries)}
 
 
 def of_json(content: Any) -> Context:
@@ -120,6 +125,8 @@ def of_json(content: Any) -> Context:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"not a context: its format is not {FORMAT!r}")
     fields = {name: value for name, value in content.items() if name != "format"}
+    if isinstance(scope := fields.get("scope"), list):
+        fields["scope"] = tuple(scope)
     try:
         return Context(**fields)
     except TypeError as error:
@@ -140,12 +147,12 @@ def merged(context: Context | None, action: Context) -> Context | None:
         entries.pop(key, None)
         if text:
             entries[key] = text
-    return Context(entries, action.retriever, action.nearest, action.threshold) if entries else None
+    return replace(action, entries=entries) if entries else None
 
 
 def removal(action: Context) -> Context:
     """The action that takes another one's entries out again."""
-    return Context(dict.fromkeys(action.entries, ""), action.retriever, action.nearest, action.threshold)
+    return replace(action, entries=dict.fromkeys(action.entries, ""))
 
 
 def as_tensor(context: Context) -> torch.Tensor:
