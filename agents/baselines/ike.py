@@ -50,6 +50,7 @@ class IKE(RAG):
         self._facts: Retriever | None = None
 
     def prepare(self, env: LifelongEditEnv, seed: int, progress: ProgressCallback) -> None:
+        super().prepare(env, seed, progress)
         self._training = list(training_edits(env))
         if self._training and self.demonstrations:
             self._facts = make_retriever(self.retriever, [sentence_of(edit) for edit in self._training])

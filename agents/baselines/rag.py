@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from agents.base import Agent, Observation
+from agents.base import Agent, Observation, ProgressCallback
 from agents.baselines.no_edit import NoEdit
 from editenv.arguments import PositiveInt, between
 from editenv.context_retrieval import check_retriever
@@ -42,7 +42,9 @@ class RAG(Agent):
         threshold: Annotated[float, between(-1, 1)] = 0.5,
     ) -> None:
         self.retriever, self.nearest, self.threshold = retriever, nearest, threshold
-        check_retriever(retriever)
+
+    def prepare(self, env: LifelongEditEnv, seed: int, progress: ProgressCallback) -> None:
+        check_retriever(self.retriever)
 
     def begin(self, env: LifelongEditEnv) -> None:
         self._env = env

@@ -49,6 +49,7 @@ class SERAC(RAG):
         Raises:
             ValueError: If no training edit has a rephrase, or none a locality prompt.
         """
+        super().prepare(env, seed, progress)
         edits = list(training_edits(env))
         if not any(edit.rephrases for edit in edits) or not any(edit.locality for edit in edits):
             raise ValueError("serac: its scope classifier is trained on edits with rephrases and with locality prompts")

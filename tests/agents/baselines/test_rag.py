@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from agents.baselines.rag import RAG
+from agents.progress import silent
 from agents.registry import make_agent
 from agents.view import Actor
 from benchmarks.running.recording import Recording, Replay, digest
@@ -48,6 +49,13 @@ def test_a_prompt_that_is_edited_again_has_its_last_target(make_env, small_world
         assert all(isinstance(action[name], LowRank) for name in env.language_model.modules)
         env.step(action)
     assert env.language_model.context.entries == {"The home of Ada is": "The home of Ada is Oslo\n"}
+
+
+def test_what_the_retriever_needs_is_named_before_anything_is_edited(make_env, small_world, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for agent, words in ((RAG(), "scikit-learn"), (RAG("some/encoder"), "sentence-transformers")):
+        with pytest.raises(ValueError, match=f"retriever '{agent.retriever}' .*{words}.*not installed"):
+            agent.prepare(make_env(), 0, silent)
 
 
 @pytest.mark.parametrize("row", ["rag", "ike"])
