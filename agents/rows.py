@@ -224,6 +224,13 @@ ROWS: dict[str, Row] = {
         settings="atlas/serac",
         changes=CONTEXT,
     ),
+    "oneedit": Row(
+        "OneEdit over RAG: a graph of facts says what an edit contradicts, which is rolled back first",
+        "agents.baselines.oneedit:OneEdit",
+        "Zhang et al. 2024, EMNLP, arXiv 2409.07497",
+        settings="atlas/oneedit",
+        changes=CONTEXT,
+    ),
     "lora-merge": Row(
         "an adapter fine-tuned on each batch, of which a share is merged",
         "agents.baselines.lora_merge:LoRAMerge",

@@ -58,7 +58,7 @@ def test_what_the_retriever_needs_is_named_before_anything_is_edited(make_env, s
             agent.prepare(make_env(), 0, silent)
 
 
-@pytest.mark.parametrize("row", ["rag", "ike"])
+@pytest.mark.parametrize("row", ["rag", "ike", "oneedit"])
 def test_a_recorded_context_replays_to_the_same_bits(make_env, small_world, tmp_path, row):
     recording, path = Recording(), tmp_path / "actions.safetensors"
     env, info = edited(make_env, make_agent(row), recording, batches=3)
