@@ -212,8 +212,9 @@ def read_tokens(
         for hidden in (inputs, _hidden_states(output)):
             vectors = prompts.as_hidden(hidden).to(lm.device)
             read.append(vectors[rows, columns].float())
+        raise StopForward  # the layers above, and the head, have no part in it
 
-    with hooked(module.register_forward_hook(hook, with_kwargs=True)):
+    with hooked(module.register_forward_hook(hook, with_kwargs=True)), suppress(StopForward):
         lm.cut_model.logits(prompts)  # in one forward, in which the tokens lie where the prompts say
     inputs, outputs = read
     return inputs, outputs

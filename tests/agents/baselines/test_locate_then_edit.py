@@ -158,6 +158,20 @@ def test_inputs_and_outputs_at_the_token_are_the_whole_models(base, make_lm, edi
             torch.testing.assert_close(outputs[i], seen[0][1][0, column], rtol=1e-4, atol=1e-5)
 
 
+def test_reading_a_token_runs_no_layer_above_it(make_lm, edits):
+    lm = make_lm(MIDDLE)
+    lookup = look_up(lm, edits, "subject_last")
+    run = []
+    above = [lm.model.get_submodule("model.layers")[-1], lm.model.get_output_embeddings()]
+    handles = [module.register_forward_pre_hook(lambda *_: run.append(1)) for module in above]
+    read_token(lm, lm.layer_of(f"model.{MIDDLE}"), lookup)
+    assert not run
+    lm.cut_model.logits(lookup.prompts)
+    assert len(run) == 2
+    for handle in handles:
+        handle.remove()
+
+
 def test_what_cannot_be_looked_up_is_refused(make_lm, edits):
     with pytest.raises(ValueError, match="behind which no token sees another"):
         look_up(make_lm(LAST), edits, "subject_last")
