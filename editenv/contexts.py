@@ -268,22 +268,10 @@ def generate_with_context(
         What ``generate`` returns: the prompts as they were given, and the new tokens after them.
     """
     generate = partial(type(model).generate, model)
-    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-    prompts = [row[kept.bool()].tolist() for row, kept in zip(input_ids, mask, strict=True)]
-    longer, (context, width) = prompts, (context_of(model), input_ids.shape[1])
-    if context is not None:
-        new = options.get("max_new_tokens") or options.get("max_length", width + DEFAULT_NEW_TOKENS) - width
-        # The last token is written, not read.
-        longer = put_before(context, tokenizer, prompts, [window_of(model) - len(p) - new + 1 for p in prompts])
-    if longer == prompts:
+    longer = _longer(model, tokenizer, input_ids, attention_mask, options)
+    if longer is None:
         return generate(input_ids=input_ids, attention_mask=attention_mask, **options)
-    # Masked: any token will do.
-    pad = next(
-        t for t in (options.get("pad_token_id"), tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if t is not None
-    )
-    wide = max(map(len, longer))
-    rows = [[pad] * (wide - len(row)) + row for row in longer]
-    masks = [[0] * (wide - len(row)) + [1] * len(row) for row in longer]
+    width, wide = input_ids.shape[1], max(map(len, longer))
     if "max_length" in options:
         options["max_length"] += wide - width
 
@@ -295,15 +283,37 @@ def generate_with_context(
         from transformers import StoppingCriteriaList
 
         options["stopping_criteria"] = StoppingCriteriaList([_Shown(criterion, as_given) for criterion in criteria])
+    pads = (options.get("pad_token_id"), tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    pad = next(token for token in pads if token is not None)  # masked: any will do
     written = generate(
-        input_ids=torch.tensor(rows, device=input_ids.device),
-        attention_mask=torch.tensor(masks, device=input_ids.device),
+        input_ids=torch.tensor([[pad] * (wide - len(row)) + row for row in longer], device=input_ids.device),
+        attention_mask=torch.tensor([[0] * (wide - len(row)) + [1] * len(row) for row in longer]).to(input_ids.device),
         **options,
     )
     if isinstance(written, torch.Tensor):
         return as_given(written)
     written["sequences"] = as_given(written["sequences"])
     return written
+
+
+def _longer(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    options: Mapping[str, Any],
+) -> list[list[int]] | None:
+    """The prompts of a batch with what stands before them, without padding; None if nothing does."""
+    context = context_of(model)
+    if context is None:
+        return None
+    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    prompts = [row[kept.bool()].tolist() for row, kept in zip(input_ids, mask, strict=True)]
+    width = input_ids.shape[1]
+    new = options.get("max_new_tokens") or options.get("max_length", width + DEFAULT_NEW_TOKENS) - width
+    # The last token is written, not read.
+    longer = put_before(context, tokenizer, prompts, [window_of(model) - len(row) - new + 1 for row in prompts])
+    return None if longer == prompts else longer
 
 
 class _Shown:
