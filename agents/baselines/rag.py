@@ -11,6 +11,11 @@ from editenv.data import Edit
 from editenv.data.text import joined
 from editenv.env import Action, LifelongEditEnv
 
+FORM = "It is a fact that:\n{}\nTherefore:\n"
+"""What is put before a question: a line stands between the fact and the question, for a small model that has read "A is B"
+goes on from "A is" on the next line with something else.
+"""
+
 
 def sentence_of(edit: Edit) -> str:
     """An edit as a sentence: its prompt and its target."""
@@ -20,8 +25,8 @@ def sentence_of(edit: Edit) -> str:
 class RAG(Agent):
     """Puts each edit's sentence, prompt and target, into the context, with its prompt as the key; no weight is changed.
 
-    A question is asked with the sentences of the nearest keys before it, each on a line of its own, if they are alike
-    enough (:mod:`editenv.context_retrieval`); any other is asked as it is. An edit of a prompt that was edited before
+    A question is asked with the sentences of the nearest keys before it, each in the form below, if they are alike enough
+    (:mod:`editenv.context_retrieval`); any other is asked as it is. An edit of a prompt that was edited before
     takes the earlier one's place. Precomputes nothing; needs the edits' prompts and targets.
 
     The model must be able to read a context: one that was trained on single sentences is not helped by it.
@@ -30,6 +35,7 @@ class RAG(Agent):
         retriever: ``"words"``, ``"characters"`` or an encoder of sentence-transformers.
         nearest: Sentences before a question at most.
         threshold: How alike a prompt must be to a question for its sentence to stand there.
+        form: How a sentence, ``{}``, stands there; it ends with a line break.
     """
 
     changes = ("context",)
@@ -40,8 +46,11 @@ class RAG(Agent):
         retriever: str = "words",
         nearest: PositiveInt = 1,
         threshold: Annotated[float, between(-1, 1)] = 0.5,
+        form: str = FORM,
     ) -> None:
-        self.retriever, self.nearest, self.threshold = retriever, nearest, threshold
+        if form.count("{}") != 1 or not form.endswith("\n"):
+            raise ValueError(f"form must have {{}} once, for the sentence, and end with a line break, not be {form!r}")
+        self.retriever, self.nearest, self.threshold, self.form = retriever, nearest, threshold, form
 
     def prepare(self, env: LifelongEditEnv, seed: int, progress: ProgressCallback) -> None:
         check_retriever(self.retriever)
@@ -54,7 +63,8 @@ class RAG(Agent):
 
     def text_of(self, edit: Edit) -> str:
         """What is put before a question that is about an edit."""
-        return sentence_of(edit) + "\n"
+        sentence = sentence_of(edit)
+        return self.form.replace("{}", f"{sentence}." if sentence[-1:].isalnum() else sentence)
 
     def context(self, entries: dict[str, str]) -> Context:
         """Entries, with how the context is searched."""

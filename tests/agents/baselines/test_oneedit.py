@@ -3,6 +3,7 @@
 import pytest
 
 from agents.baselines.oneedit import Graph, OneEdit, slot_of
+from agents.baselines.rag import FORM
 from agents.editing.editor import LifelongEditor
 from agents.editing.guard import Guard
 from agents.editing.resolution import edit_resolved
@@ -16,6 +17,10 @@ def fact(prompt, target, subject="Ada", relation=None):
 
 
 HOME, HERE = "The home of Ada is", "Ada lives in"
+
+
+def said(sentence):
+    return FORM.replace("{}", sentence)
 
 
 def test_a_slot_is_the_subject_and_the_relation_or_the_words_around_the_subject():
@@ -59,10 +64,10 @@ def stream(make_env, small_world):
 def test_an_edit_in_other_words_takes_the_earlier_ones_place(stream):
     edit = stream(OneEdit())
     first = edit(fact(HOME, "Rome", relation="home"), fact("Bo is", "tall", "Bo"))
-    assert first == {HOME: f"{HOME} Rome\n", "Bo is": "Bo is tall\n"}
-    assert edit(fact(HERE, "Oslo", relation="home")) == {"Bo is": "Bo is tall\n", HERE: f"{HERE} Oslo\n"}
+    assert first == {HOME: said(f"{HOME} Rome."), "Bo is": said("Bo is tall.")}
+    assert edit(fact(HERE, "Oslo", relation="home")) == {"Bo is": said("Bo is tall."), HERE: said(f"{HERE} Oslo.")}
     within = edit(fact(HOME, "Bonn", relation="home"), fact(HERE, "Lima", relation="home"))
-    assert within == {"Bo is": "Bo is tall\n", HERE: f"{HERE} Lima\n"}, "of a batch the later one holds"
+    assert within == {"Bo is": said("Bo is tall."), HERE: said(f"{HERE} Lima.")}, "of a batch the later one holds"
 
 
 def test_a_run_that_is_gone_on_with_resolves_as_if_it_had_not_been_interrupted(stream):

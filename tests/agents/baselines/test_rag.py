@@ -1,9 +1,11 @@
 """RAG: what is put into the context, and that a stream of it can be played again."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from agents.baselines.rag import RAG
+from agents.baselines.rag import FORM, RAG
 from agents.progress import silent
 from agents.registry import make_agent
 from agents.view import Actor
@@ -31,7 +33,9 @@ def edited(make_env, agent, recording=None, batches=2):
 def test_each_edit_is_a_sentence_by_its_prompt_and_no_weight_is_changed(make_env, small_world):
     env, info = edited(make_env, RAG(nearest=2, threshold=0.3), batches=3)
     context, done = env.language_model.context, env.stream[:9]
-    assert list(context.entries.items()) == [(edit.prompt, f"{edit.prompt} {edit.target}\n") for edit in done]
+    assert list(context.entries.items()) == [
+        (edit.prompt, FORM.replace("{}", f"{edit.prompt} {edit.target}.")) for edit in done
+    ]
     assert (context.retriever, context.nearest, context.threshold) == ("words", 2, 0.3)
     assert info["reward_terms"]["regularization"] == 0
     for name in env.language_model.modules:
@@ -48,7 +52,14 @@ def test_a_prompt_that_is_edited_again_has_its_last_target(make_env, small_world
         action = actor.act(*actor.look())
         assert all(isinstance(action[name], LowRank) for name in env.language_model.modules)
         env.step(action)
-    assert env.language_model.context.entries == {"The home of Ada is": "The home of Ada is Oslo\n"}
+    assert env.language_model.context.entries == {
+        "The home of Ada is": "It is a fact that:\nThe home of Ada is Oslo.\nTherefore:\n"
+    }
+    assert RAG(form="So: {}\n").text_of(small_world[0]) == "So: The home of Ada is Rome.\n"
+    assert RAG(form="So: {}\n").text_of(replace(small_world[0], target="Rome!")) == "So: The home of Ada is Rome!\n"
+    for form in ("{}", "{}{}\n", "fact\n"):
+        with pytest.raises(ValueError, match=r"form must have \{\} once"):
+            RAG(form=form)
 
 
 def test_what_the_retriever_needs_is_named_before_anything_is_edited(make_env, small_world, monkeypatch):

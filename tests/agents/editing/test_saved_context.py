@@ -68,7 +68,7 @@ def test_base_and_context_are_loaded_by_one_call_and_asked_with_it(run, edits, m
         AutoModelForCausalLM.from_pretrained(folder)
     context = load_context(folder / "context.json")
     assert list(context.entries) == [edit.prompt for edit in edits[:4]]
-    assert context.entries[edits[0].prompt].startswith(f"{edits[0].prompt} {edits[0].target}")
+    assert context.entries[edits[0].prompt].startswith(f"It is a fact that:\n{edits[0].prompt} {edits[0].target}")
     prompts = [edit.prompt for edit in edits[:6]]
     said = said_by(folder, prompts)
     assert said == said_by(model_folder, [context.entries.get(prompt, "") + prompt for prompt in prompts])
