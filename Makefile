@@ -46,5 +46,5 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	$(VENV)/bin/python -m pip install --quiet --quiet --upgrade pip
 	@echo "Installing (a few minutes the first time) ..."
 	$(if $(TORCH),$(VENV)/bin/python -m pip install --quiet --quiet --constraint constraints.txt $(TORCH))
-	$(VENV)/bin/python -m pip install --quiet --quiet --constraint constraints.txt --editable ".[lora,sb3,capability,gguf,dev]"
+	$(VENV)/bin/python -m pip install --quiet --quiet --constraint constraints.txt --editable ".[lora,sb3,capability,context,gguf,dev]"
 	touch $@

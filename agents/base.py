@@ -66,7 +66,8 @@ class Agent(ABC):
     """What making the things taken from the workspace had cost; part of the reported setup."""
 
     changes: tuple[str, ...] = ("weights",)
-    """What its actions change: ``"weights"`` by deltas, ``"side memory"`` by :class:`editenv.memories.Memory`."""
+    """What its actions change: ``"weights"`` by deltas, ``"side memory"`` by :class:`editenv.memories.Memory`, ``"context"``
+    by :class:`editenv.contexts.Context`."""
 
     environment: Mapping[str, Any] = {}
     """Where it edits, if its settings say: arguments of the environment (:data:`agents.settings.ENVIRONMENT`), which hold
@@ -126,7 +127,8 @@ class Agent(ABC):
 
         Returns:
             For each module a ``(d_in, d_out)`` tensor, array or :class:`editenv.deltas.LowRank`; or, of an agent that
-            declares it (:attr:`changes`), a :class:`editenv.memories.Memory`.
+            declares it (:attr:`changes`), a :class:`editenv.memories.Memory`. Beside the modules, of an agent that declares
+            that, a :class:`editenv.contexts.Context` under ``"context"``.
         """
 
     # -- what a batch leaves in the agent: for runs that are reverted, interrupted and gone on with ------------------

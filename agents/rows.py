@@ -104,6 +104,7 @@ MEMIT_PAPER = "Meng et al. 2023, ICLR, arXiv 2210.07229"
 ALPHAEDIT_PAPER = "Fang et al. 2025, ICLR, arXiv 2410.02355"
 
 SIDE_MEMORY = ("side memory",)
+CONTEXT = ("context",)
 
 MEND_NETWORK: Mapping[str, Any] = {"network": "mend", "blocks": 2}
 MALMEN_NETWORK: Mapping[str, Any] = {"network": "malmen", "blocks": 2}
@@ -204,6 +205,34 @@ ROWS: dict[str, Row] = {
         "Wang et al. 2024, NeurIPS, arXiv 2405.14768",
         settings="atlas/wise",
         changes=SIDE_MEMORY,
+    ),
+    "rag": Row(
+        "RAG: the edited facts as sentences, the nearest put before a question",
+        "agents.baselines.rag:RAG",
+        "Thede et al. 2025, ICML, arXiv 2503.05683",
+        settings="atlas/rag",
+        changes=CONTEXT,
+    ),
+    "ike": Row(
+        "IKE: demonstrations of copying, updating and retaining, and the fact, before a question",
+        "agents.baselines.ike:IKE",
+        "Zheng et al. 2023, EMNLP, arXiv 2305.12740",
+        settings="atlas/ike",
+        changes=CONTEXT,
+    ),
+    "serac": Row(
+        "SERAC: a trained scope classifier decides which questions are asked with the nearest edit",
+        "agents.baselines.serac:SERAC",
+        "Mitchell et al. 2022, ICML, arXiv 2206.06520",
+        settings="atlas/serac",
+        changes=CONTEXT,
+    ),
+    "oneedit": Row(
+        "OneEdit over RAG: a graph of facts says what an edit contradicts, which is rolled back first",
+        "agents.baselines.oneedit:OneEdit",
+        "Zhang et al. 2024, EMNLP, arXiv 2409.07497",
+        settings="atlas/oneedit",
+        changes=CONTEXT,
     ),
     "lora-merge": Row(
         "an adapter fine-tuned on each batch, of which a share is merged",

@@ -17,7 +17,6 @@ from editenv.data import Edit
 from editenv.env import Action, LifelongEditEnv
 from editenv.evaluation.batch import PROMPT, EvaluationBatch
 from editenv.language_model.activation_cache import ActivationCache
-from editenv.language_model.prompts import Prompts
 
 
 def request_of(edit: Edit) -> Edit:
@@ -114,7 +113,7 @@ def _own_prompts(env: LifelongEditEnv, requests: Sequence[Edit]) -> EvaluationBa
     targets = env.training_targets
     prompts = targets.prompts.select(targets.kind == PROMPT)
     # Copies: what the frozen layers made of a prompt is a view into what they made of its neighbours.
-    prompts = Prompts([piece.clone() for piece in prompts.pieces], prompts.starts, prompts.labels, prompts.lengths)
+    prompts = replace(prompts, pieces=[piece.clone() for piece in prompts.pieces])
     which = torch.arange(len(requests), device=prompts.labels.device)
     texts = [(edit.prompt, edit.target) for edit in requests]
     return EvaluationBatch(requests, texts, prompts, which, torch.full_like(which, PROMPT), prompts.labels[:0])

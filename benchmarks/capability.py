@@ -33,6 +33,7 @@ from benchmarks.running.cells import file_name
 from benchmarks.running.progress import console_progress
 from benchmarks.running.rollout import play
 from benchmarks.suites import Suite, model_fingerprint
+from editenv.contexts import generating_with_context, put_before
 from editenv.data import edits_digest, load_edits
 from editenv.data.files import FileOptions
 from editenv.env import LifelongEditEnv
@@ -170,7 +171,6 @@ def score(
         :attr:`Capability.tasks`.
     """
     from lm_eval import simple_evaluate
-    from lm_eval.models.huggingface import HFLM
 
     # One warning for each prompt that is cut; docs/guides/general_capability.md says that they are. And one for each
     # task with documents of its own, about options that this command does not have.
@@ -178,13 +178,7 @@ def score(
         logging.getLogger(name).setLevel(logging.ERROR)
     with random_state_kept():
         results = simple_evaluate(
-            # A copy, because a tokenizer without a padding token is given one.
-            model=HFLM(
-                pretrained=lm.model,
-                tokenizer=copy.deepcopy(lm.tokenizer),
-                batch_size=batch_size,
-                trust_remote_code=False,
-            ),
+            model=asked_by_lm_eval(lm, batch_size),
             tasks=list(tasks) if data is None else [_local_group(tasks, data)],
             task_manager=manager,
             limit=limit,
@@ -203,6 +197,35 @@ def score(
         if multiple_choice and "acc_mutual_info" not in figures:
             scores[name]["chance"] = chance(results["samples"][name])
     return scores
+
+
+def asked_by_lm_eval(lm: EditableLM, batch_size: int) -> Any:
+    """The model as lm-eval asks one; of a model with a context, each prompt with what is put before it.
+
+    Args:
+        lm: The model.
+        batch_size: Prompts run together.
+    """
+    from lm_eval.models.huggingface import HFLM
+
+    class Asked(HFLM):
+        def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+            prompt, answer = super()._encode_pair(context, continuation)
+            return self._with_context(prompt, len(answer) - 1), answer
+
+        def _with_context(self, prompt: list[int], more: int) -> list[int]:
+            if lm.context is None:
+                return prompt
+            return put_before(lm.context, lm.tokenizer, [prompt], [self.max_length - len(prompt) - more])[0]
+
+        def _model_generate(self, context: Any, max_length: int, stop: list[str], **options: Any) -> Any:
+            with generating_with_context(lm.model, lm.tokenizer):
+                return super()._model_generate(context, max_length, stop, **options)
+
+    # A copy, because a tokenizer without a padding token is given one.
+    return Asked(
+        pretrained=lm.model, tokenizer=copy.deepcopy(lm.tokenizer), batch_size=batch_size, trust_remote_code=False
+    )
 
 
 def chance(samples: Sequence[Mapping[str, Any]]) -> float:

@@ -1,10 +1,10 @@
-"""What a side memory costs when the edited model is asked: milliseconds a question, and the bytes that are kept.
+"""What a side memory or a context costs when the edited model is asked: milliseconds a question, and the bytes kept.
 
     python -m benchmarks.query_cost grace t-patcher wise --edits 100 1000
     python -m benchmarks.query_cost grace@smollm2-135m --model smollm2-135m --dataset counterfact:FILE --edits 100
 
-Each row edits a stream of the validation split. After so many edits each question is answered with the memory and
-without it, one after the other, one question at a time and token by token, so that the machine's load is the same for
+Each row edits a stream of the validation split. After so many edits each question is answered with what is beside the
+weights and without it, one after the other, one question at a time and token by token, so that the machine's load is the same for
 both: the medians and the ratio of the two are shown. A row that changes weights alone costs nothing at that point.
 """
 
@@ -23,9 +23,11 @@ from agents.view import Actor
 from benchmarks.running.progress import console_progress
 from editenv.arguments import PositiveInt, check_fields
 from editenv.atomic_files import atomic_write_text
+from editenv.contexts import Context
 from editenv.env import LifelongEditEnv
 from editenv.evaluation.greedy import continuations
 from editenv.language_model.editable_lm import EditableLM
+from editenv.memories import Memory
 
 
 @dataclass
@@ -62,9 +64,9 @@ class Cost:
     Attributes:
         method: The row.
         edits: How many.
-        entries: Of the memories.
-        megabytes: Of the memories' tensors.
-        milliseconds: The median of a question, with the memory.
+        entries: Of the memories and the context.
+        megabytes: Of the memories' tensors; of the context's texts and what its retriever keeps of their keys.
+        milliseconds: The median of a question, with them.
         milliseconds_without: Of the same questions, of the unedited model.
         ratio: The median of the questions' ratios.
     """
@@ -79,20 +81,27 @@ class Cost:
 
 
 def cost(method: str, edits: int, lm: EditableLM, prompts: list[str], tokens: int) -> Cost:
-    """Asks each prompt with the memory and without it, twice; the first time is not counted."""
+    """Asks each prompt with memories and context and without them, twice; the first time is not counted.
+
+    What the context has found before a question is forgotten each time: it is found anew for every question.
+    """
     seconds = np.zeros((2, len(prompts), 2))
     for turn in range(2):
         for i, prompt in enumerate(prompts):
+            if lm.context is not None:
+                lm.context.chosen.clear()
             seconds[turn, i, 0] = _seconds(lm, prompt, tokens)
             with lm.at_initial_weights():
                 seconds[turn, i, 1] = _seconds(lm, prompt, tokens)
     edited, unedited = seconds[1].T
-    memories = lm.memories.values()
+    kept: list[Memory | Context] = [*lm.memories.values()]
+    if lm.context is not None:
+        kept.append(lm.context)
     return Cost(
         method,
         edits,
-        sum(map(len, memories)),
-        sum(memory.bytes for memory in memories) / 1e6,
+        sum(map(len, kept)),
+        sum(part.bytes for part in kept) / 1e6,
         float(np.median(edited)) * 1e3,
         float(np.median(unedited)) * 1e3,
         float(np.median(edited / unedited)),

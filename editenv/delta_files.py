@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from editenv.atomic_files import atomic_write
+from editenv.contexts import CONTEXT, Context, as_tensor, of_tensor, removal
 from editenv.deltas import LowRank
 from editenv.identity import Identity, cautions, differences, fingerprint, frozen_fingerprint, identity
 from editenv.language_model.editable_lm import EditableLM
@@ -32,7 +33,8 @@ WEIGHTS = "weights/"
 
 def tensors_of(actions: Sequence[Mapping[str, Change]]) -> dict[str, torch.Tensor]:
     """The factors of each action's deltas, by ``action/module/left|right|dense``, and the tensors of its memories, by
-    ``action/module/GATE-keys|GATE-values|GATE-thresholds|GATE-rows``, the last if it has any; actions count from 0.
+    ``action/module/GATE-keys|GATE-values|GATE-thresholds|GATE-rows``, the last if it has any; its context is bytes of JSON,
+    ``action/context/json``. Actions count from 0.
     """
     tensors: dict[str, torch.Tensor] = {}
     for i, deltas in enumerate(actions):
@@ -41,6 +43,8 @@ def tensors_of(actions: Sequence[Mapping[str, Change]]) -> dict[str, torch.Tenso
                 tensors[f"{i}/{name}/left"], tensors[f"{i}/{name}/right"] = delta.left, delta.right
             elif isinstance(delta, Memory):
                 tensors |= {f"{i}/{name}/{delta.gate}-{part}": tensor for part, tensor in delta.parts().items()}
+            elif isinstance(delta, Context):
+                tensors[f"{i}/{name}/json"] = as_tensor(delta)
             else:
                 tensors[f"{i}/{name}/dense"] = delta
     return tensors
@@ -50,7 +54,7 @@ def read_delta(tensors: Mapping[str, torch.Tensor]) -> list[dict[str, Change]]:
     """The actions that :func:`tensors_of` took apart; tensors of other names are passed over.
 
     Raises:
-        ValueError: If one of two factors is missing, or a part of a memory.
+        ValueError: If one of two factors is missing, or a part of a memory; or a context is none.
     """
     actions: dict[int, dict[str, Change]] = {}
     for key, tensor in tensors.items():
@@ -60,6 +64,8 @@ def read_delta(tensors: Mapping[str, torch.Tensor]) -> list[dict[str, Change]]:
         name, _, part = rest.rpartition("/")
         if part == "dense":
             actions.setdefault(int(number), {})[name] = tensor
+        elif part == "json" and name == CONTEXT:
+            actions.setdefault(int(number), {})[name] = of_tensor(tensor)
         elif part == "left":
             right = f"{number}/{name}/right"
             if right not in tensors:
@@ -187,6 +193,7 @@ def modules_of(path: Path) -> list[str]:
     with _opened(path) as (file, _):
         keys = [key.split("/") for key in file.keys()]  # noqa: SIM118 - not a dictionary
     names = dict.fromkeys("/".join(parts[1:-1]) for parts in keys if parts[0].isdecimal())
+    names.pop(CONTEXT, None)
     if not names:
         raise ValueError(f"{path} holds no delta: nothing was edited")
     return list(names)
@@ -280,6 +287,8 @@ def _check_shapes(lm: EditableLM, path: Path, actions: Sequence[Mapping[str, Cha
     """
     for number, deltas in enumerate(actions, start=1):
         for name, delta in deltas.items():
+            if isinstance(delta, Context):
+                continue
             if isinstance(delta, Memory):
                 if delta.shape != lm.shape(name):
                     raise ValueError(
@@ -340,4 +349,6 @@ def _judge(
 def _negative(delta: Change) -> Change:
     if isinstance(delta, Memory):
         return no_memory(delta.shape)  # the base model has none
+    if isinstance(delta, Context):
+        return removal(delta)
     return LowRank(-delta.left, delta.right) if isinstance(delta, LowRank) else -delta

@@ -13,6 +13,7 @@ from gymnasium import spaces
 
 from editenv import rendering, rewards
 from editenv.arguments import NonNegativeInt, PositiveInt, check, checked_arguments
+from editenv.contexts import CONTEXT, Context
 from editenv.data import Edit, load_edits
 from editenv.data.files import EditFile, FileOptions
 from editenv.deltas import Delta, LowRank, real_matrix
@@ -307,12 +308,13 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         return self.padded(self._gradients), info
 
     def step(self, action: Action) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Adds a delta to each edited module's weight, or puts a side memory beside it.
+        """Adds a delta to each edited module's weight, or puts a side memory beside it, or text into the context.
 
         Args:
             action: For every edited module a ``(d_in, d_out)`` array, tensor or :class:`editenv.deltas.LowRank`; or a
                 :class:`editenv.memories.Memory`, which takes the place of the module's memory as a whole, or changes
-                and adds the entries of its ``rows``. The action space has deltas alone.
+                and adds the entries of its ``rows``. Beside these it may have a :class:`editenv.contexts.Context` under
+                ``"context"``. The action space has deltas alone.
 
         Returns:
             The next observation (of the same batch while ``actions_per_batch`` lasts), the reward, whether the stream
@@ -636,12 +638,12 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         return {"batch": self.batches_done, "attempt": self.attempt, "edits": self.batches_done * self.edits_per_step}
 
     def checked(self, action: Action) -> dict[str, Change]:
-        """The action as deltas and memories on the model's device; nothing is changed if anything about it is wrong."""
+        """The action as deltas, memories and context on the model's device; nothing is changed if anything about it is wrong."""
         names = self.language_model.modules.keys()
         if not isinstance(action, Mapping):
             raise ValueError(f"action must map each edited module to a delta, not be a {type(action).__name__}")
         for name in action:
-            if name not in names:
+            if name not in names and name != CONTEXT:
                 raise ValueError(f"action: unknown module {name!r}; the edited modules are {', '.join(names)}")
         changes: dict[str, Change] = {}
         for name in names:
@@ -649,6 +651,12 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
                 raise ValueError(f"action: no delta for module {name!r}; give zeros to leave it as it is")
             given = action[name]
             changes[name] = self._memory(name, given) if isinstance(given, Memory) else self._delta(name, given)
+        if CONTEXT in action:
+            if not isinstance(entries := action[CONTEXT], Context):
+                raise ValueError(
+                    f"action: {CONTEXT!r} must be an editenv.contexts.Context, not a {type(entries).__name__}"
+                )
+            changes[CONTEXT] = entries
         return changes
 
     def _memory(self, name: str, given: Memory) -> Memory:

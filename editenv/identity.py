@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from editenv.contexts import CONTEXT, as_tensor
 from editenv.language_model.editable_lm import EditableLM
 from editenv.memories import Memory, attached
 
@@ -44,13 +45,15 @@ The generation config is left out as a whole: answers are greedy, whatever it sa
 
 def fingerprint(lm: EditableLM) -> str:
     """SHA-256 over the edited modules: names, shapes, types and every bit of the weights and memories as they are
-    now.
+    now; and the context.
     """
     digest = hashlib.sha256()
     for name in lm.modules:
         _add_tensor(digest, name, lm.model.get_parameter(f"{name}.weight"))
         if memory := lm.memories.get(name):
             _add_memory(digest, name, memory)
+    if lm.context is not None:
+        _add_tensor(digest, CONTEXT, as_tensor(lm.context))
     return digest.hexdigest()
 
 

@@ -28,6 +28,7 @@ from torch import nn
 from torch.nn.functional import normalize
 
 from editenv.atomic_files import atomic_write
+from editenv.contexts import Context
 from editenv.deltas import Delta
 
 Gate = Literal["relu", "ball", "nearest", "margin"]
@@ -129,9 +130,9 @@ class Memory:
         return Memory(self.gate, self.keys[rows], self.values[rows], self.thresholds[rows], rows)
 
 
-Change = Delta | Memory
-"""What an action may hold for a module: a delta for its weight; or a memory in place of the one beside it, or entries of
-that (:attr:`Memory.rows`)."""
+Change = Delta | Memory | Context
+"""What an action may hold: for a module a delta for its weight; or a memory in place of the one beside it, or entries of
+that (:attr:`Memory.rows`); and under :data:`editenv.contexts.CONTEXT` entries of the context."""
 
 
 def no_memory(shape: tuple[int, int]) -> Memory:
@@ -184,7 +185,7 @@ def update(before: Memory | None, after: Memory) -> Memory:
 
 def deltas_of(changes: Mapping[str, Change]) -> dict[str, Delta]:
     """Those of the changes that a weight is changed by."""
-    return {name: change for name, change in changes.items() if not isinstance(change, Memory)}
+    return {name: change for name, change in changes.items() if not isinstance(change, Memory | Context)}
 
 
 def apply(memory: Memory, inputs: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:

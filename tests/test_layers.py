@@ -17,7 +17,8 @@ ABOVE = {"editenv": {"agents", "benchmarks"}, "agents": {"benchmarks"}, "benchma
 FLOORS = {
     "editenv": [
         {"atomic_files", "renamed", "collisions", "arguments"},
-        {"deltas", "sealed_json"},
+        {"deltas", "sealed_json", "context_retrieval"},
+        {"contexts"},
         {"memories"},
         {"models", "data"},
         {"language_model", "output_folders"},

@@ -19,6 +19,7 @@ from agents.covariance import keys_of_tokens
 from agents.preconditioner import Preconditioner
 from agents.settings import build
 from editenv.arguments import PositiveFloat
+from editenv.contexts import Context
 from editenv.data import Edit
 from editenv.deltas import Delta, LowRank, ridge_regression
 from editenv.env import Action, LifelongEditEnv
@@ -111,7 +112,7 @@ class SimIE(Agent):
             with torch.enable_grad():
                 edited = self.editor.act(observation, info)
         self._finished = keys
-        weight_deltas = {name: delta for name, delta in edited.items() if not isinstance(delta, Memory)}
+        weight_deltas = {name: delta for name, delta in edited.items() if not isinstance(delta, Memory | Context)}
         deltas: dict[str, Delta] = {}
         for name, key in keys.items():
             wanted = values[name] + outputs_of(weight_deltas[name], key)

@@ -19,7 +19,7 @@ from agents.editing.valid_json import valid_json
 from editenv.data.text import one_line, printable
 from editenv.delta_files import read_delta
 from editenv.deltas import Delta, LowRank, dense, low_rank_sum, squared_norm
-from editenv.memories import Memory
+from editenv.memories import deltas_of
 
 LISTED = 10
 """Corrections and questions of a kind that are listed."""
@@ -118,10 +118,10 @@ def _actions(folder: Path) -> Iterable[dict[str, Delta]]:
         if sha256(content).hexdigest() != entry["sha256"]:
             raise ValueError(f"{path} is not what the journal says was written")
         for changes in read_delta(load(content)):
-            deltas = {name: change for name, change in changes.items() if not isinstance(change, Memory)}
+            deltas = deltas_of(changes)
             if len(deltas) < len(changes):
                 raise ValueError(
-                    f"{folder}: this run put a memory beside the model and changed no weight, which is what `editenv diff` "
+                    f"{folder}: this run put something beside the model and changed no weight, which is what `editenv diff` "
                     "compares; `editenv log` lists what it did"
                 )
             yield deltas

@@ -474,7 +474,8 @@ def _print_summary(args: EditArgs, asked: Asked, report: dict[str, Any], refused
         folder = args.output / "model"
         print(
             printable(
-                f"{folder} is a memory beside {args.model}, no plain transformers folder: load both by "
+                f"{folder} is a {' and a '.join(summary.BESIDE[kind] for kind in report['changes'])} beside {args.model}, no "
+                "plain transformers folder: load both by "
                 f"editenv.load_model({str(folder)!r})"
             )
         )

@@ -30,13 +30,20 @@ def text(about: Mapping[str, Any], report: Mapping[str, Any] | None = None) -> s
         about: What the saved folder's marker says.
         report: Of ``editenv edit``, if the model was asked about its edits.
     """
-    loading = LOADING_MEMORY if about.get("memories") else LOADING
+    loading = LOADING_BESIDE if _beside(about) else LOADING
     sections = [_metadata(about), _origin(about), _measured(about, report), loading, _undoing(about)]
     return "\n".join(line for section in sections for line in section)
 
 
+def _beside(about: Mapping[str, Any]) -> str | None:
+    """Where the facts are, if not in the weights."""
+    if about.get("memories"):
+        return "a memory beside the weights"
+    return "a context that is put before questions" if about.get("context") else None
+
+
 def _metadata(about: Mapping[str, Any]) -> Iterator[str]:
-    library = "lifelongedit" if about.get("memories") else "transformers"
+    library = "lifelongedit" if _beside(about) else "transformers"
     yield from ("---", f"library_name: {library}", "pipeline_tag: text-generation")
     if "/" in about.get("base", ""):  # a model of the hub
         yield f"base_model: {about['base']}"
@@ -58,7 +65,7 @@ def _origin(about: Mapping[str, Any]) -> Iterator[str]:
         "deltas": about.get("deltas"),
     }
     yield from (f"| {name} | {value} |" for name, value in rows.items() if value not in (None, ""))
-    into = "put into a memory beside the weights" if about.get("memories") else "edited into the weights"
+    into = f"put into {where}" if (where := _beside(about)) else "edited into the weights"
     yield from (
         "",
         f"The facts were {into} with [LifelongEdit](https://arxiv.org/abs/2502.05759); "
@@ -107,7 +114,7 @@ def _figures(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield f"{name} (answers that begin right), %", f"{score:.1f}"
 
 
-LOADING_MEMORY = (
+LOADING_BESIDE = (
     "## How to load it",
     "",
     "With LifelongEdit, and the base model where it was; plain transformers cannot load it:",

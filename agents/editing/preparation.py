@@ -139,20 +139,23 @@ def batch_of(edits: "Edit | Mapping[str, Any] | Iterable[Edit | Mapping[str, Any
 
 
 def refuse_both_kinds(agent: Agent, method: str, model: str, lm: EditableLM) -> None:
-    """A saved result is either a model folder, or a base model by name and the memory beside it.
+    """A saved result is either a model folder, or a base model by name and what is beside it.
 
     Raises:
-        ValueError: If the method changes weights and puts something beside them, or the model has a memory already.
+        ValueError: If the method changes weights and puts something beside them, or the model has a memory or a context
+            already.
     """
-    if len(agent.changes) > 1:
+    if "weights" in agent.changes and len(agent.changes) > 1:
         raise ValueError(
             f"method {method!r} changes {' and '.join(agent.changes)}, and the editor can save one or the other; run it in the "
             "environment or in the benchmarks (editenv bench run)"
         )
-    if beside := attached(dict(lm.model.named_modules())):
+    memories = attached(dict(lm.model.named_modules()))
+    if memories or lm.context is not None:
+        beside = f"a memory beside {', '.join(memories)}" if memories else "a context"
         raise ValueError(
-            f"{model} has a memory beside {', '.join(beside)}, which editing it further would lose: edit its base model, or add "
-            "corrections to the run that it came from"
+            f"{model} has {beside}, which editing it further would lose: edit its base model, or add corrections to the run that "
+            "it came from"
         )
 
 

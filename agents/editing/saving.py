@@ -1,6 +1,6 @@
 """An edited model as a folder: whole or not at all, and never in the place of anything else.
 
-A Hugging Face folder if weights were edited; if a memory was put beside them, that memory and the base model's name.
+A Hugging Face folder if weights were edited; if a memory or a context was put beside them, that and the base model's name.
 """
 
 import json
@@ -62,7 +62,7 @@ def _foreign(folder: Path) -> list[str]:
 def save_model(lm: EditableLM, folder: Path, about: dict[str, Any], base: str | None = None) -> None:
     """The model as it is now; a model saved there before is replaced once the new one is whole.
 
-    For plain transformers, unless it has side memories: then for :func:`editenv.load_model`
+    For plain transformers, unless it has side memories or a context: then for :func:`editenv.load_model`
     (:mod:`editenv.models.with_memory`).
 
     Args:
@@ -73,15 +73,15 @@ def save_model(lm: EditableLM, folder: Path, about: dict[str, Any], base: str | 
         base: As :func:`check_place` has it.
 
     Raises:
-        ValueError: If it may not be saved there; if it has side memories, and weights are changed, too, or it is not known
-            which model they are beside.
+        ValueError: If it may not be saved there; if it has side memories or a context, and weights are changed, too, or it
+            is not known which model they are beside.
         OSError: If it cannot be written; what was there is as it was.
     """
     check_place(folder, base)
-    if lm.memories and (base is None or not _weights_unchanged(lm)):
+    if (kinds := beside_weights(lm)) and (base is None or not _weights_unchanged(lm)):
         raise ValueError(
-            f"{folder}: the model has a memory beside {', '.join(lm.memories)}, and other weights than a base model by name: a "
-            "folder can hold one or the other, a file of deltas both"
+            f"{folder}: the model has {' and '.join(kinds)}, and other weights than a base model by name: a folder can hold one "
+            "or the other, a file of deltas both"
         )
     partial = folder.with_name(f".{folder.name}.partial")
     put_back(folder)
@@ -94,6 +94,12 @@ def save_model(lm: EditableLM, folder: Path, about: dict[str, Any], base: str | 
     finally:
         put_back(folder)
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def beside_weights(lm: EditableLM) -> list[str]:
+    """What the model has besides its weights, in words."""
+    kinds = [f"a memory beside {', '.join(lm.memories)}"] if lm.memories else []
+    return kinds + ([f"a context of {len(lm.context)} texts"] if lm.context is not None else [])
 
 
 def _weights_unchanged(lm: EditableLM) -> bool:
@@ -112,10 +118,12 @@ def write_card(folder: Path, report: Mapping[str, Any]) -> None:
 
 
 def _write(lm: EditableLM, folder: Path, about: dict[str, Any], base: str | None) -> None:
-    """The model, its tokenizer and the marker, into a new folder; of a model with memories those and the base's name."""
-    if lm.memories:
+    """The model, its tokenizer and the marker, into a new folder; of one with memories or a context those and the base's
+    name.
+    """
+    if beside_weights(lm):
         make_folder(folder)
-        with_memory.write(folder, lm.model, str(base), lm.memories)
+        with_memory.write(folder, lm.model, str(base), lm.memories, lm.context)
     else:
         lm.model.save_pretrained(folder)
         lm.tokenizer.save_pretrained(folder)
@@ -124,6 +132,8 @@ def _write(lm: EditableLM, folder: Path, about: dict[str, Any], base: str | None
             path.chmod(mode)
     if lm.memories:
         about = about | {"memories": sorted(lm.memories)}
+    if lm.context is not None:
+        about = about | {"context": len(lm.context)}
     (folder / CARD).write_text(model_card.text(about), encoding="utf-8")
     about = about | {"files": sorted(path.name for path in folder.iterdir())}
     (folder / MARKER).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")

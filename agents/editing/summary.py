@@ -13,11 +13,8 @@ CHANGED = 0.1
 PERPLEXITY = 1.1
 """Factor by which held-out text may become less likely before it is said loudly."""
 
-BESIDE = (
-    "No weight was changed: the corrections are in a memory beside the model, which editenv.load_model loads with it and plain "
-    "transformers does not."
-)
-"""On the page of a run with such a method."""
+BESIDE = {"side memory": "memory", "context": "context"}
+"""What is beside the model, by what the method changes."""
 
 EXAMPLES = 3
 """Corrections that the headline quotes."""
@@ -164,8 +161,15 @@ def page(report: Mapping[str, Any], outcomes: Sequence[Mapping[str, Any]], answe
 
 
 def _about_the_method(report: Mapping[str, Any]) -> list[str]:
-    """What the page says of it: that it changed no weight, and why it was chosen if others were tried."""
-    lines = [BESIDE] if report.get("changes", ["weights"]) != ["weights"] else []
+    """What the page says of it: where the corrections are, if not in the weights, and why it was chosen if others were
+    tried.
+    """
+    lines = [
+        f"No weight was changed: the corrections are in a {BESIDE[kind]} beside the model, which editenv.load_model loads with "
+        "it and plain transformers does not."
+        for kind in report.get("changes", ["weights"])
+        if kind in BESIDE
+    ]
     if trial := report.get("trial"):
         lines.append(f"Method: {report['method']}; {trial['reason']}.")
     return lines

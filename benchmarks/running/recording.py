@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from agents.base import Agent, Observation
+from editenv.contexts import Context
 from editenv.delta_files import read_delta_file, tensors_of, write_delta_file
 from editenv.deltas import LowRank
 from editenv.env import Action, LifelongEditEnv
@@ -21,7 +22,7 @@ class Recording:
     """What an agent did, action by action; all of it is held in memory until it is written.
 
     Attributes:
-        actions: For each action the deltas and memories by module, in float32 on the CPU.
+        actions: For each action the deltas and memories by module, in float32 on the CPU, and its context.
     """
 
     def __init__(self) -> None:
@@ -56,6 +57,8 @@ def digest(path: Path) -> str:
 
 
 def _copy(delta: Any) -> Change:
+    if isinstance(delta, Context):
+        return delta
     if isinstance(delta, Memory):
         return Memory(delta.gate, **{part: tensor.detach().clone() for part, tensor in delta.parts().items()}).to(
             "cpu", torch.float32

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from editenv.contexts import generate_with_context
 from editenv.language_model.prompts import asked
 
 if TYPE_CHECKING:
@@ -78,7 +79,9 @@ def continuations(
             ids[row, width - len(prompts[i]) :] = torch.tensor(prompts[i])
             mask[row, width - len(prompts[i]) :] = 1
         with _default_generation_config(model):
-            batch = model.generate(
+            batch = generate_with_context(
+                model,
+                tokenizer,
                 input_ids=ids.to(model.device),
                 attention_mask=mask.to(model.device),
                 # The last token is written, not read: it needs no room.

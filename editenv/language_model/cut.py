@@ -97,7 +97,7 @@ class CutModel:
             return self, prompts
         cut = CutModel(self.model, self._shapes, Cut.ATTENTION)
         pieces = [piece[:, : self.width] for piece in prompts.pieces]
-        return cut, Prompts(pieces, prompts.starts, prompts.labels, prompts.lengths)
+        return cut, Prompts(pieces, prompts.starts, prompts.labels, prompts.lengths, prompts.tokens)
 
     # -- the frozen part ------------------------------------------------------------------------------------------
 
@@ -254,7 +254,8 @@ class CutModel:
             hidden = self.with_keys(hidden[:, 0])[:, None]
         ones = torch.ones(len(ids), dtype=torch.long, device=self.device)
         starts = None if self.answer_positions_only else (ids.shape[1] - 1) * ones
-        return Prompts(list(hidden), starts, labels=0 * ones, lengths=ones)
+        tokens = [(len(row), tuple(row)) for row in ids.tolist()]
+        return Prompts(list(hidden), starts, labels=0 * ones, lengths=ones, tokens=tokens)
 
     @torch.no_grad()
     def check_modules(self, probe: "Probe") -> None:

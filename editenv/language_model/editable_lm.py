@@ -23,13 +23,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
+from editenv import contexts
 from editenv.arguments import check
+from editenv.contexts import CONTEXT, Context, context_of, put_before, set_context, window_of, without_context
 from editenv.deltas import LowRank
 from editenv.language_model.activation_cache import ActivationCache, CacheKey
 from editenv.language_model.cut import Cut, cut_model
 from editenv.language_model.hooks import hooked
 from editenv.language_model.prompts import Prompts, token_ids
-from editenv.memories import Change, Memory, attach, detach, merged
+from editenv.memories import Change, Memory, attach, deltas_of, detach, merged
 from editenv.models.modules import attention_and_mlp, find_modules, layer_number, layer_stack, shared_with
 
 if TYPE_CHECKING:
@@ -78,14 +80,17 @@ class Snapshot(dict[str, torch.Tensor]):
 
     Attributes:
         memories: The side memories by module.
+        context: The context; None if there is none.
     """
 
-    def __init__(self, weights: Mapping[str, torch.Tensor], memories: Mapping[str, Memory]) -> None:
+    def __init__(
+        self, weights: Mapping[str, torch.Tensor], memories: Mapping[str, Memory], context: Context | None = None
+    ) -> None:
         super().__init__(weights)
-        self.memories = dict(memories)
+        self.memories, self.context = dict(memories), context
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Snapshot, (dict(self), self.memories)
+        return Snapshot, (dict(self), self.memories, self.context)
 
 
 class EditableLM:
@@ -151,9 +156,11 @@ class EditableLM:
         self._stack_name = layer_stack(self.model, self.modules)
         self.cut_model = cut_model(self.model, {name: self.shape(name) for name in self.modules})
         self.width = self.cut_model.width
-        # Memories that the model given has beside these modules are part of theta_0.
+        # Memories that the model given has beside these modules, and its context, are part of theta_0.
         self.memories: dict[str, Memory] = detach(self.modules)
         self._initial_memories = dict(self.memories)
+        self._initial_context = without_context(self.model)
+        set_context(self.model, self._initial_context)
         # The hooks lie on modules of this model alone, whatever else shares the weights; they hold the dictionary and
         # not the model, which would then be freed late.
         attach(self.modules, self.memories)
@@ -208,6 +215,8 @@ class EditableLM:
     def _check_shapes(self, matrices: Mapping[str, Change]) -> None:
         """A smaller one would be repeated over the whole weight without a word."""
         for name, matrix in matrices.items():
+            if isinstance(matrix, Context):
+                continue
             if name not in self.modules:
                 raise ValueError(f"unknown module {name!r}; the edited modules are {', '.join(self.modules)}")
             if tuple(matrix.shape) != self.shape(name):
@@ -232,7 +241,7 @@ class EditableLM:
     @torch.no_grad()
     def apply(self, deltas: Mapping[str, Change]) -> None:
         """theta <- theta + D, in float32; a memory takes the place of the module's, one without entries removes it, and
-        entries with their rows are put into it.
+        entries with their rows are put into it; so are those of a context.
 
         Raises:
             ValueError: If a delta or a memory is not of its module's shape, or entries do not fit the memory that is
@@ -244,9 +253,9 @@ class EditableLM:
         }
         if memories:
             self._set_memories(self.memories | memories)
-        for name, delta in deltas.items():
-            if isinstance(delta, Memory):
-                continue
+        if isinstance(entries := deltas.get(CONTEXT), Context):
+            set_context(self.model, contexts.merged(self.context, entries))
+        for name, delta in deltas_of(deltas).items():
             weight = self._master_weight(name)
             if isinstance(delta, LowRank):
                 weight.addmm_(delta.left.to(weight), delta.right.to(weight))
@@ -255,12 +264,15 @@ class EditableLM:
             self._round(name)
 
     def restore(self, weights: Mapping[str, torch.Tensor] | None = None) -> None:
-        """Sets the edited weights to a :meth:`snapshot`, or to theta_0, bit for bit, and the memories with them.
+        """Sets the edited weights to a :meth:`snapshot`, or to theta_0, bit for bit, and the memories and the context with
+        them.
 
-        Weights that are no snapshot have no memories.
+        Weights that are no snapshot have neither.
         """
         source = self._initial if weights is None else weights
-        self._set_memories(self._initial_memories if weights is None else _memories_of(weights))
+        memories, context = (self._initial_memories, self._initial_context) if weights is None else _beside(weights)
+        self._set_memories(memories)
+        set_context(self.model, context)
         for name, master in self._master.items():
             master.copy_(source[name])
             self._round(name)
@@ -270,12 +282,18 @@ class EditableLM:
         there.
         """
         self._initial = {name: weights[name].to(initial, copy=True) for name, initial in self._initial.items()}
-        self._initial_memories = dict(_memories_of(weights))
+        memories, self._initial_context = _beside(weights)
+        self._initial_memories = dict(memories)
         self.restore()
 
     def snapshot(self) -> Snapshot:
-        """A copy of the edited weights, in float32 and the module's own layout, and of the memories."""
-        return Snapshot({name: master.clone() for name, master in self._master.items()}, self.memories)
+        """A copy of the edited weights, in float32 and the module's own layout, of the memories and the context."""
+        return Snapshot({name: master.clone() for name, master in self._master.items()}, self.memories, self.context)
+
+    @property
+    def context(self) -> Context | None:
+        """What is put before questions; None if nothing is. :meth:`apply` sets it."""
+        return context_of(self.model)
 
     def _set_memories(self, memories: Mapping[str, Memory]) -> None:
         """In place: the hooks hold the dictionary."""
@@ -285,8 +303,8 @@ class EditableLM:
 
     @contextmanager
     def unchanged(self) -> Iterator[None]:
-        """Whatever is done to the edited weights and memories within the context, they are as they were after it,
-        also after an error.
+        """Whatever is done to the edited weights, to memories and context in here, they are as they were after it, also
+        after an error.
         """
         before = self.snapshot()
         try:
@@ -303,9 +321,10 @@ class EditableLM:
     def at_initial_weights(self) -> Iterator[None]:
         """Within the context the model is theta_0; nothing is copied."""
         current = {name: weight.data for name, weight in self._weights.items()}
-        memories = dict(self.memories)
+        memories, context = dict(self.memories), self.context
         try:
             self._set_memories(self._initial_memories)
+            set_context(self.model, self._initial_context)
             for name, weight in self._weights.items():
                 weight.data = self._initial[name]
             yield
@@ -313,6 +332,7 @@ class EditableLM:
             for name, weight in self._weights.items():
                 weight.data = current[name]
             self._set_memories(memories)
+            set_context(self.model, context)
 
     # -- prompts and the frozen part ------------------------------------------------------------------------------
 
@@ -391,7 +411,31 @@ class EditableLM:
             starts=starts,
             labels=torch.tensor([t for _, answer in pairs for t in answer], dtype=torch.long, device=self.device),
             lengths=torch.tensor([len(answer) for _, answer in pairs], dtype=torch.long, device=self.device),
+            tokens=keys,
         )
+
+    def in_context(self, prompts: Prompts) -> Prompts:
+        """The prompts as the model is asked them now: with what its context puts before each, and the same answers.
+
+        The very same without a context; a prompt to which nothing in it is alike is not run again.
+        """
+        if self.context is None or not len(prompts):
+            return prompts
+        heads = [ids[:length] for length, ids in prompts.tokens]
+        window = window_of(self.model)
+        longer = put_before(self.context, self.tokenizer, heads, [window - len(ids) for _, ids in prompts.tokens])
+        changed = [i for i, head in enumerate(heads) if len(longer[i]) > len(head)]
+        if not changed:
+            return prompts
+        answers = prompts.labels.cpu().split(prompts.lengths.tolist())
+        asked = self.encode_tokens([(longer[i], answers[i].tolist()) for i in changed])
+        pieces, tokens = list(prompts.pieces), list(prompts.tokens)
+        for i, piece, read in zip(changed, asked.pieces, asked.tokens, strict=True):
+            pieces[i], tokens[i] = piece, read
+        starts = None if prompts.starts is None else prompts.starts.clone()
+        if starts is not None and asked.starts is not None:
+            starts[changed] = asked.starts
+        return Prompts(pieces, starts, prompts.labels, prompts.lengths, tokens)
 
     def _run_frozen_layers(self, keys: Sequence[CacheKey], batch_size: int) -> dict[CacheKey, torch.Tensor]:
         """What the frozen layers make of prompts, which come in order of their lengths."""
@@ -419,7 +463,11 @@ class EditableLM:
     # -- forward from the cut -------------------------------------------------------------------------------------
 
     def logits(self, prompts: Prompts) -> torch.Tensor:
-        """``(A, vocabulary)`` logits at the answer positions, at the current weights, in float32."""
+        """``(A, vocabulary)`` logits at the answer positions, at the current weights, in float32.
+
+        With a context the prompts are those of :meth:`in_context`.
+        """
+        prompts = self.in_context(prompts)
         return self._logits(prompts, self._groups(prompts))
 
     def _logits(self, prompts: Prompts, groups: Sequence[tuple[torch.Tensor, Prompts]]) -> torch.Tensor:
@@ -445,6 +493,8 @@ class EditableLM:
     ) -> tuple[torch.Tensor, dict[str, Gradient]]:
         """A loss of the answer logits, and its weight gradient in factors.
 
+        With a context the prompts are those of :meth:`in_context`; its tokens are then among ``"all"``.
+
         Args:
             prompts: ``A`` answer tokens.
             loss: From ``(A, vocabulary)`` logits to a scalar.
@@ -467,6 +517,10 @@ class EditableLM:
             )
         if (observed_tokens == "subject") != (subjects is not None):
             raise ValueError("gradients: subjects belong to observed_tokens='subject', and are needed for it")
+        given, prompts = prompts, self.in_context(prompts)
+        if subjects is not None:
+            added = [now - before for (now, _), (before, _) in zip(prompts.tokens, given.tokens, strict=True)]
+            subjects = subjects + torch.tensor(added, dtype=subjects.dtype, device=subjects.device)
         groups = self._groups(prompts)
         keys: dict[str, list[torch.Tensor]] = {name: [] for name in self.modules}
         outputs: dict[str, list[torch.Tensor]] = {name: [] for name in self.modules}
@@ -506,8 +560,9 @@ class EditableLM:
         }
 
 
-def _memories_of(weights: Mapping[str, torch.Tensor]) -> Mapping[str, Memory]:
-    return weights.memories if isinstance(weights, Snapshot) else {}
+def _beside(weights: Mapping[str, torch.Tensor]) -> tuple[Mapping[str, Memory], Context | None]:
+    """The memories and the context that belong to some weights."""
+    return (weights.memories, weights.context) if isinstance(weights, Snapshot) else ({}, None)
 
 
 def _kept_tokens(

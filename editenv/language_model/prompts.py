@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from editenv.data.text import joined
+from editenv.language_model.activation_cache import CacheKey
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,12 +29,15 @@ class Prompts:
         starts: ``(B,)`` the row of each piece that predicts the first answer token; None if there are no other rows.
         labels: ``(A,)`` the answer tokens.
         lengths: ``(B,)`` answer tokens per prompt.
+        tokens: Of each of the ``B`` prompts with its answer how many tokens are the prompt's, and those that are read: all
+            but the last.
     """
 
     pieces: Sequence[torch.Tensor]
     starts: torch.Tensor | None
     labels: torch.Tensor
     lengths: torch.Tensor
+    tokens: Sequence[CacheKey]
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -90,6 +94,7 @@ class Prompts:
             starts=None if self.starts is None else self.starts[chosen],
             labels=self.labels[chosen.repeat_interleave(self.lengths)],
             lengths=self.lengths[chosen],
+            tokens=list(compress(self.tokens, chosen.tolist())),
         )
 
     def groups_of_like_length(self, overhead: int) -> list[torch.Tensor]:
@@ -130,6 +135,7 @@ class Prompts:
             starts=torch.cat(starts) if starts else None,
             labels=torch.cat([part.labels for part in parts]),
             lengths=torch.cat([part.lengths for part in parts]),
+            tokens=[tokens for part in parts for tokens in part.tokens],
         )
 
 

@@ -27,6 +27,9 @@ PACKAGED = {
 }
 """Models that ship in the package, and what they know."""
 
+BESIDE = ("memory.safetensors", "context.json")
+"""Files of what is beside a base model (:mod:`editenv.models.with_memory`)."""
+
 DTYPES = ("float32", "bfloat16", "float16")
 """Types that a model's weights may have, by their names in torch."""
 
@@ -57,7 +60,7 @@ def check_device(device: str) -> None:
 
 
 def _load_with_memory(folder: Path, device: str, dtype: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """The base model that a folder names, with the folder's memories beside its modules.
+    """The base model that a folder names, with the folder's memories and context beside it.
 
     Raises:
         FileNotFoundError: If the base model is not where it was.
@@ -65,16 +68,16 @@ def _load_with_memory(folder: Path, device: str, dtype: str) -> "tuple[PreTraine
     from editenv.models.with_memory import BASE, base_of, beside
 
     if not (folder / BASE).is_file():
-        raise FileNotFoundError(f"{folder} has a memory and no {BASE}, which says for which model")
+        raise FileNotFoundError(f"{folder} has a memory or a context and no {BASE}, which says for which model")
     base = base_of(folder)["model"]
     try:
         model, tokenizer = load_model(base, device, dtype)
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"{folder} is a memory beside the model {base}, which cannot be loaded: {error}. If it lies elsewhere, write where "
-            f"into {folder / BASE}"
+            f"{folder} is a memory or a context beside the model {base}, which cannot be loaded: {error}. If it lies elsewhere, "
+            f"write where into {folder / BASE}"
         ) from None
-    return beside(folder, model), tokenizer
+    return beside(folder, model, tokenizer), tokenizer
 
 
 _FileStates = list[tuple[str, int, int, int]]
@@ -93,7 +96,7 @@ def load_model(
 
     Args:
         name: Of :data:`PACKAGED` or :data:`PUBLIC`, a Hugging Face model folder, a GGUF file, a hub id, or the folder of
-            an edited model that is a base model with a memory beside it. A public model is fetched, and a GGUF file
+            an edited model that is a base model with a memory or a context beside it. A public model is fetched, and a GGUF file
             dequantised, the first time.
         device: A torch device, or ``"auto"`` for a model larger than one of them.
         dtype: Of :data:`DTYPES`.
@@ -108,7 +111,7 @@ def load_model(
         raise ValueError(f"unknown dtype {dtype!r}; use one of {', '.join(DTYPES)}")
     check_device(device)
     folder = Path(model_path(name))
-    if folder.is_dir() and (folder / "memory.safetensors").exists():
+    if folder.is_dir() and any((folder / name).exists() for name in BESIDE):
         return _load_with_memory(folder, device, dtype)
     if name in PUBLIC:
         fetch(name)

@@ -1,7 +1,8 @@
-"""A model that is a base model and the side memories beside it: a folder of two small files.
+"""A model that is a base model and what is beside it, side memories or a context: a folder of small files.
 
-``memory.safetensors`` has the memories, ``base.json`` says which model they belong to. It is no folder of transformers,
-which would load the weights and lose the memories without a word: :func:`editenv.load_model` loads both.
+``memory.safetensors`` has the memories, ``context.json`` the context, each if there is one; ``base.json`` says which
+model they belong to. It is no folder of transformers, which would load the weights and lose what is beside them without
+a word: :func:`editenv.load_model` loads both.
 """
 
 import copy
@@ -13,40 +14,55 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from editenv import contexts
+from editenv.contexts import Context, load_context, save_context
 from editenv.memories import Memory, attach, load_memories, save_memories
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MEMORY = "memory.safetensors"
 """The file of the memories."""
+
+CONTEXT_FILE = "context.json"
+"""The file of the context."""
 
 BASE = "base.json"
 """The file that says which model they are beside."""
 
 
 def has_memory(folder: Path) -> bool:
-    """Whether this is such a folder."""
-    return (folder / BASE).is_file() and (folder / MEMORY).is_file()
+    """Whether this is such a folder, its base.json aside."""
+    return any((folder / name).is_file() for name in (MEMORY, CONTEXT_FILE))
 
 
-def write(folder: Path, model: "PreTrainedModel", base: str, memories: Mapping[str, Memory]) -> None:
-    """Writes both files into a folder that is there.
+def write(
+    folder: Path,
+    model: "PreTrainedModel",
+    base: str,
+    memories: Mapping[str, Memory],
+    context: Context | None = None,
+) -> None:
+    """Writes the files into a folder that is there.
 
     Args:
         folder: Where.
         model: With the base model's weights.
         base: Its name or folder; a folder is noted by its absolute path.
-        memories: By module.
+        memories: By module; none has no file.
+        context: None has no file.
     """
     path = Path(base).expanduser()
     about = {
         "model": str(path.resolve()) if path.exists() else base,
         "dtype": str(model.dtype).removeprefix("torch."),
         "weights": weights_digest(model),
-        "load": "editenv.load_model(FOLDER); plain transformers would load the base model without its memory",
+        "load": "editenv.load_model(FOLDER); plain transformers would load the base model without it",
     }
-    save_memories(folder / MEMORY, memories)
+    if memories:
+        save_memories(folder / MEMORY, memories)
+    if context is not None:
+        save_context(folder / CONTEXT_FILE, context)
     (folder / BASE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 
@@ -63,12 +79,14 @@ def base_of(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{folder / BASE} does not name a base model, its dtype and its weights") from None
 
 
-def beside(folder: Path, base: "PreTrainedModel") -> "PreTrainedModel":
-    """A model with a folder's memories beside its modules; it shares the base's weights, which stays as it is.
+def beside(folder: Path, base: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedModel":
+    """A model with a folder's memories beside its modules, and its context before each prompt that ``generate`` is given;
+    it shares the base's weights, which stays as it is.
 
     Args:
         folder: Of :func:`write`.
         base: The model that it names.
+        tokenizer: The base's.
 
     Raises:
         ValueError: If it is another model, as far as that can be told: digests are of weights in one precision.
@@ -78,7 +96,7 @@ def beside(folder: Path, base: "PreTrainedModel") -> "PreTrainedModel":
         raise ValueError(
             f"{folder}: {about['model']} is not the model that this memory was made for: its weights differ"
         )
-    memories = load_memories(folder / MEMORY)
+    memories = load_memories(folder / MEMORY) if (folder / MEMORY).is_file() else {}
     shared: dict[int, Any] = {id(p): p for p in base.parameters()} | {id(b): b for b in base.buffers()}
     model = copy.deepcopy(base, shared).eval()
     modules = dict(model.named_modules())
@@ -88,6 +106,8 @@ def beside(folder: Path, base: "PreTrainedModel") -> "PreTrainedModel":
             raise ValueError(f"{folder}: the model has no module {name} of shape {memory.shape}, which a memory is for")
         memories[name] = memory.to(weight.device)
     attach({name: modules[name] for name in memories}, memories)
+    if (folder / CONTEXT_FILE).is_file():
+        contexts.beside(model, tokenizer, load_context(folder / CONTEXT_FILE))
     return model
 
 

@@ -8,10 +8,12 @@ import pytest
 import torch
 
 pytest.importorskip("lm_eval")
+from lm_eval.api.instance import Instance
 
 from benchmarks import capability
 from benchmarks.capability import Args, main, random_state_kept, score, task_manager
 from benchmarks.capability_report import as_markdown, chart, draw, points, read, starts_as_markdown
+from editenv.contexts import CONTEXT, Context
 
 WORDS = ("tin", "fog", "a jazz club", "the long road to Rome", "so so", "Peru", "an old harbour", "nine chess players")
 PAIRS = [
@@ -120,6 +122,33 @@ def test_figures_are_those_of_the_log_likelihoods(make_lm, data):
         assert all(torch.equal(weight, weights[name]) for name, weight in lm.snapshot().items())
     assert len(set(seen)) > 4  # not one answer for everything
     assert lm.tokenizer.pad_token == tokenizer_before
+
+
+def test_a_context_is_put_before_the_prompts(make_lm, data):
+    """Before the one record whose sentence is a key; what lm-eval then generates is what plain transformers does."""
+    lm = make_lm()
+    record = RECORDS["sst2"][2]
+    text, answers, _ = by_hand("sst2", record)
+    before = "Review: a jazz club\nAnswer: positive\n"
+    lm.apply({CONTEXT: Context({record["sentence"]: before}, threshold=0.9)})
+    asked = capability.asked_by_lm_eval(lm, 2)
+    pairs = [
+        (Instance("loglikelihood", {}, (prompt, f" {answer}"), i), prompt, answer)
+        for i, prompt in enumerate((text, before + text))
+        for answer in answers
+    ]
+    scores = [score for score, _ in asked.loglikelihood([request for request, *_ in pairs], disable_tqdm=True)]
+    lm.restore()
+    plain = capability.asked_by_lm_eval(lm, 2)
+    by_plain = [score for score, _ in plain.loglikelihood([request for request, *_ in pairs], disable_tqdm=True)]
+    assert scores[:2] == pytest.approx(by_plain[2:], abs=1e-4)
+    assert scores[:2] != pytest.approx(by_plain[:2], abs=1e-2)
+    until = {"until": ["\n"], "max_gen_toks": 6}
+    requests = [Instance("generate_until", {}, (prompt, until), i) for i, prompt in enumerate((text, before + text))]
+    expected = plain.generate_until(requests, disable_tqdm=True)[1]
+    lm.apply({CONTEXT: Context({record["sentence"]: before}, threshold=0.9)})
+    assert asked.generate_until(requests[:1], disable_tqdm=True) == [expected]
+    assert "generate" not in vars(lm.model)
 
 
 def test_limit_takes_the_first_records(make_lm, data):

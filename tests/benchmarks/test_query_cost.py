@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks import query_cost
 from benchmarks.query_cost import Args, main
+from editenv.contexts import Context
 from editenv.memories import apply
 
 
@@ -35,6 +36,20 @@ def test_the_memory_is_counted_and_asked_with_and_without(tiny, tmp_path, monkey
     assert [row["entries"] for row in none] == [0, 0]
     asked = [entries for entries in calls if entries == second["entries"]]
     assert len(asked) >= 2 * 3 * 2, "two turns of three questions of two tokens"
+
+
+def test_a_context_is_counted_and_looked_up_for_each_question(tiny, tmp_path, monkeypatch):
+    looked_up = []
+    before = Context.before
+    monkeypatch.setattr(Context, "before", lambda context, asked: looked_up.append(asked) or before(context, asked))
+    out = tmp_path / "cost.json"
+    main(tiny("rag", edits=(2, 6), tokens=2, out=out))
+    first, second = json.loads(out.read_text())
+    assert (first["entries"], second["entries"]) == (2, 6)
+    assert 0 < first["megabytes"] < second["megabytes"] < 0.01
+    three = looked_up[-3:]
+    assert looked_up[-6:] == three * 2, "in both turns, one at a time"
+    assert all(len(asked) == 1 for asked in three)
 
 
 def test_numbers_of_edits_are_checked(tiny):

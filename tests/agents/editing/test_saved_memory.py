@@ -159,7 +159,7 @@ def test_what_would_lose_the_memory_is_refused(run, corrections, model_folder, t
     with pytest.raises(FileNotFoundError, match=r"/nowhere/model.* write where into .*base\.json"):
         editenv.load_model(str(folder))
     (folder / "base.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"has a memory and no base\.json"):
+    with pytest.raises(FileNotFoundError, match=r"has a memory or a context and no base\.json"):
         editenv.load_model(str(folder))
 
 

@@ -20,7 +20,7 @@ def test_teacher_forced_on_a_case_made_by_hand():
     labels = torch.tensor([1, 2, 3, 4, 5, 6, 7, 8, 9, 9])
     choices = torch.tensor([1, 0, 3, 4, 5, 6, 0, 0, 2, 9])
     initial_tokens = torch.tensor([2, 2])
-    prompts = Prompts(torch.zeros(10, 1).split(lengths.tolist()), None, labels, lengths)
+    prompts = Prompts(torch.zeros(10, 1).split(lengths.tolist()), None, labels, lengths, [])
     edits = [Edit("a", "", ""), Edit("b", "", "")]
     edit_index, kind = torch.tensor([0, 1, 0, 0, 1]), torch.tensor([0, 0, 1, 1, 2])
     questions = EvaluationBatch(edits, [("", "")] * 5, prompts, edit_index, kind, initial_tokens)

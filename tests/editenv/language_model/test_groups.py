@@ -13,7 +13,7 @@ from editenv.language_model.prompts import Prompts
 
 def prompts_of(sizes):
     ones = torch.ones(len(sizes), dtype=torch.long)
-    return Prompts([torch.zeros(size, 2) for size in sizes], torch.tensor(sizes) - 1, 0 * ones, ones)
+    return Prompts([torch.zeros(size, 2) for size in sizes], torch.tensor(sizes) - 1, 0 * ones, ones, [])
 
 
 def cost(groups, sizes, overhead):

@@ -1,0 +1,76 @@
+"""RAG: the edited facts as sentences, of which the nearest are put before a question (as in WikiBigEdit)."""
+
+from typing import Annotated, Any
+
+from agents.base import Agent, Observation, ProgressCallback
+from agents.baselines.no_edit import NoEdit
+from editenv.arguments import PositiveInt, between
+from editenv.context_retrieval import check_retriever
+from editenv.contexts import CONTEXT, Context
+from editenv.data import Edit
+from editenv.data.text import joined
+from editenv.env import Action, LifelongEditEnv
+
+FORM = "It is a fact that:\n{}\nTherefore:\n"
+"""What is put before a question: a line stands between the fact and the question, for a small model that has read "A is B"
+goes on from "A is" on the next line with something else.
+"""
+
+
+def sentence_of(edit: Edit) -> str:
+    """An edit as a sentence: its prompt and its target."""
+    return joined(edit.prompt, edit.target)
+
+
+class RAG(Agent):
+    """Puts each edit's sentence, prompt and target, into the context, with its prompt as the key; no weight is changed.
+
+    A question is asked with the sentences of the nearest keys before it, each in the form below, if they are alike enough
+    (:mod:`editenv.context_retrieval`); any other is asked as it is. An edit of a prompt that was edited before
+    takes the earlier one's place. Precomputes nothing; needs the edits' prompts and targets.
+
+    The model must be able to read a context: one that was trained on single sentences is not helped by it.
+
+    Args:
+        retriever: ``"words"``, ``"characters"`` or an encoder of sentence-transformers.
+        nearest: Sentences before a question at most.
+        threshold: How alike a prompt must be to a question for its sentence to stand there.
+        form: How a sentence, ``{}``, stands there; it ends with a line break.
+    """
+
+    changes = ("context",)
+    independent_batches = True
+
+    def __init__(
+        self,
+        retriever: str = "words",
+        nearest: PositiveInt = 1,
+        threshold: Annotated[float, between(-1, 1)] = 0.5,
+        form: str = FORM,
+    ) -> None:
+        if form.count("{}") != 1 or not form.endswith("\n"):
+            raise ValueError(f"form must have {{}} once, for the sentence, and end with a line break, not be {form!r}")
+        self.retriever, self.nearest, self.threshold, self.form = retriever, nearest, threshold, form
+
+    def prepare(self, env: LifelongEditEnv, seed: int, progress: ProgressCallback) -> None:
+        check_retriever(self.retriever)
+
+    def begin(self, env: LifelongEditEnv) -> None:
+        self._env = env
+
+    def act(self, observation: Observation, info: dict[str, Any]) -> Action:
+        return with_entries(observation, self.context({edit.prompt: self.text_of(edit) for edit in self._env.batch}))
+
+    def text_of(self, edit: Edit) -> str:
+        """What is put before a question that is about an edit."""
+        sentence = sentence_of(edit)
+        return self.form.replace("{}", f"{sentence}." if sentence[-1:].isalnum() else sentence)
+
+    def context(self, entries: dict[str, str]) -> Context:
+        """Entries, with how the context is searched."""
+        return Context(entries, self.retriever, self.nearest, self.threshold)
+
+
+def with_entries(observation: Observation, context: Context) -> Action:
+    """The action that changes no weight and puts entries into the context."""
+    return {**NoEdit().act(observation, {}), CONTEXT: context}

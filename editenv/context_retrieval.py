@@ -1,0 +1,205 @@
+"""How alike a question and the keys of a context are: what decides which text is put before the question.
+
+================  ====================================================================================================
+``words``         the share of a key that the question has: ``sum of w_t over the key's words t that are in the
+                  question / sum of w_t over the key's words``, with ``w_t = (count_t idf_t)^2`` and
+                  ``idf_t = 1 + ln(keys / keys with t)``
+``characters``    the same over three to five characters in a row within words: for languages that inflect much or put
+                  no spaces between words
+``scope``         the probability that a trained logistic regression gives: ``1 / (1 + exp(-(b + w . f)))``, with ``f``
+                  the two shares above and the cosines of the same TF-IDF vectors, words before characters
+any other name    the cosine of the two sentence vectors of that encoder of the package ``sentence-transformers``
+================  ====================================================================================================
+
+Terms and their frequencies are scikit-learn's (``TfidfVectorizer``). The share is that of the key, not a cosine, for a
+question may say other things beside (CounterFact's rephrases begin with a sentence about something else), and a word
+that no key has must not make it less alike. Both begin from the keys alone: nothing is trained, and nothing is fetched.
+"""
+
+import importlib
+import importlib.util
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from scipy.special import expit
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
+TERMS: dict[str, dict[str, Any]] = {
+    "words": {"token_pattern": r"(?u)\b\w+\b"},  # scikit-learn's own leaves words of one character out
+    "characters": {"analyzer": "char_wb", "ngram_range": (3, 5)},
+}
+"""Retrievers that need no encoder, and what scikit-learn takes for their terms."""
+
+SCOPE = "scope"
+"""The retriever whose weights come with the context."""
+
+FEATURES = 4
+"""Of a question and a key that :data:`SCOPE` looks at."""
+
+AT_ONCE = 256
+"""Questions that are compared with all keys together."""
+
+
+class Retriever(Protocol):
+    """Compares questions with keys.
+
+    Attributes:
+        bytes: Of what it keeps of the keys.
+    """
+
+    bytes: int
+
+    def compare(self, questions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """``(n, m)`` how alike ``n`` questions and the ``m`` keys are, and the same to tell equals apart by."""
+
+
+class Terms:
+    """The first two of the table.
+
+    Args:
+        keys: ``m`` texts.
+        terms: Of :data:`TERMS`.
+    """
+
+    def __init__(self, keys: Sequence[str], terms: str) -> None:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.preprocessing import normalize
+
+        self._vectorizer = TfidfVectorizer(**TERMS[terms], norm=None, smooth_idf=False)
+        vectors = self._fitted(keys)
+        self._weights = vectors.multiply(vectors).tocsr()
+        self._directions = normalize(vectors)
+        # A key without any term is like no question.
+        self._totals = np.maximum(np.asarray(self._weights.sum(1)).ravel(), np.finfo(float).tiny)
+        kept = (self._weights, self._directions)
+        self.bytes = sum(part.nbytes for rows in kept for part in (rows.data, rows.indices, rows.indptr))
+
+    def _fitted(self, keys: Sequence[str]) -> "csr_matrix":
+        try:
+            return self._vectorizer.fit_transform(keys)
+        except ValueError as error:  # of keys of punctuation alone
+            raise ValueError(f"context: no key has a word to find it by, such as {keys[0]!r}") from error
+
+    def compare(self, questions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        has = self._vectorizer.transform(questions)
+        has.data[:] = 1
+        # The longer one of two keys that a question has as a whole says more of it.
+        shared = (has @ self._weights.T).toarray()
+        return shared / self._totals, shared
+
+    def cosines(self, questions: Sequence[str]) -> np.ndarray:
+        """``(n, m)`` of the TF-IDF vectors; terms that no key has are in none."""
+        from sklearn.preprocessing import normalize
+
+        cosines: np.ndarray = (normalize(self._vectorizer.transform(questions)) @ self._directions.T).toarray()
+        return cosines
+
+
+class Scope:
+    """The third of the table.
+
+    Args:
+        keys: ``m`` texts.
+        weights: The intercept ``b`` and the four of ``w``.
+    """
+
+    def __init__(self, keys: Sequence[str], weights: Sequence[float]) -> None:
+        self._terms = [Terms(keys, terms) for terms in TERMS]
+        self._weights = np.array(weights)
+        self.bytes = sum(terms.bytes for terms in self._terms)
+
+    def compare(self, questions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        logits = self._weights[0] + self.features(questions) @ self._weights[1:]
+        return expit(logits), logits
+
+    def features(self, questions: Sequence[str]) -> np.ndarray:
+        """``(n, m, 4)`` of each question and key."""
+        shares = [terms.compare(questions)[0] for terms in self._terms]
+        return np.stack([*shares, *(terms.cosines(questions) for terms in self._terms)], -1)
+
+
+class Encoder:
+    """The last of the table.
+
+    Args:
+        keys: ``m`` texts.
+        name: As ``SentenceTransformer`` takes it: a folder, or a hub id.
+    """
+
+    def __init__(self, keys: Sequence[str], name: str) -> None:
+        self._name = name
+        self._keys = _vectors(name, keys)
+        self.bytes = self._keys.nbytes
+
+    def compare(self, questions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        cosines = _vectors(self._name, questions) @ self._keys.T
+        return cosines, cosines
+
+
+@lru_cache(maxsize=2)
+def _encoder(name: str) -> Any:
+    # By name: the package is no requirement of this one, nor of an extra, and not among the pinned versions.
+    return importlib.import_module("sentence_transformers").SentenceTransformer(name)
+
+
+@lru_cache(maxsize=2**16)
+def _vector(name: str, text: str) -> np.ndarray:
+    """Of length 1; a text is encoded by itself, so that its vector does not depend on what comes with it."""
+    vector: np.ndarray = _encoder(name).encode(text, normalize_embeddings=True, show_progress_bar=False)
+    return vector
+
+
+def _vectors(name: str, texts: Sequence[str]) -> np.ndarray:
+    return np.stack([_vector(name, text) for text in texts])
+
+
+def check_retriever(name: str) -> None:
+    """Whether what a retriever needs is installed.
+
+    Raises:
+        ValueError: If not, naming the package.
+    """
+    if name in TERMS or name == SCOPE:
+        if importlib.util.find_spec("sklearn") is None:
+            raise ValueError(
+                f'retriever {name!r} needs scikit-learn, which is not installed: pip install "lifelongedit[context]"'
+            )
+    elif importlib.util.find_spec("sentence_transformers") is None:
+        raise ValueError(
+            f"retriever {name!r} is taken for an encoder of sentence-transformers, which is not installed: "
+            f"pip install sentence-transformers, or use one of {', '.join(TERMS)}"
+        )
+
+
+def make_retriever(name: str, keys: Sequence[str], weights: Sequence[float] = ()) -> Retriever:
+    """The retriever of a name over the keys.
+
+    Args:
+        name: Of the table.
+        keys: ``m`` texts.
+        weights: Of :class:`Scope`.
+
+    Raises:
+        ValueError: If what it needs is not installed, or no key has a word.
+    """
+    check_retriever(name)
+    if name == SCOPE:
+        return Scope(keys, weights)
+    return Terms(keys, name) if name in TERMS else Encoder(keys, name)
+
+
+def nearest(retriever: Retriever, questions: Sequence[str], count: int, threshold: float) -> list[list[int]]:
+    """Which keys each question gets: the numbers of at most ``count`` that are alike by ``threshold`` or more, the
+    nearest first; of equals the one with more in common, then the later one.
+    """
+    chosen: list[list[int]] = []
+    for start in range(0, len(questions), AT_ONCE):
+        for alike, common in zip(*retriever.compare(questions[start : start + AT_ONCE]), strict=True):
+            rows = np.flatnonzero(alike >= threshold)
+            order = np.lexsort((rows, common[rows], alike[rows]))[::-1]
+            chosen.append(rows[order[:count]].tolist())
+    return chosen

@@ -1,0 +1,373 @@
+"""Contexts: text that is put before a question when it is asked, chosen by retrieval.
+
+A context is entries, each a key and a text. When a model with a context is asked a question, the keys are compared with
+it (:mod:`editenv.context_retrieval`), and the texts of the ``nearest`` keys that are alike by ``threshold`` or more
+stand before it, the nearest last, in tokens: behind the beginning-of-sequence token, if the tokenizer writes one, and
+before the question's own tokens, which stay as they are. The answer's stay, too.
+
+A question to which no key is alike is asked as if there were no context. Of texts for which the model's window has no
+room beside the question and its answer, the farthest are left out.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from editenv.arguments import PositiveInt, check_fields
+from editenv.atomic_files import atomic_write
+from editenv.context_retrieval import FEATURES, SCOPE, Retriever, check_retriever, make_retriever, nearest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+CONTEXT = "context"
+"""What an action calls its context, beside the names of modules."""
+
+FORMAT = "lifelongedit-context-1"
+"""In the file."""
+
+DEFAULT_NEW_TOKENS = 20
+"""What transformers generates if it is not told how much."""
+
+_ATTRIBUTE = "lifelongedit_context"
+"""Of a model that has one."""
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """A model's context; or, in an action, entries that are put into it, with how it is searched from then on.
+
+    Attributes:
+        entries: The text that is put before a question, by the key that the question is compared with, the latest last.
+            A text that is not empty ends with a line break, so that the question begins with tokens of its own. In
+            an action an empty text takes the key's entry out.
+        retriever: Of :data:`editenv.context_retrieval.TERMS`, or a sentence-transformers encoder.
+        nearest: How many texts at most are put before a question.
+        threshold: How alike a key must be for its text to be.
+        scope: The weights of the retriever ``"scope"``: the intercept and one for each of its features; of others none.
+
+    Raises:
+        ValueError: If a field is of a wrong type or out of range, a text does not end with a line break, or what the
+            retriever needs is not installed; names it.
+    """
+
+    entries: Mapping[str, str]
+    retriever: str = "words"
+    nearest: PositiveInt = 1
+    threshold: float = 0.5
+    scope: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_retriever(self.retriever)
+        if len(self.scope) != (needed := 1 + FEATURES if self.retriever == SCOPE else 0):
+            raise ValueError(f"scope: the retriever {self.retriever!r} has {needed} weights, not {len(self.scope)}")
+        for key, text in self.entries.items():
+            if not key.strip():
+                raise ValueError(f"context: a key must not be empty; that of the text {text!r:.60} is {key!r}")
+            if text and not text.endswith("\n"):
+                raise ValueError(
+                    f"context: a text must end with a line break; that of {key!r} ends with {text[-20:]!r}"
+                )
+
+    def __len__(self) -> int:
+        """Entries."""
+        return len(self.entries)
+
+    def __deepcopy__(self, memo: Any) -> "Context":
+        return self  # nothing of it changes
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Context, (self.entries, self.retriever, self.nearest, self.threshold, self.scope)
+
+    @property
+    def bytes(self) -> int:
+        """Of the entries' texts, and of what the retriever keeps of the keys."""
+        texts = sum(len(key.encode()) + len(text.encode()) for key, text in self.entries.items())
+        return texts + self._retriever.bytes
+
+    @cached_property
+    def _retriever(self) -> Retriever:
+        return make_retriever(self.retriever, list(self.entries), self.scope)
+
+    @cached_property
+    def chosen(self) -> dict[tuple[int, ...], tuple[str, ...]]:
+        """What :func:`put_before` has found before which prompts: a model is asked the same again and again."""
+        return {}
+
+    def before(self, questions: Sequence[str]) -> list[tuple[str, ...]]:
+        """The texts that stand before each question, the nearest last."""
+        if not self.entries:
+            return [()] * len(questions)
+        texts = list(self.entries.values())
+        rows = nearest(self._retriever, questions, self.nearest, self.threshold)
+        return [tuple(texts[i] for i in reversed(row)) for row in rows]
+
+    def as_json(self) -> dict[str, Any]:
+        """What :func:`of_json` reads."""
+        settings = {"retriever": self.retriever, "nearest": self.nearest, "threshold": self.threshold}
+        scope = {"scope": list(self.scope)} if self.scope else {}
+        return {"format": FORMAT, **settings, **scope, "entries": dict(self.entries)}
+
+
+def of_json(content: Any) -> Context:
+    """The context of :meth:`Context.as_json`.
+
+    Raises:
+        ValueError: If it is none, naming what is wrong.
+    """
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ValueError(f"not a context: its format is not {FORMAT!r}")
+    fields = {name: value for name, value in content.items() if name != "format"}
+    if isinstance(scope := fields.get("scope"), list):
+        fields["scope"] = tuple(scope)
+    try:
+        return Context(**fields)
+    except TypeError as error:
+        raise ValueError(f"not a context: {error}") from None
+
+
+def merged(context: Context | None, action: Context) -> Context | None:
+    """The context after an action; None if nothing is left in it.
+
+    An entry whose key is there already takes its place, as the latest.
+
+    Args:
+        context: Before it; None if there is none.
+        action: The entries to put in.
+    """
+    entries = {} if context is None else dict(context.entries)
+    for key, text in action.entries.items():
+        entries.pop(key, None)
+        if text:
+            entries[key] = text
+    return replace(action, entries=entries) if entries else None
+
+
+def removal(action: Context) -> Context:
+    """The action that takes another one's entries out again."""
+    return replace(action, entries=dict.fromkeys(action.entries, ""))
+
+
+def as_tensor(context: Context) -> torch.Tensor:
+    """A context as the bytes of its JSON, for files of tensors."""
+    return torch.frombuffer(bytearray(json.dumps(context.as_json()).encode()), dtype=torch.uint8)
+
+
+def of_tensor(tensor: torch.Tensor) -> Context:
+    """What :func:`as_tensor` wrote.
+
+    Raises:
+        ValueError: If it is not that.
+    """
+    return of_json(json.loads(tensor.cpu().numpy().tobytes()))
+
+
+def save_context(path: Path, context: Context) -> None:
+    """Writes a context as a JSON file, whole or not at all.
+
+    Raises:
+        OSError: If the disk is full or read-only; what was there is as it was.
+    """
+    with atomic_write(path) as unfinished:
+        text = json.dumps(context.as_json(), indent=1, ensure_ascii=False)
+        unfinished.write_text(text + "\n", encoding="utf-8")
+
+
+def load_context(path: Path) -> Context:
+    """What :func:`save_context` wrote.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not a file of a context, or not all of one; names it.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        return of_json(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+# -- of a model ---------------------------------------------------------------------------------------------------------
+
+
+def context_of(model: torch.nn.Module) -> Context | None:
+    """The context that a model has; None if it has none."""
+    context: Context | None = getattr(model, _ATTRIBUTE, None)
+    return context
+
+
+def set_context(model: torch.nn.Module, context: Context | None) -> None:
+    """Gives a model a context in place of the one it has; None takes that away."""
+    setattr(model, _ATTRIBUTE, context)
+
+
+def put_before(
+    context: Context,
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[Sequence[int]],
+    room: Sequence[int],
+) -> list[list[int]]:
+    """The tokens of prompts with the context's texts before them.
+
+    Args:
+        context: What they are asked with.
+        tokenizer: The model's.
+        prompts: ``B`` prompts as token ids.
+        room: ``B`` tokens that may be added to each.
+    """
+    chosen = context.chosen
+    keys = [tuple(prompt) for prompt in prompts]
+    if new := [key for key in dict.fromkeys(keys) if key not in chosen]:
+        questions = [tokenizer.decode(key, skip_special_tokens=True) for key in new]
+        chosen.update(zip(new, context.before(questions), strict=True))
+    ids: dict[str, list[int]] = {text: [] for key in keys for text in chosen[key]}
+    if ids:
+        ids = dict(zip(ids, tokenizer(list(ids), add_special_tokens=False)["input_ids"], strict=True))
+    longer = []
+    for key, most in zip(keys, room, strict=True):
+        first = int(key[:1] == (tokenizer.bos_token_id,))
+        tokens: list[int] = []
+        for text in reversed(chosen[key]):
+            if len(tokens) + len(ids[text]) > most:
+                break
+            tokens = ids[text] + tokens
+        longer.append([*key[:first], *tokens, *key[first:]])
+    return longer
+
+
+def window_of(model: "PreTrainedModel") -> int:
+    """Tokens that a model can read; a number beyond any text if that is not limited."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**30
+
+
+def generate_with_context(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    **options: Any,
+) -> Any:
+    """``model.generate`` of a model with a context, which is put before each prompt.
+
+    Args:
+        model: The model; without a context it generates as always.
+        tokenizer: Its tokenizer.
+        input_ids: ``(B, T)``, padded on the left.
+        attention_mask: ``(B, T)``; all tokens by default.
+        options: Further ones of ``generate``. Stopping criteria are shown the prompts as they were given.
+
+    Returns:
+        What ``generate`` returns: the prompts as they were given, and the new tokens after them.
+    """
+    generate = partial(type(model).generate, model)
+    longer = _longer(model, tokenizer, input_ids, attention_mask, options)
+    if longer is None:
+        return generate(input_ids=input_ids, attention_mask=attention_mask, **options)
+    width, wide = input_ids.shape[1], max(map(len, longer))
+    if "max_length" in options:
+        options["max_length"] += wide - width
+
+    def as_given(sequences: torch.Tensor) -> torch.Tensor:
+        repeated = input_ids.repeat_interleave(len(sequences) // len(input_ids), 0)  # of several beams or samples
+        return torch.cat([repeated, sequences[:, wide:]], 1)
+
+    if criteria := options.get("stopping_criteria"):
+        from transformers import StoppingCriteriaList
+
+        options["stopping_criteria"] = StoppingCriteriaList([_Shown(criterion, as_given) for criterion in criteria])
+    pads = (options.get("pad_token_id"), tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    pad = next(token for token in pads if token is not None)  # masked: any will do
+    written = generate(
+        input_ids=torch.tensor([[pad] * (wide - len(row)) + row for row in longer], device=input_ids.device),
+        attention_mask=torch.tensor([[0] * (wide - len(row)) + [1] * len(row) for row in longer]).to(input_ids.device),
+        **options,
+    )
+    if isinstance(written, torch.Tensor):
+        return as_given(written)
+    written["sequences"] = as_given(written["sequences"])
+    return written
+
+
+def _longer(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    options: Mapping[str, Any],
+) -> list[list[int]] | None:
+    """The prompts of a batch with what stands before them, without padding; None if nothing does."""
+    context = context_of(model)
+    if context is None:
+        return None
+    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    prompts = [row[kept.bool()].tolist() for row, kept in zip(input_ids, mask, strict=True)]
+    width = input_ids.shape[1]
+    new = options.get("max_new_tokens") or options.get("max_length", width + DEFAULT_NEW_TOKENS) - width
+    # The last token is written, not read.
+    longer = put_before(context, tokenizer, prompts, [window_of(model) - len(row) - new + 1 for row in prompts])
+    return None if longer == prompts else longer
+
+
+class _Shown:
+    """A stopping criterion that is shown other token ids than it is called with.
+
+    Args:
+        criterion: The criterion.
+        ids: What it is shown of them.
+    """
+
+    def __init__(self, criterion: Callable[..., Any], ids: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self._criterion, self._ids = criterion, ids
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **options: Any) -> Any:
+        return self._criterion(self._ids(input_ids), scores, **options)
+
+
+def beside(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", context: Context) -> None:
+    """Gives a model a context for use: its own ``generate`` puts it before each prompt.
+
+    Its plain forward does not, which is not told where a question ends.
+    """
+    set_context(model, context)
+    model.generate = partial(_generate, model, tokenizer)
+
+
+@contextmanager
+def generating_with_context(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> Iterator[None]:
+    """Within it the model's own ``generate`` puts the context before each prompt, if it has one."""
+    context = context_of(model)
+    try:
+        if context is not None:
+            beside(model, tokenizer, context)
+        yield
+    finally:
+        without_context(model)
+        set_context(model, context)
+
+
+def _generate(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", inputs: torch.Tensor | None = None, **options: Any
+) -> Any:
+    """``generate`` with the prompts in order, or by the names that transformers knows them by."""
+    ids = options.pop("input_ids", inputs)
+    if ids is None:
+        raise ValueError(
+            "generate: a model with a context is given token ids (input_ids): it reads the question in them"
+        )
+    return generate_with_context(model, tokenizer, ids, **options)
+
+
+def without_context(model: "PreTrainedModel") -> Context | None:
+    """Takes the context of a model and its own ``generate`` away, and gives the context."""
+    context = context_of(model)
+    set_context(model, None)
+    vars(model).pop("generate", None)
+    return context
