@@ -208,7 +208,7 @@ def asked_by_lm_eval(lm: EditableLM, batch_size: int) -> Any:
     """
     from lm_eval.models.huggingface import HFLM
 
-    class Asked(HFLM):
+    class ContextHFLM(HFLM):
         def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
             prompt, answer = super()._encode_pair(context, continuation)
             return self._with_context(prompt, len(answer) - 1), answer
@@ -223,7 +223,7 @@ def asked_by_lm_eval(lm: EditableLM, batch_size: int) -> Any:
                 return super()._model_generate(context, max_length, stop, **options)
 
     # A copy, because a tokenizer without a padding token is given one.
-    return Asked(
+    return ContextHFLM(
         pretrained=lm.model, tokenizer=copy.deepcopy(lm.tokenizer), batch_size=batch_size, trust_remote_code=False
     )
 

@@ -75,7 +75,7 @@ class RehearsedMEMIT(MEMIT):
 
     def _not_said(self, edits: Sequence[Edit], lookup: Lookup) -> list[int]:
         """Numbers of the edits of whose subject's targets one is not the model's first choice, token by token."""
-        prompts = lookup.prompts.select(torch.isin(torch.arange(len(lookup.owner)), lookup.plain))
+        prompts = lookup.by_form()[0].prompts
         wrong = self._env.language_model.cut_model.logits(prompts).argmax(-1) != prompts.labels
         missed = set(prompts.prompt_index[wrong].tolist())
         subjects = {self._subject(edits[i]) for i in missed} - {""}

@@ -47,6 +47,7 @@ FAMILIES: dict[str, tuple[str, str]] = {
     "nse": ("#7c9416", "*"),
     "anyedit": ("#6a3fb0", "^"),
     "kn": ("#7d6a4f", "v"),
+    "ece": ("#7c9416", "o"),
     # Fine-tuning.
     "fine-tune": ("#d1660f", "h"),
     "ft-l": ("#93400a", ">"),
@@ -57,6 +58,16 @@ FAMILIES: dict[str, tuple[str, str]] = {
     "mend": ("#c2358f", "*"),
     "malmen": ("#7d1f66", "8"),
     "dafnet": ("#a374dd", "H"),
+    "hiedit": ("#1f66b5", "P"),
+    "ke": ("#c2358f", "o"),
+    # Beside the weights: memories, and text before a question.
+    "grace": ("#33606f", "s"),
+    "t-patcher": ("#33606f", "v"),
+    "wise": ("#33606f", "D"),
+    "rag": ("#0b93ad", "o"),
+    "ike": ("#0b93ad", "X"),
+    "serac": ("#0b93ad", "s"),
+    "oneedit": ("#0b93ad", "P"),
     # Normalised gradients and a regression.
     "ultraedit": ("#0b93ad", "d"),
     "stableedit": ("#33606f", "p"),
@@ -101,6 +112,8 @@ VARIANTS: dict[str, int] = {
     "merge": 2,
     "replay": 2,
     "seq-nas": 4,
+    "rehearsed": 5,
+    "reworded": 6,
     "long-step-credit": 6,
     "previous-reference": 6,
     "packaged": 7,

@@ -145,14 +145,14 @@ def test_generation_stops_when_it_is_decided(make_lm, tokenizer, edits, monkeypa
     """The longest continuation is a token or two, not the limit."""
     lm = make_lm()
     lengths = []
-    original = lm.model.generate
+    original = type(lm.model).generate
 
-    def generate(**arguments):
-        output = original(**arguments)
+    def generate(model, **arguments):
+        output = original(model, **arguments)
         lengths.append(output.shape[1] - arguments["input_ids"].shape[1])
         return output
 
-    monkeypatch.setattr(lm.model, "generate", generate)
+    monkeypatch.setattr(type(lm.model), "generate", generate)
     written = metrics.greedy.continuations(
         lm.model, tokenizer, [edit.prompt for edit in edits], 50, decided=lambda _, tokens: len(tokens) >= 2
     )
