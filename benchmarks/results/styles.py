@@ -37,6 +37,8 @@ FAMILIES: dict[str, tuple[str, str]] = {
     # Locate, then edit.
     "rome": ("#7c9416", "P"),
     "memit": ("#14753f", "D"),
+    "memit-rehearsed": ("#2b9c7a", "D"),
+    "memit-reworded": ("#6a3fb0", "D"),
     "prune": ("#7d6a4f", "<"),
     "rect": ("#2b9c7a", "p"),
     "alphaedit": ("#6a3fb0", "X"),
@@ -112,8 +114,6 @@ VARIANTS: dict[str, int] = {
     "merge": 2,
     "replay": 2,
     "seq-nas": 4,
-    "rehearsed": 5,
-    "reworded": 6,
     "long-step-credit": 6,
     "previous-reference": 6,
     "packaged": 7,
