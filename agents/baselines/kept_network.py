@@ -1,17 +1,49 @@
 """A trained network that an agent keeps in its workspace, and what it must agree on to be taken again."""
 
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from agents.base import Agent
 from agents.covariance import training_edits
-from agents.hypernetwork.networks import load_weights
+from agents.hypernetwork.networks import load_weights, save_policy
 from editenv.data import edits_digest
 from editenv.env import LifelongEditEnv
 from editenv.identity import fingerprint, frozen_fingerprint, same
 from editenv.identity import identity as model_identity
 from editenv.sealed_json import read_sealed
+
+
+def train_once(
+    agent: Agent,
+    network: nn.Module,
+    env: LifelongEditEnv,
+    seed: int,
+    config: Mapping[str, Any],
+    train: Callable[[], None],
+) -> None:
+    """Trains an agent's network, or takes the weights that its workspace keeps; in evaluation mode afterwards.
+
+    Args:
+        agent: Told what the training of kept weights had cost.
+        network: As it is initialised; changed in place.
+        env: In which it is trained.
+        seed: Of the training.
+        config: Its options, under the method's name.
+        train: Trains the network.
+    """
+    identity = identity_of(env, seed, config) if agent.workspace is not None else {}
+    kept_seconds = load_kept(network, agent.workspace, identity)
+    if kept_seconds is None:
+        started = time.perf_counter()
+        train()
+        if agent.workspace is not None:
+            save_policy(network, agent.workspace, identity | {"seconds": time.perf_counter() - started})
+    else:
+        agent.kept_seconds = kept_seconds
+    network.eval()
 
 
 def identity_of(env: LifelongEditEnv, seed: int, config: Mapping[str, Any]) -> dict[str, Any]:

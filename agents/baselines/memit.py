@@ -15,8 +15,8 @@ from agents.baselines.values import (
     mean_keys,
     optimise_values,
     prompts_together,
+    read_key_and_output,
     read_token,
-    read_way,
     refuse_train_eos,
     sample_prefixes,
 )
@@ -117,7 +117,7 @@ class MEMIT(Agent):
     def _towards(self, name: str, target_output: torch.Tensor, lookup: Lookup, layers_left: int) -> LowRank:
         """A module's part of the way from what is said now to the values ``(n, d_out)``."""
         lm = self._env.language_model
-        keys, outputs = read_way(lm, lm.modules[name], self._where_values_are, lookup)
+        keys, outputs = read_key_and_output(lm, lm.modules[name], self._where_values_are, lookup)
         missing = target_output - outputs[lookup.plain]
         return self._solve(name, mean_keys(keys, lookup), missing / self._spread(layers_left), lookup)
 

@@ -18,8 +18,8 @@ class RewordedMEMIT(RehearsedMEMIT):
     It then holds after any beginning, but for the prompt's own words.
 
     Here other wordings of the same question take the place of those texts
-    (:class:`agents.baselines.rewordings.Rewordings`): a value is searched for all of them together, and its key is the
-    mean of their keys.
+    (:class:`agents.baselines.rewordings.Rewordings`): a value is searched for all of them, by default one a step in
+    turn, and its key is the mean of their keys.
     Where training edits do not show as many wordings as there are prefixes, the rest are prefixes as before.
     Whether a fact is said (passes) is judged by its own prompt alone.
 

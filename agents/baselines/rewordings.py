@@ -5,7 +5,7 @@ Which wordings belong together is read from training edits: their prompts and re
 """
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 
 from editenv.data import Edit
@@ -37,10 +37,6 @@ class Rewordings:
             if edit.relation:
                 self._by_relation.setdefault(edit.relation, {}).update(dict.fromkeys([wording, *rephrased]))
 
-    def __len__(self) -> int:
-        """Prompts' wordings for which another one is known."""
-        return sum(map(bool, self._by_prompt.values()))
-
     def of(self, edit: Edit, count: int) -> list[Edit]:
         """The edit with other prompts: as many as are known and at most ``count``, always the same ones.
 
@@ -52,13 +48,9 @@ class Rewordings:
         draw = random.Random(edit.prompt)
         wordings: list[str] = []
         for known, key in ((self._by_prompt, wording), (self._by_relation, edit.relation)):
-            others = [other for other in _known(known, key) if other != wording and other not in wordings]
+            others = [other for other in known.get(key or "", ()) if other != wording and other not in wordings]
             wordings += draw.sample(others, min(count - len(wordings), len(others)))
         return [replace(edit, prompt=other.replace(GAP, edit.subject or "")) for other in wordings]
-
-
-def _known(wordings: Mapping[str, Iterable[str]], key: str | None) -> Sequence[str]:
-    return list(wordings.get(key, ())) if key else []
 
 
 def wording_of(text: str, subject: str | None) -> str | None:

@@ -63,7 +63,7 @@ class ValueConfig:
     """Length of each."""
     in_turn: bool = False
     """Whether a step looks at one of an edit's prompts (the plain one, then one with each prefix, and so on) instead of
-    all of them: it then costs what it costs without prefixes.
+    all of them: a step then costs what it costs without prefixes.
     """
 
     def __post_init__(self) -> None:
@@ -233,8 +233,16 @@ def read_tokens(
 
 
 @torch.no_grad()
-def read_way(lm: EditableLM, module: nn.Module, end: nn.Module, lookup: Lookup) -> tuple[torch.Tensor, torch.Tensor]:
-    """A module's input and the output of another one, in the same layer or above, in one forward.
+def read_key_and_output(
+    lm: EditableLM, module: nn.Module, end: nn.Module, lookup: Lookup
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A module's input and the output of another one, in the same layer or above, in one forward that ends there.
+
+    Args:
+        lm: The model.
+        module: Whose input, the keys.
+        end: Whose output: the layer in which values are.
+        lookup: ``n`` edits' prompts, each ``p`` times.
 
     Returns:
         ``(n p, d_in)`` and ``(n p, d_out)`` as :func:`read_token` gives them.

@@ -117,7 +117,8 @@ class LifelongEditor:
         method: A row of agents.registry, or ``file.py:Class``. ``"rledit"`` needs a policy; the embedded model has one.
         policy: Folder of a trained policy.
         output: Folder of the journal; an interrupted run is gone on with from there. None keeps nothing.
-        modules: Edited modules, as endings of dotted names; the model's default if None.
+        modules: Edited modules, as endings of dotted names; if None, those of the run that goes on, early layers for methods
+            that look facts up at their subject, or the model's default.
         training: A data set that the method may learn from or take statistics of, as docs/reference/data_formats.md
             names one; the embedded world for the embedded model.
         training_options: How its files are read.

@@ -74,7 +74,7 @@ class Trial:
     def in_words(self) -> str:
         """For people."""
         if self.refused:
-            return f"{self.method} made none"
+            return f"{self.method} made none ({self.refused.splitlines()[0]})"
         return (
             f"{self.method} says {self.said} of {self.tried} ({self.changed} of {self.asked} unrelated answers changed)"
         )

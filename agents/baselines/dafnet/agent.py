@@ -1,6 +1,5 @@
 """DAFNet as an agent: what is known of all earlier edits, and the delta that mixes the total with an update."""
 
-import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -11,9 +10,8 @@ from agents.base import Agent, Observation, ProgressCallback
 from agents.baselines.dafnet.config import DAFNetConfig
 from agents.baselines.dafnet.network import DAFNetwork
 from agents.baselines.dafnet.training import gradients_of, train
-from agents.baselines.kept_network import identity_of, load_kept
+from agents.baselines.kept_network import train_once
 from agents.baselines.target_loss import edit_prompts
-from agents.hypernetwork.networks import save_policy
 from editenv.env import Action, LifelongEditEnv
 
 
@@ -41,16 +39,8 @@ class DAFNet(Agent):
         with torch.random.fork_rng(devices=[]):  # the network is made on the CPU; the caller's generator is not touched
             torch.random.default_generator.manual_seed(seed)
             self.network = DAFNetwork({name: lm.shape(name) for name in lm.modules}, self.config).to(lm.device)
-        identity = identity_of(env, seed, {"dafnet": asdict(self.config)}) if self.workspace is not None else {}
-        kept_seconds = load_kept(self.network, self.workspace, identity)
-        if kept_seconds is None:
-            started = time.perf_counter()
-            train(self.network, env, seed, progress)
-            if self.workspace is not None:
-                save_policy(self.network, self.workspace, identity | {"seconds": time.perf_counter() - started})
-        else:
-            self.kept_seconds = kept_seconds
-        self.network.eval()
+        config = {"dafnet": asdict(self.config)}
+        train_once(self, self.network, env, seed, config, lambda: train(self.network, env, seed, progress))
 
     def begin(self, env: LifelongEditEnv) -> None:
         self._env = env

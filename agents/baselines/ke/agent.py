@@ -1,6 +1,5 @@
 """KnowledgeEditor as an agent: for each edit of a batch a masked gradient, all added up."""
 
-import time
 from dataclasses import asdict
 from typing import Any
 
@@ -10,9 +9,8 @@ from agents.base import Agent, Observation, ProgressCallback
 from agents.baselines.ke.config import KEConfig
 from agents.baselines.ke.network import KENetwork
 from agents.baselines.ke.training import deltas_of, train
-from agents.baselines.kept_network import identity_of, load_kept
+from agents.baselines.kept_network import train_once
 from agents.baselines.target_loss import edit_prompts
-from agents.hypernetwork.networks import save_policy
 from editenv.env import Action, LifelongEditEnv
 
 
@@ -56,16 +54,8 @@ class KE(Agent):
             torch.random.default_generator.manual_seed(seed)
             network = KENetwork({name: lm.shape(name) for name in lm.modules}, width, self.config)
         self.network = network.to(lm.device)
-        identity = identity_of(env, seed, {"ke": asdict(self.config)}) if self.workspace is not None else {}
-        kept_seconds = load_kept(self.network, self.workspace, identity)
-        if kept_seconds is None:
-            started = time.perf_counter()
-            train(self.network, env, seed, progress)
-            if self.workspace is not None:
-                save_policy(self.network, self.workspace, identity | {"seconds": time.perf_counter() - started})
-        else:
-            self.kept_seconds = kept_seconds
-        self.network.eval()
+        config = {"ke": asdict(self.config)}
+        train_once(self, self.network, env, seed, config, lambda: train(self.network, env, seed, progress))
 
     def begin(self, env: LifelongEditEnv) -> None:
         self._env = env
