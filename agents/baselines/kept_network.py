@@ -18,7 +18,7 @@ from editenv.sealed_json import read_sealed
 
 def train_once(
     agent: Agent,
-    network: nn.Module,
+    network: Any,
     env: LifelongEditEnv,
     seed: int,
     config: Mapping[str, Any],
