@@ -16,6 +16,7 @@ from agents.baselines.values import (
     optimise_values,
     prompts_together,
     read_key_and_output,
+    read_keys,
     read_token,
     refuse_train_eos,
     sample_prefixes,
@@ -123,8 +124,8 @@ class MEMIT(Agent):
 
     def _keys(self, lookup: Lookup) -> dict[str, torch.Tensor]:
         """``(n, d_in)`` for each module, at the weights as they are."""
-        lm = self._env.language_model
-        return {n: mean_keys(read_token(lm, module, lookup)[0], lookup) for n, module in lm.modules.items()}
+        keys = read_keys(self._env.language_model, lookup)
+        return {name: mean_keys(of_module, lookup) for name, of_module in keys.items()}
 
     # -- what methods based on it do in another way -----------------------------------------------------------------
 

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -40,9 +41,14 @@ class ValueConfig:
     MEMIT's public code), which needs no subject. From the last layer's MLP only the latter can change an answer.
     """
     steps: PositiveInt = 25
-    """Adam steps on the value."""
+    """Steps on the value."""
+    optimizer: Literal["adam", "normalised"] = "adam"
+    """How a step goes: Adam's, as the papers have it; or as far as ``learning_rate`` along an edit's own gradient, whose
+    length does not count. Adam moves each coordinate about as far as any other, also those that matter little: it comes
+    to a longer change, which costs more of what else the model says.
+    """
     learning_rate: PositiveFloat = 0.5
-    """Adam's, in the value's own units: a model of longer outputs needs a larger one."""
+    """Adam's, or the length of a step; in the value's own units: a model of longer outputs needs a larger one."""
     clamp: PositiveFloat = 4.0
     """Longest change of the value, relative to the value's length."""
     weight_decay: NonNegativeFloat = 1e-3
@@ -250,6 +256,34 @@ def read_key_and_output(
     return _read_until(lm, module, end, lookup.prompts, lookup.rows, lookup.columns)
 
 
+@torch.no_grad()
+def read_keys(lm: EditableLM, lookup: Lookup) -> dict[str, torch.Tensor]:
+    """The input of every edited module at the lookup tokens, in one forward that ends at the last of them.
+
+    Args:
+        lm: The model; its modules lie in layers one above the other.
+        lookup: ``n`` edits' prompts, each ``p`` times.
+
+    Returns:
+        ``(n p, d_in)`` for each module, float32 on the model's device.
+    """
+    keys: dict[str, torch.Tensor] = {}
+
+    def keep_input(name: str, _: nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, Any]) -> None:
+        hidden = lookup.prompts.as_hidden(args[0] if args else kwargs["hidden_states"])
+        keys[name] = hidden.to(lm.device)[lookup.rows, lookup.columns].float()
+        if len(keys) == len(lm.modules):
+            raise StopForward  # what is above has no part in it
+
+    with ExitStack() as stack:
+        for name, module in lm.modules.items():
+            hook = partial(keep_input, name)
+            stack.enter_context(hooked(module.register_forward_pre_hook(hook, with_kwargs=True)))
+        stack.enter_context(suppress(StopForward))
+        lm.cut_model.logits(lookup.prompts)
+    return keys
+
+
 def _read_until(
     lm: EditableLM, module: nn.Module, end: nn.Module, prompts: Prompts, rows: torch.Tensor, columns: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -304,7 +338,7 @@ def optimise_values(
 ) -> torch.Tensor:
     """The change of a module's output at each edit's lookup token that makes its target likely.
 
-    ROME's eq. 4 and MEMIT's eq. 16: for each edit by itself, Adam minimises
+    ROME's eq. 4 and MEMIT's eq. 16: for each edit by itself, Adam (or the config's optimizer) minimises
 
         mean over prefixes of the token mean of -log p(target)
         + kl * KL(edited || original) after "{subject} is a"  +  weight decay
@@ -384,7 +418,8 @@ def _optimise(
     lookups = lookup.by_form() if config.in_turn else [lookup]
     runs = [ChangedRun(lm, modules, part, earlier) for part in lookups]
     change = values.new_zeros(len(sizes), *values.shape[1:]).requires_grad_()
-    optimizer = torch.optim.Adam([change], lr=config.learning_rate)
+    algorithm = torch.optim.Adam if config.optimizer == "adam" else torch.optim.SGD
+    optimizer = algorithm([change], lr=config.learning_rate)
     target_weight: torch.Tensor | float = 1.0
     idle = 0  # steps one after the other that no edit has taken
     for step in range(config.steps):
@@ -401,9 +436,12 @@ def _optimise(
             losses.sum().backward()
         with torch.no_grad():
             before = change.clone()
+            if config.optimizer == "normalised":
+                assert change.grad is not None
+                change.grad.copy_(F.normalize(change.grad.flatten(1)).view_as(change))
             optimizer.step()
             change.mul_((radius / change.norm(dim=2)).clamp(max=1)[..., None])
-            # Adam steps all edits at once: those whose loss was low enough before the step stay, and only its moments move.
+            # All edits take the step: those whose loss was low enough before it go back, and only Adam's moments move.
             low_enough = losses < config.enough
             if isinstance(config, JointValueConfig) and weighted_divergence is not None:
                 target_weight = torch.where(certain, config.certain_weight, 1.0)

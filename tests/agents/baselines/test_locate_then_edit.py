@@ -22,6 +22,7 @@ from agents.baselines.values import (
     look_up,
     mean_keys,
     optimise_values,
+    read_keys,
     read_token,
     sample_prefixes,
 )
@@ -239,7 +240,7 @@ def plain_search(model, tokenizer, name, edit, prefixes, config):
     about = (f"{edit.subject} is a", "thing", len(edit.subject))
     usual = logits(*about, zero)[0][0].log_softmax(-1).detach()
     change = torch.zeros_like(zero, requires_grad=True)
-    optimizer = torch.optim.Adam([change], lr=config.learning_rate)
+    adam = torch.optim.Adam([change], lr=config.learning_rate)
     idle = 0
     for step in range(config.steps):
         loss, looked_at = 0.0, [starts[step % len(starts)]] if config.in_turn else starts
@@ -255,14 +256,26 @@ def plain_search(model, tokenizer, name, edit, prefixes, config):
         if idle * len(looked_at) == len(starts):  # after all of them
             break
         before = change.detach().clone()
-        optimizer.zero_grad()
+        adam.zero_grad()
         loss.backward()
-        optimizer.step()
+        if config.optimizer == "adam":
+            adam.step()
         with torch.no_grad():
+            if config.optimizer == "normalised":
+                change.sub_(config.learning_rate * change.grad / change.grad.norm())
             if idle:  # only Adam's moments have seen this step
                 change.copy_(before)
             change.mul_((config.clamp * length / change.norm()).clamp(max=1))
     return change.detach(), losses
+
+
+def test_the_keys_of_all_modules_are_read_at_once(make_lm, edits):
+    lm = make_lm("layers.0.mlp.down_proj", MIDDLE)
+    lookup = look_up(lm, edits, "subject_last", ["So it is."])
+    keys = read_keys(lm, lookup)
+    assert set(keys) == set(lm.modules)
+    for name, module in lm.modules.items():
+        torch.testing.assert_close(keys[name], read_token(lm, module, lookup)[0])
 
 
 @pytest.fixture
@@ -300,12 +313,14 @@ def test_the_divergence_is_of_the_edited_model_from_the_original(sharp, tokenize
     torch.testing.assert_close(slope, expected_slope, rtol=1e-2, atol=1e-2 * float(expected_slope.abs().max()))
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "normalised"])
 @pytest.mark.parametrize("in_turn", [False, True])
 @pytest.mark.parametrize("enough", [False, True])
-def test_the_search_is_adam_on_its_loss_in_the_plain_model(sharp, tokenizer, edits, enough, in_turn):
+def test_the_search_steps_on_its_loss_in_the_plain_model(sharp, tokenizer, edits, enough, in_turn, optimizer):
     lm, name = EditableLM(copy.deepcopy(sharp), tokenizer, [MIDDLE]), f"model.{MIDDLE}"
     prefixes = ["So it is.", "In a year."]
     config = ValueConfig(learning_rate=0.3, steps=8, weight_decay=2.0, kl=1.0, prefixes=2, in_turn=in_turn)
+    config = replace(config, optimizer=optimizer)
     if enough:
         config = replace(config, kl=0.0625, weight_decay=0.01)
         losses = plain_search(sharp, tokenizer, name, edits[0], prefixes, config)[1]
