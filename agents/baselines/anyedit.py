@@ -7,15 +7,9 @@ from typing import Literal
 import torch
 
 from agents.baselines.alphaedit import AlphaEdit
+from agents.baselines.lookup import Lookup, read_token, read_tokens
 from agents.baselines.memit import MEMIT
-from agents.baselines.values import (
-    EarlierChanges,
-    Lookup,
-    ValueConfig,
-    optimise_values,
-    read_token,
-    read_tokens,
-)
+from agents.baselines.values import EarlierChanges, ValueConfig, optimise_values
 from editenv.arguments import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from editenv.data import Edit
 from editenv.language_model.prompts import Prompts

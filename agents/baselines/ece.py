@@ -8,9 +8,10 @@ import torch
 from scipy.cluster.vq import kmeans2
 from torch.nn import functional as F
 
+from agents.baselines.lookup import Lookup
 from agents.baselines.memit import MEMIT
 from agents.baselines.neurons import NeuronPreconditioner, leading
-from agents.baselines.values import LayerValueConfig, Lookup, ValueConfig
+from agents.baselines.values import LayerValueConfig, ValueConfig
 from agents.preconditioner import Preconditioner, regularised
 from editenv.arguments import NonNegativeFloat, PositiveFloat, PositiveInt, PositiveShare
 from editenv.deltas import LowRank, low_rank_sum

@@ -7,17 +7,12 @@ import torch
 from torch import nn
 
 from agents.base import Agent, Observation, ProgressCallback
+from agents.baselines.lookup import Lookup, look_up, mean_keys, read_key_and_output, read_keys, read_token
 from agents.baselines.values import (
     LayerValueConfig,
-    Lookup,
     ValueConfig,
-    look_up,
-    mean_keys,
     optimise_values,
     prompts_together,
-    read_key_and_output,
-    read_keys,
-    read_token,
     refuse_train_eos,
     sample_prefixes,
 )

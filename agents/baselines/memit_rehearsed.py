@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import torch
 
+from agents.baselines.lookup import Lookup, read_token
 from agents.baselines.memit import MEMIT
-from agents.baselines.values import LayerValueConfig, Lookup, ValueConfig, optimise_values, read_token
+from agents.baselines.values import LayerValueConfig, ValueConfig, optimise_values
 from agents.baselines.weight_training import as_tensor, of_tensor
 from editenv.arguments import NonNegativeFloat, PositiveFloat, PositiveInt
 from editenv.data import Edit

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 
 from agents.base import ProgressCallback
+from agents.baselines.lookup import Lookup, look_up
 from agents.baselines.memit_rehearsed import RehearsedMEMIT
 from agents.baselines.rewordings import Rewordings
-from agents.baselines.values import LayerValueConfig, Lookup, ValueConfig, look_up
+from agents.baselines.values import LayerValueConfig, ValueConfig
 from agents.covariance import training_edits
 from editenv.arguments import NonNegativeFloat, PositiveFloat, PositiveInt
 from editenv.data import Edit

@@ -7,15 +7,9 @@ import torch
 
 from agents.base import ProgressCallback
 from agents.baselines.alphaedit import AlphaEdit
+from agents.baselines.lookup import Lookup, look_up, read_token
 from agents.baselines.memit import MEMIT
-from agents.baselines.values import (
-    LayerValueConfig,
-    Lookup,
-    ValueConfig,
-    look_up,
-    optimise_values,
-    read_token,
-)
+from agents.baselines.values import LayerValueConfig, ValueConfig, optimise_values
 from editenv.arguments import NonNegativeFloat, PositiveFloat, PositiveInt, Share
 from editenv.data import Edit
 from editenv.env import LifelongEditEnv

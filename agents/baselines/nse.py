@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 import torch
 
+from agents.baselines.lookup import mean_keys, read_token
 from agents.baselines.memit import MEMIT
 from agents.baselines.neurons import NeuronPreconditioner, leading
-from agents.baselines.values import LayerValueConfig, ValueConfig, mean_keys, read_token
+from agents.baselines.values import LayerValueConfig, ValueConfig
 from agents.preconditioner import Preconditioner, regularised
 from editenv.arguments import NonNegativeFloat, PositiveFloat, PositiveInt, PositiveShare
 from editenv.data import Edit

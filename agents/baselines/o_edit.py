@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 import torch
 
+from agents.baselines.lookup import Lookup
 from agents.baselines.memit import MEMIT
-from agents.baselines.values import LayerValueConfig, Lookup, ValueConfig
+from agents.baselines.values import LayerValueConfig, ValueConfig
 from agents.preconditioner import Preconditioner
 from editenv.arguments import NonNegativeFloat, PositiveFloat, PositiveInt, Share
 from editenv.data import Edit

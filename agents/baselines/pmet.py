@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from agents.base import ProgressCallback
+from agents.baselines.lookup import Lookup, read_token
 from agents.baselines.memit import MEMIT
-from agents.baselines.values import JointValueConfig, Lookup, optimise_values, read_token
+from agents.baselines.values import JointValueConfig, optimise_values
 from editenv.arguments import NonNegativeFloat, PositiveFloat, PositiveInt
 from editenv.data import Edit
 from editenv.env import LifelongEditEnv

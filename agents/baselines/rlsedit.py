@@ -5,8 +5,9 @@ from typing import Literal
 
 import torch
 
+from agents.baselines.lookup import Lookup
 from agents.baselines.memit import MEMIT
-from agents.baselines.values import LayerValueConfig, Lookup, ValueConfig
+from agents.baselines.values import LayerValueConfig, ValueConfig
 from agents.preconditioner import Preconditioner, inverted, regularised
 from editenv.arguments import NonNegativeFloat, PositiveFloat, PositiveInt
 from editenv.data import Edit

@@ -5,16 +5,8 @@ from typing import Any, Literal
 import torch
 
 from agents.base import Agent, Observation, ProgressCallback
-from agents.baselines.values import (
-    ValueConfig,
-    look_up,
-    mean_keys,
-    optimise_values,
-    prompts_together,
-    read_token,
-    refuse_train_eos,
-    sample_prefixes,
-)
+from agents.baselines.lookup import look_up, mean_keys, read_token
+from agents.baselines.values import ValueConfig, optimise_values, prompts_together, refuse_train_eos, sample_prefixes
 from agents.covariance import covariance_of
 from agents.preconditioner import inverted, regularised
 from editenv.arguments import NonNegativeFloat, PositiveInt

@@ -8,8 +8,9 @@ from unittest.mock import patch
 import torch
 
 from agents.baselines import memit
+from agents.baselines.lookup import Lookup
 from agents.baselines.memit import MEMIT
-from agents.baselines.values import LayerValueConfig, Lookup
+from agents.baselines.values import LayerValueConfig
 from benchmarks.agreement_cases.comparison import Comparison, compared
 from benchmarks.agreement_cases.locate_then_edit import (
     EDITED,

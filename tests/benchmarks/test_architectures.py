@@ -12,7 +12,8 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
 from agents import cli
-from agents.baselines.values import ValueConfig, look_up, optimise_values, read_token
+from agents.baselines.lookup import look_up, read_token
+from agents.baselines.values import ValueConfig, optimise_values
 from agents.covariance import key_covariance
 from benchmarks import architectures
 from benchmarks.architectures import ARCHITECTURES, EDITS, as_row, examine, save_tiny

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from agents.baselines.ece import ECE, attribute, clustered
+from agents.baselines.lookup import look_up, read_token
 from agents.baselines.memit import MEMIT
-from agents.baselines.values import LayerValueConfig, look_up, optimise_values, read_token
+from agents.baselines.values import LayerValueConfig, optimise_values
 from agents.covariance import key_covariance, sample_text
 from editenv.data import load_edits
 from editenv.deltas import dense

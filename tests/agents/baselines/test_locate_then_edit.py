@@ -11,21 +11,12 @@ from plain import random_deltas, tokens
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from agents.baselines.alphaedit import AlphaEdit
+from agents.baselines.lookup import look_up, mean_keys, read_keys, read_token
 from agents.baselines.memit import MEMIT
 from agents.baselines.prune import PRUNE, condense
 from agents.baselines.rect import RECT, keep_largest_relative
 from agents.baselines.rome import ROME, rank_one_update
-from agents.baselines.values import (
-    ChangedRun,
-    Essence,
-    ValueConfig,
-    look_up,
-    mean_keys,
-    optimise_values,
-    read_keys,
-    read_token,
-    sample_prefixes,
-)
+from agents.baselines.values import ChangedRun, Essence, ValueConfig, optimise_values, sample_prefixes
 from agents.covariance import key_covariance, sample_text
 from agents.preconditioner import null_space
 from benchmarks.running.rollout import propose, take

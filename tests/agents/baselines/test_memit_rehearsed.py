@@ -7,9 +7,10 @@ import pytest
 import torch
 from plain import tokens
 
+from agents.baselines.lookup import look_up
 from agents.baselines.memit import MEMIT
 from agents.baselines.memit_rehearsed import RehearsedMEMIT
-from agents.baselines.values import LayerValueConfig, look_up, optimise_values
+from agents.baselines.values import LayerValueConfig, optimise_values
 from editenv.data import Edit
 from editenv.deltas import dense
 from editenv.language_model.editable_lm import EditableLM

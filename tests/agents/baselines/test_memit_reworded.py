@@ -7,10 +7,11 @@ import torch
 from plain import tokens
 
 from agents.baselines import memit_reworded
+from agents.baselines.lookup import look_up
 from agents.baselines.memit_rehearsed import RehearsedMEMIT
 from agents.baselines.memit_reworded import RewordedMEMIT
 from agents.baselines.rewordings import Rewordings
-from agents.baselines.values import LayerValueConfig, look_up
+from agents.baselines.values import LayerValueConfig
 from editenv.data import Edit
 from editenv.deltas import dense
 

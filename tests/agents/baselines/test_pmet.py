@@ -9,8 +9,9 @@ import torch
 from plain import tokens
 from torch.nn import functional as F
 
+from agents.baselines.lookup import look_up, read_token
 from agents.baselines.pmet import PMET
-from agents.baselines.values import JointValueConfig, look_up, optimise_values, read_token
+from agents.baselines.values import JointValueConfig, optimise_values
 from agents.covariance import key_covariance, sample_text
 from editenv.data import load_edits
 from editenv.deltas import dense

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from agents.baselines.lookup import look_up, read_token
 from agents.baselines.memit import MEMIT
 from agents.baselines.rlsedit import RLSEdit
-from agents.baselines.values import LayerValueConfig, look_up, read_token
+from agents.baselines.values import LayerValueConfig
 from agents.covariance import covariance_of
 from editenv.deltas import ridge_regression
 from editenv.language_model.editable_lm import Gradient
