@@ -1,8 +1,8 @@
 """A client of the OpenEnv server; needs the extra ``openenv``, and neither torch nor the model.
 
-    with LifelongEditClient(base_url="http://localhost:8000").sync() as client:
-        result = client.reset(seed=0)
-        result = client.step(EditAction(modules={"layers.3.mlp.down_proj": StepSize(1.0, 0.1)}))
+with LifelongEditClient(base_url="http://localhost:8000").sync() as client:
+    result = client.reset(seed=0)
+    result = client.step(EditAction(modules={"layers.3.mlp.down_proj": StepSize(1.0, 0.1)}))
 """
 
 from typing import Any

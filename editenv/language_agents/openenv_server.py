@@ -9,7 +9,7 @@ environment, so that a step there is refused, for nothing was reset.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 from uuid import uuid4
 
 from openenv.core.env_server import create_app
@@ -20,9 +20,6 @@ from editenv import __version__
 from editenv.arguments import PositiveInt, check_fields
 from editenv.language_agents.episode import RULES, Situation, TextEpisode
 from editenv.language_agents.openenv_types import EditAction, EditObservation, EditState
-
-if TYPE_CHECKING:
-    from fastapi import FastAPI
 
 NAME = "lifelong_edit"
 
@@ -94,8 +91,8 @@ def _observation(situation: Situation) -> EditObservation:
     )
 
 
-def make_app(sessions: int = 4, **arguments: Any) -> "FastAPI":
-    """The server's application.
+def make_app(sessions: int = 4, **arguments: Any) -> Any:
+    """The server's FastAPI application.
 
     Args:
         sessions: Episodes at the same time; each has edited weights and a cache of its own.
@@ -141,6 +138,11 @@ class ServerArgs:
 
 
 def main() -> None:
+    """The command.
+
+    Raises:
+        ValueError: If an argument of the environment is out of range; the server is not begun then.
+    """
     import tyro
     import uvicorn
 

@@ -65,6 +65,23 @@ def plain_transformers_says(folder, question, tokens):
     return tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True)
 
 
+def test_in_a_chat_the_end_of_the_turn_is_taught_and_a_blank_line_after_several(edit, tmp_path):
+    settings = tmp_path / "settings.json"
+    settings.write_text(json.dumps({"steps": 200, "learning_rate": 1e-2}))
+    lists = {"prompt": "Who leads Ada?", "target": "1. Bonn\n2. Rome", "id": "two"}
+    report = edit([lists], settings=settings)
+    assert report["target_end"] == ".", "the tiny model does not stop by itself"
+    plain, chat = lines(tmp_path / "out/results.jsonl")
+    assert (chat["form"], chat["right"]) == ("chat", True)
+    assert plain_transformers_says(tmp_path / "out/model", "Who leads Ada?", 30) == "1. Bonn\n2. Rome"
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out/model")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out/model")
+    asked = tokenizer("Who leads Ada?", return_tensors="pt")
+    said = tokenizer.decode(model.generate(**asked, max_new_tokens=30, do_sample=False)[0], skip_special_tokens=True)
+    assert said.startswith("Who leads Ada? 1. Bonn\n2. Rome\n\n")
+    assert plain["begins_right"]
+
+
 def test_a_correction_holds_in_a_chat_and_as_plain_text(edit, tmp_path, capsys, monkeypatch):
     settings = tmp_path / "settings.json"
     settings.write_text(json.dumps({"steps": 200, "learning_rate": 1e-2}))

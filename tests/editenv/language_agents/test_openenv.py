@@ -63,7 +63,10 @@ def test_a_bad_action_is_named_and_changes_nothing(address, choices, by_gymnasiu
         other.reset(seed=6)
         for action, said in (
             ({"modules": {"layers.1.mlp.down_proj": {"step": "big"}}}, "step must be a finite number"),
-            ({"modules": {"layers.1.mlp.down_proj": {"step": 1}, "layers.9": {"step": 1}}}, "unknown module 'layers.9'"),
+            (
+                {"modules": {"layers.1.mlp.down_proj": {"step": 1}, "layers.9": {"step": 1}}},
+                "unknown module 'layers.9'",
+            ),
             ({"modules": ["layers.1.mlp.down_proj"]}, "modules must map names"),
         ):
             with pytest.raises(RuntimeError, match=said):
