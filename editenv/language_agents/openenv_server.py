@@ -1,15 +1,12 @@
-"""An OpenEnv server of LifelongEdit-v1; needs the extra ``openenv``.
-
-    python -m editenv.language_agents.openenv_server --edits-per-step 5 --horizon 10
+"""An OpenEnv server of LifelongEdit-v1; needs the extra ``openenv``. :mod:`editenv.language_agents.serve` is its command.
 
 A session (the WebSocket ``/ws``, which clients use) is an episode on edited weights of its own; the rest of the model
 is in memory once. ``POST /reset`` and ``POST /step`` are OpenEnv's requests without a session: each has a new
 environment, so that a step there is refused, for nothing was reset.
 """
 
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 from uuid import uuid4
 
 from openenv.core.env_server import create_app
@@ -17,7 +14,6 @@ from openenv.core.env_server.interfaces import Environment
 from openenv.core.env_server.types import EnvironmentMetadata
 
 from editenv import __version__
-from editenv.arguments import PositiveInt, check_fields
 from editenv.language_agents.episode import RULES, Situation, TextEpisode
 from editenv.language_agents.openenv_types import EditAction, EditObservation, EditState
 
@@ -110,57 +106,3 @@ def make_app(sessions: int = 4, **arguments: Any) -> Any:
 
 app = make_app(edits_per_step=5, horizon=10, redraw=True)
 """With the command's defaults, for other servers of ASGI; models are loaded when episodes begin."""
-
-
-@dataclass
-class ServerArgs:
-    """Serves LifelongEdit-v1 to OpenEnv clients."""
-
-    model: str = "atlas"
-    """A name of `editenv models`, a Hugging Face folder, or a hub id."""
-    dataset: str = "atlas"
-    """What is edited, as docs/reference/data_formats.md names a data set."""
-    split: str = "train"
-    edits_per_step: PositiveInt = 5
-    horizon: PositiveInt = 10
-    """Batches of an episode."""
-    modules: tuple[str, ...] = ()
-    """Edited modules, as endings of dotted names; by default the model's own."""
-    device: str = "cpu"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    sessions: PositiveInt = 4
-    """Episodes at the same time."""
-    host: str = "127.0.0.1"
-    port: PositiveInt = 8000
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-
-
-def main() -> None:
-    """The command.
-
-    Raises:
-        ValueError: If an argument of the environment is out of range; the server is not begun then.
-    """
-    import tyro
-    import uvicorn
-
-    args = tyro.cli(ServerArgs)
-    arguments = {
-        "model": args.model,
-        "dataset": args.dataset,
-        "split": args.split,
-        "edits_per_step": args.edits_per_step,
-        "horizon": args.horizon,
-        "modules": args.modules or None,
-        "device": args.device,
-        "dtype": args.dtype,
-        "redraw": args.dataset == "atlas" and args.split == "train",
-    }
-    TextEpisode(**arguments).close()  # what is wrong with them is said now, and the model is loaded
-    uvicorn.run(make_app(args.sessions, **arguments), host=args.host, port=args.port)
-
-
-if __name__ == "__main__":
-    main()
