@@ -17,15 +17,12 @@ from editenv.language_agents.episode import RULES, TextEpisode
 
 
 class LifelongEditData(vf.TaskData):
-    """One episode.
-
-    Attributes:
-        seed: Of its stream.
-        arguments: Of ``gym.make("LifelongEdit-v1")``.
-    """
+    """One episode."""
 
     seed: int
+    """Of its stream."""
     arguments: dict[str, Any]
+    """Of gym.make("LifelongEdit-v1")."""
 
 
 class LifelongEditTask(vf.Task[LifelongEditData]):
@@ -33,17 +30,14 @@ class LifelongEditTask(vf.Task[LifelongEditData]):
 
 
 class LifelongEditTasksetConfig(vf.TasksetConfig):
-    """Which episodes there are.
-
-    Attributes:
-        episodes: How many.
-        first_seed: Of the first one's stream; the next one has the next number.
-        arguments: Of ``gym.make("LifelongEdit-v1")``.
-    """
+    """Which episodes there are."""
 
     episodes: int = 8
+    """How many."""
     first_seed: int = 0
+    """Of the first episode's stream; the next one has the next number."""
     arguments: dict[str, Any] = {"edits_per_step": 5, "horizon": 10, "redraw": True}  # noqa: RUF012 - pydantic copies it
+    """Of gym.make("LifelongEdit-v1")."""
 
 
 class LifelongEditTaskset(vf.Taskset[LifelongEditTask, LifelongEditTasksetConfig]):
@@ -59,15 +53,12 @@ class LifelongEditTaskset(vf.Taskset[LifelongEditTask, LifelongEditTasksetConfig
 
 
 class LifelongEditTextEnvConfig(vf.EnvConfig):
-    """Who plays.
-
-    Attributes:
-        player: The language model.
-        mistakes: Replies in a row that are no choice; after one more the episode ends as it stands.
-    """
+    """Who plays."""
 
     player: vf.AgentConfig = vf.AgentConfig()
+    """The language model."""
     mistakes: int = 3
+    """Replies in a row that are no choice; after one more the episode ends as it stands."""
 
 
 class LifelongEditTextEnv(vf.Env[LifelongEditTextEnvConfig]):
