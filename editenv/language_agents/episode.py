@@ -25,8 +25,8 @@ RULES = f"""\
 You edit a language model. Batch after batch of corrections comes in; the model is to say each new answer, keep the
 earlier ones, and answer unrelated questions as before. For each module of the model you choose a gradient step:
 
-* step: how far the module's outputs move down the gradient, relative to their length. 1 is usual, 0.1 is gentle, 10 breaks
-  the model. A module that you leave out, or a step of 0, stays as it is.
+* step: how far the module's outputs move down the gradient, relative to their length. 0.1 is gentle, 1 to 3 is usual, and
+  30 does more harm than good. A module that you leave out, or a step of 0, stays as it is.
 * ridge: how strongly the step is held back for keys that are unlike the batch's, relative to a key's squared length.
   0.1 is usual.
 
