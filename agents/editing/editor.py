@@ -68,7 +68,7 @@ LOOKED_BACK = 20
 """Earlier edits, spread evenly, that are asked whether they hold before and after a batch."""
 
 BLANK_LINE = "\n\n"
-"""Ends an answer of several lines, which would otherwise go on: a list of two gets a third item."""
+"""Ends an answer of several lines, whose last one would otherwise go on; a list may get another item behind it."""
 
 STATE = "memory/"
 """Begins the names of a batch's tensors in the journal that are the agent's state and not its deltas."""
