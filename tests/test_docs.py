@@ -24,6 +24,7 @@ ids = {"argvalues": DOCUMENTS, "ids": name_of}
 NOT_RUN = {
     "docs/guides/add_a_method.md": "a part of agents/rows.py: test_a_guide_can_be_followed puts it there",
     "docs/guides/own_table.md": "a file of one's own: test_own_suites.py follows the page",
+    "docs/reference/language_agents.md": "needs a server and an extra: test_openenv.py and test_verifiers.py play it",
     "docs/guides/add_a_data_set.md": "parts of editenv/data/formats.py: test_a_guide_can_be_followed puts them there",
 }
 """Documents that have blocks of Python with a title, and why these are not run by themselves."""

@@ -22,13 +22,17 @@ PACKAGES = ("agents", "benchmarks", "editenv")
 MODULES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 OURS = ("editenv", "python -m agents", "python -m benchmarks", "python -m editenv")
 FOREIGN = (
+    "docker",
     "git",
     "make",
+    "openenv validate",
     "pre-commit install",
+    "python -m build",
     "python -m pip install",
     "python -m pytest",
     "python3 -m venv",
     "ray start",
+    "vf-eval",
 )
 """How other commands of the documents begin: they are not tried."""
 

@@ -28,6 +28,7 @@ FLOORS = {
         {"rendering"},
         {"env"},
         {"wrappers"},
+        {"language_agents"},
         {"vector"},
         {"__main__"},
     ],

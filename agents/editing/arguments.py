@@ -62,7 +62,8 @@ class EditArgs:
     target_end: str = "auto"
     """Taught after a target of one line that ends with a letter or a digit, so that the model says "Amber" and not
     "Amberley": auto is a full stop if the unedited model does not stop by itself after its answers, and nothing if it
-    does; none, or a text of your own. With --train-eos the end is that.
+    does; none, or a text of your own. After several lines it is a blank one, and in a chat the end of the turn. With
+    --train-eos the end is that.
     """
     observed_tokens: Literal["answers", "all", "subject"] = "answers"
     """Which tokens of a batch the method sees the gradient of: those that predict an answer token, all that have one,

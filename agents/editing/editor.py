@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,9 @@ LARGEST_DELTA_FILE = 8 * 10**9
 
 LOOKED_BACK = 20
 """Earlier edits, spread evenly, that are asked whether they hold before and after a batch."""
+
+BLANK_LINE = "\n\n"
+"""Ends an answer of several lines, whose last one would otherwise go on; a list may get another item behind it."""
 
 STATE = "memory/"
 """Begins the names of a batch's tensors in the journal that are the agent's state and not its deltas."""
@@ -137,8 +141,9 @@ class LifelongEditor:
         train_eos: Teach the model to stop after each target, as :class:`editenv.env.LifelongEditEnv` has it.
         observed_tokens: Which tokens of a batch the method sees, ``"answers"``, ``"all"`` or ``"subject"``, likewise.
         target_end: Text that is taught after a target of one line that ends with a letter or a digit, such as ``"."``,
-            so that the model does not go on with the word: "Amber" and not "Amberley". None looks whether the unedited
-            model stops by itself after its answers, and takes ``"."`` if it does not.
+            so that the model does not go on with the word: "Amber" and not "Amberley". After several lines it is a
+            blank one, and in a chat the end of the turn, as the template has it. None looks whether the unedited model
+            stops by itself after its answers, and takes ``"."`` if it does not. Where it is ``""``, nothing is taught.
         progress: Called while the method is prepared.
         renamed: ``end_of_answer``, which is what ``train_eos`` was called; it works for one more version.
 
@@ -371,15 +376,28 @@ class LifelongEditor:
         """The batch, with edits that were given as messages as plain text and in chat form."""
         if not any(edit.messages for edit in batch):
             return batch
-        template = ChatTemplate(self.lm.tokenizer, self.model)
-        forms = [in_both_forms(edit, template) if edit.messages else (edit,) for edit in batch]
+        forms = [in_both_forms(edit, self._template) if edit.messages else (edit,) for edit in batch]
         return [edit for form in forms for edit in form]
 
     def _as_taught(self, edit: Edit) -> Edit:
         """The edit with what is taught after its target."""
-        if not self.target_end or "\n" in edit.target or not edit.target[-1:].isalnum():
-            return edit
-        return replace(edit, target=edit.target + self.target_end)
+        return replace(edit, target=edit.target + self._end_of(edit))
+
+    def _end_of(self, edit: Edit) -> str:
+        """What tells that an answer is over: of a chat the end of its turn, of several lines a blank one, else
+        :attr:`target_end`, where the target does not end in a mark of its own.
+        """
+        if not self.target_end:
+            return ""
+        if edit.question_span is not None and (end_of_turn := self._template.end_of_turn):
+            return end_of_turn
+        if "\n" in edit.target.strip():
+            return BLANK_LINE
+        return self.target_end if edit.target[-1:].isalnum() else ""
+
+    @cached_property
+    def _template(self) -> ChatTemplate:
+        return ChatTemplate(self.lm.tokenizer, self.model)
 
     def _check_lengths(self, batch: Sequence[Edit]) -> None:
         context = getattr(self.lm.model.config.get_text_config(), "max_position_embeddings", None)

@@ -12,6 +12,7 @@ Templates that reason are asked not to (``enable_thinking=False``).
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from editenv.data.edits import Edit, Locality, Message
@@ -118,6 +119,19 @@ class ChatTemplate:
             portability=(),
             messages=(),
             question_span=prompt.question_span,
+        )
+
+    @cached_property
+    def end_of_turn(self) -> str:
+        """What the template writes behind an answer, up to white space: ``<|im_end|>``, say; empty if that is all there is.
+
+        Raises:
+            ChatTemplateError: If the template refuses a conversation of a question and an answer.
+        """
+        return (
+            self._render([Message("user", "a"), Message("assistant", MARK)], generation=False)
+            .partition(MARK)[2]
+            .rstrip()
         )
 
     def _between(self, messages: Sequence[Message], prompt: str) -> str:

@@ -65,6 +65,23 @@ def plain_transformers_says(folder, question, tokens):
     return tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True)
 
 
+def test_in_a_chat_the_end_of_the_turn_is_taught_and_a_blank_line_after_several(chat_model):
+    settings = {"steps": 150, "learning_rate": 1e-2}
+    editor = LifelongEditor(chat_model, "fine-tune", modules=LAST, guard=LOOSE, settings=settings, target_end=None)
+    question = [{"role": "user", "content": "Who leads Ada?"}]
+    editor.edit({"messages": question, "target": "1. Bonn\n2. Rome"})
+    assert editor.target_end == ".", "the tiny model does not stop by itself"
+    model, tokenizer = editor.lm.model, editor.lm.tokenizer
+    asked = {
+        "chat": tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt"),
+        "plain": tokenizer("Who leads Ada?", return_tensors="pt"),
+    }
+    said = {form: model.generate(**ids, max_new_tokens=30, do_sample=False)[0] for form, ids in asked.items()}
+    answers = {form: tokenizer.decode(said[form][ids["input_ids"].shape[1] :]) for form, ids in asked.items()}
+    assert answers["chat"] == "1. Bonn\n2. Rome</s>"
+    assert answers["plain"].startswith(" 1. Bonn\n2. Rome\n\n")
+
+
 def test_a_correction_holds_in_a_chat_and_as_plain_text(edit, tmp_path, capsys, monkeypatch):
     settings = tmp_path / "settings.json"
     settings.write_text(json.dumps({"steps": 200, "learning_rate": 1e-2}))

@@ -161,12 +161,13 @@ def test_what_is_taught_after_a_target_depends_on_whether_the_model_stops_by_its
         ("Rome", "Rome."),
         ("1923", "1923."),
         ("Rome!", "Rome!"),
-        ("one\ntwo", "one\ntwo"),
+        ("one\ntwo", "one\ntwo\n\n"),
+        ("one,\ntwo.", "one,\ntwo.\n\n"),
         ("東京", "東京."),
         ("R.", "R."),
     ],
 )
-def test_the_end_is_taught_after_targets_of_one_line_that_end_with_a_letter_or_digit(
+def test_the_end_is_taught_after_targets_that_end_with_a_letter_or_digit_or_have_several_lines(
     model_folder, monkeypatch, target, taught
 ):
     editor = LifelongEditor(model_folder, "fine-tune", modules=(LAST,), target_end=None)

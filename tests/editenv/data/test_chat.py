@@ -59,6 +59,24 @@ def as_dicts(messages):
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
+def test_an_answer_ends_as_transformers_ends_its_turn(chat_tokenizer, name):
+    tokenizer = chat_tokenizer(TEMPLATES[name])
+    template = ChatTemplate(tokenizer, "tiny")
+    answered = [*as_dicts(QUESTION), {"role": "assistant", "content": "Bo Lind"}]
+    whole = tokenizer.apply_chat_template(answered, tokenize=False, enable_thinking=False)
+    assert template.end_of_turn == (" </s>" if name == "a space before the answer" else "</s>")
+    assert whole.rstrip().endswith(f"Bo Lind{template.end_of_turn}")
+
+
+def test_a_template_may_end_a_turn_with_white_space_alone(chat_tokenizer):
+    bare = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n\n' }}{% endfor %}"
+    template = ChatTemplate(
+        chat_tokenizer(bare + "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"), "tiny"
+    )
+    assert template.end_of_turn == ""
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
 def test_prompt_and_answer_have_the_tokens_that_transformers_gives_them(chat_tokenizer, name):
     tokenizer = chat_tokenizer(TEMPLATES[name])
     template = ChatTemplate(tokenizer, "tiny")
