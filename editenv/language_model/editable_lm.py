@@ -15,7 +15,7 @@ have another form is run whole each time.
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,10 +27,10 @@ from editenv import contexts
 from editenv.arguments import check
 from editenv.contexts import CONTEXT, Context, context_of, put_before, set_context, window_of, without_context
 from editenv.deltas import LowRank
-from editenv.language_model.activation_cache import ActivationCache, CacheKey
+from editenv.language_model.activation_cache import ActivationCache, CacheKey, without_last
 from editenv.language_model.cut import Cut, cut_model
 from editenv.language_model.hooks import hooked
-from editenv.language_model.prompts import Prompts, token_ids
+from editenv.language_model.prompts import Prompts, ranges_of_length, token_ids
 from editenv.memories import Change, Memory, attach, deltas_of, detach, merged
 from editenv.models.modules import attention_and_mlp, find_modules, layer_number, layer_stack, shared_with
 
@@ -398,11 +398,14 @@ class EditableLM:
         """:meth:`encode` of ``B`` prompts with their answers, both as token ids."""
         # The last answer token is predicted, never read.
         keys: list[CacheKey] = [(len(prompt), tuple(prompt + answer[:-1])) for prompt, answer in pairs]
-        missing = {key for key in keys if not (reuse and key in self.activation_cache)}
-        outputs = self._run_frozen_layers(sorted(missing, key=lambda key: len(key[1])), batch_size)
-        pieces = [outputs[key] if key in outputs else self.activation_cache[key] for key in keys]
+        cache = self.activation_cache
+        missing = {key: answer for key, (_, answer) in zip(keys, pairs, strict=True) if not (reuse and key in cache)}
+        to_run = {key: self._as_run(key, answer, reuse and cache.whole_answers) for key, answer in missing.items()}
+        outputs = self._run_frozen_layers(set(to_run.values()), batch_size)
+        new = {key: without_last(outputs[run], len(run[1]) - len(key[1])) for key, run in to_run.items()}
+        pieces = [new[key] if key in new else cache[key] for key in keys]
         if reuse:
-            self.activation_cache.put(outputs)
+            cache.put(outputs)
         starts = None
         if not self.answer_positions_only:
             starts = torch.tensor([len(prompt) - 1 for prompt, _ in pairs], device=self.device)
@@ -437,24 +440,41 @@ class EditableLM:
             starts[changed] = asked.starts
         return Prompts(pieces, starts, prompts.labels, prompts.lengths, tokens)
 
-    def _run_frozen_layers(self, keys: Sequence[CacheKey], batch_size: int) -> dict[CacheKey, torch.Tensor]:
-        """What the frozen layers make of prompts, which come in order of their lengths."""
+    def _as_run(self, key: CacheKey, answer: Sequence[int], whole: bool) -> CacheKey:
+        """A prompt with its answer as the frozen layers are run over it: to the end of the answer if that is asked for,
+        and the model can read as much.
+        """
+        prompt_tokens, tokens = key
+        if not whole or len(tokens) >= window_of(self.model):
+            return key
+        return prompt_tokens, (*tokens, *answer[-1:])
+
+    def _run_frozen_layers(self, keys: Collection[CacheKey], batch_size: int) -> dict[CacheKey, torch.Tensor]:
+        """What the frozen layers make of prompts: those of like length together, for most of a short one beside a long
+        one would be padding.
+        """
         outputs: dict[CacheKey, torch.Tensor] = {}
-        for start in range(0, len(keys), batch_size):
-            chunk = keys[start : start + batch_size]
-            width = len(chunk[-1][1])
-            # Attention is causal: no token of a prompt sees the padding on its right.
-            ids = torch.tensor([[*tokens, *[0] * (width - len(tokens))] for _, tokens in chunk])
-            hidden = self.cut_model.frozen_output(ids.to(self.device))
-            kept = []
-            for i, (prompt_length, tokens) in enumerate(chunk):
-                first = prompt_length - 1 if self.answer_positions_only else 0
-                kept.append(hidden[i, first : len(tokens)])
-            rows = torch.cat(kept)  # a copy of what is kept and of nothing else
-            if self.cut is Cut.KEYS:
-                rows = self.cut_model.with_keys(rows)
-            outputs.update(zip(chunk, rows.split([len(piece) for piece in kept]), strict=True))
+        ordered = sorted(keys, key=lambda key: len(key[1]))
+        for low, high in ranges_of_length(torch.tensor([len(tokens) for _, tokens in ordered]), self._overhead):
+            group = [key for key in ordered if low <= len(key[1]) <= high]
+            for start in range(0, len(group), batch_size):
+                outputs |= self._frozen_outputs(group[start : start + batch_size])
         return outputs
+
+    def _frozen_outputs(self, keys: Sequence[CacheKey]) -> dict[CacheKey, torch.Tensor]:
+        """The same of a few, together."""
+        width = max(len(tokens) for _, tokens in keys)
+        # Attention is causal: no token of a prompt sees the padding on its right.
+        ids = torch.tensor([[*tokens, *[0] * (width - len(tokens))] for _, tokens in keys])
+        hidden = self.cut_model.frozen_output(ids.to(self.device))
+        kept = []
+        for i, (prompt_length, tokens) in enumerate(keys):
+            first = prompt_length - 1 if self.answer_positions_only else 0
+            kept.append(hidden[i, first : len(tokens)])
+        rows = torch.cat(kept)  # a copy of what is kept and of nothing else
+        if self.cut is Cut.KEYS:
+            rows = self.cut_model.with_keys(rows)
+        return dict(zip(keys, rows.split([len(piece) for piece in kept]), strict=True))
 
     def clear_cache(self) -> None:
         """Drops the kept outputs: their last bits depend on which prompts they were run with."""
@@ -477,10 +497,14 @@ class EditableLM:
         order = torch.cat(rows).argsort()  # back to the prompts' own
         return torch.cat([self.cut_model.logits(part) for _, part in groups])[order]
 
+    @property
+    def _overhead(self) -> int:
+        """What one more forward costs, in tokens."""
+        return FORWARD_OVERHEAD.get(self.device.type, FORWARD_OVERHEAD_OF_OTHERS)
+
     def _groups(self, prompts: Prompts) -> list[tuple[torch.Tensor, Prompts]]:
         """Prompts that are run together, and which they are: a short one beside a long one would be mostly padding."""
-        overhead = FORWARD_OVERHEAD.get(self.device.type, FORWARD_OVERHEAD_OF_OTHERS)
-        groups = prompts.groups_of_like_length(overhead)
+        groups = prompts.groups_of_like_length(self._overhead)
         return [(group, prompts.select(group) if len(groups) > 1 else prompts) for group in groups]
 
     def gradients(
