@@ -214,17 +214,18 @@ def test_questions_run_to_the_end_of_their_answers_are_judged_alike_for_less(
         batch = encode_evaluation(lm, edits)
         figures.append([metrics.teacher_forced(lm, batch).percentages()])
         tokens_run.append(0)
+
+        def counted(model, ids, **options):
+            tokens_run[-1] += ids.numel()
+            return run(model, ids, **options)
+
         with monkeypatch.context() as patch:
-            patch.setattr(CutModel, "frozen_output", lambda model, ids: _counted(tokens_run, ids) or run(model, ids))
+            patch.setattr(CutModel, "frozen_output", counted)
             figures[-1].append(metrics.generation(lm, batch).percentages())
         figures[-1].append(generation_prefix(lm, batch).percentages())
         figures[-1].append(metrics.probability(lm, edits).percentages())
     assert figures[0] == figures[1]
     assert tokens_run[0] < tokens_run[1]
-
-
-def _counted(tokens_run, ids):
-    tokens_run[-1] += ids.numel()
 
 
 def test_what_is_written_is_what_plain_generate_writes_after_the_longer_text(make_lm, base, tokenizer, edits, context):
