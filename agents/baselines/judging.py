@@ -35,15 +35,18 @@ def judge(
 
     Args:
         lm: The model.
-        batch: What is asked about the edits: their prompts, rephrases and locality prompts.
+        batch: What is asked about the edits: their prompts, rephrases and locality prompts; theta_0's log-probabilities
+            at the last are computed if they are not kept.
         deltas: For each module, from theta_0.
         weights: Of the token means of -log p on the edits' own prompts and on their rephrases, and of the divergence.
     """
     prompts = batch.prompts
     kind = batch.kind[prompts.prompt_index]
     local = kind == LOCALITY
-    with torch.no_grad(), lm.at_initial_weights():
-        reference = lm.logits(prompts)[local].log_softmax(-1)
+    reference = batch.initial_log_probs
+    if reference is None:
+        with torch.no_grad(), lm.at_initial_weights():
+            reference = lm.logits(prompts.select(batch.kind == LOCALITY)).log_softmax(-1)
     divergence = said = 0.0
 
     def loss(logits: torch.Tensor) -> torch.Tensor:

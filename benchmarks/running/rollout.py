@@ -290,7 +290,7 @@ def look_back(lm: EditableLM, batches: Sequence[EvaluationBatch]) -> MetricValue
 
 def share_cache(lm: EditableLM, cache: ActivationCache) -> None:
     """Lets the model find, and keep, what its frozen layers make of prompts in a cache that outlives it."""
-    cache.limit = ACTIVATION_CACHE_BYTES
+    cache.limit, cache.whole_answers = ACTIVATION_CACHE_BYTES, True
     cache.to(lm.device)
     lm.activation_cache = cache
 

@@ -21,24 +21,31 @@ CacheKey = tuple[int, tuple[int, ...]]
 class ActivationCache:
     """What the frozen layers made of prompts met before, the oldest dropped first; models may share one.
 
+    What is kept of a prompt with its answer is there for the prompt alone, too, and for the answer without its last
+    token: no token sees those behind it.
+
     Args:
         limit: Bytes.
 
     Attributes:
+        whole_answers: Whether prompts are run to the end of their answers, a token further than teacher forcing reads:
+            generation asks what comes behind an answer that was said.
         token_ids: By prompt and answer, the ids of both: tokenizing takes as long as a product with an edited weight.
         written: By prompt and limit of new tokens, what the unedited model writes, unfinished texts included.
     """
 
     def __init__(self, limit: int = 256 * 2**20) -> None:
         self.limit = limit
+        self.whole_answers = False
         self.token_ids: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
         self.written: dict[tuple[str, int], str | None] = {}
         self._source: ActivationCache | None = None
         self._bytes = 0
         self._outputs: dict[CacheKey, torch.Tensor] = {}
+        self._longer: dict[CacheKey, CacheKey] = {}
 
     def __contains__(self, key: CacheKey) -> bool:
-        return key in self._outputs or (self._source is not None and key in self._source)
+        return self._key_of(key) is not None or (self._source is not None and key in self._source)
 
     def __getitem__(self, key: CacheKey) -> torch.Tensor:
         """The frozen layers' outputs, ``(tokens, d)``, of one prompt with its answer.
@@ -46,9 +53,16 @@ class ActivationCache:
         Raises:
             KeyError: If they are not here.
         """
-        if self._source is not None and key not in self._outputs:
+        if self._source is not None and self._key_of(key) is None:
             self.put({key: self._source[key].clone()})  # not a view into what the source has of other prompts
-        return self._outputs[key]
+        kept = self._key_of(key)
+        if kept is None:
+            raise KeyError(key)
+        return without_last(self._outputs[kept], len(kept[1]) - len(key[1]))
+
+    def _key_of(self, key: CacheKey) -> CacheKey | None:
+        """What the outputs of a prompt with its answer are part of; None if they are not here."""
+        return key if key in self._outputs else self._longer.get(key)
 
     @contextmanager
     def copying_from(self, source: "ActivationCache") -> Iterator[None]:
@@ -65,14 +79,19 @@ class ActivationCache:
     def put(self, outputs: Mapping[CacheKey, torch.Tensor]) -> None:
         """Takes in new outputs, ``(tokens, d)`` each, and drops the oldest ones until all fit the limit."""
         self._outputs.update(outputs)
+        self._longer.update((shorter, key) for key in outputs for shorter in _beginnings(key))
         self._bytes += sum(output.nbytes for output in outputs.values())
         while self._bytes > self.limit:
             oldest = next(iter(self._outputs))  # a dict keeps the order in which its keys came in
             self._bytes -= self._outputs.pop(oldest).nbytes
+            for shorter in _beginnings(oldest):
+                if self._longer.get(shorter) == oldest:
+                    del self._longer[shorter]
 
     def clear(self) -> None:
         """Drops all outputs, token ids and texts."""
         self._outputs.clear()
+        self._longer.clear()
         self.token_ids.clear()
         self.written.clear()
         self._bytes = 0
@@ -125,3 +144,16 @@ class ActivationCache:
         self.put(dict(zip(keys, saved["outputs"].split(saved["rows"].tolist()), strict=True)))
         self.written.update({(prompt, limit): text for (prompt, limit), text in json.loads(about.get("written", "[]"))})
         return True
+
+
+def without_last(output: torch.Tensor, tokens: int) -> torch.Tensor:
+    """An output, ``(tokens, d)``, without so many of its last tokens; a view."""
+    return output[: len(output) - tokens]
+
+
+def _beginnings(key: CacheKey) -> set[CacheKey]:
+    """The prompt alone, and the answer without its last token; without those that are the whole."""
+    prompt_tokens, tokens = key
+    return {
+        (prompt_tokens, tokens[:end]) for end in (prompt_tokens, len(tokens) - 1) if prompt_tokens <= end < len(tokens)
+    }

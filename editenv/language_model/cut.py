@@ -101,11 +101,15 @@ class CutModel:
 
     # -- the frozen part ------------------------------------------------------------------------------------------
 
-    def frozen_output(self, ids: torch.Tensor) -> torch.Tensor:
+    def frozen_output(self, ids: torch.Tensor, **options: torch.Tensor) -> torch.Tensor:
         """``(B, T, d)`` hidden states at the cut, of ``(B, T)`` token ids.
 
         That is the input of the first edited layer, or of its MLP half if its attention is frozen; if nothing is
         frozen, the ids themselves, ``(B, T, 1)``.
+
+        Args:
+            ids: The tokens.
+            options: Of the model's forward: masks and positions, if not the usual ones.
         """
         if self.cut is Cut.WHOLE:
             return ids[..., None]
@@ -130,7 +134,7 @@ class CutModel:
                 stack.enter_context(forward_replaced(self._mlp, lambda x, *_, **__: torch.zeros_like(x)))
                 stack.enter_context(hooked(layer.register_forward_hook(keep_output)))
             with suppress(StopForward):
-                self.model(input_ids=ids, use_cache=False)
+                self.model(input_ids=ids, use_cache=False, **options)
         return captured[0]
 
     def with_keys(self, hidden: torch.Tensor) -> torch.Tensor:

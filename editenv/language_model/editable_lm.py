@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -27,10 +28,11 @@ from editenv import contexts
 from editenv.arguments import check
 from editenv.contexts import CONTEXT, Context, context_of, put_before, set_context, window_of, without_context
 from editenv.deltas import LowRank
-from editenv.language_model.activation_cache import ActivationCache, CacheKey
+from editenv.language_model.activation_cache import ActivationCache, CacheKey, without_last
 from editenv.language_model.cut import Cut, cut_model
 from editenv.language_model.hooks import hooked
-from editenv.language_model.prompts import Prompts, token_ids
+from editenv.language_model.packing import can_pack, longest_row, packs_of, run_packs
+from editenv.language_model.prompts import Prompts, ranges_of_length, token_ids
 from editenv.memories import Change, Memory, attach, deltas_of, detach, merged
 from editenv.models.modules import attention_and_mlp, find_modules, layer_number, layer_stack, shared_with
 
@@ -393,16 +395,32 @@ class EditableLM:
 
     @torch.no_grad()
     def encode_tokens(
-        self, pairs: Sequence[tuple[list[int], list[int]]], batch_size: int = 48, reuse: bool = True
+        self,
+        pairs: Sequence[tuple[list[int], list[int]]],
+        batch_size: int = 48,
+        reuse: bool = True,
+        shared: Sequence[int] | None = None,
     ) -> Prompts:
-        """:meth:`encode` of ``B`` prompts with their answers, both as token ids."""
+        """:meth:`encode` of ``B`` prompts with their answers, both as token ids.
+
+        Args:
+            pairs: The prompts and the answers.
+            batch_size: Prompts run together.
+            reuse: As :meth:`encode` has it.
+            shared: Of each prompt how many of its first tokens others of them may begin with, too: run once for all
+                that do, if the model's layers allow it.
+        """
         # The last answer token is predicted, never read.
         keys: list[CacheKey] = [(len(prompt), tuple(prompt + answer[:-1])) for prompt, answer in pairs]
-        missing = {key for key in keys if not (reuse and key in self.activation_cache)}
-        outputs = self._run_frozen_layers(sorted(missing, key=lambda key: len(key[1])), batch_size)
-        pieces = [outputs[key] if key in outputs else self.activation_cache[key] for key in keys]
+        cache = self.activation_cache
+        missing = {key: answer for key, (_, answer) in zip(keys, pairs, strict=True) if not (reuse and key in cache)}
+        to_run = {key: self._as_run(key, answer, reuse and cache.whole_answers) for key, answer in missing.items()}
+        beginnings = dict(zip(keys, shared or [0] * len(keys), strict=True))
+        outputs = self._run_frozen_layers({run: beginnings[key] for key, run in to_run.items()}, batch_size)
+        new = {key: without_last(outputs[run], len(run[1]) - len(key[1])) for key, run in to_run.items()}
+        pieces = [new[key] if key in new else cache[key] for key in keys]
         if reuse:
-            self.activation_cache.put(outputs)
+            cache.put(outputs)
         starts = None
         if not self.answer_positions_only:
             starts = torch.tensor([len(prompt) - 1 for prompt, _ in pairs], device=self.device)
@@ -428,7 +446,11 @@ class EditableLM:
         if not changed:
             return prompts
         answers = prompts.labels.cpu().split(prompts.lengths.tolist())
-        asked = self.encode_tokens([(longer[i], answers[i].tolist()) for i in changed])
+        asked = self.encode_tokens(
+            [(longer[i], answers[i].tolist()) for i in changed],
+            # The question follows its text; what may stand before that, a token of the beginning, is in both.
+            shared=[len(longer[i]) - len(heads[i]) for i in changed],
+        )
         pieces, tokens = list(prompts.pieces), list(prompts.tokens)
         for i, piece, read in zip(changed, asked.pieces, asked.tokens, strict=True):
             pieces[i], tokens[i] = piece, read
@@ -437,24 +459,73 @@ class EditableLM:
             starts[changed] = asked.starts
         return Prompts(pieces, starts, prompts.labels, prompts.lengths, tokens)
 
-    def _run_frozen_layers(self, keys: Sequence[CacheKey], batch_size: int) -> dict[CacheKey, torch.Tensor]:
-        """What the frozen layers make of prompts, which come in order of their lengths."""
-        outputs: dict[CacheKey, torch.Tensor] = {}
-        for start in range(0, len(keys), batch_size):
-            chunk = keys[start : start + batch_size]
-            width = len(chunk[-1][1])
-            # Attention is causal: no token of a prompt sees the padding on its right.
-            ids = torch.tensor([[*tokens, *[0] * (width - len(tokens))] for _, tokens in chunk])
-            hidden = self.cut_model.frozen_output(ids.to(self.device))
-            kept = []
-            for i, (prompt_length, tokens) in enumerate(chunk):
-                first = prompt_length - 1 if self.answer_positions_only else 0
-                kept.append(hidden[i, first : len(tokens)])
-            rows = torch.cat(kept)  # a copy of what is kept and of nothing else
-            if self.cut is Cut.KEYS:
-                rows = self.cut_model.with_keys(rows)
-            outputs.update(zip(chunk, rows.split([len(piece) for piece in kept]), strict=True))
+    def _as_run(self, key: CacheKey, answer: Sequence[int], whole: bool) -> CacheKey:
+        """A prompt with its answer as the frozen layers are run over it: to the end of the answer if that is asked for,
+        and the model can read as much.
+        """
+        prompt_tokens, tokens = key
+        if not whole or len(tokens) >= window_of(self.model):
+            return key
+        return prompt_tokens, (*tokens, *answer[-1:])
+
+    def _run_frozen_layers(self, keys: Mapping[CacheKey, int], batch_size: int) -> dict[CacheKey, torch.Tensor]:
+        """What the frozen layers make of prompts: those of like length together, for most of a short one beside a long
+        one would be padding.
+
+        Args:
+            keys: Each with how many of its first tokens others may begin with, too.
+            batch_size: Prompts run together.
+        """
+        outputs = self._packed_outputs(keys, batch_size)
+        ordered = sorted((key for key in keys if key not in outputs), key=lambda key: len(key[1]))
+        for low, high in ranges_of_length(torch.tensor([len(tokens) for _, tokens in ordered]), self._overhead):
+            group = [key for key in ordered if low <= len(key[1]) <= high]
+            for start in range(0, len(group), batch_size):
+                outputs |= self._frozen_outputs(group[start : start + batch_size])
         return outputs
+
+    def _packed_outputs(self, keys: Mapping[CacheKey, int], batch_size: int) -> dict[CacheKey, torch.Tensor]:
+        """The same of those that begin like another one."""
+        by_text: dict[tuple[int, ...], list[CacheKey]] = {}
+        for key in keys:
+            by_text.setdefault(key[1], []).append(key)
+        packs = packs_of({key[1]: shared for key, shared in keys.items()}, longest_row(self.cut_model))
+        if not packs or not self._can_pack:
+            return {}
+        outputs: dict[CacheKey, torch.Tensor] = {}
+        sizes = torch.tensor([len(pack) for pack in packs])
+        for low, high in ranges_of_length(sizes, self._overhead):
+            group = [pack for pack in packs if low <= len(pack) <= high]
+            together = max(1, batch_size // max(len(pack.own) for pack in group))
+            for start in range(0, len(group), together):
+                texts = dict(run_packs(self.cut_model, group[start : start + together]))
+                some = [key for text in texts for key in by_text[text]]
+                outputs |= self._kept_outputs(some, [texts[tokens] for _, tokens in some])
+        return outputs
+
+    @cached_property
+    def _can_pack(self) -> bool:
+        return can_pack(self.cut_model)
+
+    def _frozen_outputs(self, keys: Sequence[CacheKey]) -> dict[CacheKey, torch.Tensor]:
+        """The same of a few, together."""
+        width = max(len(tokens) for _, tokens in keys)
+        # Attention is causal: no token of a prompt sees the padding on its right.
+        ids = torch.tensor([[*tokens, *[0] * (width - len(tokens))] for _, tokens in keys])
+        return self._kept_outputs(keys, self.cut_model.frozen_output(ids.to(self.device)))
+
+    def _kept_outputs(
+        self, keys: Sequence[CacheKey], hidden: Sequence[torch.Tensor] | torch.Tensor
+    ) -> dict[CacheKey, torch.Tensor]:
+        """What is kept of prompts' hidden states at the cut, ``(tokens, d)`` of each, and padding behind them."""
+        kept = []
+        for row, (prompt_length, tokens) in zip(hidden, keys, strict=True):
+            first = prompt_length - 1 if self.answer_positions_only else 0
+            kept.append(row[first : len(tokens)])
+        rows = torch.cat(kept)  # a copy of what is kept and of nothing else
+        if self.cut is Cut.KEYS:
+            rows = self.cut_model.with_keys(rows)
+        return dict(zip(keys, rows.split([len(piece) for piece in kept]), strict=True))
 
     def clear_cache(self) -> None:
         """Drops the kept outputs: their last bits depend on which prompts they were run with."""
@@ -477,10 +548,14 @@ class EditableLM:
         order = torch.cat(rows).argsort()  # back to the prompts' own
         return torch.cat([self.cut_model.logits(part) for _, part in groups])[order]
 
+    @property
+    def _overhead(self) -> int:
+        """What one more forward costs, in tokens."""
+        return FORWARD_OVERHEAD.get(self.device.type, FORWARD_OVERHEAD_OF_OTHERS)
+
     def _groups(self, prompts: Prompts) -> list[tuple[torch.Tensor, Prompts]]:
         """Prompts that are run together, and which they are: a short one beside a long one would be mostly padding."""
-        overhead = FORWARD_OVERHEAD.get(self.device.type, FORWARD_OVERHEAD_OF_OTHERS)
-        groups = prompts.groups_of_like_length(overhead)
+        groups = prompts.groups_of_like_length(self._overhead)
         return [(group, prompts.select(group) if len(groups) > 1 else prompts) for group in groups]
 
     def gradients(

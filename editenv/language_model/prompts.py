@@ -100,31 +100,14 @@ class Prompts:
     def groups_of_like_length(self, overhead: int) -> list[torch.Tensor]:
         """Which prompts are run together, so that all of them cost least: one ``(B,)`` bool for each group.
 
-        Together, the prompts of a group cost as many tokens as if all were as long as the longest, the others being
-        padded, and each group costs a forward more. The groups of the smallest sum follow from those of all shorter
-        prompts (dynamic programming over the distinct lengths).
-
         Args:
-            overhead: What a forward costs besides its tokens, in tokens.
+            overhead: As :func:`ranges_of_length` takes it.
         """
         if self.starts is None or not self.pieces:  # no padding
             return [torch.ones_like(self.lengths, dtype=torch.bool)]
         sizes = torch.tensor([len(piece) for piece in self.pieces])
-        lengths, counts = sizes.unique(return_counts=True)
-        up_to = [0, *counts.cumsum(0).tolist()]
-        costs, firsts = [0], [0]
-        for end in range(1, len(lengths) + 1):
-            widest = int(lengths[end - 1])
-            options = [costs[first] + overhead + widest * (up_to[end] - up_to[first]) for first in range(end)]
-            firsts.append(min(range(end), key=options.__getitem__))
-            costs.append(options[firsts[-1]])
-        groups = []
-        end = len(lengths)
-        while end:
-            first = firsts[end]
-            groups.append(((lengths[first] <= sizes) & (sizes <= lengths[end - 1])).to(self.lengths.device))
-            end = first
-        return groups
+        ranges = ranges_of_length(sizes, overhead)
+        return [((low <= sizes) & (sizes <= high)).to(self.lengths.device) for low, high in ranges]
 
     @staticmethod
     def join(parts: "Sequence[Prompts]") -> "Prompts":
@@ -137,6 +120,34 @@ class Prompts:
             lengths=torch.cat([part.lengths for part in parts]),
             tokens=[tokens for part in parts for tokens in part.tokens],
         )
+
+
+def ranges_of_length(sizes: torch.Tensor, overhead: int) -> list[tuple[int, int]]:
+    """The shortest and the longest of each group of texts that are run together, so that all of them cost least.
+
+    Together, the texts of a group cost as many tokens as if all were as long as the longest, the others being padded,
+    and each group costs a forward more. The groups of the smallest sum follow from those of all shorter texts (dynamic
+    programming over the distinct lengths).
+
+    Args:
+        sizes: ``(n,)`` tokens of each text.
+        overhead: What a forward costs besides its tokens, in tokens.
+    """
+    distinct, counts = sizes.unique(return_counts=True)
+    lengths, up_to = distinct.tolist(), [0, *counts.cumsum(0).tolist()]
+    costs, firsts = [0], [0]
+    for end in range(1, len(lengths) + 1):
+        widest = lengths[end - 1]
+        options = [costs[first] + overhead + widest * (up_to[end] - up_to[first]) for first in range(end)]
+        firsts.append(min(range(end), key=options.__getitem__))
+        costs.append(options[firsts[-1]])
+    ranges = []
+    end = len(lengths)
+    while end:
+        first = firsts[end]
+        ranges.append((lengths[first], lengths[end - 1]))
+        end = first
+    return ranges
 
 
 def token_ids(

@@ -36,6 +36,7 @@ from editenv.evaluation.greedy import continuations
 from editenv.evaluation.prefix import generation_prefix
 from editenv.evaluation.wild import wild
 from editenv.identity import fingerprint
+from editenv.language_model.cut import CutModel
 from editenv.language_model.editable_lm import EditableLM
 from editenv.language_model.subjects import subject_tokens
 
@@ -198,6 +199,33 @@ def test_every_protocol_asks_the_longer_question(taught, tokenizer, edits, conte
     assert not changed[2:].any(), "questions that no key is alike to"
     if protocol in ("teacher_forced", "generation", "generation_prefix"):
         assert changed[:2].any(), "a text that changes nothing tests nothing"
+
+
+def test_questions_run_to_the_end_of_their_answers_are_judged_alike_for_less(
+    taught, tokenizer, edits, context, monkeypatch
+):
+    """Generation need not run the answers again that were said, to see what comes behind them."""
+    run = CutModel.frozen_output
+    tokens_run, figures = [], []
+    for whole in (True, False):
+        lm = EditableLM(taught, tokenizer, (LAST,))
+        lm.activation_cache.whole_answers = whole
+        lm.apply({CONTEXT: context})
+        batch = encode_evaluation(lm, edits)
+        figures.append([metrics.teacher_forced(lm, batch).percentages()])
+        tokens_run.append(0)
+
+        def counted(model, ids, **options):
+            tokens_run[-1] += ids.numel()
+            return run(model, ids, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(CutModel, "frozen_output", counted)
+            figures[-1].append(metrics.generation(lm, batch).percentages())
+        figures[-1].append(generation_prefix(lm, batch).percentages())
+        figures[-1].append(metrics.probability(lm, edits).percentages())
+    assert figures[0] == figures[1]
+    assert tokens_run[0] < tokens_run[1]
 
 
 def test_what_is_written_is_what_plain_generate_writes_after_the_longer_text(make_lm, base, tokenizer, edits, context):

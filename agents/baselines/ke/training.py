@@ -103,7 +103,7 @@ def train(network: KENetwork, env: LifelongEditEnv, seed: int, progress: Progres
     for step in range(config.steps):
         edits = [stream[i] for i in rng.sample(range(len(stream)), min(config.edits_per_step, len(stream)))]
         deltas = deltas_of(network, lm, edits, encode_targets(lm, edits, env.train_eos))
-        batch = encode_evaluation(lm, edits, append_eos=env.train_eos)
+        batch = encode_evaluation(lm, edits, keep_log_probs=True, append_eos=env.train_eos)
         judgement = judge(lm, batch, deltas, (1.0, config.rephrases, constraint.multiplier))
         optimizer.zero_grad()
         # The chain rule through the language model: its gradient at the edited weights, times that of the delta.

@@ -78,3 +78,47 @@ def test_what_the_unedited_model_writes_is_kept_with_the_outputs(tmp_path):
     kept.save(tmp_path / "kept", IDENTITY)
     assert loaded.load(tmp_path / "kept", IDENTITY)
     assert loaded.written == kept.written
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_what_is_kept_of_a_whole_answer_is_there_for_its_beginnings(base, tokenizer, monkeypatch, which):
+    """And for what follows it: an end, or the same answer with one word more."""
+    kept, other = ActivationCache(), ActivationCache()
+    kept.whole_answers = True
+    lm, alone = list(models(base, tokenizer, kept, other))[which]
+    lm.encode(PROMPTS, ANSWERS)
+    asked = [
+        lambda lm: lm.encode(PROMPTS, ANSWERS),
+        lambda lm: lm.encode(PROMPTS, ANSWERS, append_eos=True),
+        lambda lm: lm.encode_tokens([(head, tail[:1]) for head, tail in lm.tokenize(PROMPTS, ANSWERS)]),
+    ]
+    expected = [alone.logits(ask(alone)) for ask in asked]
+    with monkeypatch.context() as patch:
+        patch.delattr(CutModel, "frozen_output")
+        for ask, logits in zip(asked, expected, strict=True):
+            torch.testing.assert_close(lm.logits(ask(lm)), logits)
+    with pytest.raises(KeyError):
+        kept[1, (1, 2, 3)]
+
+
+def test_what_is_dropped_is_not_there_for_its_beginnings_either():
+    cache = ActivationCache(limit=3 * 4 * 2)
+    cache.put({(1, (1, 2, 3)): torch.arange(6.0).view(3, 2)})
+    assert torch.equal(cache[1, (1,)], torch.tensor([[0.0, 1.0]]))
+    assert torch.equal(cache[1, (1, 2)], torch.tensor([[0.0, 1.0], [2.0, 3.0]]))
+    cache.put({(2, (1, 4)): torch.ones(1, 2)})
+    assert (2, (1, 4)) in cache
+    for tokens in ((1,), (1, 2), (1, 2, 3)):
+        assert (1, tokens) not in cache
+    cache.clear()
+    assert (2, (1, 4)) not in cache
+
+
+def test_no_prompt_is_run_beyond_what_the_model_can_read(base, tokenizer, monkeypatch):
+    lm = EditableLM(base, tokenizer, ["layers.2.mlp.down_proj"])
+    lm.activation_cache.whole_answers = True
+    head, tail = lm.tokenize(PROMPTS[:1], ANSWERS[:1])[0]
+    monkeypatch.setattr(base.config, "max_position_embeddings", len(head) + len(tail) - 1)
+    monkeypatch.setattr(lm.model.config, "max_position_embeddings", len(head) + len(tail) - 1)
+    lm.encode(PROMPTS[:1], ANSWERS[:1])
+    assert list(lm.activation_cache._outputs) == [(len(head), tuple(head + tail[:-1]))]

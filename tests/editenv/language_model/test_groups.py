@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from editenv.language_model import editable_lm
+from editenv.language_model.cut import CutModel
 from editenv.language_model.prompts import Prompts
 
 
@@ -53,3 +54,20 @@ def test_groups_change_no_number(make_lm, edits, monkeypatch, modules, observed_
         for name, gradient in gradients.items():
             torch.testing.assert_close(other[name].keys, gradient.keys)
             torch.testing.assert_close(other[name].value_grads, gradient.value_grads, rtol=1e-4, atol=1e-6)
+
+
+def test_the_frozen_layers_are_not_run_over_padding(make_lm, monkeypatch):
+    """Thirty short prompts and a long one are two forwards; by themselves they are the same numbers."""
+    lm = make_lm("layers.2.mlp.down_proj")
+    shapes = []
+
+    def counted(model, ids, run=CutModel.frozen_output):
+        shapes.append(tuple(ids.shape))
+        return run(model, ids)
+
+    monkeypatch.setattr(CutModel, "frozen_output", counted)
+    pairs = [([5, 6, i], [7]) for i in range(30)] + [([8] * 40, [9])]
+    prompts = lm.encode_tokens(pairs)
+    assert sorted(shapes) == [(1, 40), (30, 3)]
+    for piece, pair in zip(prompts.pieces, pairs, strict=True):
+        torch.testing.assert_close(piece, lm.encode_tokens([pair], reuse=False).pieces[0])
