@@ -89,7 +89,7 @@ FIGURES = (
         "rl.png",
         "learning by reinforcement",
         "rl.jsonl",
-        "rledit rledit-step-credit online-rledit reinforce evolution ppo a2c sac",
+        "rledit ppo sac cma-es evolution reinforce best-constant",
     ),
     Figure("learning_curves.png", "learning curves", "learning_curves.jsonl"),
 )

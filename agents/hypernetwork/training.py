@@ -11,7 +11,7 @@ import random
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -36,7 +36,8 @@ class Step:
     """One step of a trajectory: what was observed (with ``P U^T`` where there is a preconditioner), and its reward.
 
     Attributes:
-        unit: Nats that one of the reward's units is worth: 1 of eq. 10, the unedited model's loss of the improvement.
+        terms: What the reward is made of; the reward itself is in the environment's unit.
+        unit: That unit in nats: 1 of eq. 10, the unedited model's loss of the improvement.
     """
 
     gradients: Mapping[str, Gradient]
@@ -51,8 +52,8 @@ class Transition(Step):
 
     Attributes:
         deltas: By module the delta, ``D = L R``.
-        loss_gradient: By module the gradient of ``-gamma^t r_t``, in the reward's unit, with respect to the weight, ``(d_in, d_out)`` in
-            factors.
+        loss_gradient: By module the gradient of ``-gamma^t r_t``, in the reward's unit, with respect to the weight,
+            ``(d_in, d_out)`` in factors.
         weights_end: Whether the next step begins at other weights than this one led to: the stream has ended, or in
             the environment ``fixed`` the batch has.
     """
@@ -235,6 +236,8 @@ class Trainer(ABC):
                     self.preconditioner.absorb(gradients, dict.fromkeys(gradients, config.absorb_noise), projected)
                 unit = env.unedited_loss if env.rewards_improvement else 1.0
                 terms, reward_gradient = env.transition(deltas, lags)
+                if env.rewards_improvement:
+                    terms = replace(terms, reward=1 + terms.reward / unit)
                 weight = config.discount ** (batch * config.actions_per_batch + attempt) / unit
                 # Batches of the fixed environment do not share weights; attempts on one batch do.
                 yield Transition(
