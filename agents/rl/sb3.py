@@ -12,6 +12,7 @@ use its `load` only on files you trust. This command and SB3Agent read nothing b
 no trust.
 """
 
+import copy
 import hashlib
 import importlib
 import json
@@ -109,7 +110,7 @@ def make_model(
     from stable_baselines3.common.noise import NormalActionNoise
 
     settings = settings or read_settings(algo)
-    keywords = dict(settings["algorithm"])
+    keywords = copy.deepcopy(settings["algorithm"])  # A2C puts a class into its policy_kwargs
     ready = env
     if isinstance(env, gym.Env):
         scale = scale_of(settings, "improvement" if lifelong_edit(env).rewards_improvement else "loss")
@@ -456,7 +457,7 @@ def check_identity(file: Path, made_of: dict[str, Any]) -> None:
         except ValueError as error:
             raise SystemExit(str(error)) from None
         here = made_of if "edits" in there else {name: made_of[name] for name in there.keys() & made_of.keys()}
-        if not same(there, {"identity": made_of["identity"]} | here):
+        if there.get("reward") != made_of.get("reward") or not same(there, {"identity": made_of["identity"]} | here):
             raise SystemExit(
                 f"{file.parent} belongs to a training run with other options, model or edits; choose another --output"
             )
