@@ -337,7 +337,7 @@ NETWORK: dict[str, Any] = {
     "scalar_learning_rate": 0.05,
 }
 
-# How learning rates were chosen: docs/results/rl.md. PPO and SAC are those of docs/reference/wrappers.md.
+# PPO and SAC are those of docs/reference/wrappers.md.
 ALGORITHMS: dict[str, Algorithm] = {
     "best-constant": Constant(*BEST_CONSTANT),
     "rledit": OnTheNetwork(RLEditTrainer, TrainConfig(memory_samples=3, **NETWORK)),
@@ -349,6 +349,9 @@ ALGORITHMS: dict[str, Algorithm] = {
     "a2c": OnTheWrapped("a2c", sb3.read_settings("a2c")["algorithm"]),
     "td3": OnTheWrapped("td3", sb3.read_settings("td3")["algorithm"]),
 }
+
+CHOSEN = {"rledit": 0.3, "cma-es": 0.3, "ppo": 0.3}
+"""Factors of the learning rates above, of 0.3, 1 and 3 (docs/results/rl.md); 1 of the others."""
 
 
 def marks_up_to(steps: int) -> tuple[int, ...]:
@@ -386,8 +389,8 @@ class Args:
     """Which ones; all of them by default."""
     streams: str = "0-2"
     """Seeds of the validation streams, in the same form."""
-    rate_factors: tuple[PositiveFloat, ...] = (1.0,)
-    """Each multiplies every learning rate, in trainings of its own."""
+    rate_factors: tuple[PositiveFloat, ...] = ()
+    """Each multiplies every learning rate, in trainings of its own; what was chosen if none is given."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -410,7 +413,7 @@ def main(args: Args) -> int:
             (name, seed, args.steps, factor)
             for seed in parse_seeds(args.seeds)
             for name in args.algorithms
-            for factor in args.rate_factors
+            for factor in args.rate_factors or (CHOSEN.get(name, 1.0),)
         ]
         done = {run.key for run in comparable_runs(path, args)}
     except ValueError as error:

@@ -148,7 +148,7 @@ def main(args: Args) -> None:
         runs = read(path)
     except ValueError as error:
         raise SystemExit(str(error)) from None
-    if len({run.rate_factor for run in runs}) > 1:
+    if len({(run.algorithm, run.rate_factor) for run in runs}) > len({run.algorithm for run in runs}):
         print(choice_as_markdown(runs))
         return
     print(as_markdown(runs))
