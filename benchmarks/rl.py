@@ -350,7 +350,7 @@ ALGORITHMS: dict[str, Algorithm] = {
     "td3": OnTheWrapped("td3", sb3.read_settings("td3")["algorithm"]),
 }
 
-CHOSEN = {"rledit": 0.3, "cma-es": 0.3, "ppo": 0.3}
+CHOSEN = {"rledit": 0.3, "cma-es": 0.3, "ppo": 0.3, "evolution": 3.0}
 """Factors of the learning rates above, of 0.3, 1 and 3 (docs/results/rl.md); 1 of the others."""
 
 
