@@ -95,9 +95,7 @@ class Run:
 class CachedStreams(LifelongEditEnv):
     """Keeps what the frozen layers made of prompts from one stream to the next, whoever resets it."""
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         return super().reset(seed=seed, options={**(options or {}), "keep_cache": True})
 
 
