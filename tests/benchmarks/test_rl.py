@@ -9,6 +9,7 @@ from benchmarks.results.records import append
 from benchmarks.returns import BEST_CONSTANT
 from benchmarks.rl import (
     ALGORITHMS,
+    CHOSEN,
     FIGURES,
     Args,
     CachedStreams,
@@ -104,6 +105,7 @@ def small(monkeypatch, model_folder):
 def test_an_algorithm_trains_from_the_policy_as_it_is_made(small, name, steps):
     small(10 if name == "rledit" else 2)  # whose config has the whole horizon
     pytest.importorskip("cmaes", reason="the cma extra is not installed")
+    pytest.importorskip("stable_baselines3", reason="the sb3 extra is not installed")
     points = {}
     env, judge = rl.training_streams(), Judge([3])
     for seed in (0, 0, 1):
@@ -121,6 +123,7 @@ def test_an_algorithm_trains_from_the_policy_as_it_is_made(small, name, steps):
 
 def test_an_on_policy_algorithm_is_judged_after_it_has_learned_from_the_rollout(small):
     """PPO's rollouts are of 50 steps: at 50 and at 100 it is what the rollouts up to there have made of it."""
+    pytest.importorskip("stable_baselines3", reason="the sb3 extra is not installed")
     meter = Meter(
         (0, 50, 100), lambda agent: {"sum": float(sum(p.detach().abs().sum() for p in agent.model.policy.parameters()))}
     )
@@ -201,7 +204,7 @@ def test_a_run_s_points_are_on_disk_before_it_is_done_and_a_line_afterwards(smal
 
 
 def test_runs_that_are_there_are_not_run_again(tmp_path, capsys):
-    append(tmp_path / "rl.jsonl", RUN)
+    append(tmp_path / "rl.jsonl", replace(RUN, rate_factor=CHOSEN["rledit"]))
     before = (tmp_path / "rl.jsonl").read_bytes()
     assert main(Args(out=tmp_path, seeds="0", algorithms=("rledit",))) == 0
     assert "1 of 1 runs are there" in capsys.readouterr().out
