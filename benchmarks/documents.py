@@ -15,7 +15,8 @@ Then come one suite or several; a suite may be a pattern (``capacity-*``).
 Records of several files are joined by a plus: ``atlas-50x20.jsonl+methods-50x20.jsonl``.
 ``<!-- differences: atlas-50x20.jsonl atlas-50x20 pairs=rledit:rledit-fixed -->`` compares rows on the same streams.
 A row is marked if one of its records does not say where it comes from (benchmarks.results.provenance).
-``<!-- rl: rl.jsonl steps -->`` is the table of benchmarks.rl_report after equal steps (or seconds),
+``<!-- rl: rl.jsonl steps -->`` is the table of benchmarks.rl_report, ``<!-- rl: rl-choice.jsonl choice -->`` that of
+learning rates,
 ``<!-- agreement: agreement.json -->`` that of benchmarks.agreement (``agreement.json closest``: the least differences),
 ``<!-- returns: returns.jsonl -->`` and ``<!-- curves: learning_curves.jsonl -->`` those of the modules called so.
 Everything between the comments is written anew; --check only says which documents would change.
@@ -221,13 +222,12 @@ def _only(records: Sequence[Record], agents: Sequence[str], file: str) -> list[R
     return sorted(chosen, key=lambda record: agents.index(record.agent))
 
 
-def _as_rl(file: Path, units: Sequence[str]) -> str:
+def _as_rl(file: Path, tables: Sequence[str]) -> str:
     from benchmarks import rl, rl_report
 
-    for unit in rl_report.UNITS:
-        if [unit] == list(units):
-            return rl_report.as_markdown(rl.read(file), unit)
-    raise ValueError(f"must be '<!-- {RL}: FILE UNIT -->', UNIT being {' or '.join(rl_report.UNITS)}")
+    if len(tables) == 1 and tables[0] in rl_report.TABLES:
+        return rl_report.TABLES[tables[0]](rl.read(file))
+    raise ValueError(f"must be '<!-- {RL}: FILE TABLE -->', TABLE being {' or '.join(rl_report.TABLES)}")
 
 
 def main(args: Args) -> int:

@@ -85,12 +85,7 @@ FIGURES = (
         "no-edit",
     ),
     Figure("capacity.png", "capacity", "capacity.jsonl"),
-    Figure(
-        "rl.png",
-        "learning by reinforcement",
-        "rl.jsonl",
-        "rledit rledit-step-credit online-rledit reinforce evolution ppo a2c sac",
-    ),
+    Figure("rl.png", "learning by reinforcement", "rl.jsonl"),
     Figure("learning_curves.png", "learning curves", "learning_curves.jsonl"),
 )
 

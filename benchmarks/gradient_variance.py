@@ -21,21 +21,30 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from agents.base import ProgressCallback
-from agents.hypernetwork.config import TrainConfig
+from agents.hypernetwork.config import PolicyConfig, TrainConfig
 from agents.hypernetwork.training import Trainer, training_environment
 from agents.progress import silent
 from agents.rl.reinforce import ReinforceConfig, ReinforceTrainer
 from agents.rledit.trainer import RLEditTrainer
 from benchmarks.results.records import versions
 from benchmarks.results.tables import markdown
-from benchmarks.rl import RLEDIT, SHARED
 from benchmarks.running.progress import console_progress
 from editenv.atomic_files import atomic_write_text
 from editenv.env import LifelongEditEnv
+
+SHARED: dict[str, Any] = {
+    "horizon": 10,
+    "edits_per_step": 10,
+    "warm_up_batches": 10,
+    "policy": PolicyConfig(step_size=1.0, ridge=0.1),
+}
+RLEDIT = TrainConfig(learning_rate=3e-3, scalar_learning_rate=0.05, memory_samples=3, **SHARED)
+"""The paper's form: no preconditioner, one action per batch."""
 
 
 @dataclass(frozen=True)

@@ -1,35 +1,34 @@
-r"""RLEdit's differentiable trajectory beside reinforcement learning in general, at equal steps and equal seconds.
+r"""General reinforcement learning beside RLEdit's differentiable trajectory: one setting, up to 10,000 environment steps.
 
-    python -m benchmarks.rl --out runs/rl --steps 150 --seconds 40 --seeds 0-4
+    python -m benchmarks.rl --out runs/rl
     python -m benchmarks.rl_report runs/rl --figure docs/results/rl.png
-    python -m benchmarks.rl --out runs/rl-choice --steps 100 --seconds 20 --judgements 1 --seeds 100 --stream 1 \
-        --rate-factor 0.3
+    python -m benchmarks.rl --out runs/rl-choice --steps 1000 --seeds 100 --streams 10-12 --rate-factors 0.3 1 3
 
-Every run trains until *both* budgets are spent, on streams of the training split, and is judged now and then on one
-fixed stream of the validation split; OUT/rl.jsonl gets one line for each algorithm and seed. Runs that are there
-are not run again; each has a process and a thread of its own.
+All train on LifelongEdit-v1 and its bounded reward, ten batches of five edits, on streams drawn from the training split.
+A policy is judged by its mode before it has learned anything and at the first update after each of :data:`MARKS`, on
+streams of the validation split that are always the same. OUT/rl.jsonl gets a line for each algorithm, seed, number of
+steps and rate factor; what is there is not run again. A run's points so far are in OUT/unfinished until it is done.
 
-*Steps* are actions that the environment has rewarded. *Seconds* are the thread's own CPU seconds from the making of the
-policy on, judging aside: what a clock on the wall shows if nothing else needs the core, and the same if something
-does. Settings are below; the last command, with other factors, is how learning rates were chosen
-(docs/results/rl.md).
+All runs share a thread and what the frozen layers made of prompts: a step on prompts met before costs a fifth. *Steps*
+are actions that the environment has rewarded. *Seconds* are CPU seconds of training, judging aside. The last command
+is how learning rates were chosen (docs/results/rl.md).
 """
 
+import copy
 import json
-import multiprocessing
 import sys
 import time
 import traceback
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from agents.base import Agent, ProgressCallback
+import numpy as np
+
+from agents.base import Agent, Observation, ProgressCallback
 from agents.hypernetwork.config import PolicyConfig, TrainConfig
-from agents.hypernetwork.online import OnlineTrainer
-from agents.hypernetwork.training import Trainer, training_environment
+from agents.hypernetwork.training import Trainer
 from agents.progress import silent
 from agents.rl import sb3
 from agents.rl.cma_es import CMAES, CMAESAgent
@@ -37,25 +36,29 @@ from agents.rl.evolution import EvolutionConfig, EvolutionTrainer
 from agents.rl.reinforce import ReinforceConfig, ReinforceTrainer
 from agents.rledit.agent import RLEdit
 from agents.rledit.trainer import RLEditTrainer
+from benchmarks import learning_curves
 from benchmarks.results import records
+from benchmarks.returns import BEST_CONSTANT, read_as
 from benchmarks.run import parse_seeds
-from benchmarks.running.processes import end_with_parent
 from benchmarks.running.progress import console_progress
 from benchmarks.running.rollout import play
-from editenv.env import LifelongEditEnv
+from editenv.arguments import PositiveFloat, PositiveInt, check_fields
+from editenv.atomic_files import atomic_write_text
+from editenv.env import Action, LifelongEditEnv
 from editenv.evaluation import metrics
 from editenv.evaluation.batch import encode_evaluation
+from editenv.wrappers.chain import inner_action
 
-EDITS_PER_STEP = 10
-"""Edits in a batch, of training and of the validation stream."""
+SETTING: dict[str, Any] = {"edits_per_step": 5, "horizon": 10, "reward": "improvement"}
+"""Of the training and the validation environment; all else is as gym.make("LifelongEdit-v1") has it."""
 
-HORIZON = 10
-"""Batches of a training episode."""
-
-JUDGED_BATCHES = 20
-"""Batches of the validation stream: twice as many as an episode of training has."""
+MARKS = (0, 100, 300, 1_000, 3_000, 10_000, 30_000, 100_000)
+"""Environment steps at which a policy is judged, as far as the budget goes, and at its end."""
 
 FIGURES = ("episode_return", "efficacy", "generalization", "specificity")
+
+CACHE_BYTES = 2**30
+"""Room for what the frozen layers make of the whole training split."""
 
 
 @dataclass(frozen=True)
@@ -66,43 +69,66 @@ class Run:
         algorithm: Name of :data:`ALGORITHMS`.
         seed: Of the policy and the training streams.
         steps: Budget.
-        seconds: Budget.
-        stream: Seed of the validation stream's order.
+        streams: Seeds of the validation streams.
         rate_factor: What the learning rates of :data:`ALGORITHMS` were multiplied by.
         settings: Everything else that was chosen.
-        points: ``steps``, ``seconds`` and :data:`FIGURES` each time it was judged: the undiscounted return of the
-            whole stream, and teacher-forced percentages over all its edits after the last one.
+        points: ``steps``, ``seconds`` and :data:`FIGURES` each time it was judged, means over the streams: the
+            undiscounted return, and teacher-forced percentages over all edits after the last one.
         versions: What it was made with.
     """
 
     algorithm: str
     seed: int
     steps: int
-    seconds: float
-    stream: int
+    streams: list[int]
     rate_factor: float
     settings: dict[str, Any]
     points: list[dict[str, float]]
     versions: dict[str, str]
 
+    @property
+    def key(self) -> tuple[str, int, int, float]:
+        """What no two runs of a file share."""
+        return self.algorithm, self.seed, self.steps, self.rate_factor
+
+
+class CachedStreams(LifelongEditEnv):
+    """Keeps what the frozen layers made of prompts from one stream to the next, whoever resets it."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        return super().reset(seed=seed, options={**(options or {}), "keep_cache": True})
+
+
+def training_streams() -> LifelongEditEnv:
+    """The environment that all algorithms train on. Targets are not redrawn: a step on prompts met before is cheap."""
+    env = CachedStreams(split="train", **SETTING)
+    env.language_model.activation_cache.limit = CACHE_BYTES
+    return env
+
 
 class Judge:
-    """Lets an agent edit the validation stream, always the same one.
+    """Lets an agent edit the validation streams, always the same ones.
 
     Args:
-        stream: Seed of its order.
+        streams: Seeds of their orders.
     """
 
-    def __init__(self, stream: int) -> None:
-        self.stream = stream
-        self.env = LifelongEditEnv(split="validation", edits_per_step=EDITS_PER_STEP, horizon=JUDGED_BATCHES)
+    def __init__(self, streams: Sequence[int]) -> None:
+        self.streams = streams
+        self.env = CachedStreams(split="validation", **SETTING)
 
     def __call__(self, agent: Agent) -> dict[str, float]:
-        """An agent's :data:`FIGURES`: the undiscounted return, and percentages over all edits after the last one."""
+        """An agent's :data:`FIGURES`, means over the streams. A stream on which the model breaks has percentages, too:
+        those of the broken model over the edits until then.
+        """
+        figures = [self._one(agent, stream) for stream in self.streams]
+        return {name: float(np.mean([one[name] for one in figures])) for name in FIGURES}
+
+    def _one(self, agent: Agent, stream: int) -> dict[str, float]:
         env = self.env
-        env.reset(seed=self.stream, options={"keep_cache": True})
+        env.reset(seed=stream)
         episode_return = sum(step.reward for step in play(env, agent))
-        evaluation = encode_evaluation(env.language_model, list(env.edits_done))
+        evaluation = encode_evaluation(env.language_model, list(env.edits_done) or list(env.stream[:1]))
         scores = metrics.teacher_forced(env.language_model, evaluation).percentages()
         return {"episode_return": episode_return} | {name: float(scores[name] or 0.0) for name in metrics.METRICS}
 
@@ -111,34 +137,35 @@ class Meter:
     """Keeps the clock of one training, and judges it at the marks.
 
     Args:
-        steps: Budget.
-        seconds: Budget.
-        judgements: How often, over each budget, at equal distances; and once before anything is learned.
+        marks: Environment steps, rising; the last one is the budget.
         judge: From an agent to its figures; not on the clock.
-        progress: Called with what is going on, and how many percent of the budgets are spent.
+        after_each: Called with the points whenever there is one more.
+        progress: Called with what is going on, and how much of the budget is spent.
         clock: Seconds.
 
     Attributes:
-        points: ``steps``, ``seconds`` and :data:`FIGURES` each time it was judged.
+        points: ``steps``, ``seconds`` and the judge's figures.
     """
 
     def __init__(
         self,
-        steps: int,
-        seconds: float,
-        judgements: int,
+        marks: Sequence[int],
         judge: Callable[[Agent], dict[str, float]],
+        after_each: Callable[[list[dict[str, float]]], None] = lambda points: None,
         progress: ProgressCallback = silent,
         clock: Callable[[], float] = time.process_time,
     ) -> None:
-        self.budget = {"steps": float(steps), "seconds": seconds}
-        self.judgements, self.judge, self.progress, self.clock = judgements, judge, progress, clock
+        self.marks, self.judge, self.after_each, self.progress, self.clock = marks, judge, after_each, progress, clock
         self.points: list[dict[str, float]] = []
-        self._marks = dict.fromkeys(self.budget, 0)  # of each budget the last mark that was reached
         self._spent, self._resumed = 0.0, clock()
 
+    @property
+    def budget(self) -> int:
+        """Environment steps."""
+        return self.marks[-1]
+
     def __call__(self, steps: int, agent: Agent) -> bool:
-        """Judges the agent if it is time; to be called after every change of it.
+        """Judges the agent if a mark is reached; to be called after every change of it.
 
         Args:
             steps: Environment steps so far.
@@ -148,16 +175,13 @@ class Meter:
             Whether training is to go on.
         """
         self._spent += self.clock() - self._resumed
-        now = {"steps": float(steps), "seconds": self._spent}
-        going = any(now[unit] < budget for unit, budget in self.budget.items())
-        shares = {unit: min(1, now[unit] / budget) for unit, budget in self.budget.items()}
-        reached = {unit: int(self.judgements * share) for unit, share in shares.items()}
-        self.progress(f"{steps} steps, {self._spent:.0f} s", int(100 * min(shares.values())), 100)
-        if not self.points or not going or any(reached[unit] > self._marks[unit] for unit in reached):
-            self.points.append(now | self.judge(agent))
-        self._marks = reached
+        self.progress(f"{steps} steps, {self._spent:.0f} s", min(steps, self.budget), self.budget)
+        last = self.points[-1]["steps"] if self.points else -1
+        if any(last < mark <= steps for mark in self.marks):
+            self.points.append({"steps": float(steps), "seconds": self._spent} | self.judge(agent))
+            self.after_each(self.points)
         self._resumed = self.clock()
-        return going
+        return steps < self.budget
 
 
 class Algorithm(Protocol):
@@ -167,14 +191,14 @@ class Algorithm(Protocol):
         """What was chosen, for the record."""
         ...
 
-    def train(self, seed: int, rate_factor: float, meter: Meter) -> None:
-        """Trains from a seed until the meter says that it is over."""
+    def train(self, env: LifelongEditEnv, seed: int, rate_factor: float, meter: Meter) -> None:
+        """Trains on :func:`training_streams` from a seed until the meter says that it is over."""
         ...
 
 
 @dataclass(frozen=True)
 class OnTheNetwork:
-    """An algorithm that trains the hypernetwork.
+    """An algorithm that trains the hypernetwork, on its whole delta.
 
     Attributes:
         trainer: The algorithm.
@@ -191,13 +215,13 @@ class OnTheNetwork:
     def settings(self, rate_factor: float) -> dict[str, Any]:
         return json.loads(json.dumps(asdict(self._config(rate_factor))))
 
-    def train(self, seed: int, rate_factor: float, meter: Meter) -> None:
-        config = self._config(rate_factor)
-        trainer = self.trainer(training_environment(LifelongEditEnv(), config), config, seed, None)
+    def train(self, env: LifelongEditEnv, seed: int, rate_factor: float, meter: Meter) -> None:
+        trainer = self.trainer(env, self._config(rate_factor), seed, None)
         agent = RLEdit.of(trainer)
         going = meter(0, agent)
         while going:
             trainer.train_one()
+            # Whole episodes are counted, also where a broken model ended one.
             going = meter(trainer.trajectory * trainer.steps_per_update, agent)
 
 
@@ -206,31 +230,35 @@ class OnTheWrapped:
     """An algorithm of Stable-Baselines3, which sees the environment through agents.rl.sb3.wrapped.
 
     Attributes:
-        name: Of its settings in agents/settings/sb3.
-        learning_rate: In place of the one there.
+        name: Of the algorithm.
+        keywords: Of its class.
     """
 
     name: str
-    learning_rate: float
+    keywords: dict[str, Any]
 
     def settings(self, rate_factor: float) -> dict[str, Any]:
-        settings = dict(sb3.read_settings(self.name))
-        return settings | {"algorithm": settings["algorithm"] | {"learning_rate": self.learning_rate * rate_factor}}
+        keywords = copy.deepcopy(self.keywords)
+        return keywords | {"learning_rate": self.keywords["learning_rate"] * rate_factor}
 
-    def train(self, seed: int, rate_factor: float, meter: Meter) -> None:
+    def train(self, env: LifelongEditEnv, seed: int, rate_factor: float, meter: Meter) -> None:
         from stable_baselines3.common.callbacks import BaseCallback
 
-        config = TrainConfig(horizon=HORIZON, edits_per_step=EDITS_PER_STEP)
-        env = training_environment(LifelongEditEnv(), config)
-        model = sb3.make_model(self.name, env, seed, self.settings(rate_factor))
+        settings = {"reward_scale": 1.0, "algorithm": self.settings(rate_factor)}
+        model = sb3.make_model(self.name, env, seed, settings)
         agent = sb3.SB3Agent.of(self.name, model)
 
         class Metered(BaseCallback):
-            def _on_step(self) -> bool:
-                return meter(self.num_timesteps, agent)
+            """A rollout begins when what came before it is learned from."""
 
-        if meter(0, agent):
-            sb3.train(model, sys.maxsize, callbacks=[Metered()])
+            def _on_rollout_start(self) -> None:
+                meter(self.num_timesteps, agent)
+
+            def _on_step(self) -> bool:
+                return True
+
+        sb3.train(model, meter.budget, callbacks=[Metered()])
+        meter(model.num_timesteps, agent)
 
 
 @dataclass(frozen=True)
@@ -244,11 +272,10 @@ class OnALinearPolicy:
     deviation: float
 
     def settings(self, rate_factor: float) -> dict[str, Any]:
-        return {"deviation": self.deviation * rate_factor, "horizon": HORIZON, "edits_per_step": EDITS_PER_STEP}
+        return {"deviation": self.deviation * rate_factor}
 
-    def train(self, seed: int, rate_factor: float, meter: Meter) -> None:
-        config = TrainConfig(horizon=HORIZON, edits_per_step=EDITS_PER_STEP)
-        search = CMAES(LifelongEditEnv(), config, seed, self.deviation * rate_factor)
+    def train(self, env: LifelongEditEnv, seed: int, rate_factor: float, meter: Meter) -> None:
+        search = CMAES(env, EPISODES, seed, self.deviation * rate_factor)
         agent = CMAESAgent(search)
         going = meter(0, agent)
         while going:
@@ -256,57 +283,78 @@ class OnALinearPolicy:
             going = meter(search.steps, agent)
 
 
-# The paper's form: no preconditioner, one action per batch; step size and ridge untuned. Of learning rates 0.3, 1
-# and 3 times 3e-3 (and 0.05 for the scalars) each algorithm has the one with the best return: docs/results/rl.md.
-SHARED: dict[str, Any] = {
-    "horizon": HORIZON,
-    "edits_per_step": EDITS_PER_STEP,
-    "warm_up_batches": HORIZON,
-    "policy": PolicyConfig(step_size=1.0, ridge=0.1),
-}
-RLEDIT = TrainConfig(learning_rate=3e-3, scalar_learning_rate=0.05, memory_samples=3, **SHARED)
-
-ALGORITHMS: dict[str, Algorithm] = {
-    "rledit": OnTheNetwork(RLEditTrainer, RLEDIT),
-    "rledit-step-credit": OnTheNetwork(RLEditTrainer, replace(RLEDIT, credit="step")),
-    "online-rledit": OnTheNetwork(OnlineTrainer, replace(RLEDIT, learning_rate=9e-4, scalar_learning_rate=0.015)),
-    "reinforce": OnTheNetwork(
-        ReinforceTrainer, ReinforceConfig(learning_rate=3e-3, scalar_learning_rate=0.05, **SHARED)
-    ),
-    "evolution": OnTheNetwork(
-        EvolutionTrainer, EvolutionConfig(learning_rate=9e-3, scalar_learning_rate=0.15, **SHARED)
-    ),
-    "cma-es": OnALinearPolicy(deviation=0.1),
-    **{name: OnTheWrapped(name, learning_rate=9e-4) for name in ("ppo", "a2c", "sac", "td3", "ddpg")},
-}
-
-
-def run_one(name: str, seed: int, args: "Args") -> Run:
-    """One training; runs in its own process, on one thread.
+class ConstantAgent(Agent):
+    """The same numbers at every step, whatever is observed.
 
     Args:
-        name: Of :data:`ALGORITHMS`.
-        seed: Of the policy and the training streams.
-        args: The command's.
+        step: Of StepSizeAction, for all modules.
+        ridge: Likewise.
     """
-    import torch
 
-    torch.set_num_threads(1)
-    algorithm = ALGORITHMS[name]
-    with console_progress(f"{name}, seed {seed}") as progress:
-        meter = Meter(args.steps, args.seconds, args.judgements, Judge(args.stream), progress)
-        algorithm.train(seed, args.rate_factor, meter)
-    return Run(
-        algorithm=name,
-        seed=seed,
-        steps=args.steps,
-        seconds=args.seconds,
-        stream=args.stream,
-        rate_factor=args.rate_factor,
-        settings=algorithm.settings(args.rate_factor),
-        points=meter.points,
-        versions=records.versions(),
-    )
+    looks_at_model = True  # of which the actions are a share
+
+    def __init__(self, step: float, ridge: float) -> None:
+        self.numbers = (step, ridge)
+
+    def begin(self, env: LifelongEditEnv) -> None:
+        self._wrapped = sb3.wrapped(env)
+        self._action = np.repeat(self.numbers, len(env.language_model.modules)).astype(np.float32)
+
+    def act(self, observation: Observation, info: dict[str, Any]) -> Action:
+        return inner_action(self._wrapped, self._action)
+
+
+@dataclass(frozen=True)
+class Constant:
+    """No learning: what the others are to be compared with.
+
+    Attributes:
+        step, ridge: Of StepSizeAction.
+    """
+
+    step: float
+    ridge: float
+
+    def settings(self, rate_factor: float) -> dict[str, Any]:
+        return asdict(self)
+
+    def train(self, env: LifelongEditEnv, seed: int, rate_factor: float, meter: Meter) -> None:
+        agent = ConstantAgent(self.step, self.ridge)
+        for steps in (0, meter.budget):  # a line across the figure
+            meter(steps, agent)
+
+
+EPISODES = TrainConfig(horizon=SETTING["horizon"], edits_per_step=SETTING["edits_per_step"])
+# The paper's form: no preconditioner, one action per batch; step size and ridge as the network begins with them.
+NETWORK: dict[str, Any] = {
+    "horizon": SETTING["horizon"],
+    "edits_per_step": SETTING["edits_per_step"],
+    "warm_up_batches": SETTING["horizon"],
+    "policy": PolicyConfig(step_size=1.0, ridge=0.1),
+    "learning_rate": 3e-3,
+    "scalar_learning_rate": 0.05,
+}
+
+# PPO and SAC are those of docs/reference/wrappers.md.
+ALGORITHMS: dict[str, Algorithm] = {
+    "best-constant": Constant(*BEST_CONSTANT),
+    "rledit": OnTheNetwork(RLEditTrainer, TrainConfig(memory_samples=3, **NETWORK)),
+    "reinforce": OnTheNetwork(ReinforceTrainer, ReinforceConfig(**NETWORK)),
+    "evolution": OnTheNetwork(EvolutionTrainer, EvolutionConfig(**NETWORK)),
+    "cma-es": OnALinearPolicy(deviation=0.1),
+    "ppo": OnTheWrapped("ppo", learning_curves.ALGORITHMS["ppo"]),
+    "sac": OnTheWrapped("sac", learning_curves.ALGORITHMS["sac"]),
+    "a2c": OnTheWrapped("a2c", sb3.read_settings("a2c")["algorithm"]),
+    "td3": OnTheWrapped("td3", sb3.read_settings("td3")["algorithm"]),
+}
+
+CHOSEN = {"rledit": 0.3, "cma-es": 0.3, "ppo": 0.3, "evolution": 3.0}
+"""Factors of the learning rates above, of 0.3, 1 and 3 (docs/results/rl.md); 1 of the others."""
+
+
+def marks_up_to(steps: int) -> tuple[int, ...]:
+    """Those of :data:`MARKS` below a budget, and the budget."""
+    return (*(mark for mark in MARKS if mark < steps), steps)
 
 
 def read(path: Path) -> list[Run]:
@@ -315,18 +363,15 @@ def read(path: Path) -> list[Run]:
     Raises:
         ValueError: If a line is not a run, or a run that was there already; names the file and the line.
     """
-    runs: list[Run] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            run = Run(**json.loads(line))
-            keys = {"steps", "seconds", *FIGURES}
-            if not run.points or any(set(point) != keys for point in run.points):
-                raise ValueError(f"points must be a list of {', '.join(sorted(keys))}")
-            if (run.algorithm, run.seed) in ((earlier.algorithm, earlier.seed) for earlier in runs):
-                raise ValueError(f"{run.algorithm}, seed {run.seed}, is there twice")
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{path}, line {number}: {error}") from error
-        runs.append(run)
+    runs = read_as(Run, path)
+    for number, run in enumerate(runs, start=1):
+        expected = {"steps", "seconds", *FIGURES}
+        if not run.points or any(set(point) != expected for point in run.points):
+            raise ValueError(f"{path}, line {number}: points must be a list of {', '.join(sorted(expected))}")
+        if run.key in (earlier.key for earlier in runs[: number - 1]):
+            raise ValueError(
+                f"{path}, line {number}: {run.algorithm}, seed {run.seed}, {run.steps} steps, is there twice"
+            )
     return runs
 
 
@@ -334,20 +379,19 @@ def read(path: Path) -> list[Run]:
 class Args:
     out: Path
     """Folder; runs go to OUT/rl.jsonl."""
-    steps: int = 150
-    """Environment steps of a training."""
-    seconds: float = 40.0
-    """CPU seconds of a training."""
-    seeds: str = "0-4"
+    steps: PositiveInt = 10_000
+    """Environment steps of a training; one that learns from whole generations finishes its last."""
+    seeds: str = "0-2"
     """Like 0 or 0-4 or 0,3; each seeds the policy and the training streams."""
     algorithms: tuple[str, ...] = tuple(ALGORITHMS)
     """Which ones; all of them by default."""
-    stream: int = 0
-    """Seed of the validation stream's order."""
-    rate_factor: float = 1.0
-    """Multiplies every learning rate."""
-    judgements: int = 4
-    """How often a training is judged over each of the two budgets."""
+    streams: str = "0-2"
+    """Seeds of the validation streams, in the same form."""
+    rate_factors: tuple[PositiveFloat, ...] = ()
+    """Each multiplies every learning rate, in trainings of its own; what was chosen if none is given."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 def main(args: Args) -> int:
@@ -356,52 +400,73 @@ def main(args: Args) -> int:
     Raises:
         SystemExit: For wrong arguments, with a message.
     """
+    import torch
+
     path = args.out / "rl.jsonl"
     try:
-        check(args)
+        if unknown := set(args.algorithms) - set(ALGORITHMS):
+            raise ValueError(f"--algorithms: unknown {sorted(unknown)}; there are {', '.join(ALGORITHMS)}")
         # Algorithm after algorithm within a seed: whatever else the machine does meets them all.
-        trainings = [(name, seed) for seed in parse_seeds(args.seeds) for name in args.algorithms]
-        runs = comparable_runs(path, args)
+        trainings = [
+            (name, seed, args.steps, factor)
+            for seed in parse_seeds(args.seeds)
+            for name in args.algorithms
+            for factor in args.rate_factors or (CHOSEN.get(name, 1.0),)
+        ]
+        done = {run.key for run in comparable_runs(path, args)}
     except ValueError as error:
         raise SystemExit(str(error)) from None
-    done = {(run.algorithm, run.seed) for run in runs}
+    missing = [key for key in trainings if key not in done]
+    print(f"{len(trainings) - len(missing)} of {len(trainings)} runs are there", flush=True)
+    if not missing:
+        return 0
+    torch.set_num_threads(1)
+    env, judge = training_streams(), Judge(parse_seeds(args.streams))
     failed = []
-    context = multiprocessing.get_context("spawn")
-    for i, (name, seed) in enumerate(trainings, start=1):
-        label = f"[{i}/{len(trainings)}] {name}, seed {seed}"
-        if (name, seed) in done:
-            print(f"{label}: already there", flush=True)
-            continue
+    for number, (name, seed, steps, factor) in enumerate(missing, start=1):
+        label = f"[{number}/{len(missing)}] {name}, seed {seed}, rates times {factor:g}"
         try:
-            with ProcessPoolExecutor(1, mp_context=context, initializer=end_with_parent) as pool:
-                run = pool.submit(run_one, name, seed, args).result()
+            run = run_one(ALGORITHMS[name], empty_run(name, seed, steps, factor, judge), args.out, env, judge)
         except Exception:
             failed.append(label)
             traceback.print_exc()
             continue
-        records.append(path, run)
-        done.add((name, seed))
         last = run.points[-1]
-        figures = ", ".join(f"{figure} {last[figure]:.1f}" for figure in FIGURES)
+        figures = ", ".join(f"{figure} {last[figure]:.2f}" for figure in FIGURES)
         print(f"{label}: {last['steps']:.0f} steps, {last['seconds']:.0f} s, {figures}", flush=True)
     for label in failed:
         print(f"failed: {label}", file=sys.stderr)
     return 1 if failed else 0
 
 
-def check(args: Args) -> None:
-    """Checks the arguments.
+def empty_run(name: str, seed: int, steps: int, rate_factor: float, judge: Judge) -> Run:
+    """A run that is still to be made."""
+    settings = ALGORITHMS[name].settings(rate_factor)
+    return Run(name, seed, steps, list(judge.streams), rate_factor, settings, [], records.versions())
 
-    Raises:
-        ValueError: If an algorithm is unknown or a number is not positive.
+
+def run_one(algorithm: Algorithm, run: Run, out: Path, env: LifelongEditEnv, judge: Judge) -> Run:
+    """One training; its points so far are in OUT/unfinished, in the end it is a line of OUT/rl.jsonl.
+
+    Args:
+        algorithm: What trains.
+        run: Of :func:`empty_run`; gets its points here.
+        out: Folder.
+        env: :func:`training_streams`.
+        judge: On the run's streams.
     """
-    unknown = set(args.algorithms) - set(ALGORITHMS)
-    if unknown:
-        raise ValueError(f"unknown algorithms {sorted(unknown)}; there are {', '.join(ALGORITHMS)}")
-    if args.steps < 1 or args.seconds <= 0 or args.judgements < 1:
-        raise ValueError(
-            f"steps, seconds and judgements must be positive, not {args.steps}, {args.seconds}, {args.judgements}"
-        )
+    unfinished = out / "unfinished" / f"{'-'.join(map(str, run.key))}.json"
+    unfinished.parent.mkdir(parents=True, exist_ok=True)
+
+    def keep(points: list[dict[str, float]]) -> None:
+        run.points[:] = points
+        atomic_write_text(unfinished, json.dumps(asdict(run)) + "\n")
+
+    with console_progress(f"{run.algorithm}, seed {run.seed}") as progress:
+        algorithm.train(env, run.seed, run.rate_factor, Meter(marks_up_to(run.steps), judge, keep, progress))
+    records.append(out / "rl.jsonl", run)
+    unfinished.unlink()
+    return run
 
 
 def comparable_runs(path: Path, args: Args) -> list[Run]:
@@ -411,9 +476,9 @@ def comparable_runs(path: Path, args: Args) -> list[Run]:
         ValueError: If the file cannot be read, or holds runs that cannot stand beside new ones.
     """
     runs = read(path) if path.exists() else []
-    for run in runs:
-        if any(getattr(run, name) != getattr(args, name) for name in ("steps", "seconds", "stream", "rate_factor")):
-            raise ValueError(f"{path} holds runs of other steps, seconds, stream or rate factor; choose another --out")
+    streams = parse_seeds(args.streams)
+    if any(run.streams != streams for run in runs):
+        raise ValueError(f"{path} holds runs that were judged on other streams; choose another --out")
     return runs
 
 

@@ -1,120 +1,128 @@
-"""The runs of benchmarks.rl as a figure and two tables: after equal steps, and after equal seconds.
+"""The runs of benchmarks.rl as a figure and a table: the return at each number of environment steps.
 
     python -m benchmarks.rl_report runs/rl --figure docs/results/rl.png
 
-A run's figure at x steps (or seconds) is that of the last policy it had by then. Over seeds, the interquartile mean
-with its 95% stratified bootstrap interval; there is one validation stream, hence one stratum.
+A return after x steps is that of the first policy that was made of x steps or more. Over seeds: the mean, with the lowest
+and the highest seed.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import tyro
 
-from benchmarks.results.charts import PERCENT, Chart, Panel, Series, choose_highlighted, save
-from benchmarks.results.statistics import Estimate, estimate
-from benchmarks.results.tables import markdown, readable
-from benchmarks.rl import FIGURES, Run, read
+from benchmarks.results.charts import Chart, Panel, Series, choose_highlighted, save
+from benchmarks.results.tables import markdown
+from benchmarks.rl import FIGURES, MARKS, Run, read
 
-Unit = Literal["steps", "seconds"]
-UNITS: tuple[Unit, ...] = ("steps", "seconds")
-TITLES = dict(zip(FIGURES, ("return", "efficacy", "generalization", "specificity"), strict=True))
-AXES: dict[Unit, str] = {"steps": "environment steps", "seconds": "CPU seconds"}
-LABELS = {"episode_return": "sum of rewards", "efficacy": "over all edits (%)"}
-"""Of the vertical axes; generalization and specificity share efficacy's."""
-GRID = 41
-"""Points of a curve."""
+PERCENTAGES = FIGURES[1:]
+LOWEST_SHOWN = 4.0
+"""Of the returns' axis: below it nothing is told apart that a reader would ask about; a line that goes there ends."""
 
 
-def figure_at(run: Run, unit: Unit, budget: float, figure: str) -> float:
-    """Of the last policy within a budget of steps or seconds; of the first one if there was none yet."""
-    before = [point for point in run.points if point[unit] <= budget]
-    return (before or run.points[:1])[-1][figure]
-
-
-def over_seeds(runs: Sequence[Run], unit: Unit, budget: float, figure: str) -> Estimate:
-    """The interquartile mean of the runs' figures within a budget, with its interval."""
-    return estimate([[figure_at(run, unit, budget, figure) for run in runs]])
+def at_mark(run: Run, mark: int) -> float | None:
+    """The return of the policy that was judged for a mark: the first one after it; None behind the budget."""
+    if mark > run.steps:
+        return None
+    return next((point["episode_return"] for point in run.points if point["steps"] >= mark), None)
 
 
 def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """By algorithm, in the order in which they come."""
+    """By algorithm, in the order in which they come; of each algorithm the runs with its largest budget."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(run.algorithm, []).append(run)
-    return groups
+    longest = {name: max(run.steps for run in group) for name, group in groups.items()}
+    return {name: [run for run in group if run.steps == longest[name]] for name, group in groups.items()}
 
 
-def as_markdown(runs: Sequence[Run], unit: Unit) -> str:
-    """One row an algorithm, at the end of a budget."""
-    budget = float(getattr(runs[0], unit))
-    other: Unit = "seconds" if unit == "steps" else "steps"
-    headings = [f"after {budget:g} {unit}", "seeds", *TITLES.values(), other]
+def as_markdown(runs: Sequence[Run]) -> str:
+    """One row an algorithm: mean returns at the marks, and what the last policies are like."""
+    groups = grouped(runs)
+    marks = [mark for mark in MARKS if any(run.steps >= mark for group in groups.values() for run in group)]
+    headings = ["return after", "seeds", *(f"{mark:,}" for mark in marks), "last: lowest, highest"]
+    headings += ["efficacy / general. / spec.", "CPU ms a step"]
     body = []
-    for name, group in grouped(runs).items():
-        cells = [name, str(len(group))]
-        cells += [_with_interval(over_seeds(group, unit, budget, figure)) for figure in FIGURES]
-        cells.append(f"{np.mean([figure_at(run, unit, budget, other) for run in group]):.0f}")
-        body.append(cells)
+    for name, group in groups.items():
+        returns = [[at_mark(run, mark) for run in group] for mark in marks]
+        means = ["-" if None in values else f"{np.mean(values):.2f}" for values in returns]  # type: ignore[arg-type]
+        last = [run.points[-1] for run in group]
+        ends = [point["episode_return"] for point in last]
+        scores = " / ".join(f"{np.mean([point[figure] for point in last]):.0f}" for figure in PERCENTAGES)
+        cost = 1000 * np.mean([point["seconds"] / point["steps"] for point in last])
+        body.append([name, str(len(group)), *means, f"{min(ends):.2f}, {max(ends):.2f}", scores, f"{cost:.0f}"])
     return markdown(headings, body)
 
 
-def _with_interval(score: Estimate) -> str:
-    """A return may be so low that only its exponent can be read."""
-    value, *ends = (readable(number, 1) for number in (score.value, *(score.interval or ())))
-    return f"{value} [{', '.join(ends)}]" if ends else value
+def choice_as_markdown(runs: Sequence[Run]) -> str:
+    """One row an algorithm, one column a rate factor: the mean return of the last policies; and which one is chosen."""
+    factors = sorted({run.rate_factor for run in runs})
+    body = []
+    for name in dict.fromkeys(run.algorithm for run in runs):
+        ends = [
+            [run.points[-1]["episode_return"] for run in runs if (run.algorithm, run.rate_factor) == (name, factor)]
+            for factor in factors
+        ]
+        means = [float(np.mean(values)) if values else None for values in ends]
+        tried = {factor: mean for factor, mean in zip(factors, means, strict=True) if mean is not None}
+        cells = [f"{tried[factor]:.2f}" if factor in tried else "-" for factor in factors]
+        body.append([name, *cells, f"{chosen_factor(tried):g}"])
+    return markdown(["return; rates times", *(f"{factor:g}" for factor in factors), "chosen"], body)
+
+
+AS_GOOD = 0.1
+"""Returns that differ by less are taken for equal: one seed tells no more."""
+
+
+def chosen_factor(returns: Mapping[float, float]) -> float:
+    """The smallest rate factor that is as good as the best one: trainings are longer than the looks."""
+    return min(factor for factor, value in returns.items() if value >= max(returns.values()) - AS_GOOD)
+
+
+TABLES = {"steps": as_markdown, "choice": choice_as_markdown}
+"""By the word that a document asks for them with."""
 
 
 def chart(runs: Sequence[Run], chosen: Iterable[str] = ()) -> Chart:
-    """Every figure against steps and against seconds.
+    """The returns against environment steps, on a logarithmic axis.
 
     Args:
         runs: Of all algorithms.
         chosen: Algorithms in colour; the first ones by default.
     """
     groups = grouped(runs)
-    panels = []
-    for unit in UNITS:
-        budget = float(getattr(runs[0], unit))
-        grid = tuple(float(x) for x in np.linspace(0, budget, GRID))
-        for name in FIGURES:
-            series = tuple(_series(algorithm, group, unit, name, grid) for algorithm, group in groups.items())
-            panels.append(
-                Panel(
-                    TITLES[name].capitalize(),
-                    AXES[unit],
-                    series,
-                    LABELS.get(name),
-                    log=False,
-                    y_limits=_limits(runs) if name == "episode_return" else PERCENT,
-                    x_limits=(0.0, budget),
-                )
-            )
-    note = "one validation stream, percentages teacher-forced; bands are 95% intervals over seeds"
-    highlighted = choose_highlighted(list(groups), chosen)
-    return Chart(
-        "Learning by equal steps and by equal seconds",
-        note,
-        tuple(panels),
-        len(FIGURES),
-        "steps",
-        highlighted=highlighted,
+    last = max(run.points[-1]["steps"] for group in groups.values() for run in group)
+    highest = max(point["episode_return"] for group in groups.values() for run in group for point in run.points)
+    panel = Panel(
+        "LifelongEdit-v1, 10 batches of 5 edits",
+        "environment steps; the leftmost points are before training",
+        tuple(_series(name, group) for name, group in groups.items()),
+        "return (10 at most, 0: no editing)",
+        log=True,
+        y_limits=(LOWEST_SHOWN, max(9.0, highest + 0.1)),
+        x_limits=(FIRST, last),
     )
+    note = "mean of three validation streams; lines: mean over seeds, bands: lowest and highest seed"
+    highlighted = choose_highlighted(list(groups), chosen)
+    return Chart("Learning on the bounded reward", note, (panel,), 1, "lines", highlighted=highlighted)
 
 
-def _series(algorithm: str, group: Sequence[Run], unit: Unit, figure: str, grid: tuple[float, ...]) -> Series:
-    estimates = [over_seeds(group, unit, x, figure) for x in grid]
-    return Series(algorithm, grid, tuple(e.value for e in estimates), tuple(e.interval for e in estimates))
+FIRST = 30.0
+"""Where the policies that have learned nothing stand on a logarithmic axis, which has no 0."""
 
 
-def _limits(runs: Sequence[Run]) -> tuple[float, float]:
-    """Of the returns' axis: a policy that breaks the model is off it, or nothing else could be told apart."""
-    returns = [point["episode_return"] for run in runs for point in run.points]
-    low, high = (float(value) for value in np.quantile(returns, [0.1, 1.0]))
-    return 1.1 * low - 0.1 * high, 1.1 * high - 0.1 * low
+def _series(algorithm: str, group: Sequence[Run]) -> Series:
+    points = range(min(len(run.points) for run in group))
+    steps = [np.mean([run.points[i]["steps"] for run in group]) for i in points]
+    returns = [[run.points[i]["episode_return"] for run in group] for i in points]
+    return Series(
+        algorithm,
+        tuple(max(FIRST, float(x)) for x in steps),
+        tuple(float(np.mean(values)) for values in returns),
+        tuple((min(values), max(values)) for values in returns),
+    )
 
 
 def draw(runs: Sequence[Run], path: Path, chosen: Iterable[str] = ()) -> None:
@@ -140,8 +148,10 @@ def main(args: Args) -> None:
         runs = read(path)
     except ValueError as error:
         raise SystemExit(str(error)) from None
-    for unit in UNITS:
-        print(as_markdown(runs, unit))
+    if len({(run.algorithm, run.rate_factor) for run in runs}) > len({run.algorithm for run in runs}):
+        print(choice_as_markdown(runs))
+        return
+    print(as_markdown(runs))
     try:
         draw(runs, args.figure or args.folder / "rl.png", args.algorithms)
     except ValueError as error:

@@ -112,6 +112,9 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         dataset_options: For a file: :class:`editenv.data.files.FileOptions` as a dictionary.
         renamed: ``end_of_answer``, which is what ``train_eos`` was called; it works for one more version.
 
+    Attributes:
+        rewards_improvement: Whether :meth:`step` returns the improvement, and not eq. 10.
+
     Raises:
         ValueError: If an argument is out of range, naming it, or a record of the data set cannot be used.
 
@@ -158,7 +161,7 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         self.actions_per_batch = actions_per_batch
         self.horizon = horizon
         self.reward_config = RewardConfig(locality, memory_decay, memory_batches, regularization, reference)
-        self._rewards_improvement = reward == "improvement"
+        self.rewards_improvement = reward == "improvement"
         self.model_arguments: dict[str, Any] = {
             "model": model,
             "dataset": dataset,
@@ -285,7 +288,7 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         self.batches_done, self.attempt, self._began, self._over, self._batch = 0, 0, True, length == 0, None
         self.reward = rewards.Reward(self.language_model, self.reward_config)
         self.history = rendering.History(batches=length // self.edits_per_step or None)
-        if self._rewards_improvement:
+        if self.rewards_improvement:
             self.history.reward = "1 nothing lost, 0 unedited"
             self.history.reward_limits = (rewards.LOWEST_IMPROVEMENT, 1.0)
         self._gradients = self._no_gradients()
@@ -345,7 +348,7 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
 
     def _reward_of(self, terms: rewards.RewardTerms) -> float:
         """In the environment's unit, of the batch at hand."""
-        return self.reward.improvement(self._open.reward, terms) if self._rewards_improvement else terms.reward
+        return self.reward.improvement(self._open.reward, terms) if self.rewards_improvement else terms.reward
 
     def _move_on(
         self, terms: rewards.RewardTerms, scores: Mapping[str, float | None]
@@ -353,7 +356,7 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         """The second half: the next batch is opened."""
         judged = {"reward_terms": terms.as_dict()} | dict(scores)
         reward = self._reward_of(terms)
-        if self._rewards_improvement:
+        if self.rewards_improvement:
             judged["broken"] = not reward >= rewards.LOWEST_IMPROVEMENT  # also where it is not a number
             if judged["broken"]:
                 return self._end_broken(judged)
@@ -559,6 +562,16 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         return terms, gradient
 
     @property
+    def unedited_loss(self) -> float:
+        """Theta_0's loss on the batch at hand and those looked back at: what an improvement is measured in, in nats.
+
+        Raises:
+            ValueError: If the reward is not the improvement.
+            RuntimeError: If there is no batch.
+        """
+        return self.reward.unedited_loss(self._open.reward)
+
+    @property
     def batches_in_memory(self) -> int:
         """How many past batches the memory term of the next reward can look back at."""
         return len(self.reward.memory)
@@ -603,7 +616,7 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         if self.train_eos:
             targets = encode_evaluation(lm, edits, keep_log_probs=True, append_eos=True)
         prompts = targets.prompts.select(targets.kind == PROMPT)
-        reward = rewards.prepare(lm, targets, initial_loss=self._rewards_improvement)
+        reward = rewards.prepare(lm, targets, initial_loss=self.rewards_improvement)
         self._batch = _Batch(edits, evaluation, targets, prompts, reward, subjects)
         self.reward.open(self._batch.reward)
 

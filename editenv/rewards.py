@@ -252,13 +252,24 @@ class Reward:
         Raises:
             ValueError: If a batch was prepared without its initial loss.
         """
+        return 1 + terms.reward / self.unedited_loss(current)
+
+    def unedited_loss(self, current: RewardBatch) -> float:
+        """Minus the ``reward_t`` of theta_0, at least :data:`SMALLEST_INITIAL_LOSS`, in nats.
+
+        Args:
+            current: The batch at hand, not yet in the memory.
+
+        Raises:
+            ValueError: If a batch was prepared without its initial loss.
+        """
         batches, factors = self._batches_and_factors(current, lags=None)
         initial = 0.0
         for batch, factor in zip(batches, factors.tolist(), strict=True):
             if batch.initial_loss is None:
                 raise ValueError("improvement: a batch was prepared without its initial loss")
             initial += factor * batch.initial_loss
-        return 1 + terms.reward / max(initial, SMALLEST_INITIAL_LOSS)
+        return max(initial, SMALLEST_INITIAL_LOSS)
 
     def step_with_gradient(
         self, current: RewardBatch, deltas: Mapping[str, Delta], lags: Sequence[int] | None = None

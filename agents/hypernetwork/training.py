@@ -11,8 +11,8 @@ import random
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -33,11 +33,17 @@ Credit = dict[str, tuple[torch.Tensor, torch.Tensor]]
 
 @dataclass(slots=True)
 class Step:
-    """One step of a trajectory: what was observed (with ``P U^T`` where there is a preconditioner), and its reward."""
+    """One step of a trajectory: what was observed (with ``P U^T`` where there is a preconditioner), and its reward.
+
+    Attributes:
+        terms: What the reward is made of; the reward itself is in the environment's unit.
+        unit: That unit in nats: 1 of eq. 10, the unedited model's loss of the improvement.
+    """
 
     gradients: Mapping[str, Gradient]
     projected: dict[str, torch.Tensor] | None
     terms: RewardTerms
+    unit: float = field(default=1.0, kw_only=True)
 
 
 @dataclass(slots=True)
@@ -46,8 +52,8 @@ class Transition(Step):
 
     Attributes:
         deltas: By module the delta, ``D = L R``.
-        loss_gradient: By module the gradient of ``-gamma^t r_t`` with respect to the weight, ``(d_in, d_out)`` in
-            factors.
+        loss_gradient: By module the gradient of ``-gamma^t r_t``, in the reward's unit, with respect to the weight,
+            ``(d_in, d_out)`` in factors.
         weights_end: Whether the next step begins at other weights than this one led to: the stream has ended, or in
             the environment ``fixed`` the batch has.
     """
@@ -87,8 +93,15 @@ def project(preconditioner: Preconditioner | None, gradients: Mapping[str, Gradi
     return {name: preconditioner.project(name, gradient.keys) for name, gradient in gradients.items()}
 
 
-def training_environment(env: LifelongEditEnv, config: TrainConfig) -> LifelongEditEnv:
+def training_environment(
+    env: LifelongEditEnv, config: TrainConfig, reward: Literal["loss", "improvement"] = "loss"
+) -> LifelongEditEnv:
     """The same model, modules and data set on its training edits, endlessly redrawn where the data set allows it.
+
+    Args:
+        env: Whose.
+        config: Horizon, batch size and the reward's coefficients.
+        reward: What ``step`` returns and trainers learn from: the paper's reward, or the bounded one.
 
     Raises:
         ValueError: If there are not enough edits for a trajectory.
@@ -105,6 +118,7 @@ def training_environment(env: LifelongEditEnv, config: TrainConfig) -> LifelongE
         memory_decay=config.memory_decay,
         memory_batches=config.memory_batches,
         regularization=config.regularization,
+        reward=reward,
     )
     possible = training.longest_stream // config.edits_per_step
     if possible < config.horizon:
@@ -200,7 +214,11 @@ class Trainer(ABC):
     # -- what trainings are made of -------------------------------------------------------------------------------
 
     def roll_out(self) -> Iterator[Transition]:
-        """The policy, as it is at each step, edits one stream from theta_0, and each reward is differentiated."""
+        """The policy, as it is at each step, edits one stream from theta_0, and each reward is differentiated.
+
+        That of an environment whose reward is the improvement is; a model that breaks is edited on to the horizon, as
+        the penalty for breaking it has no gradient.
+        """
         config, env = self.config, self.env
         rng = random.Random(f"{self.seed}/{self.trajectory}")
         env.reset(seed=self.stream_seed)
@@ -216,16 +234,20 @@ class Trainer(ABC):
                 last_attempt = attempt == config.actions_per_batch - 1
                 if last_attempt and self.preconditioner is not None and config.environment == "lifelong":
                     self.preconditioner.absorb(gradients, dict.fromkeys(gradients, config.absorb_noise), projected)
+                unit = env.unedited_loss if env.rewards_improvement else 1.0
                 terms, reward_gradient = env.transition(deltas, lags)
-                discount = config.discount ** (batch * config.actions_per_batch + attempt)
+                if env.rewards_improvement:
+                    terms = replace(terms, reward=1 + terms.reward / unit)
+                weight = config.discount ** (batch * config.actions_per_batch + attempt) / unit
                 # Batches of the fixed environment do not share weights; attempts on one batch do.
                 yield Transition(
                     gradients,
                     projected,
                     terms,
                     deltas,
-                    loss_gradient={n: LowRank(g.keys.T, discount * g.value_grads) for n, g in reward_gradient.items()},
+                    loss_gradient={n: LowRank(g.keys.T, weight * g.value_grads) for n, g in reward_gradient.items()},
                     weights_end=last_attempt and (config.environment == "fixed" or batch == config.horizon - 1),
+                    unit=unit,
                 )
             if config.environment == "fixed":
                 env.undo_all_edits()
@@ -234,14 +256,14 @@ class Trainer(ABC):
         """Adds to the policy's gradient ``sum_i <S_i, dD_i/dphi>``, D_i = L_i R_i; observations are constants."""
         config = self.config
         for t, step in enumerate(steps):
-            discount = config.discount**t
+            weight = config.discount**t / step.unit
             deltas: dict[str, LowRank] = self.policy(step.gradients, step.projected)
             loss = torch.zeros((), device=self.lm.device)
             for name, delta in deltas.items():
                 left, right = step.credit[name]
                 loss = loss + (left * delta.left).sum() + (right * delta.right).sum()
                 # The L2 term of eq. 10 depends on the delta alone: its gradient goes around the language model.
-                loss = loss + discount * config.regularization * squared_norm(delta)
+                loss = loss + weight * config.regularization * squared_norm(delta)
             (loss / len(steps)).backward()
 
     def ascend(self) -> float:
@@ -281,7 +303,7 @@ def step_credit(transitions: Iterable[Transition]) -> Iterator[CreditedStep]:
     """Each delta answers for its own reward only: ``S_i = gamma^i g_i``, as the public code of RLEdit has it."""
     for step in transitions:
         credit = {name: inner_gradient(step.loss_gradient[name], delta) for name, delta in step.deltas.items()}
-        yield CreditedStep(step.gradients, step.projected, step.terms, credit)
+        yield CreditedStep(step.gradients, step.projected, step.terms, credit, unit=step.unit)
 
 
 def sample_lags(past: int, samples: int | None, rng: random.Random) -> list[int] | None:

@@ -14,7 +14,6 @@ import numpy as np
 
 from agents.base import Agent, Observation
 from agents.hypernetwork.config import TrainConfig
-from agents.hypernetwork.training import training_environment
 from agents.rl.sb3 import wrapped
 from editenv.env import Action, LifelongEditEnv
 from editenv.wrappers.chain import inner_action, outer_observation
@@ -47,8 +46,8 @@ class CMAES:
     """The search: a generation at a time.
 
     Args:
-        env: The model, modules and data set that are trained on.
-        config: Horizon, batch size, discount and reward of the training environment.
+        env: A :func:`agents.hypernetwork.training.training_environment`.
+        config: What it was made from; the discount is read here.
         seed: Of candidates and streams.
         deviation: Standard deviation of the first candidates' parameters.
 
@@ -60,7 +59,7 @@ class CMAES:
     def __init__(self, env: LifelongEditEnv, config: TrainConfig, seed: int, deviation: float = 0.1) -> None:
         from cmaes import CMA
 
-        self.env, self.config, self.seed = wrapped(training_environment(env, config)), config, seed
+        self.env, self.config, self.seed = wrapped(env), config, seed
         self.policy, self._candidate = LinearPolicy(self.env), LinearPolicy(self.env)
         self.strategy = CMA(mean=self.policy.parameters.copy(), sigma=deviation, seed=seed)
         self.steps = 0

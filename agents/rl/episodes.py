@@ -1,6 +1,7 @@
 """One episode of a hypernetwork through the environment's public face, for algorithms that need rewards alone."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -33,6 +34,9 @@ def check_config(config: TrainConfig) -> None:
 def play(trainer: Trainer, act: Act, again: bool) -> list[Step]:
     """Edits the trainer's current stream from theta_0; every call for one ``trainer.trajectory`` meets the same stream.
 
+    The reward of each step is the environment's own: of eq. 10, or the improvement, with which an episode ends where the
+    model breaks.
+
     Args:
         trainer: Whose environment, preconditioner and stream.
         act: The policy.
@@ -52,8 +56,11 @@ def play(trainer: Trainer, act: Act, again: bool) -> list[Step]:
             deltas = act(gradients, projected)
             if attempt == config.actions_per_batch - 1 and preconditioner is not None:
                 preconditioner.absorb(gradients, dict.fromkeys(gradients, config.absorb_noise), projected)
-            *_, info = env.step(deltas)
-            steps.append(Step(gradients, projected, RewardTerms(**info["reward_terms"])))
+            _, reward, _, _, info = env.step(deltas)
+            terms = replace(RewardTerms(**info["reward_terms"]), reward=reward)
+            steps.append(Step(gradients, projected, terms))
+            if env.rewards_improvement and info["broken"]:
+                return steps
     return steps
 
 

@@ -73,15 +73,18 @@ class ReinforceTrainer(Trainer):
     def learn(self) -> tuple[Sequence[Step], float]:
         config = self.config
         rollouts = [self.roll_out_noisy(i) for i in range(config.rollouts)]
-        returns = torch.tensor([rewards_to_go(steps, config.discount) for steps, _ in rollouts])
+        # A rollout that broke the model ended early, and earned nothing after that.
+        returns = torch.nn.utils.rnn.pad_sequence(
+            [torch.tensor(rewards_to_go(steps, config.discount)) for steps, _ in rollouts], batch_first=True
+        )
         if config.credit == "step":
             returns = returns - torch.nn.functional.pad(returns[:, 1:], (0, 1))
         advantages = leave_one_out(returns)
         self.optimizer.zero_grad()
         for (steps, noises), of_rollout in zip(rollouts, advantages.tolist(), strict=True):
-            for step, noise, advantage in zip(steps, noises, of_rollout, strict=True):
+            for step, noise, advantage in zip(steps, noises, of_rollout[: len(steps)], strict=True):
                 loss = -advantage * self.log_probability(step, noise)
-                (loss / (len(steps) * config.rollouts)).backward()
+                (loss / returns.numel()).backward()
         return [step for steps, _ in rollouts for step in steps], self.ascend()
 
     def roll_out_noisy(self, rollout: int) -> tuple[list[Step], list[dict[str, torch.Tensor]]]:

@@ -3,6 +3,7 @@
     python -m agents.rl.sb3 --algo ppo --output runs/ppo            # trains on the embedded model
     python -m agents.rl.sb3 --algo sac --output runs/sac --steps 5000 --seed 1
     python -m agents.rl.sb3 --algo ppo --output runs/ppo8 --streams 8   # eight streams on one model
+    python -m agents.rl.sb3 --algo ppo --output runs/loss --reward loss # on the paper's reward, which has no bound
 
 OUTPUT gets the policy (policy.zip), result.json, checkpoints, evaluations.npz and best_model.zip of the evaluations
 on the validation split, and a TensorBoard log. Killed, the same command goes on from the last checkpoint; not bit
@@ -11,6 +12,7 @@ use its `load` only on files you trust. This command and SB3Agent read nothing b
 no trust.
 """
 
+import copy
 import hashlib
 import importlib
 import json
@@ -34,7 +36,7 @@ from editenv.arguments import PositiveInt, check_fields
 from editenv.atomic_files import atomic_write_text
 from editenv.data import edits_digest
 from editenv.data.files import FileOptions
-from editenv.env import Action, LifelongEditEnv
+from editenv.env import Action, LifelongEditEnv, lifelong_edit
 from editenv.identity import fingerprint, frozen_fingerprint, same
 from editenv.identity import identity as model_identity
 from editenv.output_folders import check_output
@@ -51,8 +53,11 @@ Algorithm = Literal["ppo", "a2c", "sac", "td3", "ddpg", "tqc"]
 """Name of an algorithm; tqc is of sb3-contrib."""
 
 Settings = Mapping[str, Any]
-"""``reward_scale``, what rewards are multiplied by, and ``algorithm``, keywords of the algorithm's class; its
-``action_noise`` is a standard deviation."""
+"""``reward_scale``, what the paper's reward is multiplied by (the bounded one is learned from as it is), and
+``algorithm``, keywords of the algorithm's class; its ``action_noise`` is a standard deviation."""
+
+RewardName = Literal["improvement", "loss"]
+"""What is learned from: the bounded reward of LifelongEdit-v1, or eq. 10 of RLEdit, in nats and without bound."""
 
 
 def read_settings(algo: str, file: Path | None = None) -> Settings:
@@ -78,6 +83,11 @@ def wrapped(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
     return LayerStatistics(GradientStatistics(StepSizeAction(env, decades=1.0)))
 
 
+def scale_of(settings: Settings, reward: RewardName) -> float:
+    """What rewards are multiplied by before they are learned from."""
+    return 1.0 if reward == "improvement" else float(settings["reward_scale"])
+
+
 def make_model(
     algo: str,
     env: "gym.Env[Any, Any] | VecEnv",
@@ -100,10 +110,10 @@ def make_model(
     from stable_baselines3.common.noise import NormalActionNoise
 
     settings = settings or read_settings(algo)
-    keywords = dict(settings["algorithm"])
-    scale = float(settings["reward_scale"])
+    keywords = copy.deepcopy(settings["algorithm"])  # A2C puts a class into its policy_kwargs
     ready = env
     if isinstance(env, gym.Env):
+        scale = scale_of(settings, "improvement" if lifelong_edit(env).rewards_improvement else "loss")
         # Monitor is inside, so that what is logged is the environment's own reward.
         ready = gym.wrappers.TransformReward(Monitor(wrapped(env)), lambda reward: scale * float(reward))
     if "action_noise" in keywords:
@@ -172,7 +182,9 @@ class SB3Agent(Agent):
     Args:
         algo: Name of the algorithm.
         steps: Environment steps that :meth:`prepare` trains for.
-        config: Horizon, batch size and reward of the training environment.
+        config: Horizon, batch size and the reward's coefficients, of the training environment.
+        settings: As :func:`read_settings` gives them, which is the default.
+        reward: What is learned from.
     """
 
     learns = True
@@ -184,8 +196,9 @@ class SB3Agent(Agent):
         steps: PositiveInt = 1000,
         config: TrainConfig | None = None,
         settings: Mapping[str, Any] | None = None,
+        reward: RewardName = "improvement",
     ) -> None:
-        self.algo, self.steps = algo, steps
+        self.algo, self.steps, self.reward = algo, steps, reward
         self.settings = dict(settings) if settings is not None else read_settings(algo)
         if self.settings.keys() != {"reward_scale", "algorithm"}:
             raise ValueError(f"settings must have 'reward_scale' and 'algorithm', not {sorted(self.settings)}")
@@ -200,7 +213,8 @@ class SB3Agent(Agent):
         return agent
 
     def prepare(self, env: LifelongEditEnv, seed: int, progress: ProgressCallback) -> None:
-        self.model = make_model(self.algo, training_environment(env, self.config), seed, self.settings)
+        training = training_environment(env, self.config, self.reward)
+        self.model = make_model(self.algo, training, seed, self.settings)
         kept = None if self.workspace is None else self.workspace / "policy.json"
         identity = None if kept is None else self._identity(env, seed)
         if kept is not None and kept.exists():
@@ -238,6 +252,8 @@ class SB3Agent(Agent):
             "identity": model_identity(lm),
             "edits": edits_digest(training_edits(env)),
         }
+        if self.reward != "loss":  # there was no choice for older ones
+            made_of["reward"] = self.reward
         identity: dict[str, Any] = json.loads(json.dumps(made_of))
         return identity
 
@@ -267,6 +283,8 @@ class Args:
     """Environment steps in all."""
     seconds: float | None = None
     """Seconds after which this call ends all the same."""
+    reward: RewardName = "improvement"
+    """What is learned from and judged by: the bounded reward of LifelongEdit-v1, or with loss the paper's."""
     settings: Path | None = None
     """JSON file of hyperparameters, of the form of agents/settings/sb3/ppo.json; the one that ships by default."""
     horizon: PositiveInt = 25
@@ -355,6 +373,8 @@ def _environment_arguments(args: Args) -> dict[str, Any]:
     }
     if args.observed_tokens != "answers":
         arguments["observed_tokens"] = args.observed_tokens
+    if args.reward != "loss":  # older folders do not say
+        arguments["reward"] = args.reward
     if args.dataset != "atlas":
         arguments["dataset_options"] = asdict(args.dataset_options)
     return arguments
@@ -368,7 +388,7 @@ def _training_streams(args: Args, arguments: Mapping[str, Any], settings: Settin
     from editenv.vector import LifelongEditVectorEnv
 
     envs = LifelongEditVectorEnv(args.streams, "SameStep", [wrapped], **arguments, split="train")
-    return StreamsVecEnv(envs, float(settings["reward_scale"]))
+    return StreamsVecEnv(envs, scale_of(settings, args.reward))
 
 
 def _resume(model: "BaseAlgorithm", args: Args) -> None:
@@ -437,7 +457,7 @@ def check_identity(file: Path, made_of: dict[str, Any]) -> None:
         except ValueError as error:
             raise SystemExit(str(error)) from None
         here = made_of if "edits" in there else {name: made_of[name] for name in there.keys() & made_of.keys()}
-        if not same(there, {"identity": made_of["identity"]} | here):
+        if there.get("reward") != made_of.get("reward") or not same(there, {"identity": made_of["identity"]} | here):
             raise SystemExit(
                 f"{file.parent} belongs to a training run with other options, model or edits; choose another --output"
             )

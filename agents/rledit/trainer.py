@@ -59,7 +59,7 @@ def trajectory_credit(transitions: Iterable[Transition], lm: EditableLM) -> Iter
             for earlier, before in waiting:
                 whole = _inner_gradients(so_far, earlier)
                 credit = {n: (whole[n][0] - before[n][0], whole[n][1] - before[n][1]) for n in whole}
-                yield CreditedStep(earlier.gradients, earlier.projected, earlier.terms, credit)
+                yield CreditedStep(earlier.gradients, earlier.projected, earlier.terms, credit, unit=earlier.unit)
             waiting = []
             for matrix in so_far.values():
                 matrix.zero_()

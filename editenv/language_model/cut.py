@@ -2,9 +2,10 @@
 
 The frozen part is never edited, so its output at a prompt is the same at any weights (:class:`Cut` says how much of a
 model that can be). Both parts are run through the model's own forward pass, with some of its modules replaced, so that
-masks, positions and norms are whatever the model makes of them. Whether a model's layers have the form that a cut
-needs is not assumed but checked, against the whole model (:func:`cut_model`). Where they have none of these forms,
-nothing is frozen, and the whole model is run.
+masks, positions and norms are whatever the model makes of them; only where nothing but a sum, a norm and the head is
+left, and these give the same bits (:meth:`CutModel.take_short_cut`), they are called by themselves. Whether a model's
+layers have the form that a cut needs is not assumed but checked, against the whole model (:func:`cut_model`). Where
+they have none of these forms, nothing is frozen, and the whole model is run.
 """
 
 import warnings
@@ -72,6 +73,8 @@ class CutModel:
         # Of Cut.KEYS the only one. Both name and module: an adapter (peft) may later stand in its place, and call it.
         self._edited_name = next(iter(shapes))
         self._edited_module = model.get_submodule(self._edited_name)
+        self._around_stack = model.get_submodule(stack.rpartition(".")[0])
+        self._last_norm: nn.Module | None = None  # until it is known that nothing else is left
 
     @property
     def answer_positions_only(self) -> bool:
@@ -162,6 +165,11 @@ class CutModel:
         if not len(prompts):
             return torch.zeros(0, len(head.get_parameter("weight")), device=self.device)
         rows, columns = prompts.rows, prompts.columns
+        if self._last_norm is not None and not options:
+            before, keys = prompts.hidden[..., : self.width], prompts.hidden[..., self.width :]
+            hidden = self._last_norm(before + self.model.get_submodule(self._edited_name)(keys))
+            logits: torch.Tensor = head(hidden[rows, columns]).float()
+            return logits
 
         def select(_: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
             hidden = args[0]
@@ -248,6 +256,25 @@ class CutModel:
             return False
         tolerance = probe.tolerance * probe.logits.abs().max()
         return bool((probe.logits[:, -1] - logits).abs().max() <= tolerance)
+
+    @torch.no_grad()
+    def take_short_cut(self, probe: "Probe") -> None:
+        """Behind the keys there is often nothing left but a sum, the last norm and the head: then :meth:`logits` calls
+        these, which takes half as long as the model's forward pass for a few prompts.
+
+        Whether that is all is tried: the logits must be the same to the last bit, with one of the modules beside the
+        layers as the norm. They are not where the MLP's output is scaled or normed (Gemma 2), or the logits are.
+        """
+        if self.cut is not Cut.KEYS:
+            return
+        prompts = self._encoded(probe.ids)
+        expected = self.logits(prompts)
+        for module in self._around_stack.children():
+            self._last_norm = module
+            with suppress(Exception):  # most of them are no norms, and take something else
+                if torch.equal(self.logits(prompts), expected):
+                    return
+        self._last_norm = None
 
     def _encoded(self, ids: torch.Tensor) -> Prompts:
         """Prompts of ``(B, T)`` token ids, each with one answer token, which is never read."""
@@ -349,6 +376,7 @@ def cut_model(model: "PreTrainedModel", shapes: Mapping[str, tuple[int, int]]) -
     candidates = (CutModel(model, shapes, cut) for cut in sorted(Cut, reverse=True))
     chosen = next(c for c in candidates if c.cut is Cut.WHOLE or (c.is_allowed() and c.is_exact(probe)))
     chosen.check_modules(probe)
+    chosen.take_short_cut(probe)
     if chosen.cut is Cut.WHOLE:
         warnings.warn(
             f"{type(model).__name__}: the layers of {layer_stack(model, shapes)} cannot be run from the middle; the whole model "

@@ -145,14 +145,14 @@ def test_scores_have_a_column_for_each_figure(tmp_path):
     )
 
 
-def test_runs_of_reinforcement_learning_are_shown_after_equal_steps_or_seconds(tmp_path):
+def test_runs_of_reinforcement_learning_are_shown_after_equal_steps_or_by_learning_rate(tmp_path):
     scores = {"efficacy": 1.0, "generalization": 2.0, "specificity": 3.0}
-    points = [{"steps": 0.0, "seconds": 1.0, "episode_return": -2e9} | scores]
-    append(tmp_path / "rl.jsonl", replace(RUN, steps=300, seconds=60.0, points=points))
-    for unit, budget in (("steps", "after 300 steps"), ("seconds", "after 60 seconds")):
-        heading, _, row = rows_of(tmp_path / "page.md", f"rl: rl.jsonl {unit}")
-        assert heading[0] == budget
-        assert row[2:6] == ["-2.0e9", "1.0", "2.0", "3.0"]
+    points = [{"steps": float(x), "seconds": 1.0, "episode_return": 7.5} | scores for x in (0, 100)]
+    append(tmp_path / "rl.jsonl", replace(RUN, steps=100, points=points))
+    heading, _, row = rows_of(tmp_path / "page.md", "rl: rl.jsonl steps")
+    assert heading[:4] == ["return after", "seeds", "0", "100"]
+    assert row[:4] == ["rledit", "1", "7.50", "7.50"]
+    assert rows_of(tmp_path / "page.md", "rl: rl.jsonl choice")[2] == ["rledit", "7.50", "1"]
 
 
 def test_rows_whose_records_do_not_say_where_they_come_from_are_marked(document):

@@ -77,15 +77,15 @@ def test_the_table_and_the_figure_have_all_seeds():
 
 
 def test_what_is_published_learns():
-    """As docs/reference/wrappers.md says: every seed of PPO ends above its first action, and two of three of SAC."""
+    """As docs/reference/wrappers.md says: every seed of PPO ends above its first action, and most of SAC."""
     gains = {"ppo": [], "sac": []}
     for item in read(ROOT / "docs/results/learning_curves.jsonl"):
         returns = [point["episode_return"] for point in item.points]
         gains[item.algorithm].append(returns[-1] - returns[0])
         assert item.points[-1]["steps"] == 400
-    assert {name: len(of_seeds) for name, of_seeds in gains.items()} == {"ppo": 3, "sac": 3}
+    assert len(gains["ppo"]) == len(gains["sac"]) >= 3
     assert min(gains["ppo"]) > 0.3
-    assert sum(gain > 0.3 for gain in gains["sac"]) == 2
+    assert sum(gain > 0.3 for gain in gains["sac"]) > len(gains["sac"]) / 2
 
 
 def test_an_algorithm_that_there_is_not_is_named(tmp_path):

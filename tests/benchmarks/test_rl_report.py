@@ -4,58 +4,68 @@ import pytest
 from test_rl import RUN
 
 from benchmarks.results.records import append
-from benchmarks.rl_report import Args, as_markdown, figure_at, main, over_seeds
+from benchmarks.rl_report import FIRST, Args, as_markdown, at_mark, chart, choice_as_markdown, main
 
 
-def point(steps, seconds, value):
-    return {"steps": steps, "seconds": seconds, "episode_return": -value} | dict.fromkeys(
-        ("efficacy", "generalization", "specificity"), value
-    )
+def run(seed, returns, algorithm="rledit", steps=300, at=(0, 100, 300), **changes):
+    points = [
+        {"steps": float(x), "seconds": x / 100, "episode_return": y, "efficacy": 10 * y, "generalization": 5.0}
+        | {"specificity": 60.0 + seed}
+        for x, y in zip(at, returns, strict=True)
+    ]
+    return replace(RUN, algorithm=algorithm, seed=seed, steps=steps, points=points, **changes)
 
 
-def run(seed, values, algorithm="rledit"):
-    points = [point(0.0, 3.0, 10.0)] + [point(100.0 * i, 25.0 * i, value) for i, value in enumerate(values, start=1)]
-    return replace(RUN, algorithm=algorithm, seed=seed, steps=300, seconds=60.0, points=points)
+def test_a_mark_is_the_first_policy_behind_it_and_none_behind_the_budget():
+    one = run(0, [6.0, 7.0, 8.0], at=(0, 160, 320))
+    assert [at_mark(one, mark) for mark in (0, 100, 300, 1000)] == [6.0, 7.0, 8.0, None]
 
 
-@pytest.mark.parametrize(
-    ("unit", "place", "value"),
-    [("steps", 0, 10.0), ("steps", 99, 10.0), ("steps", 100, 20.0), ("steps", 300, 40.0), ("seconds", 1, 10.0),
-     ("seconds", 60, 30.0), ("seconds", 1000, 40.0)],
-)  # fmt: skip
-def test_a_figure_is_that_of_the_last_policy_by_then(unit, place, value):
-    assert figure_at(run(0, [20.0, 30.0, 40.0]), unit, place, "efficacy") == value
-    assert figure_at(run(0, [20.0, 30.0, 40.0]), unit, place, "episode_return") == -value
+def test_the_table_by_hand():
+    runs = [
+        run(0, [6.0, 7.0, 8.0]),
+        run(1, [5.0, 7.0, 9.0]),
+        run(0, [6.0, 6.5], "ppo", steps=100, at=(0, 100)),
+        run(0, [1.0, 1.0], "rledit", steps=100, at=(0, 100)),  # a shorter run of what was run for longer
+    ]
+    heading, _, first, second = as_markdown(runs).splitlines()
+    assert heading.startswith("| return after | seeds | 0 | 100 | 300 | last: lowest, highest |")
+    assert first == "| rledit | 2 | 5.50 | 7.00 | 8.50 | 8.00, 9.00 | 85 / 5 / 60 | 10 |"
+    assert second == "| ppo | 1 | 6.00 | 6.50 | - | 6.50, 6.50 | 65 / 5 / 60 | 10 |"
 
 
-def test_over_five_seeds_the_best_and_the_worst_are_left_out():
-    runs = [run(seed, [0, 0, value]) for seed, value in enumerate((5.0, 90.0, 20.0, 0.0, 35.0))]
-    found = over_seeds(runs, "steps", 300, "efficacy")
-    assert found.value == pytest.approx((5 + 20 + 35) / 3)
-    assert 0 <= found.interval[0] <= found.value <= found.interval[1] <= 90
-    assert over_seeds(runs[:1], "steps", 300, "efficacy").interval is None
+def test_of_learning_rates_the_smallest_that_is_as_good_as_the_best_is_chosen():
+    runs = [run(0, [6.0, 7.0, value], rate_factor=factor) for factor, value in ((0.3, 7.5), (1.0, 8.25), (3.0, -10.0))]
+    runs += [run(0, [6.0, 7.0, value], "ppo", rate_factor=factor) for factor, value in ((0.3, 7.65), (3.0, 7.7))]
+    lines = choice_as_markdown(runs).splitlines()
+    assert lines[0] == "| return; rates times | 0.3 | 1 | 3 | chosen |"
+    assert lines[2] == "| rledit | 7.50 | 8.25 | -10.00 | 1 |"
+    assert lines[3] == "| ppo | 7.65 | - | 7.70 | 0.3 |"
 
 
-def test_tables_by_hand():
-    runs = [run(0, [20.0, 30.0, 40.0]), run(0, [50.0, 60.0, 70.0], "ppo"), run(1, [20.0, 30.0, 44.0])]
-    lines = as_markdown(runs, "steps").splitlines()
-    assert lines[0].startswith("| after 300 steps | seeds | return | efficacy |")
-    assert [line.split(" | ")[0] for line in lines[2:]] == ["| rledit", "| ppo"]
-    assert "| 2 | -42.0 [-44.0, -40.0] | 42.0 [40.0, 44.0] |" in lines[2]
-    assert lines[3] == "| ppo | 1 | -70.0 | 70.0 | 70.0 | 70.0 | 75 |"
-    # After 60 seconds the update of second 50 was the last.
-    assert as_markdown(runs, "seconds").splitlines()[3] == "| ppo | 1 | -60.0 | 60.0 | 60.0 | 60.0 | 200 |"
+def test_the_figure_has_means_over_seeds_and_what_was_before_training_at_the_left():
+    (panel,) = chart([run(0, [6.0, 7.0, 8.0]), run(1, [5.0, 7.0, 9.0], at=(0, 120, 300))]).panels
+    (series,) = panel.series
+    assert series.x == (FIRST, 110.0, 300.0)
+    assert series.y == (5.5, 7.0, 8.5)
+    assert series.spread == ((5.0, 6.0), (7.0, 7.0), (8.0, 9.0))
 
 
-def test_the_command_prints_both_tables_and_draws(tmp_path, capsys):
+def test_the_command_prints_the_table_and_draws(tmp_path, capsys):
     for seed in range(3):
-        append(tmp_path / "rl.jsonl", run(seed, [20.0, 30.0, 40.0 + seed]))
+        append(tmp_path / "rl.jsonl", run(seed, [6.0, 7.0, 8.0 + seed]))
     main(Args(tmp_path))
-    shown = capsys.readouterr().out
-    assert "after 300 steps" in shown
-    assert "after 60 seconds" in shown
+    assert "| rledit | 3 |" in capsys.readouterr().out
     assert (tmp_path / "rl.png").read_bytes().startswith(b"\x89PNG")
     assert {path.name for path in tmp_path.iterdir()} == {"rl.jsonl", "rl.png"}
+
+
+def test_runs_with_several_rates_are_a_table_alone(tmp_path, capsys):
+    for factor in (0.3, 1.0):
+        append(tmp_path / "rl.jsonl", run(0, [6.0, 7.0, 8.0], rate_factor=factor))
+    main(Args(tmp_path))
+    assert "rates times" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["rl.jsonl"]
 
 
 def test_a_folder_without_runs_is_named(tmp_path):

@@ -34,7 +34,7 @@ def test_an_action_is_linear_in_the_statistics_and_within_bounds():
 
 
 def test_a_generation_is_the_strategy_told_what_its_candidates_earn_on_one_stream(make_env, small_world):
-    search = CMAES(make_env(modules=[LAST]), CONFIG, seed=5, deviation=0.3)
+    search = CMAES(training_environment(make_env(modules=[LAST]), CONFIG), CONFIG, seed=5, deviation=0.3)
     size = len(search.policy.parameters)
     strategy = CMA(mean=np.zeros(size), sigma=0.3, seed=5)
     env = wrapped(training_environment(make_env(modules=[LAST]), CONFIG))
@@ -61,7 +61,7 @@ def test_a_generation_is_the_strategy_told_what_its_candidates_earn_on_one_strea
 def test_a_candidate_that_breaks_the_model_is_the_last(make_env, small_world, monkeypatch):
     means = []
     for broken in (math.nan, -math.inf, -1e30):
-        search = CMAES(make_env(modules=[LAST]), CONFIG, seed=0)
+        search = CMAES(training_environment(make_env(modules=[LAST]), CONFIG), CONFIG, seed=0)
         returns = iter([broken, *range(search.strategy.population_size - 1)])
         monkeypatch.setattr(search, "_play", lambda stream, again, returns=returns: float(next(returns)))
         search.generation()
@@ -71,7 +71,7 @@ def test_a_candidate_that_breaks_the_model_is_the_last(make_env, small_world, mo
 
 
 def test_an_agent_plays_the_mean(make_env, small_world):
-    search = CMAES(make_env(modules=[LAST]), CONFIG, seed=0)
+    search = CMAES(training_environment(make_env(modules=[LAST]), CONFIG), CONFIG, seed=0)
     search.policy.parameters = np.random.default_rng(0).normal(0, 0.1, len(search.policy.parameters))
     agent, plain, around = CMAESAgent(search), make_env(modules=[LAST]), wrapped(make_env(modules=[LAST]))
     _, info = plain.reset(seed=5)

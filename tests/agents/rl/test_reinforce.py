@@ -12,10 +12,11 @@ from agents.hypernetwork import train_command
 from agents.hypernetwork.config import TrainConfig
 from agents.hypernetwork.training import Step, make_preconditioner, training_environment
 from agents.rl import reinforce
-from agents.rl.episodes import rewards_to_go
+from agents.rl.episodes import play, rewards_to_go
 from agents.rl.reinforce import ReinforceAgent, ReinforceConfig, ReinforceTrainer, leave_one_out
 from agents.rledit.agent import RLEdit
 from agents.rledit.trainer import trajectory_credit
+from editenv.deltas import LowRank
 from editenv.rewards import RewardTerms
 
 NOISY = ReinforceConfig(
@@ -91,6 +92,44 @@ def test_the_gradient_is_the_score_of_the_noise_by_the_advantage(make_env, small
     for name, parameter in trainer.policy.named_parameters():
         if name != "log_ridge":  # which is not in V; the next tests have it
             assert (found[name] - parameter.grad).norm() < 1e-2 * parameter.grad.norm() + 1e-4, name
+
+
+def test_a_rollout_that_broke_the_model_earned_nothing_after_that(make_env, small_world, monkeypatch):
+    config = replace(NOISY, learning_rate=0.0, scalar_learning_rate=0.0)
+    trainer = make_reinforce(make_env, config)
+    rollouts = [trainer.roll_out_noisy(i) for i in range(config.rollouts)]
+    (broke, *_), noises = rollouts[1]
+    rollouts[1] = ([replace(broke, terms=replace(broke.terms, reward=-3.0))], noises[:1])
+    monkeypatch.setattr(trainer, "roll_out_noisy", lambda i: rollouts[i])
+    trainer.learn()
+    found = flat_gradient(trainer.policy)
+    earned = np.zeros((config.rollouts, config.horizon))
+    for i, (steps, _) in enumerate(rollouts):
+        earned[i, : len(steps)] = [step.terms.reward for step in steps]
+    trainer.optimizer.zero_grad()
+    for i, (steps, noises) in enumerate(rollouts):
+        for t, (step, noise) in enumerate(zip(steps, noises, strict=True)):
+            to_go = earned[:, t:].sum(1)
+            advantage = to_go[i] - np.delete(to_go, i).mean()
+            loss = -advantage * trainer.log_probability(step, noise)
+            (loss / (config.rollouts * config.horizon)).backward()
+    torch.testing.assert_close(found, flat_gradient(trainer.policy), rtol=1e-3, atol=1e-5)
+
+
+def test_an_episode_of_the_bounded_reward_ends_where_the_model_breaks(make_env, small_world):
+    env = training_environment(make_env(modules=[LAST]), NOISY, "improvement")
+    trainer = ReinforceTrainer(env, NOISY, 0, None)
+    calls = []
+
+    def act(gradients, projected):
+        calls.append(len(calls))
+        size = 0.0 if len(calls) == 1 else 1e3
+        return {name: LowRank(g.keys.T, size * g.value_grads) for name, g in gradients.items()}
+
+    steps = play(trainer, act, again=False)
+    assert len(calls) == len(steps) == 2
+    assert [step.terms.reward for step in steps] == [pytest.approx(0.0, abs=0.01), -2.0], "of three steps two were left"
+    assert rewards_to_go(steps, 1.0) == [pytest.approx(-2.0, abs=0.01), -2.0]
 
 
 @pytest.fixture

@@ -51,6 +51,35 @@ def test_training_moves_the_policy_and_takes_exactly_the_steps(make_env, algo):
     )
 
 
+def test_the_bounded_reward_is_learned_from_as_it_is(make_env):
+    model = make_model("a2c", make_env(reward="improvement"), 0)
+    rewards, own = [], []
+
+    class Watch(BaseCallback):
+        def _on_step(self):
+            rewards.append(float(np.squeeze(self.locals["rewards"])))
+            own.append(model.get_env().envs[0].unwrapped.history.steps[-1:])
+            return True
+
+    train(model, 3, callbacks=[Watch()])
+    terms = own[0][0][2]  # of the first step, before an episode ends
+    unedited = make_env(reward="improvement")
+    unedited.reset(seed=0)
+    zero = {name: np.zeros(space.shape, np.float32) for name, space in unedited.action_space.items()}
+    nats = unedited.step(zero)[4]["reward_terms"]["reward"]
+    assert rewards[0] == pytest.approx(1 - terms.reward / nats, rel=1e-4)
+
+
+@pytest.mark.parametrize(("options", "improvement"), [({}, True), ({"reward": "loss"}, False)])
+def test_a_row_is_trained_on_the_bounded_reward_unless_told_otherwise(make_env, small_world, options, improvement):
+    agent = SB3Agent("a2c", steps=1, config=CONFIG, **options)
+    env = make_env(split="train")
+    agent.prepare(env, 0, quiet)
+    assert agent.model.get_env().envs[0].unwrapped.rewards_improvement == improvement
+    # A policy that was kept before there was the choice is one of the paper's reward.
+    assert agent._identity(env, 0).get("reward") == ("improvement" if improvement else None)
+
+
 def test_a_budget_of_whole_rollouts_is_learned_from_to_the_last(make_env):
     model = train(make_model("ppo", make_env(), 0, quick("ppo")), 8)
     before = {name: value.clone() for name, value in model.policy.state_dict().items()}
@@ -202,7 +231,7 @@ def test_the_command_trains_goes_on_and_refuses_other_options(model_folder, smal
     } <= names
     first = json.loads((tmp_path / "run" / "result.json").read_text())
     assert first["steps"] == 6
-    assert first["validation_return"] < 0
+    assert -2 <= first["validation_return"] <= 2, "the bounded reward's"
     capsys.readouterr()
     with np.load(tmp_path / "run" / "evaluations.npz") as evaluations:
         assert evaluations["timesteps"].tolist() == [5]
@@ -217,6 +246,8 @@ def test_the_command_trains_goes_on_and_refuses_other_options(model_folder, smal
     assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 10
     with pytest.raises(SystemExit, match="other options"):
         main(Args(**arguments | {"seed": 1}, steps=10))
+    with pytest.raises(SystemExit, match="other options"):
+        main(Args(**arguments | {"reward": "loss"}, steps=10))
 
 
 def test_a_training_that_goes_on_does_not_play_its_first_streams_again(
@@ -276,6 +307,8 @@ def test_a_folder_is_of_one_model_and_one_set_of_edits(tmp_path):
     identity = rest | {"libraries": {"torch": "1", "transformers": "1", "tokenizers": "1"}}
     run = {"algo": "ppo", "weights": "1", "frozen": "2", "edits": "3", "identity": identity}
     file.write_text(json.dumps({"algo": "ppo"}))  # as an earlier version wrote it
+    with pytest.raises(SystemExit, match="other options"):
+        check_identity(file, run | {"reward": "improvement"})  # earlier versions had the paper's alone
     check_identity(file, run)
     check_identity(file, run)
     gelu = identity | {"config": {"hidden_act": "gelu"}}

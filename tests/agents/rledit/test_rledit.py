@@ -54,8 +54,8 @@ MEND = PolicyConfig(network="mend", blocks=2, rank=3, step_size=0.3)
 TEXTS = ["Ada is in Rome", "So, people find the Long River in Ecuador and in Peru", "Who saw Kepler? Oslo"]
 
 
-def make_trainer(make_env, config=CONFIG, seed=0, modules=(LAST,), preconditioned=False, moved=0.0):
-    env = training_environment(make_env(modules=list(modules)), config)
+def make_trainer(make_env, config=CONFIG, seed=0, modules=(LAST,), preconditioned=False, moved=0.0, reward="loss"):
+    env = training_environment(make_env(modules=list(modules)), config, reward)
     preconditioner = None
     if preconditioned:
         covariance = key_covariance(env.language_model, TEXTS)
@@ -108,7 +108,7 @@ def covariance_inverse_by_hand(start, absorbed, noise):
     return torch.linalg.inv(P).float()
 
 
-def unrolled_loss(policy, trace, base, tokenizer, config, starts=None):
+def unrolled_loss(policy, trace, base, tokenizer, config, starts=None, improvement=False):
     """Minus eq. 11, by the T of it, as a function of the policy; observations are constants."""
     K = config.actions_per_batch
     total = {name: torch.zeros(shape) for name, shape in policy.shapes.items()}
@@ -138,6 +138,10 @@ def unrolled_loss(policy, trace, base, tokenizer, config, starts=None):
             old = batch_loss(base, tokenizer, known[-lag], weights, config.locality, reference)
             step = step + scale * config.memory_decay**lag * old
         step = step + config.regularization * sum(delta.square().sum() for delta in deltas.values())
+        if improvement:
+            unedited = edited_weights(base, {name: torch.zeros(shape) for name, shape in policy.shapes.items()})
+            losses = [batch_loss(base, tokenizer, b, unedited, 0.0) for b in [batch, *reversed(known)]]
+            step = step / sum(config.memory_decay**lag * float(value) for lag, value in enumerate(losses)) - 1
         loss = loss + config.discount**t * step
         if (t + 1) % K == 0:
             past.append(batch)
@@ -158,6 +162,8 @@ CASES = {
         "environment": "fixed", "actions_per_batch": 2, "horizon": 2, "credit": "step",
     },
     "sampled memory": {"memory_samples": 1},
+    "improvement": {"reward": "improvement", "regularization": 0.3},
+    "improvement, own reward only, sampled": {"reward": "improvement", "credit": "step", "memory_samples": 1},
     "no memory": {"memory_batches": 0},
     "previous reference": {"reference": "previous", "locality": 2.0},
     "previous reference, closed loop": {
@@ -178,9 +184,9 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_the_policy_gradient_is_autograd_through_the_unrolled_trajectory(make_env, small_world, base, tokenizer, case):
     options = dict(CASES[case])
-    modules = options.pop("modules", (LAST,))
+    modules, reward = options.pop("modules", (LAST,)), options.pop("reward", "loss")
     config = replace(CONFIG, **options)
-    trainer = make_trainer(make_env, config, modules=modules, preconditioned=config.preconditioner, moved=0.2)
+    trainer = make_trainer(make_env, config, 0, modules, config.preconditioner, moved=0.2, reward=reward)
     policy, starts = copy.deepcopy(trainer.policy), None
     if config.preconditioner:
         starts = {name: trainer.preconditioner.project(name, torch.eye(64)) for name in policy.shapes}
@@ -191,12 +197,12 @@ def test_the_policy_gradient_is_autograd_through_the_unrolled_trajectory(make_en
         assert [lags if lags is None else len(lags) for _, _, lags, _ in trace] == [None, None, 1]
     if not config.recursive:
         config = replace(config, absorb_noise=1e30)
-    loss = unrolled_loss(policy, trace, base, tokenizer, config, starts)
+    loss = unrolled_loss(policy, trace, base, tokenizer, config, starts, reward == "improvement")
     loss.backward()
     if config.discount == 1:
         assert log["reward"] == pytest.approx(-float(loss.detach()), rel=1e-4)
     norm = sum(float(p.grad.square().sum()) for p in policy.parameters()) ** 0.5
-    assert norm > 0.05
+    assert norm > (0.05 if reward == "loss" else 0.003)
     for (name, found), expected in zip(trainer.policy.named_parameters(), policy.parameters(), strict=True):
         difference = (found.grad - expected.grad).norm()
         assert difference < 2e-3 * expected.grad.norm() + 1e-4 * norm, name

@@ -100,7 +100,6 @@ def test_every_place_that_starts_processes_watches_the_parent():
     assert found == {
         "benchmarks/agreement.py",
         "benchmarks/run.py",
-        "benchmarks/rl.py",
         "benchmarks/speed.py",
         "benchmarks/vector_speed.py",
     }

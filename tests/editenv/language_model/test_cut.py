@@ -4,9 +4,9 @@ import pytest
 import torch
 from plain import answer_factors, answer_logits
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM, BertConfig, PhiConfig
+from transformers import AutoModelForCausalLM, BertConfig, Gemma2Config, PhiConfig
 
-from editenv.language_model.cut import Cut, CutModel, cut_model
+from editenv.language_model.cut import Cut, CutModel, Probe, cut_model
 from editenv.language_model.editable_lm import EditableLM
 
 SHAPE = {"model.layers.2.mlp.down_proj": (64, 32)}
@@ -24,6 +24,32 @@ def test_the_cut_that_freezes_most_is_taken(base):
     assert cut_model(base, SHAPE).cut is max(Cut)
     assert cut_model(base, {"model.layers.1.mlp.down_proj": (64, 32)}).cut is Cut.ATTENTION
     assert cut_model(base, {"model.layers.2.self_attn.o_proj": (32, 32)}).cut is Cut.LAYERS
+
+
+def test_behind_the_keys_the_last_norm_and_the_head_give_the_same_bits_as_the_model_s_forward(base, tokenizer):
+    lm = EditableLM(base, tokenizer, ["layers.2.mlp.down_proj"])
+    prompts = lm.encode(["Who owns Tumblr?", "Hi", "So, Ada"], ["Automattic", "New South Wales", "Oslo"])
+    lm.apply({name: 0.3 * torch.randn(lm.shape(name)) for name in lm.modules})
+    assert lm.cut_model._last_norm is lm.model.model.norm
+
+    def outcome():
+        _, gradients = lm.gradients(prompts, lambda logits: cross_entropy(logits, prompts.labels))
+        (gradient,) = gradients.values()
+        return lm.logits(prompts), gradient.keys, gradient.value_grads
+
+    short = outcome()
+    lm.cut_model._last_norm = None
+    assert all(torch.equal(*pair) for pair in zip(short, outcome(), strict=True))
+    lm.restore()
+
+
+def test_where_more_is_left_behind_the_keys_the_model_s_forward_is_run(tokenizer):
+    """Gemma 2 norms what its MLP puts out, and caps its logits."""
+    config = Gemma2Config(**SIZES, head_dim=8, num_key_value_heads=4, vocab_size=len(tokenizer), pad_token_id=2)
+    gemma = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    cut = CutModel(gemma, SHAPE, Cut.KEYS)
+    cut.take_short_cut(Probe.of(gemma))
+    assert cut._last_norm is None
 
 
 def test_where_attention_and_mlp_read_the_same_input_the_check_finds_out(tokenizer):
