@@ -75,6 +75,9 @@ class CutModel:
         self._edited_module = model.get_submodule(self._edited_name)
         self._around_stack = model.get_submodule(stack.rpartition(".")[0])
         self._last_norm: nn.Module | None = None  # until it is known that nothing else is left
+        within = set(self._edited_module.modules())
+        around = (model, self._around_stack, *self._first_layer.modules())
+        self._passed_by = [module for module in around if module not in within]  # by the short cut
 
     @property
     def answer_positions_only(self) -> bool:
@@ -165,7 +168,7 @@ class CutModel:
         if not len(prompts):
             return torch.zeros(0, len(head.get_parameter("weight")), device=self.device)
         rows, columns = prompts.rows, prompts.columns
-        if self._last_norm is not None and not options:
+        if self._last_norm is not None and not options and not self._somebody_listens():
             before, keys = prompts.hidden[..., : self.width], prompts.hidden[..., self.width :]
             hidden = self._last_norm(before + self.model.get_submodule(self._edited_name)(keys))
             logits: torch.Tensor = head(hidden[rows, columns]).float()
@@ -185,6 +188,10 @@ class CutModel:
             # The head is by far the widest product: it is taken at the answer positions alone.
             stack.enter_context(hooked(head.register_forward_pre_hook(select)))
             return self._run(hidden, **options).logits.float()
+
+    def _somebody_listens(self) -> bool:
+        """Whether a module has hooks that the short cut would pass by."""
+        return any(module._forward_hooks or module._forward_pre_hooks for module in self._passed_by)
 
     def layer_with(self, module: nn.Module) -> int:
         """The place in the stack, from 0, of the layer that is this module or has it."""

@@ -43,6 +43,16 @@ def test_behind_the_keys_the_last_norm_and_the_head_give_the_same_bits_as_the_mo
     lm.restore()
 
 
+def test_hooks_of_the_edited_layer_are_called_behind_the_keys_as_well(base, tokenizer):
+    lm = EditableLM(base, tokenizer, ["layers.2.mlp.down_proj"])
+    prompts = lm.encode(["Who owns Tumblr?", "Hi"], ["Automattic", "Oslo"])
+    plain, layer = lm.logits(prompts), lm.layer_of("model.layers.2.mlp.down_proj")
+    handle = layer.register_forward_hook(lambda module, args, output: output.flip(-1))
+    flipped = lm.logits(prompts)
+    handle.remove()
+    assert torch.equal(lm.logits(prompts), plain) and not torch.allclose(flipped, plain)
+
+
 def test_where_more_is_left_behind_the_keys_the_model_s_forward_is_run(tokenizer):
     """Gemma 2 norms what its MLP puts out, and caps its logits."""
     config = Gemma2Config(**SIZES, head_dim=8, num_key_value_heads=4, vocab_size=len(tokenizer), pad_token_id=2)
