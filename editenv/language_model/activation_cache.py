@@ -147,8 +147,8 @@ class ActivationCache:
 
 
 def without_last(output: torch.Tensor, tokens: int) -> torch.Tensor:
-    """An output, ``(tokens, d)``, without so many of its last tokens; a view."""
-    return output[: len(output) - tokens]
+    """An output, ``(tokens, d)``, without so many of its last tokens: itself if there are none, or a view."""
+    return output[: len(output) - tokens] if tokens else output
 
 
 def _beginnings(key: CacheKey) -> set[CacheKey]:
