@@ -37,6 +37,7 @@ from benchmarks.results.leaderboard import MEAN, Entry, entries
 from benchmarks.results.records import Record, read
 from benchmarks.results.statistics import interquartile_mean
 from benchmarks.results.tables import (
+    CHANGES,
     as_details,
     as_differences,
     as_intervals,
@@ -45,6 +46,7 @@ from benchmarks.results.tables import (
     as_portability,
     as_summary,
     as_times,
+    change_more_than_weights,
     escaped,
     markdown,
     with_interval,
@@ -61,8 +63,14 @@ def as_scores(records: Sequence[Record], protocol: str = "teacher_forced") -> st
         protocol: What efficacy, generalization and specificity are judged by; the mean of the other protocol follows.
     """
     other = next(name for name in PROTOCOLS if name != protocol)
-    headings = ("row", "seeds", *METRICS, "mean", f"mean, {PROTOCOLS[other]}", "edit time / floor")
-    return markdown(headings, [_scores(entry, protocol, other) for entry in entries(records)])
+    rows = entries(records)
+    headings = ["row", "seeds", *METRICS, "mean", f"mean, {PROTOCOLS[other]}", "edit time / floor"]
+    cells = [_scores(entry, protocol, other) for entry in rows]
+    if change_more_than_weights(rows):
+        headings.insert(1, CHANGES.heading)
+        for entry, of_entry in zip(rows, cells, strict=True):
+            of_entry.insert(1, CHANGES.text(entry))
+    return markdown(headings, cells)
 
 
 def _scores(entry: Entry, protocol: str, other: str) -> list[str]:

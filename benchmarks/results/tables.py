@@ -129,6 +129,13 @@ def _changes(entry: Entry) -> str:
 AGENT = Column("agent", "agent", lambda entry: entry.agent)
 CHANGES = Column("changes", "changes", _changes)
 """Stands in tables with a row that changes anything but weights."""
+
+
+def change_more_than_weights(rows: Sequence[Entry]) -> bool:
+    """Whether a table has such a row."""
+    return any(CHANGES.text(row) not in ("weights", "-") for row in rows)
+
+
 SEEDS = Column("seeds", "seeds", lambda entry: str(len(entry.records)))
 SETUP = Column("setup", "setup s", lambda entry: f"{entry.mean('setup_seconds'):.0f}")
 FLOOR_RATIO = Column("floor_ratio", "x floor", lambda entry: f"{entry.mean('floor_ratio'):.2f}")
@@ -218,7 +225,7 @@ PROBE_DETAILS = (
 
 
 def _markdown(columns: Sequence[Column], rows: Sequence[Entry]) -> str:
-    if columns[0] is AGENT and any(CHANGES.text(row) not in ("weights", "-") for row in rows):
+    if columns[0] is AGENT and change_more_than_weights(rows):
         columns = [AGENT, CHANGES, *columns[1:]]
     return markdown([c.heading for c in columns], [[c.text(row) for c in columns] for row in rows])
 

@@ -77,7 +77,7 @@ def test_only_what_is_between_the_comments_changes(document, capsys):
         ("jsonl smoke -->\n<", "jsonl smoke agents= -->\n<", "line 7: found.jsonl holds no record of agent ''"),
         ("jsonl smoke -->\n<", "jsonl smoke agents=no-edit,no-edit -->\n<", "line 7: agents= names 'no-edit' twice"),
         ("jsonl smoke -->\n<", "jsonl smoke agents=no-edit agents=no-edit -->\n<", "line 7: must be"),
-        ("table: found.jsonl smoke", "rl: found.jsonl smoke", "line 3: must be '<!-- rl: FILE TABLE -->', TABLE being steps or choice"),
+        ("table: found.jsonl smoke", "rl: found.jsonl smoke", "line 3: must be '<!-- rl: FILE TABLE -->', TABLE being"),
     ],
 )  # fmt: skip
 def test_a_comment_that_cannot_be_followed_is_named_and_nothing_is_written(document, old, new, message):

@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 from test_records import RECORD
 
+from benchmarks.documents import as_scores
 from benchmarks.results.figures import draw_retention
 from benchmarks.results.leaderboard import entries
 from benchmarks.results.statistics import Estimate
@@ -34,7 +35,7 @@ def cells(records):
 
 def test_a_table_says_what_rows_change_where_that_is_not_weights_alone():
     rows = [replace(RECORD, agent=agent) for agent in ("fine-tune", "grace@mine", "my.py:Mine")]
-    for table in (as_markdown, as_times):
+    for table in (as_markdown, as_times, as_scores):
         assert "changes" not in table(rows[:1])
         heading, _, *lines = table(rows).splitlines()
         column = heading.split(" | ").index("changes")
