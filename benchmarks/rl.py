@@ -2,7 +2,7 @@ r"""General reinforcement learning beside RLEdit's differentiable trajectory: on
 
     python -m benchmarks.rl --out runs/rl
     python -m benchmarks.rl_report runs/rl --figure docs/results/rl.png
-    python -m benchmarks.rl --out runs/rl-choice --steps 1000 --seeds 100 --streams 10-12 --rate-factors 0.3 1 3
+    python -m benchmarks.rl --out runs/rl-choice --steps 500 --seeds 100 --streams 10-12 --rate-factors 0.3 1 3
 
 All train on LifelongEdit-v1 and its bounded reward, ten batches of five edits, on streams drawn from the training split.
 A policy is judged by its mode before it has learned anything and at the first update after each of :data:`MARKS`, on
@@ -130,7 +130,10 @@ class Judge:
         episode_return = sum(step.reward for step in play(env, agent))
         evaluation = encode_evaluation(env.language_model, list(env.edits_done) or list(env.stream[:1]))
         scores = metrics.teacher_forced(env.language_model, evaluation).percentages()
-        return {"episode_return": episode_return} | {name: float(scores[name] or 0.0) for name in metrics.METRICS}
+        known = {
+            name: score for name, score in scores.items() if score is not None
+        }  # the embedded data has all of them
+        return {"episode_return": episode_return} | {name: known[name] for name in metrics.METRICS}
 
 
 class Meter:

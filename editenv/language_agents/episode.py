@@ -9,6 +9,7 @@ import torch
 
 from editenv.deltas import LowRank
 from editenv.env import lifelong_edit
+from editenv.evaluation.metrics import METRICS
 from editenv.language_agents.choices import EXAMPLE, step_sizes
 from editenv.wrappers import GradientStatistics, LayerStatistics
 from editenv.wrappers.actions import gradient_step
@@ -18,8 +19,6 @@ GRADIENT = ("log10_key_length", "log10_longest_key", "log10_gradient_length", "l
 
 LAYER = ("log10_weight_norm", "weight_change", "log10_output_length", "output_spread", "output_change")
 """Columns of :class:`editenv.wrappers.LayerStatistics`."""
-
-SCORES = ("efficacy", "generalization", "specificity")
 
 RULES = f"""\
 You edit a language model. Batch after batch of corrections comes in; the model is to say each new answer, keep the
@@ -45,7 +44,7 @@ class Situation:
         edits: The corrections of the batch at hand: ``prompt`` and ``target``.
         modules: Of each edited module, by its full name, the numbers of :data:`GRADIENT` and :data:`LAYER`.
         last_reward: Of the choice before; None at the beginning.
-        last_scores: :data:`SCORES` of the batch before, right after it was edited, in percent.
+        last_scores: Efficacy, generalization and specificity of the batch before, right after it was edited, in percent.
         done: Whether the episode is over.
     """
 
@@ -116,7 +115,7 @@ class TextEpisode:
             if size.step and len(gradient.keys):
                 deltas[name] = gradient_step(lm, name, gradient, size.step, size.ridge)
         observation, reward, terminated, truncated, info = self._env.step(deltas)
-        scores = {name: info[name] for name in SCORES}
+        scores = {name: info[name] for name in METRICS}
         return self._situation(observation, float(reward), scores, terminated or truncated)
 
     def close(self) -> None:
