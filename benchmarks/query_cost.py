@@ -1,9 +1,9 @@
 """What a side memory or a context costs when the edited model is asked: milliseconds a question, and the bytes kept.
 
     python -m benchmarks.query_cost grace t-patcher wise --edits 100 1000
-    python -m benchmarks.query_cost grace@smollm2-135m --model smollm2-135m --dataset counterfact:FILE --edits 100
+    python -m benchmarks.query_cost rag@smollm2-135m --suite real-counterfact-50x20-validation --data DATA --edits 100
 
-Each row edits a stream of the validation split. After so many edits each question is answered with what is beside the
+Each row edits a stream of the validation split, or of the suite. After so many edits each question is answered with what is beside the
 weights and without it, one after the other, one question at a time and token by token, so that the machine's load is the same for
 both: the medians and the ratio of the two are shown. A row that changes weights alone costs nothing at that point.
 """
@@ -21,6 +21,7 @@ from agents.base import Agent
 from agents.registry import make_agent
 from agents.view import Actor
 from benchmarks.running.progress import console_progress
+from benchmarks.suites import find
 from editenv.arguments import PositiveInt, check_fields
 from editenv.atomic_files import atomic_write_text
 from editenv.contexts import Context
@@ -46,6 +47,11 @@ class Args:
     """Embedded model, Hugging Face folder or hub id."""
     dataset: str = "atlas"
     """Data set as docs/reference/data_formats.md has it; its validation split is edited."""
+    suite: str | None = None
+    """In place of model and data set: a suite's name (`python -m benchmarks.suites` lists them) or FILE.json, with its
+    model, its options for records and its text."""
+    data: Path | None = None
+    """Folder of the data sets, for a suite of real records."""
     seed: int = 0
     """Seeds training and the stream's order."""
     out: Path | None = None
@@ -55,6 +61,8 @@ class Args:
         check_fields(self)
         if not self.edits or list(self.edits) != sorted(set(self.edits)) or self.edits[0] < 1:
             raise ValueError(f"edits: must be different positive numbers in rising order, not {self.edits}")
+        if self.data is not None and self.suite is None:
+            raise ValueError("data: is the folder of a suite's data sets; name one with --suite")
 
 
 @dataclass(frozen=True)
@@ -116,12 +124,22 @@ def _seconds(lm: EditableLM, prompt: str, tokens: int) -> float:
 
 def costs(method: str, agent: Agent, args: Args, progress: Any) -> list[Cost]:
     """One row's, after each of the numbers of edits."""
-    given = {"model": args.model, "dataset": args.dataset, "edits_per_step": args.edits_per_step, **agent.environment}
-    agent.prepare(LifelongEditEnv(**given, split="train"), args.seed, progress)
-    env = LifelongEditEnv(**given, split="validation", actions_per_batch=agent.actions_per_batch, memory_batches=0)
+    suite = None if args.suite is None else find(args.suite).at(None, args.data)
+    if suite is None:
+        edited = {"model": args.model, "dataset": args.dataset, "split": "validation", **agent.environment}
+        learned_from = edited | {"split": "train"}
+    else:
+        edited = suite.environment(agent.environment)
+        learned_from = suite.environment(agent.environment, training=True)
+        if agent.reads_text and agent.text is None:
+            agent.text = suite.in_data(suite.text)
+    each = {"edits_per_step": args.edits_per_step}
+    agent.prepare(LifelongEditEnv(**learned_from, **each), args.seed, progress)
+    env = LifelongEditEnv(**edited, **each, actions_per_batch=agent.actions_per_batch, memory_batches=0)
     env.reset(seed=args.seed)
     if args.edits[-1] > len(env.stream):
-        raise ValueError(f"edits: {args.edits[-1]} are asked for, and {args.dataset}/validation has {len(env.stream)}")
+        source = f"{edited['dataset']}/{edited['split']}"
+        raise ValueError(f"edits: {args.edits[-1]} are asked for, and {source} has {len(env.stream)}")
     prompts = [edit.prompt for edit in env.stream[: args.questions]]
     actor = Actor(env, agent)
     actor.begin()

@@ -52,6 +52,36 @@ def test_a_context_is_counted_and_looked_up_for_each_question(tiny, tmp_path, mo
     assert all(len(asked) == 1 for asked in three)
 
 
+def test_a_suite_brings_its_model_its_records_and_its_options(model_folder, tmp_path):
+    records = [
+        {"prompt": f"The river {name} flows through", "target": target, "subject": name}
+        for name, target in [(f"Wenn{n}", f"Ham{n}") for n in range(40)]
+    ]
+    records.append({**records[0], "target": "Ulm"})  # one that contradicts another: refused, if no option says so
+    (tmp_path / "facts.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    suite = {
+        "name": "mine",
+        "batches": 2,
+        "edits_per_step": 2,
+        "model": model_folder,
+        "modules": ["layers.2.mlp.down_proj"],
+        "dataset": "{data}/facts.jsonl",
+    }
+    out = tmp_path / "cost.json"
+
+    def run(**options):
+        (tmp_path / "mine.json").write_text(json.dumps(suite | {"split": "validation"} | options))
+        main(Args(("rag",), suite=str(tmp_path / "mine.json"), edits=(2,), edits_per_step=2, questions=2, out=out))
+
+    with pytest.raises(SystemExit, match="contradicts"):
+        run()
+    run(options={"bad_records": "skip"})
+    (cost,) = json.loads(out.read_text())
+    assert cost["entries"] == 2
+    with pytest.raises(ValueError, match="data: is the folder of a suite's data sets"):
+        Args(("rag",), data=tmp_path)
+
+
 def test_numbers_of_edits_are_checked(tiny):
     with pytest.raises(ValueError, match="edits: must be different positive numbers in rising order"):
         tiny("grace", edits=(6, 2))
