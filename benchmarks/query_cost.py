@@ -3,9 +3,10 @@
     python -m benchmarks.query_cost grace t-patcher wise --edits 100 1000
     python -m benchmarks.query_cost rag@smollm2-135m --suite real-counterfact-50x20-validation --data DATA --edits 100
 
-Each row edits a stream of the validation split, or of the suite. After so many edits each question is answered with what is beside the
-weights and without it, one after the other, one question at a time and token by token, so that the machine's load is the same for
-both: the medians and the ratio of the two are shown. A row that changes weights alone costs nothing at that point.
+Each row edits a stream of the validation split, or of the suite. After so many edits each question is answered with
+what is beside the weights and without it, one after the other, one question at a time and token by token, so that the
+machine's load is the same for both: the medians and the ratio of the two are shown. A row that changes weights alone
+costs nothing at that point.
 """
 
 import json
