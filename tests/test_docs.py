@@ -176,7 +176,7 @@ def test_the_first_edit_of_the_readme_is_what_the_model_says(tmp_path, monkeypat
 
 BEFORE = {
     "agents/rows.py": ['    "no-edit": Row('],
-    "editenv/data/formats.py": ["def _own(", '    "counterfact": (\n'],
+    "editenv/data/formats.py": ["# By format its forms", '    "counterfact": (\n'],
     "docs/reference/methods.md": ["| `rledit` |"],
     "docs/reference/data_formats.md": ["| `zsre` |"],
 }

@@ -19,8 +19,10 @@ from agents.rows import packaged_policy
 from agents.self_written import MOST, SELF_WRITTEN, written_texts
 from editenv.atomic_files import atomic_write_text
 from editenv.data import Edit, edits_digest, load_edits
+from editenv.data.checked_edits import to_edit
 from editenv.data.edit_file import repeat_error, repeats
-from editenv.data.formats import FORMATS, Fields, to_edit
+from editenv.data.fields import Fields
+from editenv.data.formats import FORMATS
 from editenv.data.records import BadRecordError
 from editenv.data.tables import content_digest
 from editenv.data.text import end_of

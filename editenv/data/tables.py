@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from editenv.atomic_files import atomic_write_text, replace, sync
+from editenv.data.checked_edits import to_edits
 from editenv.data.edit_file import EDITS_AT_A_TIME, EditFile, ReadReport, digest_as_written, repeat_error, repeats
 from editenv.data.edits import Edit
-from editenv.data.formats import Fields, detect, to_edits, with_columns
+from editenv.data.fields import Fields
+from editenv.data.formats import detect
 from editenv.data.options import FileOptions, columns_of
+from editenv.data.own_format import with_columns
 from editenv.data.records import BadRecordError, RawRecord, place_of, read_records
 
 if TYPE_CHECKING:
