@@ -55,15 +55,18 @@ from editenv.atomic_files import atomic_write_text
 from editenv.evaluation.metrics import METRICS
 
 
-def as_scores(records: Sequence[Record], protocol: str = "teacher_forced") -> str:
+def as_scores(records: Sequence[Record], protocol: str = "teacher_forced", best_first: bool = False) -> str:
     """The table that a report shows first: one figure a column, means with their intervals, names in plain words.
 
     Args:
         records: Of one suite.
         protocol: What efficacy, generalization and specificity are judged by; the mean of the other protocol follows.
+        best_first: Rows go by that mean, and not in the records' order.
     """
     other = next(name for name in PROTOCOLS if name != protocol)
     rows = entries(records)
+    if best_first:
+        rows = sorted(rows, key=partial(_mean_of, protocol=protocol), reverse=True)
     headings = ["row", "seeds", *METRICS, "mean", f"mean, {PROTOCOLS[other]}", "edit time / floor"]
     cells = [_scores(entry, protocol, other) for entry in rows]
     if change_more_than_weights(rows):
@@ -71,6 +74,12 @@ def as_scores(records: Sequence[Record], protocol: str = "teacher_forced") -> st
         for entry, of_entry in zip(rows, cells, strict=True):
             of_entry.insert(1, CHANGES.text(entry))
     return markdown(headings, cells)
+
+
+def _mean_of(entry: Entry, protocol: str) -> float:
+    """0 where the protocol was not asked."""
+    estimate = entry.estimate(protocol, MEAN)
+    return 0.0 if estimate is None else estimate.value
 
 
 def _scores(entry: Entry, protocol: str, other: str) -> list[str]:
@@ -89,7 +98,7 @@ PROTOCOLS = {"teacher_forced": "teacher-forced", "generation": "freely generated
 KINDS: dict[str, Callable[[Sequence[Record]], str]] = {
     "scores": as_scores,
     "generated": partial(as_scores, protocol="generation"),
-    "begun": partial(as_scores, protocol="generation_prefix"),
+    "begun": partial(as_scores, protocol="generation_prefix", best_first=True),
     "table": as_markdown,
     "details": as_details,
     "portability": as_portability,
@@ -102,7 +111,7 @@ KINDS: dict[str, Callable[[Sequence[Record]], str]] = {
 """By name, what makes a table of records:
 
 * ``scores``: the columns that a reader needs first; ``generated``: the same of free generation; ``begun``: of its
-  beginning alone, for a model that does not stop after an answer.
+  beginning alone, best first, for a model that does not stop after an answer.
 * ``table``: all of benchmarks.results.tables; ``summary``: both protocols without costs.
 * ``details``: the probability comparison, drift and probes; ``intervals``: each figure with its interval.
 * ``portability``: a column for each kind of portability question.

@@ -115,6 +115,14 @@ def test_rows_of_several_files_stand_in_one_table(tmp_path):
     assert [row[0] for row in rows_of(tmp_path / "page.md", comment)[2:]] == ["memit", "rome"]
 
 
+def test_where_an_answer_is_judged_by_its_beginning_the_best_row_is_first(tmp_path):
+    for agent, figure in (("bare", None), ("middling", 20.0), ("best", 70.0), ("worst", 10.0)):
+        begun = None if figure is None else dict.fromkeys(("efficacy", "generalization", "specificity"), figure)
+        append(tmp_path / "found.jsonl", replace(RECORD, suite="smoke", agent=agent, generation_prefix=begun))
+    _, _, *rows = rows_of(tmp_path / "page.md", "begun: found.jsonl smoke")
+    assert [row[0] for row in rows] == ["best", "middling", "worst", "bare"]
+
+
 def test_scores_have_a_column_for_each_figure(tmp_path):
     first = {"efficacy": 100.0, "generalization": 50.0, "specificity": 25.0}
     second = {"efficacy": 50.0, "generalization": 50.0, "specificity": 75.0}
