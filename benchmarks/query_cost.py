@@ -127,16 +127,21 @@ def costs(method: str, agent: Agent, args: Args, progress: Any) -> list[Cost]:
     """One row's, after each of the numbers of edits."""
     suite = None if args.suite is None else find(args.suite).at(None, args.data)
     if suite is None:
-        edited = {"model": args.model, "dataset": args.dataset, "split": "validation", **agent.environment}
+        edited: dict[str, Any] = {
+            "model": args.model,
+            "dataset": args.dataset,
+            "split": "validation",
+            **agent.environment,
+        }
         learned_from = edited | {"split": "train"}
     else:
         edited = suite.environment(agent.environment)
         learned_from = suite.environment(agent.environment, training=True)
         if agent.reads_text and agent.text is None:
             agent.text = suite.in_data(suite.text)
-    each = {"edits_per_step": args.edits_per_step}
-    agent.prepare(LifelongEditEnv(**learned_from, **each), args.seed, progress)
-    env = LifelongEditEnv(**edited, **each, actions_per_batch=agent.actions_per_batch, memory_batches=0)
+    size = args.edits_per_step
+    agent.prepare(LifelongEditEnv(**learned_from, edits_per_step=size), args.seed, progress)
+    env = LifelongEditEnv(**edited, edits_per_step=size, actions_per_batch=agent.actions_per_batch, memory_batches=0)
     env.reset(seed=args.seed)
     if args.edits[-1] > len(env.stream):
         source = f"{edited['dataset']}/{edited['split']}"
