@@ -31,6 +31,7 @@ from agents.editing.preparation import (
     learning_environment,
     modules_to_edit,
     other_bounds,
+    other_method,
     refuse_both_kinds,
     require_subjects,
 )
@@ -214,7 +215,10 @@ class LifelongEditor:
             if target_end != "":
                 header["target_end"] = target_end or "as the model needs it"
             self.journal = Journal(
-                Path(output), header, in_common=("agent",), compare={"identity": differences, "guard": other_bounds}
+                Path(output),
+                header,
+                in_common=("agent",),
+                compare={"identity": differences, "guard": other_bounds, "method": other_method},
             )
             for caution in cautions(self.journal.begun_with.get("identity"), self.journal.header["identity"]):
                 warnings.warn(f"{self.journal.path}: {caution}", stacklevel=2)

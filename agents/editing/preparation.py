@@ -12,6 +12,7 @@ from agents.base import Agent, ProgressCallback
 from agents.baselines.kn import old_answer
 from agents.covariance import training_edits
 from agents.editing.guard import HELD_OUT, Guard
+from agents.editing.model_card import public_method
 from agents.editing.unrelated import GENERAL
 from agents.registry import make_agent, make_method, takes_settings
 from agents.rledit.agent import RLEdit
@@ -319,6 +320,18 @@ def other_bounds(there: Mapping[str, Any] | None, here: Mapping[str, Any]) -> li
         for name in here
         if name not in new and there.get(name) != here[name]
     ]
+
+
+def other_method(there: str | None, here: str) -> list[str]:
+    """Whether the method of a run on disk is another one. Its folders may have other names, which depend on where the
+    command was run: what lies in them is compared by its content (:func:`agents.registry.settings_of`).
+
+    Args:
+        there: Of the journal's header.
+        here: Of the editor.
+    """
+    same = there is not None and public_method(there) == public_method(here)
+    return [] if same else [f"method was {there!r}, is {here!r}"]
 
 
 def _text_digest(text: str | None) -> str | None:

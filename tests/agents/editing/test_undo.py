@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from agents import cli
 from agents.editing import corrections
-from agents.editing.arguments import EditArgs, UndoArgs
+from agents.editing.arguments import EditArgs, UndoArgs, read_options, write_options
 from agents.editing.changes import compare
 from agents.editing.edit_command import edit as run_edit
 from agents.editing.editor import LifelongEditor
@@ -62,7 +62,7 @@ def edit_options(model_folder, folder, out, rows, **options):
     file = folder / "edits.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     options = {"method": "fine-tune", "modules": LAST, "edits_per_step": 2, "guard": UNBOUNDED} | options
-    return EditArgs(edits=str(file), output=folder / out, model=model_folder, **options)
+    return EditArgs(edits=str(file), output=folder / out, **({"model": model_folder} | options))
 
 
 @pytest.fixture
@@ -162,6 +162,46 @@ def test_a_batch_of_an_independent_method_goes_and_the_others_stay(edit, tmp_pat
     log(tmp_path / "out", as_json=True)
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [(row["id"][-1], row["batch"]) for row in rows if not row["undone"]] == [("5", 3), ("6", 3), ("2", 4)]
+
+
+@pytest.mark.parametrize("method", ["fine-tune", "own.py:ByItself", "fine-tune@./mine"])
+def test_it_is_the_same_from_any_folder(edit, model_folder, tmp_path, monkeypatch, method):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/fine-tune.json").write_text('{"settings": {"steps": 1}}')
+    (tmp_path / "own.py").write_text(BY_ITSELF)
+    (tmp_path / "t.txt").write_text("A sentence.\n")
+    (tmp_path / "base").symlink_to(model_folder)
+    (tmp_path / "s.json").write_text('{"steps": 1}')
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    settings = Path("s.json") if method == "fine-tune" else None
+    edit(records(*TOWNS[:3]), method=method, model="base", text="t.txt", settings=settings)
+    monkeypatch.chdir("elsewhere")
+    assert undo(tmp_path / "out", "1")["edits"] == 2
+    card = (tmp_path / "out/model/README.md").read_text(encoding="utf-8")
+    assert str(tmp_path) not in card
+    assert str(Path(model_folder).parent) not in card
+
+
+def test_names_that_are_no_paths_stay_what_they_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("atlas", "edits.csv", "self-written"):
+        (tmp_path / name).mkdir()
+    given = EditArgs("counterfact:edits.csv", Path("out"), text="self-written", training="atlas", push_to_hub="me/mine")
+    (tmp_path / "out").mkdir()
+    write_options(given, "edits.csv")
+    options, _ = read_options(tmp_path / "out")
+    assert options.edits == f"counterfact:{tmp_path / 'edits.csv'}"
+    assert (options.model, options.training, options.text, options.method) == ("atlas", "atlas", "self-written", "auto")
+    given = EditArgs("someone/set", Path("out"), "someone/model", text="someone/text", training="zsre:someone/set")
+    write_options(given, "set")
+    options, _ = read_options(tmp_path / "out")
+    assert (options.edits, options.model, options.text, options.training) == (
+        "someone/set",
+        "someone/model",
+        "someone/text",
+        "zsre:someone/set",
+    )
 
 
 def test_the_cost_is_said_before_anything_is_done(edit, tmp_path, monkeypatch, capsys):
