@@ -45,7 +45,8 @@ def _choices(args: AdviseArgs, edits: Sequence[Edit]) -> list[Choice]:
     """The methods that are tried."""
     if args.methods:
         return [Choice(method, (), "named") for method in args.methods]
-    first = choose_method(EditArgs(args.edits, Path(), args.model, device=args.device, dtype=args.dtype), edits)
+    options = {name: getattr(args, name) for name in ("training", "device", "dtype")}
+    first = choose_method(EditArgs(args.edits, Path(), args.model, **options), edits, new=True)
     return candidates(first, len(edits))
 
 
