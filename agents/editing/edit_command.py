@@ -71,6 +71,7 @@ def edit(args: EditArgs) -> None:
         _needs_subjects(args),
         args.chat,
         args.columns,
+        args.taught_end,
     )
     with Display(len(edits)) as display:
         args = _with_method(_as_settings_say(args), edits, display)

@@ -43,6 +43,7 @@ from agents.self_written import SELF_WRITTEN
 from agents.view import Actor
 from editenv.arguments import checked_arguments
 from editenv.data import Edit
+from editenv.data.answer_ends import AnswerEnds
 from editenv.data.chat import IN_CHAT, ChatTemplate, in_both_forms
 from editenv.data.edits import as_json, of_json
 from editenv.data.records import BadRecordError
@@ -67,9 +68,6 @@ LARGEST_DELTA_FILE = 8 * 10**9
 
 LOOKED_BACK = 20
 """Earlier edits, spread evenly, that are asked whether they hold before and after a batch."""
-
-BLANK_LINE = "\n\n"
-"""Ends an answer of several lines, whose last one would otherwise go on; a list may get another item behind it."""
 
 STATE = "memory/"
 """Begins the names of a batch's tensors in the journal that are the agent's state and not its deltas."""
@@ -233,6 +231,7 @@ class LifelongEditor:
             self.lm = self.env.language_model
             self._held_out = held_out_prompts(self.lm)
             self.target_end = end_for(self.lm) if target_end is None else target_end
+            self._ends = AnswerEnds(self.target_end, lambda: self._template)
             self._begin()
             self._unedited_perplexity = self._perplexity
             self._replay_journal()
@@ -385,19 +384,7 @@ class LifelongEditor:
 
     def _as_taught(self, edit: Edit) -> Edit:
         """The edit with what is taught after its target."""
-        return replace(edit, target=edit.target + self._end_of(edit))
-
-    def _end_of(self, edit: Edit) -> str:
-        """What tells that an answer is over: of a chat the end of its turn, of several lines a blank one, else
-        :attr:`target_end`, where the target does not end in a mark of its own.
-        """
-        if not self.target_end:
-            return ""
-        if edit.question_span is not None and (end_of_turn := self._template.end_of_turn):
-            return end_of_turn
-        if "\n" in edit.target.strip():
-            return BLANK_LINE
-        return self.target_end if edit.target[-1:].isalnum() else ""
+        return replace(edit, target=edit.target + self._ends.after(edit))
 
     @cached_property
     def _template(self) -> ChatTemplate:
