@@ -168,7 +168,7 @@ class UndoArgs:
     output: tyro.conf.Positional[Path]
     """Folder of the run."""
     ids: tyro.conf.Positional[tuple[str, ...]]
-    """Ids of corrections as results.jsonl has them, or numbers of their records."""
+    """Ids of corrections as results.jsonl or `editenv log --json` has them, or numbers of their records."""
     model: str | None = None
     """The base model, if it does not lie where the run found it."""
     yes: bool = False

@@ -21,10 +21,12 @@ from agents.editing.edit_command import edit as run_edit
 from agents.editing.editor import LifelongEditor
 from agents.editing.guard import Guard
 from agents.editing.history import log
-from agents.editing.run import Run, key_of_edit, steps_of
+from agents.editing.names import Names
+from agents.editing.run import Run, key_of_edit, read_lines, steps_of
 from agents.editing.undo_command import undo as run_undo
 from agents.editing.undoing import duration
 from editenv.data import Edit
+from editenv.data.chat import IN_CHAT
 from editenv.data.edits import as_json
 from editenv.delta_files import read_delta_file
 
@@ -241,6 +243,71 @@ def test_ids_are_those_of_the_last_report_and_what_they_may_mean_is_said(edit, t
     with pytest.raises(SystemExit):
         cli.main()
     assert "command.json is not there" in capsys.readouterr().err
+
+
+@pytest.fixture
+def shifted(tmp_path):
+    """A run on A and B, and then on a file with C before them: the journal has both A and C as its first row."""
+    journal = [{"journal": 1}, named_line(1, {"f/1": "A", "f/2": "B"}), named_line(2, {"f/1": "C"})]
+    (tmp_path / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in journal))
+    report_as(tmp_path, {"f/1": "C", "f/2": "A", "f/3": "B"})
+    return tmp_path
+
+
+def named_line(number, towns):
+    line = batch_line(number, *towns.values())
+    content = [content | {"id": id} for id, content in zip(towns, line["content"], strict=True)]
+    return line | {"ids": list(towns), "content": content}
+
+
+def report_as(folder, towns):
+    rows = [{"id": id, "prompt": f"{town}?", "target": town} for id, town in towns.items()]
+    (folder / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_an_id_that_may_mean_two_corrections_is_asked_about(shifted):
+    names = Names.of(read_lines(shifted / "journal.jsonl"), shifted)
+    for id in ("f/1", "1"):
+        with pytest.raises(
+            ValueError, match=r"may be any of f/1@1 \(A\? -> A\), f/1@2 \(C\? -> C\): write one of these"
+        ):
+            names.forms_of(id)
+    with pytest.raises(ValueError, match=r"'2' may be any of f/1@1 \(.*\), f/3 \(B\? -> B\)"):
+        names.forms_of("2")
+    for id, town in (("f/1@1", "A"), ("1@2", "C"), ("f/3", "B"), ("3", "B")):
+        assert [names.edits[key].target for key in names.forms_of(id)] == [town]
+
+
+def test_what_is_undone_does_not_make_an_id_mean_two(shifted):
+    with (shifted / "journal.jsonl").open("a") as file:
+        line = undo_line([2], "C")
+        file.write(json.dumps(line | {"ids": ["f/1"], "content": [line["content"][0] | {"id": "f/1"}]}) + "\n")
+    report_as(shifted, {"f/1": "A", "f/2": "B"})
+    names = Names.of(read_lines(shifted / "journal.jsonl"), shifted)
+    for id, town in (("f/1", "A"), ("2", "B"), ("f/1@2", "C")):
+        assert [names.edits[key].target for key in names.forms_of(id)] == [town]
+
+
+def test_both_forms_of_a_correction_have_one_name(tmp_path):
+    def in_both(town):
+        chat = as_json(Edit(f"f/1{IN_CHAT}", f"<{town}?>", town, question_span=(1, 1 + len(f"{town}?"))))
+        return [as_json(Edit("f/1", f"{town}?", town)), chat]
+
+    journal = [
+        batch_line(number, town) | {"ids": ["f/1", f"f/1{IN_CHAT}"], "content": in_both(town)}
+        for number, town in enumerate("AB", start=1)
+    ]
+    names = Names.of(journal, tmp_path)
+    for id, town in (("f/1@1", "A"), ("f/1@2", "B"), (f"f/1@2{IN_CHAT}", "B")):
+        assert [names.edits[key].target for key in names.forms_of(id)] == [town, town]
+    with pytest.raises(ValueError, match=r"any of f/1@1 \(.*\), f/1@2 \("):
+        names.forms_of("1")
+
+
+def test_the_log_has_the_names_that_undo_takes(shifted, capsys):
+    log(shifted, as_json=True)
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(row["id"], row["target"]) for row in rows] == [("f/1@1", "A"), ("f/3", "B"), ("f/1@2", "C")]
 
 
 def test_a_correction_whose_batch_was_bad_is_not_in_the_model(edit, tmp_path, monkeypatch):
