@@ -133,7 +133,7 @@ def _settled_changes(args: EditArgs, editor: LifelongEditor, edits: EditFile, di
     consent(plan, cost, args.yes)
     display.resume()
     display.say(cost)
-    editor.undo(changes.to_undo)
+    editor.undo(changes.to_undo, by_file=True)
     return compare(editor.run, edits, edits.report.source, args.undone == "make")
 
 

@@ -35,7 +35,7 @@ from agents.editing.preparation import (
     refuse_both_kinds,
     require_subjects,
 )
-from agents.editing.run import Run, key_of_edit
+from agents.editing.run import BY_FILE, Run, key_of_edit
 from agents.editing.saving import save_model
 from agents.progress import silent
 from agents.registry import settings_of
@@ -340,7 +340,7 @@ class LifelongEditor:
             raise BadEditError(f"batch {result.batch} was taken back: {result.reason}")
         return result
 
-    def undo(self, edits: Sequence[Edit]) -> list[Edit]:
+    def undo(self, edits: Sequence[Edit], by_file: bool = False) -> list[Edit]:
         """Takes corrections back out of the model: it is as if they had never been in a batch.
 
         Their batches go, and all batches after the first of them, unless the method's are independent of each other
@@ -348,6 +348,8 @@ class LifelongEditor:
 
         Args:
             edits: Corrections that were made, or that an earlier call left to be made again.
+            by_file: Whether they are undone because their file does not have them any more: then they are made again if
+                it has them again.
 
         Returns:
             What is to be made again, in order: what else was in these batches.
@@ -366,7 +368,7 @@ class LifelongEditor:
             raise ValueError(f"undo: {', '.join(unknown)} is not among the corrections that were made")
         batches = [entry["batch"] for entry in run.batches_with(keys, self.agent.independent_batches)]
         try:
-            self.journal.undo(batches, _dated(list(keys.values())))
+            self.journal.undo(batches, _dated(list(keys.values())) | ({BY_FILE: True} if by_file else {}))
             self.lm.restore()
             self._begin()
             self._replay_journal()

@@ -381,6 +381,29 @@ def test_a_file_that_was_changed_is_followed_if_it_is_told_to(edit, tmp_path):
     assert outcomes[0] == outcomes[1]
 
 
+def test_a_file_that_is_changed_back_is_followed_back(edit, tmp_path, capsys):
+    options = {"method": "no-edit", "changed": "undo", "yes": True, "save_model": False}
+    for town in ("Rome", "Oslo", "Rome"):
+        report = edit(records(town), **options)
+        assert (report["asked"], report["edits"]) == (1, 1)
+        assert [row["target"] for row in lines(tmp_path / "out/results.jsonl")] == [town]
+    assert "stay so" not in capsys.readouterr().err
+
+
+def test_only_what_followed_a_file_is_made_again():
+    """A journal that says nothing of why, as earlier versions wrote it, speaks of what a person has undone."""
+    edits = [Edit("f/1", "A?", "A")]
+    by_hand, by_file = undo_line([1], "A"), undo_line([2], "A") | {"by_file": True}
+    for journal, left_out in (
+        ([batch_line(1, "A"), by_hand], True),
+        ([batch_line(2, "A"), by_file], False),
+        ([batch_line(1, "A"), by_hand, batch_line(2, "A"), by_file], False),
+        ([batch_line(2, "A"), by_file, batch_line(1, "A"), by_hand], True),
+    ):
+        changes = compare(Run.of(journal), edits, "f")
+        assert (changes.left_out.tolist(), changes.to_make.tolist()) == ([left_out], [not left_out])
+
+
 def test_rows_in_another_order_are_the_same_run(edit, tmp_path, capsys):
     rows = records(*TOWNS[:4])
     edit(rows)
