@@ -75,6 +75,7 @@ def edit(args: EditArgs) -> None:
     )
     with Display(len(edits)) as display:
         args = _with_method(_as_settings_say(args), edits, display)
+        _check_convertible(args)
         _note_precision(args, display)
         _note_memory(args, edits, display)
         with open_editor(args, edits, display) as editor:
@@ -225,6 +226,21 @@ def _check_arguments(args: EditArgs) -> None:
         check_hub(args.push_to_hub)
     if (args.output / "report.json").exists() and not (args.output / "journal.jsonl").exists():
         raise ValueError(f"{args.output} holds a report.json of something else; choose another folder")
+
+
+def _check_convertible(args: EditArgs) -> None:
+    """Whether what the method makes can be written as a GGUF file, if one is wanted.
+
+    Raises:
+        ValueError: If it puts something beside the weights, which the file has no place for.
+    """
+    agent = _agent_without_policy(args) if args.gguf is not None else None
+    if agent is not None and tuple(agent.changes) != ("weights",):
+        puts = " and ".join(summary.BESIDE[kind] for kind in agent.changes if kind != "weights")
+        raise ValueError(
+            f"--gguf: method {args.method!r} puts a {puts} beside the weights, for which a GGUF file has no place: leave --gguf "
+            "out, or choose a method that changes weights"
+        )
 
 
 def _needs_subjects(args: EditArgs) -> bool:
