@@ -24,12 +24,14 @@ class Names:
         run: Of the journal.
         edits: All corrections, each with the id that the last report gave it, or else the journal's.
         names: What each is called.
+        with_batch: The same with the batch, which is understood in any case.
         meant: By id, which corrections it may mean: of those in the model, or to be made again, if it is one of these.
     """
 
     run: Run
     edits: dict[Key, Edit]
     names: dict[Key, str]
+    with_batch: dict[Key, str]
     meant: dict[str, list[Key]]
 
     @classmethod
@@ -52,22 +54,23 @@ class Names:
             ids.setdefault(key, []).append(id)
         by_texts = {asked_by(edit): key for key, edit in edits.items()}
         for row in reported(output) or ():
-            if key := by_texts.get(asked_in(row)):
-                ids[key].append(row["id"])
-                edits[key] = replace(edits[key], id=row["id"])
+            if (told_of := by_texts.get(asked_in(row))) is not None:
+                ids[told_of].append(row["id"])
+                edits[told_of] = replace(edits[told_of], id=row["id"])
         meant: dict[str, list[Key]] = {}
         for key in (key for group in (live, edits) for key in group):
             for id in dict.fromkeys(ids[key]):
                 others = meant.setdefault(id, [])
                 if key not in others and (key in live or not any(other in live for other in others)):
                     others.append(key)
+        with_batch = {key: _with_batch(*origin) for key, origin in origins.items()}
         names = {}
         for key, edit in edits.items():
             stem = edit.id.removesuffix(IN_CHAT)
             both = (stem, stem + IN_CHAT)
             is_clear = key in meant[edit.id] and all(len(meant.get(id, ())) < 2 for id in both)
-            names[key] = edit.id if is_clear else _with_batch(*origins[key])
-        return cls(run, edits, names, meant)
+            names[key] = edit.id if is_clear else with_batch[key]
+        return cls(run, edits, names, with_batch, meant)
 
     def forms_of(self, id: str) -> list[Key]:
         """The correction of this id as plain text and, if it was made in a chat, in that form, too.
@@ -86,7 +89,12 @@ class Names:
         Raises:
             ValueError: If there is none or several, or if it is not in the model.
         """
-        matches = self._called(id) or self.meant.get(id) or self._numbered(id)
+        matches = (
+            self._called(id)
+            or [key for key, name in self.with_batch.items() if name == id]
+            or self.meant.get(id)
+            or self._numbered(id)
+        )
         if not matches:
             raise ValueError(
                 f"undo: the run has no correction {id!r}; editenv log OUT lists them, with --json by their ids"
@@ -102,12 +110,13 @@ class Names:
         return key
 
     def _called(self, name: str) -> list[Key]:
+        """The one of this name, if there is one."""
         return [key for key, called in self.names.items() if called == name]
 
     def _numbered(self, number: str) -> list[Key]:
         """Those that have this number in a file, or that are called so in a batch."""
         keys = [key for id, keys in self.meant.items() if _is_numbered(id, number) for key in keys]
-        keys += [key for key, name in self.names.items() if _is_numbered(name, number)]
+        keys += [key for key, name in self.with_batch.items() if _is_numbered(name, number)]
         return list(dict.fromkeys(keys))
 
     def _in_words(self, key: Key) -> str:

@@ -274,7 +274,7 @@ def test_an_id_that_may_mean_two_corrections_is_asked_about(shifted):
             names.forms_of(id)
     with pytest.raises(ValueError, match=r"'2' may be any of f/1@1 \(.*\), f/3 \(B\? -> B\)"):
         names.forms_of("2")
-    for id, town in (("f/1@1", "A"), ("1@2", "C"), ("f/3", "B"), ("3", "B")):
+    for id, town in (("f/1@1", "A"), ("1@2", "C"), ("f/3", "B"), ("3", "B"), ("f/2@1", "B"), ("2@1", "B")):
         assert [names.edits[key].target for key in names.forms_of(id)] == [town]
 
 
