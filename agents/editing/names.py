@@ -57,20 +57,20 @@ class Names:
             if (told_of := by_texts.get(asked_in(row))) is not None:
                 ids[told_of].append(row["id"])
                 edits[told_of] = replace(edits[told_of], id=row["id"])
-        meant: dict[str, list[Key]] = {}
-        for key in (key for group in (live, edits) for key in group):
-            for id in dict.fromkeys(ids[key]):
-                others = meant.setdefault(id, [])
-                if key not in others and (key in live or not any(other in live for other in others)):
-                    others.append(key)
+        meant: dict[str, dict[Key, None]] = {}
+        for key in (*live, *(key for key in edits if key not in live)):
+            for id in ids[key]:
+                others = meant.setdefault(id, {})
+                if key in live or next(iter(others), key) not in live:
+                    others[key] = None
         with_batch = {key: _with_batch(*origin) for key, origin in origins.items()}
         names = {}
         for key, edit in edits.items():
             stem = edit.id.removesuffix(IN_CHAT)
             both = (stem, stem + IN_CHAT)
-            is_clear = key in meant[edit.id] and all(len(meant.get(id, ())) < 2 for id in both)
+            is_clear = key in meant[edit.id] and all(len(meant.get(form, ())) < 2 for form in both)
             names[key] = edit.id if is_clear else with_batch[key]
-        return cls(run, edits, names, with_batch, meant)
+        return cls(run, edits, names, with_batch, {id: list(keys) for id, keys in meant.items()})
 
     def forms_of(self, id: str) -> list[Key]:
         """The correction of this id as plain text and, if it was made in a chat, in that form, too.
