@@ -47,6 +47,26 @@ def _parts_of(name: str) -> "re.Match[str] | None":
     return re.fullmatch(r"(?P<source>.+):(?P<attribute>\w+)(?:@(?P<folder>.+))?", name)
 
 
+def with_absolute_paths(name: str) -> str:
+    """The name by which an agent is found from any folder: a file, and a folder of settings, by its absolute path."""
+    if name in ROWS:
+        return name
+    method, folder = method_and_folder(name)
+    if (parts := _parts_of(name)) and parts["source"].endswith(".py"):
+        method = f"{Path(parts['source']).absolute()}:{parts['attribute']}"
+    if folder is None:
+        return method
+    return f"{method}@{Path(folder).expanduser().absolute() if '/' in folder else folder}"
+
+
+def method_and_folder(name: str) -> tuple[str, str | None]:
+    """The two parts of ``METHOD@FOLDER`` or ``file.py:Class@FOLDER``; the folder is None if none is named."""
+    if parts := _parts_of(name):
+        return f"{parts['source']}:{parts['attribute']}", parts["folder"]
+    method, at, folder = name.partition("@")
+    return method, folder if at else None
+
+
 def make_method(name: str, settings: Mapping[str, Any]) -> "Agent":
     """A method with these settings, in place of those chosen for the embedded model; its own defaults elsewhere.
 

@@ -22,7 +22,7 @@ def advise(args: AdviseArgs) -> None:
     Raises:
         ValueError: If the file, the model or an argument cannot be used, or if no method could be tried.
     """
-    edits = list(edits_for(args.edits, "error", args.model, args.device, args.dtype))
+    edits = list(edits_for(args.edits, "error", args.model, args.device, args.dtype, taught_end=None))
     chosen = spread(edits, args.corrections)
     console = Console(stderr=True)
     options = {name: getattr(args, name) for name in ("training", "text", "device", "dtype", "seed")}
@@ -45,7 +45,8 @@ def _choices(args: AdviseArgs, edits: Sequence[Edit]) -> list[Choice]:
     """The methods that are tried."""
     if args.methods:
         return [Choice(method, (), "named") for method in args.methods]
-    first = choose_method(EditArgs(args.edits, Path(), args.model, device=args.device, dtype=args.dtype), edits)
+    options = {name: getattr(args, name) for name in ("training", "device", "dtype")}
+    first = choose_method(EditArgs(args.edits, Path(), args.model, **options), edits, new=True)
     return candidates(first, len(edits))
 
 

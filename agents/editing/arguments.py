@@ -3,13 +3,13 @@
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
 
 from agents.editing.guard import Guard
 from editenv.arguments import PositiveInt, check_fields
-from editenv.models import EMBEDDED
+from editenv.models import EMBEDDED, PACKAGED, PUBLIC
 from editenv.sealed_json import read_sealed, write_sealed
 
 
@@ -168,7 +168,7 @@ class UndoArgs:
     output: tyro.conf.Positional[Path]
     """Folder of the run."""
     ids: tyro.conf.Positional[tuple[str, ...]]
-    """Ids of corrections as results.jsonl has them, or numbers of their records."""
+    """Ids of corrections as results.jsonl or `editenv log --json` has them, or numbers of their records."""
     model: str | None = None
     """The base model, if it does not lie where the run found it."""
     yes: bool = False
@@ -182,14 +182,40 @@ OPTIONS = "command.json"
 
 
 def write_options(args: EditArgs, source: str) -> None:
-    """Keeps the options of a run, for commands that go on with it without being told them again.
+    """Keeps the options of a run, for commands that go on with it without being told them again, from any folder.
 
     Args:
         args: Of the command.
         source: Name of the file of edits, as ids begin with it.
     """
-    options = asdict(args) | {"source": source}
+    options = asdict(args) | _from_any_folder(args) | {"source": source}
     write_sealed(args.output / OPTIONS, json.loads(json.dumps(options, default=str)))
+
+
+def _from_any_folder(args: EditArgs) -> dict[str, Any]:
+    """The options that name files and folders, by absolute paths; what names something else is as it was."""
+    from agents.registry import with_absolute_paths
+    from agents.self_written import SELF_WRITTEN
+    from editenv.data.files import format_and_source
+
+    def data_set(name: str) -> str:
+        format_name, source = format_and_source(name)
+        return f"{format_name}:{_absolute(source)}" if format_name else _absolute(source)
+
+    paths = {name: getattr(args, name) for name in ("output", "policy", "settings", "gguf")}
+    return {name: None if path is None else str(path.expanduser().absolute()) for name, path in paths.items()} | {
+        "edits": data_set(args.edits),
+        "model": args.model if args.model in (*PACKAGED, *PUBLIC) else _absolute(args.model),
+        "method": with_absolute_paths(args.method),
+        "training": args.training if args.training in (None, EMBEDDED) else data_set(args.training),
+        "text": args.text if args.text in (None, SELF_WRITTEN) else _absolute(args.text),
+    }
+
+
+def _absolute(name: str) -> str:
+    """The absolute path of a file or a folder that is there; what is none, such as the name of a data set, as it is."""
+    path = Path(name).expanduser()
+    return str(path.absolute()) if path.exists() else name
 
 
 def read_options(output: Path) -> tuple[EditArgs, str]:

@@ -21,7 +21,7 @@ class Changes:
 
     Attributes:
         to_make: ``(n,)`` bool, which of the file's corrections are to be made yet.
-        left_out: ``(n,)`` bool, which of them were undone and stay so.
+        left_out: ``(n,)`` bool, which of them were undone, by a person and not to follow the file, and stay so.
         removed: What was made and is not in the file.
         changed: What was made and is otherwise in the file, under the same id or prompt; with what the file has.
     """
@@ -72,7 +72,8 @@ def compare(run: Run, edits: Sequence[Edit], source: str, make_undone: bool = Fa
         make_undone: Make corrections again that were undone and are in the file.
     """
     keys = [key_of_edit(edit) for edit in edits]
-    left_out = np.array([key in run.undone and not make_undone for key in keys], dtype=bool)
+    stays_undone = set() if make_undone else run.undone.keys() - run.by_file
+    left_out = np.array([key in stays_undone for key in keys], dtype=bool)
     done = np.array([key in run.made or key in run.refused for key in keys], dtype=bool)
     to_make = ~done & ~left_out
     in_file = set(keys)

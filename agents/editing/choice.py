@@ -36,7 +36,7 @@ class Choice:
     settled: bool = False
 
 
-def choose_method(args: EditArgs, edits: Sequence[Edit]) -> Choice:
+def choose_method(args: EditArgs, edits: Sequence[Edit], new: bool = False) -> Choice:
     """The method that a command means with ``--method auto``, by rule.
 
     * A policy, or the embedded model, which has one: ``rledit``.
@@ -52,11 +52,12 @@ def choose_method(args: EditArgs, edits: Sequence[Edit]) -> Choice:
     Args:
         args: Of the command, with ``method`` ``"auto"``.
         edits: All corrections.
+        new: Whether there is no run that might go on, whatever lies in the output folder.
     """
     if args.policy is not None or args.model == EMBEDDED:
         return Choice("rledit", (), "a trained policy is there", settled=True)
     without = sum(not edit.subject or end_of(edit.subject, edit.prompt) is None for edit in edits)
-    begun = begun_with(args.output)
+    begun = None if new else begun_with(args.output)
     if begun is not None:
         method, reason = begun["method"], "this run was begun with it"
     elif without:

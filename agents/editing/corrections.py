@@ -1,10 +1,11 @@
 """What became of each correction of a run."""
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from agents.editing.reported import asked_by, asked_in, reported
 from agents.editing.run import Key, Run, key_of_edit
 from agents.editing.valid_json import valid_json
 from editenv.atomic_files import atomic_write_text
@@ -109,24 +110,6 @@ def _before_and_now(lm: EditableLM, edits: Sequence[Edit]) -> list[tuple[Edit, s
     return list(zip(edits, before, says_now(lm, edits), strict=True))
 
 
-def reported(output: Path, file: str = "results.jsonl") -> list[dict[str, Any]] | None:
-    """The lines of a file of a run's last report; None if it was not made.
-
-    Raises:
-        ValueError: If it is not what the command wrote; names it.
-    """
-    path = output / file
-    if not path.exists():
-        return None
-    try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except ValueError:
-        rows = [None]
-    if not all(isinstance(row, dict) and "prompt" in row for row in rows):
-        raise ValueError(f"{path} is not what `editenv edit` wrote: remove it, and it is made again")
-    return rows
-
-
 def last_reported_batch(output: Path) -> int:
     """The number of the last batch that a run's report is about; 0 if there is none, or it does not say."""
     path = output / "report.json"
@@ -139,16 +122,6 @@ def held_in(output: Path, run: Run) -> set[Key] | None:
         return None
     held = {asked_in(row) for row in rows if row["begins_right"]}
     return {key for key, edit in (run.made | run.pending).items() if asked_by(edit) in held}
-
-
-def asked_in(row: Mapping[str, Any]) -> tuple[str, str, str]:
-    """What a line of a report is about: form, question and target."""
-    return row.get("form", "plain"), row.get("question", row["prompt"]), row["target"]
-
-
-def asked_by(edit: Edit) -> tuple[str, str, str]:
-    """The same of a correction."""
-    return "plain" if edit.question_span is None else "chat", edit.question, edit.target
 
 
 def refused_records(run: Run, edits: Sequence[Edit], source: str) -> list[dict[str, Any]]:

@@ -12,8 +12,8 @@ from rich.table import Table
 from safetensors.torch import load
 
 from agents.editing import summary
-from agents.editing.corrections import reported
 from agents.editing.history import base_model
+from agents.editing.reported import reported
 from agents.editing.run import Run, read_lines
 from agents.editing.valid_json import valid_json
 from editenv.data.text import one_line, printable

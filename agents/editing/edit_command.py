@@ -71,9 +71,11 @@ def edit(args: EditArgs) -> None:
         _needs_subjects(args),
         args.chat,
         args.columns,
+        args.taught_end,
     )
     with Display(len(edits)) as display:
         args = _with_method(_as_settings_say(args), edits, display)
+        _check_convertible(args)
         _note_precision(args, display)
         _note_memory(args, edits, display)
         with open_editor(args, edits, display) as editor:
@@ -132,7 +134,7 @@ def _settled_changes(args: EditArgs, editor: LifelongEditor, edits: EditFile, di
     consent(plan, cost, args.yes)
     display.resume()
     display.say(cost)
-    editor.undo(changes.to_undo)
+    editor.undo(changes.to_undo, by_file=True)
     return compare(editor.run, edits, edits.report.source, args.undone == "make")
 
 
@@ -224,6 +226,21 @@ def _check_arguments(args: EditArgs) -> None:
         check_hub(args.push_to_hub)
     if (args.output / "report.json").exists() and not (args.output / "journal.jsonl").exists():
         raise ValueError(f"{args.output} holds a report.json of something else; choose another folder")
+
+
+def _check_convertible(args: EditArgs) -> None:
+    """Whether what the method makes can be written as a GGUF file, if one is wanted.
+
+    Raises:
+        ValueError: If it puts something beside the weights, which the file has no place for.
+    """
+    agent = _agent_without_policy(args) if args.gguf is not None else None
+    if agent is not None and tuple(agent.changes) != ("weights",):
+        puts = " and ".join(summary.BESIDE[kind] for kind in agent.changes if kind != "weights")
+        raise ValueError(
+            f"--gguf: method {args.method!r} puts a {puts} beside the weights, for which a GGUF file has no place: leave --gguf "
+            "out, or choose a method that changes weights"
+        )
 
 
 def _needs_subjects(args: EditArgs) -> bool:

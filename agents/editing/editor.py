@@ -31,10 +31,11 @@ from agents.editing.preparation import (
     learning_environment,
     modules_to_edit,
     other_bounds,
+    other_method,
     refuse_both_kinds,
     require_subjects,
 )
-from agents.editing.run import Run, key_of_edit
+from agents.editing.run import BY_FILE, Run, key_of_edit
 from agents.editing.saving import save_model
 from agents.progress import silent
 from agents.registry import settings_of
@@ -42,6 +43,7 @@ from agents.self_written import SELF_WRITTEN
 from agents.view import Actor
 from editenv.arguments import checked_arguments
 from editenv.data import Edit
+from editenv.data.answer_ends import AnswerEnds
 from editenv.data.chat import IN_CHAT, ChatTemplate, in_both_forms
 from editenv.data.edits import as_json, of_json
 from editenv.data.records import BadRecordError
@@ -66,9 +68,6 @@ LARGEST_DELTA_FILE = 8 * 10**9
 
 LOOKED_BACK = 20
 """Earlier edits, spread evenly, that are asked whether they hold before and after a batch."""
-
-BLANK_LINE = "\n\n"
-"""Ends an answer of several lines, whose last one would otherwise go on; a list may get another item behind it."""
 
 STATE = "memory/"
 """Begins the names of a batch's tensors in the journal that are the agent's state and not its deltas."""
@@ -214,7 +213,10 @@ class LifelongEditor:
             if target_end != "":
                 header["target_end"] = target_end or "as the model needs it"
             self.journal = Journal(
-                Path(output), header, in_common=("agent",), compare={"identity": differences, "guard": other_bounds}
+                Path(output),
+                header,
+                in_common=("agent",),
+                compare={"identity": differences, "guard": other_bounds, "method": other_method},
             )
             for caution in cautions(self.journal.begun_with.get("identity"), self.journal.header["identity"]):
                 warnings.warn(f"{self.journal.path}: {caution}", stacklevel=2)
@@ -229,6 +231,7 @@ class LifelongEditor:
             self.lm = self.env.language_model
             self._held_out = held_out_prompts(self.lm)
             self.target_end = end_for(self.lm) if target_end is None else target_end
+            self._ends = AnswerEnds(self.target_end, lambda: self._template)
             self._begin()
             self._unedited_perplexity = self._perplexity
             self._replay_journal()
@@ -337,7 +340,7 @@ class LifelongEditor:
             raise BadEditError(f"batch {result.batch} was taken back: {result.reason}")
         return result
 
-    def undo(self, edits: Sequence[Edit]) -> list[Edit]:
+    def undo(self, edits: Sequence[Edit], by_file: bool = False) -> list[Edit]:
         """Takes corrections back out of the model: it is as if they had never been in a batch.
 
         Their batches go, and all batches after the first of them, unless the method's are independent of each other
@@ -345,6 +348,8 @@ class LifelongEditor:
 
         Args:
             edits: Corrections that were made, or that an earlier call left to be made again.
+            by_file: Whether they are undone because their file does not have them any more: then they are made again if
+                it has them again.
 
         Returns:
             What is to be made again, in order: what else was in these batches.
@@ -363,7 +368,7 @@ class LifelongEditor:
             raise ValueError(f"undo: {', '.join(unknown)} is not among the corrections that were made")
         batches = [entry["batch"] for entry in run.batches_with(keys, self.agent.independent_batches)]
         try:
-            self.journal.undo(batches, _dated(list(keys.values())))
+            self.journal.undo(batches, _dated(list(keys.values())) | ({BY_FILE: True} if by_file else {}))
             self.lm.restore()
             self._begin()
             self._replay_journal()
@@ -381,19 +386,7 @@ class LifelongEditor:
 
     def _as_taught(self, edit: Edit) -> Edit:
         """The edit with what is taught after its target."""
-        return replace(edit, target=edit.target + self._end_of(edit))
-
-    def _end_of(self, edit: Edit) -> str:
-        """What tells that an answer is over: of a chat the end of its turn, of several lines a blank one, else
-        :attr:`target_end`, where the target does not end in a mark of its own.
-        """
-        if not self.target_end:
-            return ""
-        if edit.question_span is not None and (end_of_turn := self._template.end_of_turn):
-            return end_of_turn
-        if "\n" in edit.target.strip():
-            return BLANK_LINE
-        return self.target_end if edit.target[-1:].isalnum() else ""
+        return replace(edit, target=edit.target + self._ends.after(edit))
 
     @cached_property
     def _template(self) -> ChatTemplate:

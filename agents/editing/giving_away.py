@@ -6,12 +6,21 @@ from pathlib import Path
 from typing import NoReturn
 
 from editenv.atomic_files import replace, sync
+from editenv.models import BESIDE
+from editenv.models.with_memory import BASE
 
 CONVERTER = "convert_hf_to_gguf.py"
 """The converter's name in llama.cpp's repository."""
 
 GGUF_TYPES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 """The converter's names of the precisions in which models are edited: nothing is lost."""
+
+OF_A_MODEL = (
+    *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
+    *("pytorch_model.bin", "pytorch_model-*-of-*.bin", "pytorch_model.bin.index.json"),
+    *(*BESIDE, BASE),
+)
+"""Files of a model that lay in a repository before: with the new one's, another model would be loaded from them."""
 
 _MAGIC = b"GGUF"
 
@@ -77,7 +86,8 @@ def check_hub(name: str) -> None:
 
 
 def push_to_hub(model: Path, name: str) -> str:
-    """Puts a saved model on the hub, with its card; a repository that is not there yet is made, and is private.
+    """Puts a saved model on the hub, with its card; a repository that is not there yet is made, and is private. The weights
+    of a model that lay there, and what was beside it, go.
 
     Args:
         model: The saved folder.
@@ -95,7 +105,10 @@ def push_to_hub(model: Path, name: str) -> str:
     try:
         repository = api.create_repo(name, private=True, exist_ok=True)
         api.upload_folder(
-            repo_id=repository.repo_id, folder_path=model, commit_message="Model edited with LifelongEdit"
+            repo_id=repository.repo_id,
+            folder_path=model,
+            commit_message="Model edited with LifelongEdit",
+            delete_patterns=list(OF_A_MODEL),  # those that are uploaded stay
         )
     except _hub_errors() as error:
         _hub_failed(f"{model} is saved, but could not be put on the hub as {name}; the same command tries again", error)

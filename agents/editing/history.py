@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from agents.editing.arguments import OPTIONS
-from agents.editing.run import read_lines
+from agents.editing.names import Names
+from agents.editing.run import key_of, read_lines
 from agents.editing.valid_json import valid_json
 from editenv.data.text import one_line, printable
 from editenv.journal import UNDONE, standing
@@ -92,7 +93,7 @@ def log(output: Path, as_json: bool = False) -> None:
 
     Args:
         output: Folder of a run, which may be going on.
-        as_json: One JSON object a correction.
+        as_json: One JSON object a correction, with the id that ``editenv undo`` takes.
 
     Raises:
         FileNotFoundError: If it has no journal.
@@ -101,11 +102,12 @@ def log(output: Path, as_json: bool = False) -> None:
     lines = read_lines(output / "journal.jsonl")
     stands = {entry["batch"] for entry in standing(lines)}
     if as_json:
+        names = Names.of(lines, output).names
         for line in lines:
-            for id, content in zip(line["ids"], line["content"], strict=True):
+            for content in line["content"]:
                 what = {name: line.get(name) for name in ("batch", "time", "applied", "reason")}
                 what["undone"] = line.get("batch") not in stands
-                correction = {"id": id, "prompt": content["prompt"], "target": content["target"]}
+                correction = {"id": names[key_of(content)], "prompt": content["prompt"], "target": content["target"]}
                 print(valid_json(what | correction, ensure_ascii=False))
         return
     table = Table("batch", "when (UTC)", "edits", "what became of it", "the first of them")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.editing import summary, unrelated
+from agents.registry import method_and_folder
 from editenv.data.text import printable
 
 
@@ -18,9 +19,10 @@ def public_name(model: str) -> str:
 
 
 def public_method(method: str) -> str:
-    """A method's name, of ``folder/file.py:Class`` without the folder."""
+    """A method's name without folders of this machine: of ``folder/file.py:Class@folder/settings`` the last parts."""
+    method, settings = method_and_folder(method)
     file, colon, name = method.rpartition(":")
-    return f"{Path(file).name}:{name}" if colon else method
+    return (f"{Path(file).name}:{name}" if colon else method) + (f"@{Path(settings).name}" if settings else "")
 
 
 def text(about: Mapping[str, Any], report: Mapping[str, Any] | None = None) -> str:

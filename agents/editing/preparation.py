@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -12,6 +12,7 @@ from agents.base import Agent, ProgressCallback
 from agents.baselines.kn import old_answer
 from agents.covariance import training_edits
 from agents.editing.guard import HELD_OUT, Guard
+from agents.editing.model_card import public_method
 from agents.editing.unrelated import GENERAL
 from agents.registry import make_agent, make_method, takes_settings
 from agents.rledit.agent import RLEdit
@@ -35,6 +36,9 @@ from editenv.language_model.subjects import end_of_subject
 from editenv.memories import attached
 from editenv.models import EMBEDDED, load_model
 from editenv.models.modules import default_modules, lookup_modules
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 LEARNING_BATCH = 20
 """Edits in a batch of those that a method learns or warms up from, as in the benchmarks."""
@@ -245,14 +249,17 @@ def held_out_prompts(lm: EditableLM) -> Prompts:
     return lm.encode([first for first, _ in pairs], [rest for _, rest in pairs], reuse=False)
 
 
-@torch.no_grad()
 def end_for(lm: EditableLM) -> str:
-    """What is to be taught after a target: nothing if the model at theta_0 stops by itself after most of its answers to
-    general questions, else a full stop.
-    """
+    """What is to be taught after a target: as :func:`end_of_answers` of the model at theta_0."""
     with lm.at_initial_weights():
-        answers = continuations(lm.model, lm.tokenizer, GENERAL[:STOPS_ASKED], STOPS_WITHIN)
-    stopped = sum(lm.tokenizer.eos_token_id in tokens for tokens in answers)
+        return end_of_answers(lm.model, lm.tokenizer)
+
+
+@torch.no_grad()
+def end_of_answers(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Nothing if a model stops by itself after most of its answers to general questions, else a full stop."""
+    answers = continuations(model, tokenizer, GENERAL[:STOPS_ASKED], STOPS_WITHIN)
+    stopped = sum(tokenizer.eos_token_id in tokens for tokens in answers)
     return "" if 2 * stopped > len(answers) else "."
 
 
@@ -319,6 +326,18 @@ def other_bounds(there: Mapping[str, Any] | None, here: Mapping[str, Any]) -> li
         for name in here
         if name not in new and there.get(name) != here[name]
     ]
+
+
+def other_method(there: str | None, here: str) -> list[str]:
+    """Whether the method of a run on disk is another one. Its folders may have other names, which depend on where the
+    command was run: what lies in them is compared by its content (:func:`agents.registry.settings_of`).
+
+    Args:
+        there: Of the journal's header.
+        here: Of the editor.
+    """
+    same = there is not None and public_method(there) == public_method(here)
+    return [] if same else [f"method was {there!r}, is {here!r}"]
 
 
 def _text_digest(text: str | None) -> str | None:

@@ -2,8 +2,11 @@
 
 import sys
 import warnings
+from functools import partial
 from typing import Literal
 
+from agents.editing.preparation import end_of_answers
+from editenv.data.answer_ends import AnswerEnds
 from editenv.data.chat import NO_BOS_IN_TEMPLATE, ChatTemplate
 from editenv.data.files import EditFile, FileOptions, load_file_edits
 from editenv.data.records import BadRecordError
@@ -20,6 +23,7 @@ def edits_for(
     subjects: bool = False,
     chat: bool = False,
     columns: str | None = None,
+    taught_end: str | None = "",
 ) -> EditFile:
     """The file's edits that fit into the model, read and checked to the end before anything is done.
 
@@ -30,6 +34,7 @@ def edits_for(
         subjects: Whether each edit must have a subject that stands in its prompt.
         chat: Whether every edit is asked in a chat, too; those that were given as messages are.
         columns: As :class:`FileOptions` has them.
+        taught_end: What is taught after a target, as :class:`agents.editing.editor.LifelongEditor` has it.
 
     Raises:
         ValueError: If a record cannot be used, or the file or the model cannot be read; if an edit is asked in a chat
@@ -47,7 +52,11 @@ def edits_for(
             if template.adds_bos:
                 print(f"note: {NO_BOS_IN_TEMPLATE}", file=sys.stderr)
             edits = edits.in_chat(template, chat, options)
-        edits = edits.check_lengths(tokenizer, context, options) if context else edits
+        ends = AnswerEnds(
+            partial(end_of_answers, loaded, tokenizer) if taught_end is None else taught_end,
+            partial(ChatTemplate, tokenizer, model),
+        )
+        edits = edits.check_lengths(tokenizer, context, options, ends) if context else edits
         edits = edits.check_subjects(options) if subjects else edits
     except BadRecordError as error:
         message = str(error).replace("the dataset option bad_records=skip", "--bad-records skip")

@@ -13,6 +13,9 @@ from editenv.journal import UNDONE, standing
 BATCH = {"batch", "edits", "applied", "reason", "efficacy", "ids", "content"}
 """What a batch's line in a journal has."""
 
+BY_FILE = "by_file"
+"""Entry of a line by which corrections are undone, true if that was because their file does not have them any more."""
+
 Key = str
 """What a correction is, apart from its id, in which its file's name may stand, and from what is only asked afterwards."""
 
@@ -34,7 +37,7 @@ def key_of_edit(edit: Edit) -> Key:
 
 @dataclass(frozen=True)
 class Run:
-    """Each correction of a journal is in one of these, in the order in which it came there.
+    """Each correction of a journal is made, refused, pending or undone; each of these in the order in which it came there.
 
     Attributes:
         entries: The lines of the batches that have not been undone.
@@ -42,6 +45,7 @@ class Run:
         refused: Its batch was bad; with the reason.
         pending: Its batch was undone with another correction of it, or with an earlier one: to be made again.
         undone: With the time (UTC) at which it was.
+        by_file: Which of those undone went because the file did not have them any more.
     """
 
     entries: list[dict[str, Any]] = field(default_factory=list)
@@ -49,6 +53,7 @@ class Run:
     refused: dict[Key, tuple[Edit, str]] = field(default_factory=dict)
     pending: dict[Key, Edit] = field(default_factory=dict)
     undone: dict[Key, tuple[Edit, str]] = field(default_factory=dict)
+    by_file: set[Key] = field(default_factory=set)
 
     @classmethod
     def of(cls, lines: Sequence[Mapping[str, Any]]) -> Self:
@@ -71,9 +76,11 @@ class Run:
             for content in line["content"]:
                 run.pending.pop(key_of(content), None)
                 run.undone[key_of(content)] = (of_json(content), line["time"])
+                (run.by_file.add if line.get(BY_FILE) else run.by_file.discard)(key_of(content))
         for key in (*run.made, *run.refused):
             run.pending.pop(key, None)
             run.undone.pop(key, None)
+        run.by_file.intersection_update(run.undone)
         for key in run.made:
             run.refused.pop(key, None)
         return run

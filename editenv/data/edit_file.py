@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
+from editenv.data.answer_ends import AnswerEnds
 from editenv.data.chat import ChatTemplate, ChatTemplateError, in_both_forms
 from editenv.data.edits import Edit, Locality, Message, Question
 from editenv.data.options import FileOptions
@@ -265,21 +266,29 @@ class EditFile(Sequence[Edit]):
         number, line, id = self.place(index)
         return BadRecordError(self.report.source, number, what, field, kind, line=line, id=id)
 
-    def check_lengths(self, tokenizer: "PreTrainedTokenizerBase", context: int, options: FileOptions) -> "EditFile":
+    def check_lengths(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        context: int,
+        options: FileOptions,
+        ends: AnswerEnds | None = None,
+    ) -> "EditFile":
         """Without the edits of which a prompt with its answer is longer than the model's context.
 
         Args:
             tokenizer: The model's.
             context: Tokens that the model can read.
             options: What to do about such an edit.
+            ends: What is taught after targets; nothing by default.
 
         Raises:
             BadRecordError: For the first such edit, unless bad records are to be skipped.
         """
         keep = np.ones(len(self), dtype=bool)
         for i, edit in enumerate(self):
-            texts = {"prompt": joined(edit.prompt, edit.target)}
-            texts |= {f"rephrase {j}": joined(text, edit.target) for j, text in enumerate(edit.rephrases, start=1)}
+            prompts = {"prompt": edit.prompt}
+            prompts |= {f"rephrase {j}": text for j, text in enumerate(edit.rephrases, start=1)}
+            texts = {name: joined(text, edit.target) for name, text in prompts.items()}
             texts |= {
                 f"locality prompt {j}": joined(item.prompt, item.answer)
                 for j, item in enumerate(edit.locality, start=1)
@@ -288,13 +297,18 @@ class EditFile(Sequence[Edit]):
                 f"portability question {j}": joined(item.prompt, item.answer or "")
                 for j, item in enumerate(edit.portability, start=1)
             }
-            if max(len(text.encode()) for text in texts.values()) < context:
+            if max(len(text.encode()) for text in texts.values()) + (ends.longest if ends else 0) < context:
                 continue  # a token is at least one byte, and there is one BOS
+            if end := ends.after(edit) if ends else "":
+                texts |= {name: joined(text, edit.target + end) for name, text in prompts.items()}
             lengths = dict(zip(texts, map(len, tokenizer(list(texts.values()))["input_ids"]), strict=True))
             longest = max(lengths, key=lengths.__getitem__)
             if lengths[longest] > context:
                 form = "in chat form " if edit.question_span is not None else ""
-                what = f"{form}has {lengths[longest]} tokens with its answer; the model's context holds {context}"
+                taught = f" and the {end!r} that is taught after it" if end and longest in prompts else ""
+                what = (
+                    f"{form}has {lengths[longest]} tokens with its answer{taught}; the model's context holds {context}"
+                )
                 self.report.refuse(self.bad(i, what, longest, "length"), options)
                 keep[i] = False
         return self.where(keep) if not keep.all() else self

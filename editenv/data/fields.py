@@ -19,6 +19,7 @@ class Fields:
         line: The line that the record begins in, if that is known.
         notes: What is to be said about a record that is good all the same, in words that fit other records, too.
         id: The record's own name, if it has one.
+        taken_for: The format that the file was taken for by its first record's fields, if it is a published one.
     """
 
     file: str
@@ -27,10 +28,16 @@ class Fields:
     line: int | None = None
     notes: list[str] = field(default_factory=list)
     id: str | None = None
+    taken_for: str | None = None
 
     def bad(self, field: str | None, what: str, kind: str = "field") -> BadRecordError:
         """An error that names file, record and field; to be raised."""
         return BadRecordError(self.file, self.number, what, field, kind, line=self.line, id=self.id)
+
+    def missing(self, field: str) -> BadRecordError:
+        """An error about a field that is not there; to be raised. A format that was a guess may be the wrong one."""
+        guess = f"; by its fields the file was taken for {self.taken_for}: own:FILE reads it as corrections of your own"
+        return self.bad(field, "is missing" + (guess if self.taken_for is not None else ""))
 
     def of(self, values: Mapping[str, Any]) -> "Fields":
         """Other values of the same record."""
@@ -47,7 +54,7 @@ class Fields:
             BadRecordError: If it is not.
         """
         if field not in self.values:
-            raise self.bad(field, "is missing")
+            raise self.missing(field)
         return self.checked(field, self.values[field])
 
     def trimmed(self, field: str) -> str:
@@ -65,7 +72,7 @@ class Fields:
             BadRecordError: If the field is not there, or one of them is blank.
         """
         if field not in self.values:
-            raise self.bad(field, "is missing")
+            raise self.missing(field)
         value = self.values[field]
         return tuple(self.checked(field, item) for item in (value if isinstance(value, list) else [value]))
 
@@ -76,8 +83,10 @@ class Fields:
             BadRecordError: If there is none.
         """
         value = self.values.get(field)
+        if value is None:
+            raise self.missing(field)
         if not isinstance(value, Mapping):
-            raise self.bad(field, "is missing" if value is None else f"must be an object, not {shown(value)}")
+            raise self.bad(field, f"must be an object, not {shown(value)}")
         return self.of({f"{field}.{key}": item for key, item in value.items()})
 
     def objects(self, field: str) -> "Iterator[Fields]":
@@ -87,8 +96,10 @@ class Fields:
             BadRecordError: If the field is not there, or something else.
         """
         value = self.values.get(field)
+        if value is None:
+            raise self.missing(field)
         if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
-            raise self.bad(field, "is missing" if value is None else f"must be a list of objects, not {shown(value)}")
+            raise self.bad(field, f"must be a list of objects, not {shown(value)}")
         for item in value:
             yield self.of({f"{field}.{key}": entry for key, entry in item.items()})
 

@@ -29,7 +29,7 @@ from typing import Any
 from editenv.data.checked_edits import Parser
 from editenv.data.edits import Locality, Question
 from editenv.data.fields import Fields, shown
-from editenv.data.own_format import own_names, parse_own
+from editenv.data.own_format import has_own_names, own_names, parse_own
 from editenv.data.records import BadRecordError
 
 NQ_PREFIX = "nq question: "
@@ -285,7 +285,8 @@ HALLUEDITBENCH_QUESTIONS = (
 
 
 # By format its forms: the fields that only this form has, and what parses it. The order matters where one format's
-# fields contain another's. ``a.b`` is a field b inside an object a, ``a[]`` a list of objects.
+# fields contain another's; one's own records come before every form that does not read their prompt and target.
+# ``a.b`` is a field b inside an object a, ``a[]`` a list of objects.
 FORMATS: dict[str, tuple[tuple[tuple[str, ...], Parser], ...]] = {
     "mquake": ((("requested_rewrite[]",), _mquake),),
     "akew": ((("requested_rewrite.answer_new",), _akew),),
@@ -316,6 +317,9 @@ def detect(
 ) -> tuple[str, Parser]:
     """The format of a record by its fields, and what parses it.
 
+    A record with one's own ``prompt`` and ``target``, or ``messages``, is one's own whatever else it has: a column of
+    notes that is called like a published field does not say what to read. A form that reads both itself comes first.
+
     Args:
         record: The first one of a file that can be read.
         file: Named in errors.
@@ -327,9 +331,10 @@ def detect(
         BadRecordError: If it has the fields of none.
     """
     candidates = FORMATS if name is None else {name: FORMATS[name]}
+    is_own = "own" in candidates and has_own_names(record)
     for format_name, forms in candidates.items():
         for fields, parse in forms:
-            if all(_has(record, field) for field in fields):
+            if all(_has(record, field) for field in fields) and (not is_own or {"prompt", "target"} <= set(fields)):
                 return format_name, parse
     if "own" in candidates:
         names = set(own_names(record).values())

@@ -139,6 +139,12 @@ def own_names(record: Mapping[str, Any]) -> dict[str, str]:
     return names | {name: own for name, own in others.items() if own not in taken}
 
 
+def has_own_names(record: Mapping[str, Any]) -> bool:
+    """Whether a record has what every correction has, under its own name: prompt and target, or messages."""
+    names = set(map(_plain, record))
+    return {"prompt", "target"} <= names or "messages" in names
+
+
 def _plain(name: str) -> str:
     return "_".join(name.strip().lower().replace("-", " ").replace("_", " ").split())
 

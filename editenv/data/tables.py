@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from dataclasses import replace as replace_fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ from editenv.data.records import BadRecordError, RawRecord, place_of, read_recor
 if TYPE_CHECKING:
     import pyarrow as pa
 
-VERSION = 5
+VERSION = 6
 """Of the tables kept on disk; raised when the same file would give other edits."""
 
 TEXTS = ("id", "prompt", "target", "subject", "old_answer", "relation", "messages")
@@ -160,6 +161,8 @@ def _parsed(
                 fields = with_columns(fields, columns)
             if parse is None:
                 report.format, parse = detect(fields.values, report.source, name or None, number, line)
+            if not name and report.format != "own":
+                fields = replace_fields(fields, taken_for=report.format)
             edits = to_edits(fields, parse, options.nq_prefix)
         except BadRecordError as error:
             if error.fatal:

@@ -5,7 +5,11 @@ import json
 import pytest
 import torch
 
+from agents.editing.advise import _choices
+from agents.editing.arguments import AdviseArgs, EditArgs
+from agents.editing.choice import LEARNS_WORDINGS, WITHOUT_SUBJECTS, choose_method
 from agents.editing.editor import LifelongEditor
+from agents.editing.reading import edits_for
 from agents.editing.trial import Trial
 from editenv.models import load_model
 
@@ -77,6 +81,16 @@ def test_the_command_that_it_names_makes_what_was_tried(command_line, file, mode
     )
     assert report["unrelated"]["changed"] == trial["changed"]
     assert trial["perplexity"] != 1.0
+
+
+def test_it_tries_what_edit_takes_with_training_wherever_it_stands(file, model_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "journal.jsonl").write_text('{"method": "no-edit", "modules": ["model.layers.1.mlp.down_proj"]}\n')
+    edits = edits_for(str(file), "error", model_folder, "cpu", "float32")
+    args = AdviseArgs(str(file), model_folder, training=str(file))
+    taken = choose_method(EditArgs(str(file), tmp_path / "new", model_folder, training=str(file)), edits)
+    assert [choice.method for choice in _choices(args, edits)] == [LEARNS_WORDINGS, WITHOUT_SUBJECTS]
+    assert _choices(args, edits)[0] == taken
 
 
 def test_what_is_not_said_counts_first_then_what_changed_then_time():

@@ -573,6 +573,25 @@ def test_facts_that_cannot_be_looked_up_are_left_out_for_methods_that_look_them_
     assert not _needs_subjects(EditArgs(**arguments))
 
 
+def test_what_is_taught_after_a_target_counts_before_anything_is_edited(
+    edit, tokenizer, model_folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("agents.editing.preparation.STOPS_WITHIN", 1)
+    prompt = "a" + " b" * 252
+    while len(tokenizer(f"{prompt} Rome")["input_ids"]) < 256:
+        prompt += " b"
+    assert len(tokenizer(f"{prompt} Rome")["input_ids"]) == 256
+    path = write(tmp_path / "long.jsonl", [*rows(2), {"prompt": prompt, "target": "Rome"}])
+    what = r"long.jsonl, record 3, field 'prompt': has 257 tokens with its answer and the '\.' .*--bad-records skip"
+    with pytest.raises(ValueError, match=what):
+        edit(edits=path, target_end=".")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match=what):  # the tiny model does not stop by itself
+        edits_for(path, "error", model_folder, "cpu", "float32", taught_end=None)
+    kept = {end: len(edits_for(path, "skip", model_folder, "cpu", "float32", taught_end=end)) for end in (".", "")}
+    assert kept == {".": 2, "": 3}
+
+
 def test_what_is_left_of_a_file_of_bad_records_is_its_reasons(model_folder, tmp_path, capsys):
     path = write(tmp_path / "edits.jsonl", [row | {"note": "x"} for row in rows(2)])
     assert len(edits_for(path, "skip", model_folder, "cpu", "float32")) == 2

@@ -7,10 +7,11 @@ from types import SimpleNamespace
 import pytest
 from huggingface_hub import HfApi
 from huggingface_hub.errors import LocalTokenNotFoundError
+from huggingface_hub.utils import filter_repo_objects
 
 from agents.editing.arguments import EditArgs
 from agents.editing.edit_command import edit as run_edit
-from agents.editing.giving_away import convert_to_gguf
+from agents.editing.giving_away import convert_to_gguf, push_to_hub
 from agents.editing.guard import Guard
 
 CONVERTER = """
@@ -40,7 +41,7 @@ def edit(model_folder, tmp_path):
 @pytest.fixture
 def hub(monkeypatch):
     """What the hub is asked, and what lies in the folder at that moment."""
-    asked = SimpleNamespace(made=[], uploaded=[], whoami=lambda self: {"name": "me"})
+    asked = SimpleNamespace(made=[], uploaded=[], lying=set(), whoami=lambda self: {"name": "me"})
 
     def create_repo(self, repo_id, private, exist_ok):
         asked.made.append((repo_id, private, exist_ok))
@@ -51,9 +52,10 @@ def hub(monkeypatch):
 
         return Repository(f"https://hub.example/{name}")
 
-    def upload_folder(self, repo_id, folder_path, commit_message):
+    def upload_folder(self, repo_id, folder_path, commit_message, delete_patterns):
         files = {path.name: path.read_bytes() for path in folder_path.iterdir()}
         asked.uploaded.append((repo_id, files))
+        asked.lying = asked.lying - set(filter_repo_objects(asked.lying, allow_patterns=delete_patterns)) | files.keys()
 
     monkeypatch.setattr(HfApi, "whoami", lambda self: asked.whoami(self))
     monkeypatch.setattr(HfApi, "create_repo", create_repo)
@@ -101,6 +103,33 @@ def test_the_saved_model_is_uploaded_with_its_card(edit, hub, tmp_path, capsys):
     assert files == {path.name: path.read_bytes() for path in (tmp_path / "out/model").iterdir()}
     assert b"| corrections said |" in files["README.md"]
     assert "https://hub.example/me/my-model" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("new", ["model.safetensors", "model-00001-of-00001.safetensors", "memory.safetensors"])
+def test_of_a_model_that_lay_there_no_weights_stay(hub, tmp_path, new):
+    """transformers takes model.safetensors before shards, and load_model a memory before both."""
+    of_the_model = {
+        "model.safetensors",
+        "model-00001-of-00002.safetensors",
+        "model.safetensors.index.json",
+        "pytorch_model.bin",
+        "pytorch_model-00001-of-00002.bin",
+        "pytorch_model.bin.index.json",
+        "memory.safetensors",
+        "context.json",
+        "base.json",
+    }
+    others = {".gitattributes", "LICENSE", "model-q4.gguf", "adapters/mine.safetensors", "model-card.png"}
+    hub.lying = of_the_model | others
+    (tmp_path / new).write_bytes(b"new")
+    push_to_hub(tmp_path, "me/mine")
+    assert hub.lying == others | {new}
+
+
+def test_a_memory_is_not_converted_and_that_is_said_first(edit, tmp_path):
+    with pytest.raises(ValueError, match=r"--gguf.*'grace' puts a memory beside"):
+        edit(method="grace", gguf=tmp_path / "convert.py")
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_would_fail_afterwards_is_refused_before(edit, hub, tmp_path):

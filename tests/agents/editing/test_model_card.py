@@ -89,6 +89,9 @@ def test_names_without_folders(tmp_path, monkeypatch):
     assert public_name("someone/mine") == "someone/mine"
     assert public_method(f"{tmp_path}/own.py:Own") == "own.py:Own"
     assert public_method("memit-seq") == "memit-seq"
+    assert public_method(f"{tmp_path}/a@b/own.py:Own") == "own.py:Own"
+    assert public_method(f"memit@{tmp_path}/mine") == "memit@mine"
+    assert public_method(f"{tmp_path}/own.py:Own@{tmp_path}/mine") == "own.py:Own@mine"
 
 
 def test_applied_and_reverted_models_have_cards_too(run, tmp_path, monkeypatch):

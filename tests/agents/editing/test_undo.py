@@ -15,16 +15,18 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from agents import cli
 from agents.editing import corrections
-from agents.editing.arguments import EditArgs, UndoArgs
+from agents.editing.arguments import EditArgs, UndoArgs, read_options, write_options
 from agents.editing.changes import compare
 from agents.editing.edit_command import edit as run_edit
 from agents.editing.editor import LifelongEditor
 from agents.editing.guard import Guard
 from agents.editing.history import log
-from agents.editing.run import Run, key_of_edit, steps_of
+from agents.editing.names import Names
+from agents.editing.run import Run, key_of_edit, read_lines, steps_of
 from agents.editing.undo_command import undo as run_undo
 from agents.editing.undoing import duration
 from editenv.data import Edit
+from editenv.data.chat import IN_CHAT
 from editenv.data.edits import as_json
 from editenv.delta_files import read_delta_file
 
@@ -62,7 +64,7 @@ def edit_options(model_folder, folder, out, rows, **options):
     file = folder / "edits.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     options = {"method": "fine-tune", "modules": LAST, "edits_per_step": 2, "guard": UNBOUNDED} | options
-    return EditArgs(edits=str(file), output=folder / out, model=model_folder, **options)
+    return EditArgs(edits=str(file), output=folder / out, **({"model": model_folder} | options))
 
 
 @pytest.fixture
@@ -164,6 +166,46 @@ def test_a_batch_of_an_independent_method_goes_and_the_others_stay(edit, tmp_pat
     assert [(row["id"][-1], row["batch"]) for row in rows if not row["undone"]] == [("5", 3), ("6", 3), ("2", 4)]
 
 
+@pytest.mark.parametrize("method", ["fine-tune", "own.py:ByItself", "fine-tune@./mine"])
+def test_it_is_the_same_from_any_folder(edit, model_folder, tmp_path, monkeypatch, method):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/fine-tune.json").write_text('{"settings": {"steps": 1}}')
+    (tmp_path / "own.py").write_text(BY_ITSELF)
+    (tmp_path / "t.txt").write_text("A sentence.\n")
+    (tmp_path / "base").symlink_to(model_folder)
+    (tmp_path / "s.json").write_text('{"steps": 1}')
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    settings = Path("s.json") if method == "fine-tune" else None
+    edit(records(*TOWNS[:3]), method=method, model="base", text="t.txt", settings=settings)
+    monkeypatch.chdir("elsewhere")
+    assert undo(tmp_path / "out", "1")["edits"] == 2
+    card = (tmp_path / "out/model/README.md").read_text(encoding="utf-8")
+    assert str(tmp_path) not in card
+    assert str(Path(model_folder).parent) not in card
+
+
+def test_names_that_are_no_paths_stay_what_they_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("atlas", "edits.csv", "self-written"):
+        (tmp_path / name).mkdir()
+    given = EditArgs("counterfact:edits.csv", Path("out"), text="self-written", training="atlas", push_to_hub="me/mine")
+    (tmp_path / "out").mkdir()
+    write_options(given, "edits.csv")
+    options, _ = read_options(tmp_path / "out")
+    assert options.edits == f"counterfact:{tmp_path / 'edits.csv'}"
+    assert (options.model, options.training, options.text, options.method) == ("atlas", "atlas", "self-written", "auto")
+    given = EditArgs("someone/set", Path("out"), "someone/model", text="someone/text", training="zsre:someone/set")
+    write_options(given, "set")
+    options, _ = read_options(tmp_path / "out")
+    assert (options.edits, options.model, options.text, options.training) == (
+        "someone/set",
+        "someone/model",
+        "someone/text",
+        "zsre:someone/set",
+    )
+
+
 def test_the_cost_is_said_before_anything_is_done(edit, tmp_path, monkeypatch, capsys):
     edit(records(*TOWNS))
     path = tmp_path / "out/journal.jsonl"
@@ -201,6 +243,71 @@ def test_ids_are_those_of_the_last_report_and_what_they_may_mean_is_said(edit, t
     with pytest.raises(SystemExit):
         cli.main()
     assert "command.json is not there" in capsys.readouterr().err
+
+
+@pytest.fixture
+def shifted(tmp_path):
+    """A run on A and B, and then on a file with C before them: the journal has both A and C as its first row."""
+    journal = [{"journal": 1}, named_line(1, {"f/1": "A", "f/2": "B"}), named_line(2, {"f/1": "C"})]
+    (tmp_path / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in journal))
+    report_as(tmp_path, {"f/1": "C", "f/2": "A", "f/3": "B"})
+    return tmp_path
+
+
+def named_line(number, towns):
+    line = batch_line(number, *towns.values())
+    content = [content | {"id": id} for id, content in zip(towns, line["content"], strict=True)]
+    return line | {"ids": list(towns), "content": content}
+
+
+def report_as(folder, towns):
+    rows = [{"id": id, "prompt": f"{town}?", "target": town} for id, town in towns.items()]
+    (folder / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_an_id_that_may_mean_two_corrections_is_asked_about(shifted):
+    names = Names.of(read_lines(shifted / "journal.jsonl"), shifted)
+    for id in ("f/1", "1"):
+        with pytest.raises(
+            ValueError, match=r"may be any of f/1@1 \(A\? -> A\), f/1@2 \(C\? -> C\): write one of these"
+        ):
+            names.forms_of(id)
+    with pytest.raises(ValueError, match=r"'2' may be any of f/1@1 \(.*\), f/3 \(B\? -> B\)"):
+        names.forms_of("2")
+    for id, town in (("f/1@1", "A"), ("1@2", "C"), ("f/3", "B"), ("3", "B"), ("f/2@1", "B"), ("2@1", "B")):
+        assert [names.edits[key].target for key in names.forms_of(id)] == [town]
+
+
+def test_what_is_undone_does_not_make_an_id_mean_two(shifted):
+    with (shifted / "journal.jsonl").open("a") as file:
+        line = undo_line([2], "C")
+        file.write(json.dumps(line | {"ids": ["f/1"], "content": [line["content"][0] | {"id": "f/1"}]}) + "\n")
+    report_as(shifted, {"f/1": "A", "f/2": "B"})
+    names = Names.of(read_lines(shifted / "journal.jsonl"), shifted)
+    for id, town in (("f/1", "A"), ("2", "B"), ("f/1@2", "C")):
+        assert [names.edits[key].target for key in names.forms_of(id)] == [town]
+
+
+def test_both_forms_of_a_correction_have_one_name(tmp_path):
+    def in_both(town):
+        chat = as_json(Edit(f"f/1{IN_CHAT}", f"<{town}?>", town, question_span=(1, 1 + len(f"{town}?"))))
+        return [as_json(Edit("f/1", f"{town}?", town)), chat]
+
+    journal = [
+        batch_line(number, town) | {"ids": ["f/1", f"f/1{IN_CHAT}"], "content": in_both(town)}
+        for number, town in enumerate("AB", start=1)
+    ]
+    names = Names.of(journal, tmp_path)
+    for id, town in (("f/1@1", "A"), ("f/1@2", "B"), (f"f/1@2{IN_CHAT}", "B")):
+        assert [names.edits[key].target for key in names.forms_of(id)] == [town, town]
+    with pytest.raises(ValueError, match=r"any of f/1@1 \(.*\), f/1@2 \("):
+        names.forms_of("1")
+
+
+def test_the_log_has_the_names_that_undo_takes(shifted, capsys):
+    log(shifted, as_json=True)
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(row["id"], row["target"]) for row in rows] == [("f/1@1", "A"), ("f/3", "B"), ("f/1@2", "C")]
 
 
 def test_a_correction_whose_batch_was_bad_is_not_in_the_model(edit, tmp_path, monkeypatch):
@@ -272,6 +379,29 @@ def test_a_file_that_was_changed_is_followed_if_it_is_told_to(edit, tmp_path):
     assert same_models(tmp_path / "out", tmp_path / "plain")
     outcomes = [lines(tmp_path / out / "results.jsonl") for out in ("out", "plain")]
     assert outcomes[0] == outcomes[1]
+
+
+def test_a_file_that_is_changed_back_is_followed_back(edit, tmp_path, capsys):
+    options = {"method": "no-edit", "changed": "undo", "yes": True, "save_model": False}
+    for town in ("Rome", "Oslo", "Rome"):
+        report = edit(records(town), **options)
+        assert (report["asked"], report["edits"]) == (1, 1)
+        assert [row["target"] for row in lines(tmp_path / "out/results.jsonl")] == [town]
+    assert "stay so" not in capsys.readouterr().err
+
+
+def test_only_what_followed_a_file_is_made_again():
+    """A journal that says nothing of why, as earlier versions wrote it, speaks of what a person has undone."""
+    edits = [Edit("f/1", "A?", "A")]
+    by_hand, by_file = undo_line([1], "A"), undo_line([2], "A") | {"by_file": True}
+    for journal, left_out in (
+        ([batch_line(1, "A"), by_hand], True),
+        ([batch_line(2, "A"), by_file], False),
+        ([batch_line(1, "A"), by_hand, batch_line(2, "A"), by_file], False),
+        ([batch_line(2, "A"), by_file, batch_line(1, "A"), by_hand], True),
+    ):
+        changes = compare(Run.of(journal), edits, "f")
+        assert (changes.left_out.tolist(), changes.to_make.tolist()) == ([left_out], [not left_out])
 
 
 def test_rows_in_another_order_are_the_same_run(edit, tmp_path, capsys):

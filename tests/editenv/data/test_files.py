@@ -861,6 +861,35 @@ def test_what_is_not_is_named(tmp_path, name, content, words):
         load(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    ("name", "header", "row"),
+    [
+        ("e.csv", "prompt,target,src", "Äda speaks,Latin,web"),
+        ("e.csv", "Prompt,Target,src", "Äda speaks,Latin,web"),
+        ("e.csv", "subject,relation,object,question,prompt,target", "Äda,tongue,Greek,What does she speak?,Äda speaks,Latin"),
+        ("e.csv", "prompt,target,target_new", "Äda speaks,Latin,Greek"),
+        ("e.csv", "prompt,target,alt", "Äda speaks,Latin,Greek"),
+        ("e.jsonl", None, '{"messages": [{"role": "user", "content": "Äda speaks"}], "target": "Latin", "src": "web"}'),
+    ],
+)  # fmt: skip
+def test_another_field_does_not_make_ones_own_records_a_published_format(tmp_path, name, header, row):
+    path = tmp_path / name
+    path.write_text(row if header is None else f"{header}\n{row}\n", encoding="utf-8")
+    edits = load(path)
+    assert ("Äda speaks" in edits[0].prompt, edits[0].target, edits.report.format) == (True, "Latin", "own")
+    assert any("is not used" in note for note in edits.report.notes)
+
+
+def test_a_field_that_a_guessed_format_lacks_is_said_with_the_format(tmp_path):
+    path = tmp_path / "e.csv"
+    path.write_text("question,answer,src\nÄda speaks,Latin,web\n", encoding="utf-8")
+    with pytest.raises(BadRecordError, match=r"field 'alt': is missing.* zsre.* own:FILE"):
+        load(path)
+    with pytest.raises(BadRecordError, match=r"field 'alt': is missing(?!.*own:FILE)"):
+        load(f"zsre:{path}")
+    assert load(f"own:{path}")[0].target == "Latin"
+
+
 def test_unknown_columns_pass_with_a_note(write):
     path = write([own(0, note="x"), own(1, note="y", old_anwer="z")])
     with pytest.warns(UserWarning, match="is not used") as said:
