@@ -119,7 +119,8 @@ def reported(output: Path, file: str = "results.jsonl") -> list[dict[str, Any]] 
     if not path.exists():
         return None
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        with path.open(encoding="utf-8") as lines:  # str.splitlines ends one at U+2028, too, which may stand in a text
+            rows = [json.loads(line) for line in lines]
     except ValueError:
         rows = [None]
     if not all(isinstance(row, dict) and "prompt" in row for row in rows):
