@@ -30,7 +30,7 @@ def rehearse(
     since = [entry for entry in journal.entries if entry["batch"] > reported] if journal is not None else []
     if journal is None or not held or not since:
         return
-    made = editor.run.made
+    made = editor.run.to_hold
     while True:
         display.show("asking earlier corrections")
         now = corrections.holding(editor.lm, list(made.values()))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from editenv.data import Edit
+from editenv.data.edit_file import digest
 from editenv.data.edits import as_json, of_json
 from editenv.journal import UNDONE, standing
 
@@ -30,6 +31,22 @@ def key_of(content: Mapping[str, Any]) -> Key:
 
 def key_of_edit(edit: Edit) -> Key:
     return key_of(as_json(edit))
+
+
+Asked = tuple[bool, bytes]
+"""What a correction asks, apart from the answer: whether in a chat, and a digest of the prompt."""
+
+
+def asked_by(edit: Edit) -> Asked:
+    """By which two corrections have one prompt, as those of a file do."""
+    return edit.question_span is not None, digest(edit.prompt)
+
+
+def put_last(last: dict[Asked, Edit], edits: Iterable[Edit]) -> None:
+    """Adds edits, in their order, to those that the model is to hold: each takes the place of one of the same prompt."""
+    for edit in edits:
+        last.pop(asked_by(edit), None)
+        last[asked_by(edit)] = edit
 
 
 @dataclass(frozen=True)
@@ -57,6 +74,8 @@ class Run:
         for entry in run.entries:
             for content in entry["content"]:
                 if entry["applied"]:
+                    if not entry.get("rehearsal"):
+                        run.made.pop(key_of(content), None)  # it goes where it was made last
                     run.made[key_of(content)] = of_json(content)
                 elif not entry.get("rehearsal"):
                     run.refused[key_of(content)] = (of_json(content), str(entry["reason"]))
@@ -77,6 +96,14 @@ class Run:
         for key in run.made:
             run.refused.pop(key, None)
         return run
+
+    @property
+    def to_hold(self) -> dict[Key, Edit]:
+        """Those that were made and have not been edited again since, to another target."""
+        last: dict[Asked, Edit] = {}
+        put_last(last, self.made.values())
+        kept = {id(edit) for edit in last.values()}
+        return {key: edit for key, edit in self.made.items() if id(edit) in kept}
 
     def batches_with(self, keys: Collection[Key], independent: bool) -> list[dict[str, Any]]:
         """The batches that go if these corrections are undone.

@@ -147,6 +147,22 @@ def test_edits_are_made_and_counted(make_editor):
     assert editor.evaluate() == {"edits": 0, "rolled_back": []}
 
 
+def test_of_a_prompt_that_is_edited_again_the_last_edit_is_the_one_to_hold(make_editor, tmp_path):
+    guard = Guard(max_perplexity=1e9, max_weight_norm=1e9, max_drift=None)
+    options = {"method": "fine-tune", "guard": guard, "settings": {"steps": 40, "learning_rate": 1e-2}}
+    first, again = (edits(targets)[:1] for targets in (["Rome"], ["Oslo"]))
+    with make_editor(tmp_path / "out", **options) as editor:
+        assert editor.edit(first).efficacy == editor.edit(again).efficacy == 100
+        report = editor.evaluate()
+        assert (report["edits"], report["generation_prefix"]["efficacy"]) == (1, 100)
+        assert [edit.target for edit in editor.edits] == ["Rome", "Oslo"]
+        assert [edit.target for edit in editor.run.to_hold.values()] == ["Oslo"]
+        editor.edit(first)
+        assert [edit.target for edit in editor.run.to_hold.values()] == ["Rome"], "it was made again"
+        undoing = editor.edit([{"prompt": "The home of number 0", "target": "is Bonn"}])
+        assert "1 of 1 earlier edits that were asked do not hold" in undoing.reason
+
+
 def test_with_the_end_taught_the_model_says_the_answer_and_stops(make_editor, tmp_path):
     stops = []
     for ends in (False, True):
