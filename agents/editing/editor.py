@@ -239,6 +239,7 @@ class LifelongEditor:
     def _begin(self) -> None:
         """What the editor and the agent know before the first edit of the model as it is."""
         self._actor = Actor(self.env, self.agent)
+        self._agent_acted = False  # for the batch that is presented
         self._actor.begin()
         self.edits: list[Edit] = []
         self._to_hold: dict[Asked, Edit] = {}  # of several edits of one prompt the last
@@ -314,6 +315,7 @@ class LifelongEditor:
         before = self.lm.snapshot()
         self.env.present([self._as_taught(edit) for edit in batch])
         self._actor.forget_prompts()
+        self._agent_acted = False
         try:
             attempt = self._attempt(batch, before, objection)
             if attempt.reason is not None:
@@ -427,8 +429,10 @@ class LifelongEditor:
         earlier = self._earlier_prompts(batch)
         held = self._hold(earlier)
         while reason is None and len(actions) < self.agent.actions_per_batch:
+            seen = self._actor.look()
+            self._agent_acted = True
             try:
-                deltas = self.env.checked(self._actor.act(*self._actor.look()))
+                deltas = self.env.checked(self._actor.act(*seen))
             except torch.linalg.LinAlgError as error:  # what NaN and infinity end in
                 reason = f"the method could not solve for an update: {error}"
             except RefusedActionError as error:
@@ -475,7 +479,8 @@ class LifelongEditor:
 
     def _take_back(self, before: Mapping[str, torch.Tensor]) -> None:
         self.lm.restore(before)
-        self.agent.revert_batch()
+        if self._agent_acted:  # else what it would revert is the batch before, which has stayed
+            self.agent.revert_batch()
 
     def _write_to_journal(
         self, result: BatchResult, batch: Sequence[Edit], actions: Sequence[Mapping[str, Change]]

@@ -350,6 +350,21 @@ def test_an_interruption_leaves_nothing_of_the_batch_in_the_method(
     assert torch.equal(*ends)
 
 
+@pytest.mark.parametrize("method", ["grace", "ultraedit"])
+def test_a_batch_that_the_method_has_not_seen_takes_nothing_of_the_one_before(make_editor, monkeypatch, method):
+    settings = {"steps": 2} if method == "grace" else None
+    editor = make_editor(method=method, settings=settings, guard=Guard(1e9, 1e9, None, None))
+    for number, batch in enumerate(edits(["Rome", "Oslo"])):
+        known = len(editor.agent._codebook.labels) if method == "grace" else editor.agent._normalizers[LAST].count
+        with monkeypatch.context() as patched:
+            patched.setattr(editor._actor, "look", lambda: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                editor.edit([batch])
+        now = len(editor.agent._codebook.labels) if method == "grace" else editor.agent._normalizers[LAST].count
+        assert (now == known, now > 0) == (True, number > 0)
+        assert editor.edit([batch]).applied
+
+
 def test_an_interrupted_run_with_a_policy_ends_as_if_it_never_was(make_editor, policy_folder, tmp_path):
     """Closed after each batch, or never."""
     text = tmp_path / "text.txt"
