@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from agents.editing.run import Key, Run, key_of_edit
+from agents.editing.run import Key, Run, earlier_turns, key_of_edit
 from agents.editing.valid_json import valid_json
 from editenv.atomic_files import atomic_write_text
 from editenv.data import Edit
@@ -78,8 +78,11 @@ def outcomes(lm: EditableLM, run: Run, edits: Sequence[Edit], held: Collection[K
 
 
 def _form(edit: Edit) -> dict[str, str]:
-    """Of a correction in chat form, that it is one, and what is asked without the template."""
-    return {} if edit.question_span is None else {"form": "chat", "question": edit.question}
+    """Of a correction in chat form, that it is one, and what is asked and was said before without the template."""
+    if edit.question_span is None:
+        return {}
+    before = {"earlier_turns": edit.earlier_turns} if edit.earlier_turns else {}
+    return {"form": "chat", "question": edit.question, **before}
 
 
 def undone(lm: EditableLM, run: Run) -> list[dict[str, Any]]:
@@ -125,6 +128,16 @@ def reported(output: Path, file: str = "results.jsonl") -> list[dict[str, Any]] 
         rows = [None]
     if not all(isinstance(row, dict) and "prompt" in row for row in rows):
         raise ValueError(f"{path} is not what `editenv edit` wrote: remove it, and it is made again")
+    return _with_earlier_turns(rows)
+
+
+def _with_earlier_turns(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The lines of a report; in chat form with what was said before the question, which earlier versions did not write."""
+    plain = {row["id"]: row["prompt"] for row in rows if "id" in row and "form" not in row}
+    for row in rows:
+        twin = plain.get(str(row.get("id")).removesuffix(IN_CHAT))
+        if row.get("form") == "chat" and "earlier_turns" not in row and twin is not None:
+            row["earlier_turns"] = earlier_turns(row["prompt"], row["question"], twin)
     return rows
 
 
@@ -142,14 +155,16 @@ def held_in(output: Path, run: Run) -> set[Key] | None:
     return {key for key, edit in (run.made | run.pending).items() if asked_by(edit) in held}
 
 
-def asked_in(row: Mapping[str, Any]) -> tuple[str, str, str]:
-    """What a line of a report is about: form, question and target."""
-    return row.get("form", "plain"), row.get("question", row["prompt"]), row["target"]
+def asked_in(row: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    """What a line of a report is about: form, what was said before, question and target."""
+    turns = row.get("earlier_turns", "").strip()
+    return row.get("form", "plain"), turns, row.get("question", row["prompt"]), row["target"]
 
 
-def asked_by(edit: Edit) -> tuple[str, str, str]:
+def asked_by(edit: Edit) -> tuple[str, str, str, str]:
     """The same of a correction."""
-    return "plain" if edit.question_span is None else "chat", edit.question, edit.target
+    form = "plain" if edit.question_span is None else "chat"
+    return form, edit.earlier_turns.strip(), edit.question, edit.target
 
 
 def refused_records(run: Run, edits: Sequence[Edit], source: str) -> list[dict[str, Any]]:

@@ -34,7 +34,7 @@ from agents.editing.preparation import (
     refuse_both_kinds,
     require_subjects,
 )
-from agents.editing.run import Asked, Run, asked_by, key_of_edit, put_last
+from agents.editing.run import PromptKey, Run, key_of_edit, prompt_key, put_last
 from agents.editing.saving import save_model
 from agents.progress import silent
 from agents.registry import settings_of
@@ -242,7 +242,7 @@ class LifelongEditor:
         self._agent_acted = False  # for the batch that is presented
         self._actor.begin()
         self.edits: list[Edit] = []
-        self._to_hold: dict[Asked, Edit] = {}  # of several edits of one prompt the last
+        self._to_hold: dict[PromptKey, Edit] = {}  # of several edits of one prompt the last
         self.results: list[BatchResult] = []
         self._perplexity = self._held_out_perplexity()  # of the last batch that was kept
 
@@ -250,7 +250,7 @@ class LifelongEditor:
         """Applies the journal's batches: the same deltas in the same order give the same bits."""
         if self.journal is None:
             return
-        for entry in self.journal.entries:
+        for entry in self.run.entries:
             tensors = {name: t.to(self.lm.device) for name, t in self.journal.tensors(entry["batch"]).items()}
             for deltas in read_delta(tensors):
                 self.lm.apply(deltas)
@@ -452,8 +452,8 @@ class LifelongEditor:
 
     def _earlier_prompts(self, batch: Sequence[Edit]) -> Prompts:
         """Some of the edits that were made, as they were made; none of a prompt that the batch edits again."""
-        again = set(map(asked_by, batch))
-        made = [] if self.guard.max_lost is None else [e for asked, e in self._to_hold.items() if asked not in again]
+        again = set(map(prompt_key, batch))
+        made = [] if self.guard.max_lost is None else [e for key, e in self._to_hold.items() if key not in again]
         count = min(LOOKED_BACK, len(made))
         chosen = [made[i * len(made) // count] for i in range(count)]
         return self.lm.encode([edit.prompt for edit in chosen], [edit.target for edit in chosen])
