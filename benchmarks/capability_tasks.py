@@ -123,8 +123,8 @@ def records_of(data: str | Path, name: str) -> list[dict[str, Any]]:
         if path.suffix == ".csv":
             with path.open(newline="", encoding="utf-8") as file:
                 return list(csv.DictReader(file))
-        text = path.read_text(encoding="utf-8")
-        return [json.loads(line) for line in text.splitlines()] if path.suffix == ".jsonl" else list(json.loads(text))
+        with path.open(encoding="utf-8") as file:  # its lines end at "\n" only: U+2028 may stand in a text
+            return [json.loads(line) for line in file] if path.suffix == ".jsonl" else list(json.load(file))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 

@@ -119,20 +119,36 @@ class RehearsedMEMIT(MEMIT):
         subjects = {edit.prompt: edit.subject for edit in self._last_batch if edit.subject}
         targets = {edit.prompt: edit.target for edit in self._last_batch if edit.subject}
         relations = {edit.prompt: edit.relation for edit in self._last_batch if edit.subject and edit.relation}
-        texts = {SUBJECTS: subjects, TARGETS: targets, RELATIONS: relations}
+        spans = {e.prompt: "{} {}".format(*e.question_span) for e in self._last_batch if e.subject and e.question_span}
+        texts = {SUBJECTS: subjects, TARGETS: targets, RELATIONS: relations} | ({SPANS: spans} if spans else {})
         return super().batch_state() | {name: as_tensor(of_edits) for name, of_edits in texts.items()}
 
     def load_batch_state(self, state: dict[str, torch.Tensor]) -> None:
         if not state:
             return
         texts = {name: of_tensor(state[name]) for name in TEXTS if name in state}
-        relations = texts.get(RELATIONS, {})  # states of earlier versions have none
+        relations, spans = texts.get(RELATIONS, {}), texts.get(SPANS, {})  # states of earlier versions have none
         edits = [
-            Edit(prompt, prompt, texts[TARGETS][prompt], subject=subject, relation=relations.get(prompt))
+            Edit(
+                prompt,
+                prompt,
+                texts[TARGETS][prompt],
+                subject=subject,
+                relation=relations.get(prompt),
+                question_span=_span_of(spans.get(prompt)),
+            )
             for prompt, subject in texts[SUBJECTS].items()
         ]
         self._remember({name: tensor for name, tensor in state.items() if name not in TEXTS}, edits)
 
 
-SUBJECTS, TARGETS, RELATIONS = TEXTS = ("subjects", "targets", "relations")
+def _span_of(text: str | None) -> tuple[int, int] | None:
+    """Of a prompt in chat form, whose state has ``start end``, where its question stands."""
+    if text is None:
+        return None
+    start, end = map(int, text.split())
+    return start, end
+
+
+SUBJECTS, TARGETS, RELATIONS, SPANS = TEXTS = ("subjects", "targets", "relations", "spans")
 """Names in a batch's state, beside those of the modules."""

@@ -38,19 +38,29 @@ class Rewordings:
                 self._by_relation.setdefault(edit.relation, {}).update(dict.fromkeys([wording, *rephrased]))
 
     def of(self, edit: Edit, count: int) -> list[Edit]:
-        """The edit with other prompts: as many as are known and at most ``count``, always the same ones.
+        """The edit with other prompts: as many as are known and at most ``count``, always the same ones. In a chat it is the
+        question that is put in other words.
 
         Rephrases of the edit's own wording come first, then other wordings of its relation.
         """
-        wording = wording_of(edit.prompt, edit.subject)
+        wording = wording_of(edit.question, edit.subject)
         if wording is None:
             return []
-        draw = random.Random(edit.prompt)
+        draw = random.Random(edit.question)
         wordings: list[str] = []
         for known, key in ((self._by_prompt, wording), (self._by_relation, edit.relation)):
             others = [other for other in known.get(key or "", ()) if other != wording and other not in wordings]
             wordings += draw.sample(others, min(count - len(wordings), len(others)))
-        return [replace(edit, prompt=other.replace(GAP, edit.subject or "")) for other in wordings]
+        return [_asking(edit, other.replace(GAP, edit.subject or "")) for other in wordings]
+
+
+def _asking(edit: Edit, question: str) -> Edit:
+    """The edit with another question, in a chat in the place of its own."""
+    if edit.question_span is None:
+        return replace(edit, prompt=question)
+    start, end = edit.question_span
+    prompt = edit.prompt[:start] + question + edit.prompt[end:]
+    return replace(edit, prompt=prompt, question_span=(start, start + len(question)))
 
 
 def wording_of(text: str, subject: str | None) -> str | None:

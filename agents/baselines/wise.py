@@ -34,7 +34,7 @@ class WISE(Agent):
         mask: Share of D's entries that a shard may change.
         alpha, beta, gamma: Margins.
         ratio: Of the threshold.
-        edits_per_shard: Edits after which the next shard is begun.
+        edits_per_shard: Edits after which the next shard is begun; a batch of more has a shard for itself.
         shards: Shards that are merged.
         density: Share of a shard's entries, the largest, that go into a merge.
         tokens: Of text.
@@ -84,7 +84,8 @@ class WISE(Agent):
         before = memory_beside(lm, self._module)
         done, current, threshold = self._shard(before)
         delta, least = self._trained(current, prompts)
-        self._edits += len(self._env.batch)
+        # A batch that no shard has room for fills one: otherwise shards would be counted that were never made.
+        self._edits += min(len(self._env.batch), self.edits_per_shard)
         thresholds = torch.cat([done.thresholds, threshold.clamp(max=least)[None]])
         after = _side_weights(torch.cat([done.values, delta[None]]), thresholds)
         return {self._module: update(before, after)}

@@ -79,8 +79,11 @@ def outcomes(lm: EditableLM, run: Run, edits: Sequence[Edit], held: Collection[K
 
 
 def _form(edit: Edit) -> dict[str, str]:
-    """Of a correction in chat form, that it is one, and what is asked without the template."""
-    return {} if edit.question_span is None else {"form": "chat", "question": edit.question}
+    """Of a correction in chat form, that it is one, and what is asked and was said before without the template."""
+    if edit.question_span is None:
+        return {}
+    before = {"earlier_turns": edit.earlier_turns} if edit.earlier_turns else {}
+    return {"form": "chat", "question": edit.question, **before}
 
 
 def undone(lm: EditableLM, run: Run) -> list[dict[str, Any]]:

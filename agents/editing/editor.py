@@ -35,7 +35,7 @@ from agents.editing.preparation import (
     refuse_both_kinds,
     require_subjects,
 )
-from agents.editing.run import BY_FILE, Run, key_of_edit
+from agents.editing.run import BY_FILE, PromptKey, Run, key_of_edit, prompt_key, put_last
 from agents.editing.saving import save_model
 from agents.progress import silent
 from agents.registry import settings_of
@@ -242,8 +242,10 @@ class LifelongEditor:
     def _begin(self) -> None:
         """What the editor and the agent know before the first edit of the model as it is."""
         self._actor = Actor(self.env, self.agent)
+        self._agent_acted = False  # for the batch that is presented
         self._actor.begin()
         self.edits: list[Edit] = []
+        self._to_hold: dict[PromptKey, Edit] = {}  # of several edits of one prompt the last
         self.results: list[BatchResult] = []
         self._perplexity = self._held_out_perplexity()  # of the last batch that was kept
 
@@ -251,7 +253,7 @@ class LifelongEditor:
         """Applies the journal's batches: the same deltas in the same order give the same bits."""
         if self.journal is None:
             return
-        for entry in self.journal.entries:
+        for entry in self.run.entries:
             tensors = {name: t.to(self.lm.device) for name, t in self.journal.tensors(entry["batch"]).items()}
             for deltas in read_delta(tensors):
                 self.lm.apply(deltas)
@@ -260,10 +262,15 @@ class LifelongEditor:
             fields = {name: entry[name] for name in BatchResult.__dataclass_fields__ if name in entry}
             self.results.append(BatchResult(**fields))
             if entry["applied"] and not entry.get("rehearsal"):
-                self.edits += [of_json(content) for content in entry["content"]]
+                self._keep([of_json(content) for content in entry["content"]])
         self.env.continue_after(len(self.journal.entries))
         if self.journal.entries:
             self._perplexity = self._held_out_perplexity()
+
+    def _keep(self, edits: Sequence[Edit]) -> None:
+        """Puts edits that were made among the others."""
+        self.edits += edits
+        put_last(self._to_hold, edits)
 
     @property
     def batches(self) -> int:
@@ -311,8 +318,9 @@ class LifelongEditor:
         before = self.lm.snapshot()
         self.env.present([self._as_taught(edit) for edit in batch])
         self._actor.forget_prompts()
+        self._agent_acted = False
         try:
-            attempt = self._attempt(before, objection)
+            attempt = self._attempt(batch, before, objection)
             if attempt.reason is not None:
                 self._take_back(before)
             seconds = time.perf_counter() - started
@@ -334,7 +342,7 @@ class LifelongEditor:
             raise
         self.results.append(result)
         if applied:
-            self.edits += [] if rehearsal else batch
+            self._keep([] if rehearsal else batch)
             self._perplexity = attempt.perplexity
         elif self.guard.on_bad == "stop" and not rehearsal:
             raise BadEditError(f"batch {result.batch} was taken back: {result.reason}")
@@ -403,16 +411,21 @@ class LifelongEditor:
                 raise BadRecordError("edit", i, problem, "prompt", "length")
 
     def _attempt(
-        self, before: Mapping[str, torch.Tensor], objection: Callable[[], str | None] | None = None
+        self,
+        batch: Sequence[Edit],
+        before: Mapping[str, torch.Tensor],
+        objection: Callable[[], str | None] | None = None,
     ) -> _Attempt:
-        """Applies the agent's actions for the batch that is presented, until one is refused, and checks the bounds."""
+        """Applies the agent's actions for the batch, which is presented, until one is refused, and checks the bounds."""
         actions: list[dict[str, Change]] = []
         reason, efficacy = None, None
-        earlier = self._earlier_prompts()
+        earlier = self._earlier_prompts(batch)
         held = self._hold(earlier)
         while reason is None and len(actions) < self.agent.actions_per_batch:
+            seen = self._actor.look()
+            self._agent_acted = True
             try:
-                deltas = self.env.checked(self._actor.act(*self._actor.look()))
+                deltas = self.env.checked(self._actor.act(*seen))
             except torch.linalg.LinAlgError as error:  # what NaN and infinity end in
                 reason = f"the method could not solve for an update: {error}"
             except RefusedActionError as error:
@@ -430,10 +443,12 @@ class LifelongEditor:
             reason = objection()
         return _Attempt(actions, efficacy, perplexity, reason)
 
-    def _earlier_prompts(self) -> Prompts:
-        """Some of the edits that were made, as they were made."""
-        count = 0 if self.guard.max_lost is None else min(LOOKED_BACK, len(self.edits))
-        chosen = [self.edits[i * len(self.edits) // count] for i in range(count)]
+    def _earlier_prompts(self, batch: Sequence[Edit]) -> Prompts:
+        """Some of the edits that were made, as they were made; none of a prompt that the batch edits again."""
+        again = set(map(prompt_key, batch))
+        made = [] if self.guard.max_lost is None else [e for key, e in self._to_hold.items() if key not in again]
+        count = min(LOOKED_BACK, len(made))
+        chosen = [made[i * len(made) // count] for i in range(count)]
         return self.lm.encode([edit.prompt for edit in chosen], [edit.target for edit in chosen])
 
     @torch.no_grad()
@@ -457,7 +472,8 @@ class LifelongEditor:
 
     def _take_back(self, before: Mapping[str, torch.Tensor]) -> None:
         self.lm.restore(before)
-        self.agent.revert_batch()
+        if self._agent_acted:  # else what it would revert is the batch before, which has stayed
+            self.agent.revert_batch()
 
     def _write_to_journal(
         self, result: BatchResult, batch: Sequence[Edit], actions: Sequence[Mapping[str, Change]]
@@ -475,14 +491,17 @@ class LifelongEditor:
             raise
 
     def evaluate(self) -> dict[str, Any]:
-        """Efficacy, generalization, specificity of all edits made, by every protocol, and drift on held-out text."""
+        """Efficacy, generalization, specificity of all edits made, by every protocol, and drift on held-out text; of several
+        edits of one prompt the last counts.
+        """
         rolled_back = [asdict(result) for result in self.results if not result.applied]
         if not self.edits:
             return {"edits": 0, "rolled_back": rolled_back}
-        batch = encode_evaluation(self.lm, self.edits)
+        to_hold = list(self._to_hold.values())
+        batch = encode_evaluation(self.lm, to_hold)
         choices = greedy_tokens(self.lm, batch.prompts)
         return {
-            "edits": len(self.edits),
+            "edits": len(to_hold),
             "teacher_forced": metrics.teacher_forced(self.lm, batch, choices=choices).percentages(),
             "generation": metrics.generation(self.lm, batch, choices=choices).percentages(),
             "generation_prefix": generation_prefix(self.lm, batch, choices=choices).percentages(),
@@ -506,7 +525,7 @@ class LifelongEditor:
         about = {
             "base": public_name(self.model),
             "method": public_method(self.method),
-            "edits": len({edit.id.removesuffix(IN_CHAT) for edit in self.edits}),
+            "edits": len({edit.id.removesuffix(IN_CHAT) for edit in self._to_hold.values()}),
             "batches": self.batches,
             "modules": list(self.lm.modules),
         }

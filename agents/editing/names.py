@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.editing.reported import asked_by, asked_in, reported
-from agents.editing.run import Key, Run, key_of
+from agents.editing.run import Key, Run, key_of, with_earlier_turns
 from editenv.data import Edit
 from editenv.data.chat import IN_CHAT
 from editenv.data.text import one_line, printable
@@ -129,7 +129,7 @@ def _origins(lines: Sequence[Mapping[str, Any]]) -> dict[Key, tuple[str, int]]:
     """
     origins: dict[Key, tuple[str, int]] = {}
     of_plain_form: dict[str, int] = {}
-    for line in lines:
+    for line in with_earlier_turns(lines):
         if "batch" not in line or line.get("rehearsal"):
             continue
         for content in line["content"]:

@@ -27,10 +27,10 @@ def rehearse(
         display: Told what goes on.
     """
     journal, reported = editor.journal, corrections.last_reported_batch(output)
-    since = [entry for entry in journal.entries if entry["batch"] > reported] if journal is not None else []
+    since = [entry for entry in editor.run.entries if entry["batch"] > reported]
     if journal is None or not held or not since:
         return
-    made = editor.run.made
+    made = editor.run.to_hold
     while True:
         display.show("asking earlier corrections")
         now = corrections.holding(editor.lm, list(made.values()))

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from editenv.data import Edit
+from editenv.data.chat import IN_CHAT
+from editenv.data.edit_file import digest
 from editenv.data.edits import as_json, of_json
 from editenv.journal import UNDONE, standing
 
@@ -21,18 +23,75 @@ Key = str
 
 
 def key_of(content: Mapping[str, Any]) -> Key:
-    """Of a correction as :func:`editenv.data.edits.as_json` has it; of one in chat form it is what is asked, for a template
-    may write today's date before it.
+    """Of a correction as :func:`editenv.data.edits.as_json` has it; of one in chat form it is what is asked and what was
+    said before, both without the template, which may write today's date.
     """
     kept = {name: value for name, value in content.items() if name not in ("id", "portability")}
     if (span := kept.pop("question_span", None)) is not None:
-        kept |= {"prompt": kept["prompt"][slice(*span)], "chat": True}
+        turns = kept.pop("earlier_turns", "").strip()
+        kept |= {"prompt": kept["prompt"][slice(*span)], "chat": True} | ({"earlier_turns": turns} if turns else {})
         del kept["rephrases"], kept["locality"]  # those of the plain form are compared
     return json.dumps(kept, sort_keys=True)
 
 
 def key_of_edit(edit: Edit) -> Key:
     return key_of(as_json(edit))
+
+
+PromptKey = tuple[bool, bytes]
+"""What a correction asks, apart from the answer: whether in a chat, and a digest of the prompt without the template."""
+
+
+def prompt_key(edit: Edit) -> PromptKey:
+    """By which two corrections have one prompt, as those of a file do."""
+    return edit.question_span is not None, digest(f"{edit.earlier_turns}\n{edit.question}")
+
+
+def put_last(last: dict[PromptKey, Edit], edits: Iterable[Edit]) -> None:
+    """Adds edits, in their order, to those that the model is to hold: each takes the place of one of the same prompt."""
+    for edit in edits:
+        last.pop(prompt_key(edit), None)
+        last[prompt_key(edit)] = edit
+
+
+def with_earlier_turns(lines: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A journal's lines; of a correction in chat form that an earlier version wrote, which did not say what was said before
+    the question, with what its plain form has there.
+    """
+    plain: dict[str, Mapping[str, Any]] = {}  # by id, the last that came
+    known = []
+    for line in lines:
+        if "content" in line:
+            plain |= {content["id"]: content for content in line["content"] if content.get("question_span") is None}
+            line = {**line, "content": [_with_earlier_turns(content, plain) for content in line["content"]]}
+        known.append(dict(line))
+    return known
+
+
+def _with_earlier_turns(content: Mapping[str, Any], plain: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
+    span, twin = content.get("question_span"), plain.get(content["id"].removesuffix(IN_CHAT))
+    if span is None or twin is None or "earlier_turns" in content:
+        return content
+    before, question = content["prompt"][: span[0]], content["prompt"][slice(*span)]
+    turns = earlier_turns(before, question, twin["prompt"])
+    return {**content, "earlier_turns": turns} if turns else content
+
+
+def earlier_turns(before: str, question: str, plain: str) -> str:
+    """What was said before a question, without the template.
+
+    Args:
+        before: What stands before it in chat form.
+        question: Without the template.
+        plain: All turns as plain text (:func:`editenv.data.chat.plain_text`).
+
+    Returns:
+        Nothing if it is the first turn, or if the plain text is of something else.
+    """
+    turns, found, after = plain.rstrip().rpartition(question.strip())
+    turns = turns.strip()
+    is_of_it = found and not after and all(line.strip() in before for line in turns.split("\n"))
+    return turns if is_of_it else ""
 
 
 @dataclass(frozen=True)
@@ -58,10 +117,13 @@ class Run:
     @classmethod
     def of(cls, lines: Sequence[Mapping[str, Any]]) -> Self:
         """The run of a journal's lines without the header."""
+        lines = with_earlier_turns(lines)
         run = cls(standing(lines))
         for entry in run.entries:
             for content in entry["content"]:
                 if entry["applied"]:
+                    if not entry.get("rehearsal"):
+                        run.made.pop(key_of(content), None)  # it goes where it was made last
                     run.made[key_of(content)] = of_json(content)
                 elif not entry.get("rehearsal"):
                     run.refused[key_of(content)] = (of_json(content), str(entry["reason"]))
@@ -84,6 +146,14 @@ class Run:
         for key in run.made:
             run.refused.pop(key, None)
         return run
+
+    @property
+    def to_hold(self) -> dict[Key, Edit]:
+        """Those that were made and have not been edited again since, to another target."""
+        last: dict[PromptKey, Edit] = {}
+        put_last(last, self.made.values())
+        kept = {id(edit) for edit in last.values()}
+        return {key: edit for key, edit in self.made.items() if id(edit) in kept}
 
     def batches_with(self, keys: Collection[Key], independent: bool) -> list[dict[str, Any]]:
         """The batches that go if these corrections are undone.

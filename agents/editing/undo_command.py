@@ -49,6 +49,6 @@ def _carry_out(options: EditArgs, source: str, names: Names, keys: Sequence[Key]
     ):
         held = edit_command.held_before(options, editor, display) - set(keys)
         rest = editor.undo(undone) if undone else list(editor.run.pending.values())
-        asked = [names.edits[key] for key in (*editor.run.made, *editor.run.refused, *editor.run.pending)]
+        asked = [names.edits[key] for key in (*editor.run.to_hold, *editor.run.refused, *editor.run.pending)]
         edit_command.make_edits(options, editor, rest, len(asked), display)
         edit_command.finish(options, editor, edit_command.Asked(asked, source), held, display)

@@ -119,6 +119,7 @@ class ChatTemplate:
             portability=(),
             messages=(),
             question_span=prompt.question_span,
+            earlier_turns=plain_text(messages[:-1]),
         )
 
     @cached_property

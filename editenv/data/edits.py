@@ -63,6 +63,7 @@ class Edit:
         messages: The conversation that ``prompt`` is the plain text of, if it was given as one; its last turn is the
             user's. Only :class:`editenv.data.chat.ChatTemplate` reads it.
         question_span: Of a prompt in chat form: where the question stands in it, in characters.
+        earlier_turns: Of a prompt in chat form: what user and assistant have said before the question, without the template.
     """
 
     id: str
@@ -76,6 +77,7 @@ class Edit:
     portability: tuple[Question, ...] = ()
     messages: tuple[Message, ...] = ()
     question_span: tuple[int, int] | None = None
+    earlier_turns: str = ""
 
     @property
     def question(self) -> str:
@@ -92,7 +94,7 @@ class Edit:
         return None if end is None else end + (0 if self.question_span is None else self.question_span[0])
 
 
-NEWER = ("portability", "messages", "question_span")
+NEWER = ("portability", "messages", "question_span", "earlier_turns")
 """Fields that earlier versions did not have."""
 
 

@@ -194,7 +194,7 @@ def _only(edits: EditFile, path: Path) -> EditFile:
         ValueError: If it names none of these edits; names the file and an id of each side.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except OSError as error:
         raise FileNotFoundError(
             f"only: cannot read {path} ({error.strerror}); it has an edit's id on each line"

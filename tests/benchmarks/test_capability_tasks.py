@@ -158,6 +158,14 @@ def test_a_continuation_is_the_texts_own(data):
         assert all(len(choice.split()) == capability_tasks.CONTINUATION_WORDS for choice in document["choices"])
 
 
+def test_a_separator_within_a_text_does_not_end_a_record(tmp_path):
+    texts = ["one\u2028two", "three\u0085four"]
+    whole = "\n".join(json.dumps({"text": text}, ensure_ascii=False) for text in texts)
+    for name, end in (("ended.jsonl", "\n"), ("open.jsonl", "")):
+        (tmp_path / name).write_text(whole + end, encoding="utf-8")
+        assert [record["text"] for record in capability_tasks.records_of(tmp_path, name)] == texts
+
+
 def test_first_sentences():
     assert first_sentence("The U.S. Army left. It rained.") == "The U.S. Army left."
     assert first_sentence("No end") == "No end"

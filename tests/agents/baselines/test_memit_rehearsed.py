@@ -205,6 +205,18 @@ def test_a_run_that_goes_on_from_its_batches_states_makes_the_same_update(begun)
     torch.testing.assert_close(again, expected, rtol=1e-3, atol=1e-4)
 
 
+def test_a_state_says_where_the_question_of_a_chat_stands(begun):
+    agent, other = RehearsedMEMIT(VALUE, 1e-2, 30, passes=1), RehearsedMEMIT(VALUE, 1e-2, 30)
+    in_chat = replace(TWO_FACTS[0], prompt="Q: The home of Ada is\nA, says Ada:", question_span=(3, 21))
+    step(begun(agent), agent, [in_chat, TWO_FACTS[2]])
+    state = agent.batch_state()
+    for expected in ([(3, 21), None], [None, None]):
+        begun(other)
+        other.load_batch_state(state)
+        assert [edit.question_span for edit in other._earlier.values()] == expected
+        state.pop("spans", None)  # as in states of earlier versions
+
+
 def test_a_batch_that_was_taken_back_is_not_rehearsed(begun, searches):
     agent = RehearsedMEMIT(VALUE, 1e-2, 30, passes=1)
     env = begun(agent)

@@ -45,6 +45,19 @@ def test_rephrases_of_the_own_wording_come_first_and_then_those_of_the_relation(
     assert rewordings.of(spoken, 5) == [], "the rephrase of t1 has its subject twice"
 
 
+def test_of_a_correction_in_a_chat_the_question_is_worded_otherwise(make_lm):
+    before, after = "<|system|>\nAda is away\n<|user|>\n", "\n<|assistant|>\n"
+    span = (len(before), len(before) + len(EDIT.prompt))
+    asked = replace(EDIT, prompt=before + EDIT.prompt + after, question_span=span)
+    found = Rewordings(TRAINING).of(asked, 5)
+    assert [edit.question for edit in found] == prompts(Rewordings(TRAINING).of(EDIT, 5))
+    assert prompts(found) == [before + edit.question + after for edit in found]
+    lm = make_lm(MIDDLE)
+    lookup = look_up(lm, [asked], "subject_last", ["Once."] * 2, [found])
+    for edit, column in zip([asked, *found], lookup.columns.tolist(), strict=True):
+        assert lm.tokenizer.decode(lm.tokenizer(edit.prompt)["input_ids"][1 : column + 1]).count("Ada") == 2
+
+
 def test_nothing_is_made_up_where_no_wording_is_known():
     rewordings = Rewordings(TRAINING)
     assert rewordings.of(Edit("b", "Ada was born in", "place", subject="Ada"), 3) == []

@@ -129,9 +129,10 @@ def test_wise_uses_the_side_copy_for_the_batch_and_not_for_text(make_env, small_
     assert used.float().mean() < 0.2
 
 
-def test_shards_fill_and_are_merged(make_env, small_world):
-    """Three edits a batch and three a shard: a new D each batch; before the third, the first two become one."""
-    agent = wise(steps=2, edits_per_shard=3)
+@pytest.mark.parametrize("edits_per_shard", [3, 2])
+def test_shards_fill_and_are_merged(make_env, small_world, edits_per_shard):
+    """Three edits a batch and three a shard, or too few: a new D each batch; before the third, the first two become one."""
+    agent = wise(steps=2, edits_per_shard=edits_per_shard)
     env, actor = begun(make_env, agent)
     (module,) = env.language_model.modules
     counts, values = [], []
@@ -141,6 +142,7 @@ def test_shards_fill_and_are_merged(make_env, small_world):
         counts.append(len(memory))
         values.append(memory)
     assert counts == [1, 2, 2]
+    assert torch.equal(values[1].values[0], values[0].values[0])
     expected = ties(values[1].values, agent.density)
     torch.testing.assert_close(values[2].values[0], expected)
     assert values[2].thresholds[0] == values[1].thresholds.min()

@@ -2,16 +2,20 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from agents import cli
+from agents.editing import corrections
 from agents.editing.arguments import EditArgs
+from agents.editing.changes import compare
 from agents.editing.edit_command import edit as run_edit
 from agents.editing.editor import LifelongEditor
 from agents.editing.guard import Guard
 from agents.editing.reading import edits_for
+from agents.editing.run import key_of_edit
 
 LAST = ("model.layers.2.mlp.down_proj",)
 TEMPLATE = (
@@ -176,6 +180,36 @@ def test_messages_from_python_are_both_forms(chat_model):
     assert [edit.question for edit in editor.edits] == ["Who leads Ada?", "Who leads Ada?", "Tea is"]
     with pytest.raises(ValueError, match="contradicts record 1"):
         editor.edit([{"messages": messages}, {"prompt": "Who leads Ada?", "target": "Oslo"}])
+
+
+TURNS = [
+    {"messages": [{"role": "user", "content": turn}, {"role": "assistant", "content": "Yes"}, question], "target": town}
+    for question in [{"role": "user", "content": "Who leads?"}]
+    for turn, town in (("Ada, now.", "Bonn"), ("Vega, now.", "Bonn"))
+]
+
+
+@pytest.mark.parametrize("earlier_version", [False, True])
+def test_the_same_question_after_other_turns_is_another_correction(chat_model, tmp_path, monkeypatch, earlier_version):
+    file = write(tmp_path / "edits.jsonl", TURNS)
+    edits = edits_for(file, "error", chat_model, "cpu", "float32")
+    made = list(edits[:2])
+    if earlier_version:  # whose journals and reports do not say what was said before the question
+        made = [replace(edit, earlier_turns="") for edit in made]
+    options = {"modules": LAST, "guard": LOOSE, "settings": {"steps": 1}, "output": tmp_path / "out"}
+    with LifelongEditor(chat_model, "fine-tune", **options) as editor:
+        editor.edit(made[:1])
+        editor.edit(made[1:])
+        assert compare(editor.run, edits, "edits.jsonl").to_make.tolist() == [False, False, True, True]
+        assert not compare(editor.run, edits, "edits.jsonl").to_undo
+        monkeypatch.setattr(corrections, "holds", lambda edit, said: True)
+        corrections.write_lines(tmp_path / "out/results.jsonl", corrections.outcomes(editor.lm, editor.run, made))
+        editor.edit(list(edits[2:]))
+        assert len(editor.run.made) == len(editor.run.to_hold) == 4
+        assert corrections.held_in(tmp_path / "out", editor.run) == set(map(key_of_edit, edits[:2]))
+        editor.undo([edits[1]])
+        assert list(editor.run.undone) == [key_of_edit(edits[1])]
+        assert list(editor.run.pending) == list(map(key_of_edit, edits[2:]))
 
 
 def test_without_a_template_nothing_is_edited(edit, model_folder, tmp_path):

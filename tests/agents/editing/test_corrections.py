@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from agents import cli
+from agents.editing import corrections
 from agents.editing.arguments import EditArgs
 from agents.editing.edit_command import _needs_subjects
 from agents.editing.edit_command import edit as run_edit
@@ -70,7 +71,16 @@ def content(folder):
 
 
 def lines(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\u0085"])
+def test_a_separator_within_a_text_does_not_end_a_row_of_a_report(tmp_path, mark):
+    written = [{"prompt": f"The home{mark}of Ada is", "target": f"Rome{mark}"}, {"prompt": "Tea is", "target": "hot"}]
+    corrections.write_lines(tmp_path / "results.jsonl", written)
+    assert corrections.reported(tmp_path) == written
+    corrections.write_lines(tmp_path / "results.jsonl", [])
+    assert corrections.reported(tmp_path) == []
 
 
 def test_each_correction_has_an_outcome(edit, tmp_path, capsys, monkeypatch):

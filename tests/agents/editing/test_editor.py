@@ -147,6 +147,22 @@ def test_edits_are_made_and_counted(make_editor):
     assert editor.evaluate() == {"edits": 0, "rolled_back": []}
 
 
+def test_of_a_prompt_that_is_edited_again_the_last_edit_is_the_one_to_hold(make_editor, tmp_path):
+    guard = Guard(max_perplexity=1e9, max_weight_norm=1e9, max_drift=None)
+    options = {"method": "fine-tune", "guard": guard, "settings": {"steps": 40, "learning_rate": 1e-2}}
+    first, again = (edits(targets)[:1] for targets in (["Rome"], ["Oslo"]))
+    with make_editor(tmp_path / "out", **options) as editor:
+        assert editor.edit(first).efficacy == editor.edit(again).efficacy == 100
+        report = editor.evaluate()
+        assert (report["edits"], report["generation_prefix"]["efficacy"]) == (1, 100)
+        assert [edit.target for edit in editor.edits] == ["Rome", "Oslo"]
+        assert [edit.target for edit in editor.run.to_hold.values()] == ["Oslo"]
+        editor.edit(first)
+        assert [edit.target for edit in editor.run.to_hold.values()] == ["Rome"], "it was made again"
+        undoing = editor.edit([{"prompt": "The home of number 0", "target": "is Bonn"}])
+        assert "1 of 1 earlier edits that were asked do not hold" in undoing.reason
+
+
 def test_with_the_end_taught_the_model_says_the_answer_and_stops(make_editor, tmp_path):
     stops = []
     for ends in (False, True):
@@ -332,6 +348,21 @@ def test_an_interruption_leaves_nothing_of_the_batch_in_the_method(
         ends.append(editor.lm.snapshot()[LAST])
         editor.close()
     assert torch.equal(*ends)
+
+
+@pytest.mark.parametrize("method", ["grace", "ultraedit"])
+def test_a_batch_that_the_method_has_not_seen_takes_nothing_of_the_one_before(make_editor, monkeypatch, method):
+    settings = {"steps": 2} if method == "grace" else None
+    editor = make_editor(method=method, settings=settings, guard=Guard(1e9, 1e9, None, None))
+    for number, batch in enumerate(edits(["Rome", "Oslo"])):
+        known = len(editor.agent._codebook.labels) if method == "grace" else editor.agent._normalizers[LAST].count
+        with monkeypatch.context() as patched:
+            patched.setattr(editor._actor, "look", lambda: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                editor.edit([batch])
+        now = len(editor.agent._codebook.labels) if method == "grace" else editor.agent._normalizers[LAST].count
+        assert (now == known, now > 0) == (True, number > 0)
+        assert editor.edit([batch]).applied
 
 
 def test_an_interrupted_run_with_a_policy_ends_as_if_it_never_was(make_editor, policy_folder, tmp_path):

@@ -1102,6 +1102,9 @@ def test_a_file_of_ids_names_the_edits_that_are_left(tmp_path):
     (tmp_path / "ids.txt").write_text(chosen)
     edits = load_edits(str(tmp_path / "e.jsonl"), "all", options={"only": str(tmp_path / "ids.txt"), "limit": 1})
     assert [edit.prompt for edit in edits] == ["Prompt 1 is"], "in the data's order, and before the limit counts"
+    (tmp_path / "named.jsonl").write_text(json.dumps({"id": "a\u2028b", "prompt": "Tea is", "target": "hot"}))
+    (tmp_path / "ids.txt").write_text("a\u2028b\n", encoding="utf-8")
+    assert len(load_edits(str(tmp_path / "named.jsonl"), "all", options={"only": str(tmp_path / "ids.txt")})) == 1
     (tmp_path / "ids.txt").write_text("e.csv/3\n")
     with pytest.raises(ValueError, match=r"only: none of the 1 ids in .*ids\.txt.*e\.csv/3.*e\.jsonl/1"):
         load_edits(str(tmp_path / "e.jsonl"), "all", options={"only": str(tmp_path / "ids.txt")})
