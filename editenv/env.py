@@ -20,7 +20,7 @@ from editenv.deltas import Delta, LowRank, real_matrix
 from editenv.evaluation import metrics
 from editenv.evaluation.batch import PROMPT, EvaluationBatch, encode_evaluation
 from editenv.language_model.editable_lm import EditableLM, Gradient, ObservedTokens
-from editenv.language_model.prompts import Prompts, answer_ids
+from editenv.language_model.prompts import Prompts, answer_ids, asked, longest_answer
 from editenv.language_model.subjects import check_subjects_have_gradient, end_of_subject, subject_tokens
 from editenv.memories import Change, Memory, deltas_of, merged
 from editenv.models import load_model
@@ -600,13 +600,16 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         if self._redraw:
             from editenv.data.atlas import possible_prompts, possible_targets
 
-            prompts, targets = possible_prompts(self.split), possible_targets()
+            prompts = possible_prompts(self.split)
+            longest = max(map(len, answer_ids(tokenizer, sorted(possible_targets()))))  # all after a space
         else:
-            prompts, targets = {edit.prompt for edit in self._edits}, {edit.target for edit in self._edits}
-        longest = max(map(len, answer_ids(tokenizer, sorted(targets)))) + self.train_eos
+            pairs = {(edit.prompt, edit.target) for edit in self._edits}
+            prompts = {prompt for prompt, _ in pairs}
+            longest = longest_answer(tokenizer, pairs)
+        longest += self.train_eos
         if self.observed_tokens == "all":
             # The last token of a target is predicted, never read.
-            longest += max(map(len, tokenizer(sorted(prompts))["input_ids"])) - 1
+            longest += max(map(len, tokenizer(sorted(map(asked, prompts)))["input_ids"])) - 1
         return longest
 
     def _open_batch(self, edits: Sequence[Edit]) -> None:
