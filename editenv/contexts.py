@@ -96,6 +96,15 @@ class Context:
     def _retriever(self) -> Retriever:
         return make_retriever(self.retriever, list(self.entries), self.scope)
 
+    def make_retriever(self) -> None:
+        """Makes what it is searched with, once, if there is anything in it: otherwise that is made for the first question.
+
+        Raises:
+            ValueError: If no key has a word.
+        """
+        if self.entries:
+            _ = self._retriever
+
     @cached_property
     def chosen(self) -> dict[tuple[int, ...], tuple[str, ...]]:
         """What :func:`put_before` has found before which prompts: a model is asked the same again and again."""

@@ -672,6 +672,10 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
                 raise ValueError(
                     f"action: {CONTEXT!r} must be an editenv.contexts.Context, not a {type(entries).__name__}"
                 )
+            try:
+                self.language_model.context_after(entries, searched=True)
+            except ValueError as error:
+                raise ValueError(f"action: {error}") from None
             changes[CONTEXT] = entries
         return changes
 

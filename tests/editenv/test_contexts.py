@@ -331,7 +331,8 @@ def test_the_reward_gradient_is_of_the_questions_with_their_texts(make_env, smal
 @pytest.mark.parametrize(
     ("entry", "words"),
     [({"a": "b\n"}, "action: 'context' must be an editenv.contexts.Context, not a dict"),
-     (torch.zeros(3), "action: 'context' must be an editenv.contexts.Context, not a Tensor")],
+     (torch.zeros(3), "action: 'context' must be an editenv.contexts.Context, not a Tensor"),
+     (Context({"??": "x\n"}), r"action: context: no key has a word to find it by, such as '\?\?'")],
 )  # fmt: skip
 def test_what_is_no_context_is_refused_and_nothing_is_changed(make_env, small_world, entry, words):
     env = make_env()
