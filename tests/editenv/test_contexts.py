@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import pickle
+import random
 from collections import Counter
 from dataclasses import replace
 
@@ -105,6 +106,18 @@ def test_of_keys_that_a_question_has_as_a_whole_the_longer_then_the_later_is_nea
     assert nearest(terms, ["I say: The home of Ada is"], 3, 0.9) == [[2, 1, 0]]
     assert nearest(terms, ["I say: The home of Ada is", "xyz"], 1, 0.9) == [[2], []]
     assert nearest(terms, ["Bo"] * 300, 1, 0.5) == [[3]] * 300, "also where questions come in parts"
+
+
+@pytest.mark.parametrize("terms", ["words", "characters"])
+def test_a_question_has_the_whole_of_its_own_key_however_its_weights_are_summed(terms):
+    drawn = random.Random(0)
+    words = ["".join(drawn.choices("abcdefgh", k=drawn.randint(2, 8))) for _ in range(150)]
+    keys = [" ".join(drawn.sample(words, drawn.randint(2, 12))) for _ in range(200)]
+    assert [row[:1] for row in nearest(Terms(keys, terms), keys, 1, 1.0)] == [[i] for i in range(len(keys))]
+    # Of words that are equally rare: half of a key, and a third of one.
+    keys = ["a b c d e f", "g h i j k l m"]
+    assert nearest(Terms(keys, "words"), ["a b c", "e f", "g h i"], 1, 0.5) == [[0], [], []]
+    assert nearest(Terms(keys, "words"), ["a b c", "e f", "l"], 1, 1 / 3) == [[0], [0], []]
 
 
 def test_characters_find_a_key_in_writing_without_spaces():
