@@ -27,6 +27,7 @@ from editenv.contexts import (
     removal,
     save_context,
     set_context,
+    window_of,
 )
 from editenv.data import Locality
 from editenv.delta_files import apply_file, read_delta, revert_file, tensors_of, write_delta_file
@@ -281,6 +282,30 @@ def test_a_model_for_use_puts_its_context_before_what_generate_is_given(base, to
     assert torch.equal(
         generate_with_context(base, tokenizer, given["input_ids"], given["attention_mask"], **options), without
     )
+
+
+@pytest.mark.parametrize("whose", ["the call's", "the model's"])
+@pytest.mark.parametrize("limit", ["max_length", "max_new_tokens"])
+def test_how_much_is_written_is_read_in_a_generation_config_too(base, tokenizer, edits, context, whose, limit):
+    model = copy.copy(base)
+    beside(model, tokenizer, context)
+    given = tokenizer([edits[0].prompt, edits[4].prompt], return_tensors="pt", padding=True)
+    width = given["input_ids"].shape[1]
+    config = copy.deepcopy(base.generation_config)
+    config.update(do_sample=False, **{limit: 5 if limit == "max_new_tokens" else width + 5})
+    expected = model.generate(**given, max_new_tokens=5, do_sample=False)
+    before, options = config.to_dict(), {"generation_config": config}
+    if whose == "the model's":
+        model.generation_config, options = config, {}
+    assert torch.equal(model.generate(**given, **options), expected)
+    assert config.to_dict() == before
+    # As many tokens as there is room for in the window, beside the longest text and question.
+    room = window_of(model) - len(tokenizer(context.entries[edits[0].prompt])["input_ids"]) - width + 2
+    for longest, has_context in ((room, True), (room + 1, False)):
+        config.update(**{limit: longest if limit == "max_new_tokens" else width + longest})
+        stop = StoppingCriteriaList([lambda ids, scores, **_: torch.ones(len(ids), dtype=torch.bool)])
+        first = model.generate(**given, **options, stopping_criteria=stop)
+        assert torch.equal(first, expected[:, : width + 1]) == has_context
 
 
 def test_texts_for_which_there_is_no_room_are_left_out_the_farthest_first(tokenizer):
