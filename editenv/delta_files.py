@@ -19,7 +19,7 @@ from editenv.deltas import LowRank
 from editenv.identity import Identity, cautions, differences, fingerprint, frozen_fingerprint, identity
 from editenv.language_model.editable_lm import EditableLM
 from editenv.memories import PARTS, Change, Memory, no_memory
-from editenv.rounding import beyond_rounding
+from editenv.rounding import beyond_rounding, other_beside
 
 FORMAT = "lifelongedit-deltas-1"
 """In the file's metadata."""
@@ -341,6 +341,11 @@ def _judge(
             stacklevel=3,
         )
         return "unchecked"
+    if other_beside(lm, weights, which):
+        raise ValueError(
+            f"{path}: the memories and the context of the result are not those of the {which} model, which the file does not "
+            "hold: load that model itself"
+        )
     if off := beyond_rounding(lm, actions, weights, which):
         raise ValueError(f"{path}: the result is not the {which} model within rounding: {off}")
     return "rounding"
