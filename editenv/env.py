@@ -16,7 +16,7 @@ from editenv.arguments import NonNegativeInt, PositiveInt, check, checked_argume
 from editenv.contexts import CONTEXT, Context
 from editenv.data import Edit, load_edits
 from editenv.data.files import EditFile, FileOptions
-from editenv.deltas import Delta, LowRank, real_matrix
+from editenv.deltas import Delta, LowRank, real_matrix, squared_norm
 from editenv.evaluation import metrics
 from editenv.evaluation.batch import PROMPT, EvaluationBatch, encode_evaluation
 from editenv.language_model.editable_lm import EditableLM, Gradient, ObservedTokens
@@ -721,9 +721,7 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
             delta = real_matrix(given, f"action: module {name!r}", expected).to(device)
         if tuple(delta.shape) != expected:
             raise ValueError(f"action: module {name!r} expects shape {expected}, was given {tuple(delta.shape)}")
-        # No entry of the product is larger than the product of the norms: the matrix need not be formed.
-        norm = delta.left.norm() * delta.right.norm() if isinstance(delta, LowRank) else delta.norm()
-        if not norm.isfinite():  # so that the regularization is, too
+        if not squared_norm(delta).isfinite():  # which the regularization takes; of a product as of its factors
             raise RefusedActionError(
                 f"action: module {name!r} expects shape {expected} of finite numbers, was given NaN or infinity (or "
                 "numbers whose squares are)"

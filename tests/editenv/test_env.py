@@ -712,6 +712,8 @@ REFUSED = {
     "too large for float32": (lambda env: zeros(env) | {LAST: np.full((64, 32), 1e300)}, [LAST, "(64, 32)"]),
     "nan factor": (low_rank(torch.full((64, 1), torch.nan), torch.ones(1, 32)), [LAST, "(64, 32)"]),
     "infinite product": (low_rank(torch.full((64, 1), 1e30), torch.full((1, 32), 1e30)), [LAST, "(64, 32)"]),
+    "infinite square of a product": (low_rank(torch.full((64, 1), 1e10), torch.full((1, 32), 1e10)), [LAST, "(64, 32)"]),
+    "infinite square of a factor": (low_rank(torch.full((64, 1), 1e20), torch.full((1, 32), 1e-25)), [LAST, "(64, 32)"]),
     "transposed": (lambda env: zeros(env) | {LAST: np.zeros((32, 64))}, [LAST, "(64, 32)", "(32, 64)"]),
     "flat": (lambda env: zeros(env) | {LAST: np.zeros(64 * 32)}, [LAST, "(64, 32)", "(2048,)"]),
     "one number": (lambda env: zeros(env) | {LAST: np.zeros(())}, [LAST, "(64, 32)", "()"]),
