@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from editenv.atomic_files import atomic_write
 from editenv.contexts import CONTEXT, Context, as_tensor, of_tensor, removal
-from editenv.deltas import LowRank
+from editenv.deltas import LowRank, as_stored
 from editenv.identity import Identity, cautions, differences, fingerprint, frozen_fingerprint, identity
 from editenv.language_model.editable_lm import EditableLM
 from editenv.memories import PARTS, Change, Memory, no_memory
@@ -107,7 +107,7 @@ def write_delta_file(
         OSError: If the disk is full or read-only.
     """
     named = tensors_of(actions) | {f"{WEIGHTS}{name}": values for name, values in weights.items()}
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
+    tensors = as_stored(named)
     metadata = {"format": FORMAT, "before": before, "after": after, "actions": str(len(actions))}
     if frozen is not None:
         metadata["frozen"] = frozen

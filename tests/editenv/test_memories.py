@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from editenv.contexts import CONTEXT, Context, context_of, removal
-from editenv.deltas import LowRank
+from editenv.delta_files import read_delta_file, write_delta_file
+from editenv.deltas import LowRank, dense
 from editenv.env import RefusedActionError
 from editenv.evaluation import metrics
 from editenv.evaluation.batch import encode_evaluation
@@ -146,6 +147,20 @@ def test_a_file_of_memories_gives_the_same_bits(tmp_path):
     for name, memory in memories.items():
         assert loaded[name].gate == memory.gate
         assert all(torch.equal(part, loaded[name].parts()[of]) for of, part in memory.parts().items())
+
+
+def test_a_file_of_memories_and_deltas_may_have_a_tensor_twice(tmp_path):
+    keys, values, none = torch.randn(3, 4), torch.randn(3, 2), torch.zeros(3)
+    memories = {"a": Memory("ball", keys, values, none), "b": Memory("ball", keys, values.flip(0), none)}
+    save_memories(tmp_path / "memory.safetensors", memories)
+    loaded = load_memories(tmp_path / "memory.safetensors")
+    assert all(torch.equal(loaded[name].values, memory.values) for name, memory in memories.items())
+    one_token = torch.randn(1, 4)
+    actions = [{"a": LowRank(one_token.T, one_token)}, {"a": LowRank(one_token.T, torch.ones(1, 4))}]
+    path = tmp_path / "deltas.safetensors"
+    write_delta_file(path, actions, "0", "1")
+    read, _ = read_delta_file(path)
+    assert all(torch.equal(dense(ours["a"]), dense(its["a"])) for ours, its in zip(actions, read, strict=True))
 
 
 def test_a_file_that_is_none_is_refused_by_name(tmp_path):
