@@ -164,10 +164,18 @@ def _fits(hint: Any, value: Any, ranges: Sequence[Range] = ()) -> bool:
         return is_list and (not isinstance(value, list | tuple) or all(_fits(parts[0], entry) for entry in value))
     if hint in (int, float):
         kind = Integral if hint is int else Real
-        return isinstance(value, kind) and not isinstance(value, bool) and _in_ranges(float(value), ranges)
+        return isinstance(value, kind) and not isinstance(value, bool) and _in_ranges(_as_float(value), ranges)
     if isinstance(hint, type) and origin is None:
         return isinstance(value, hint)
     return value is None if hint is None else True
+
+
+def _as_float(value: Real) -> float:
+    """The number; not a number if it is beyond every float, as no setting is."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.nan
 
 
 def _in_ranges(value: float, ranges: Sequence[Range]) -> bool:

@@ -40,6 +40,9 @@ SCOPE = "scope"
 FEATURES = 4
 """Of a question and a key that :data:`SCOPE` looks at."""
 
+DECIMALS = 12
+"""Of a likeness that count: what is behind them depends on the order in which a key's weights were summed."""
+
 AT_ONCE = 256
 """Questions that are compared with all keys together."""
 
@@ -199,7 +202,7 @@ def nearest(retriever: Retriever, questions: Sequence[str], count: int, threshol
     chosen: list[list[int]] = []
     for start in range(0, len(questions), AT_ONCE):
         for alike, common in zip(*retriever.compare(questions[start : start + AT_ONCE]), strict=True):
-            rows = np.flatnonzero(alike >= threshold)
-            order = np.lexsort((rows, common[rows], alike[rows]))[::-1]
+            rows = np.flatnonzero(alike >= threshold - 10.0**-DECIMALS)
+            order = np.lexsort((rows, common[rows], alike[rows].astype(float).round(DECIMALS)))[::-1]
             chosen.append(rows[order[:count]].tolist())
     return chosen

@@ -9,6 +9,7 @@ A question to which no key is alike is asked as if there were no context. Of tex
 room beside the question and its answer, the farthest are left out.
 """
 
+import copy
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -95,6 +96,15 @@ class Context:
     @cached_property
     def _retriever(self) -> Retriever:
         return make_retriever(self.retriever, list(self.entries), self.scope)
+
+    def make_retriever(self) -> None:
+        """Makes what it is searched with, once, if there is anything in it: otherwise that is made for the first question.
+
+        Raises:
+            ValueError: If no key has a word.
+        """
+        if self.entries:
+            _ = self._retriever
 
     @cached_property
     def chosen(self) -> dict[tuple[int, ...], tuple[str, ...]]:
@@ -272,8 +282,9 @@ def generate_with_context(
     if longer is None:
         return generate(input_ids=input_ids, attention_mask=attention_mask, **options)
     width, wide = input_ids.shape[1], max(map(len, longer))
-    if "max_length" in options:
-        options["max_length"] += wide - width
+    for name in ("max_length", "min_length"):
+        if (limit := _limit(model, options, name)) is not None:
+            _set_limit(options, name, limit + wide - width)
 
     def as_given(sequences: torch.Tensor) -> torch.Tensor:
         repeated = input_ids.repeat_interleave(len(sequences) // len(input_ids), 0)  # of several beams or samples
@@ -310,10 +321,37 @@ def _longer(
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     prompts = [row[kept.bool()].tolist() for row, kept in zip(input_ids, mask, strict=True)]
     width = input_ids.shape[1]
-    new = options.get("max_new_tokens") or options.get("max_length", width + DEFAULT_NEW_TOKENS) - width
+    new = _limit(model, options, "max_new_tokens")
+    if new is None:
+        longest = _limit(model, options, "max_length")
+        new = DEFAULT_NEW_TOKENS if longest is None else longest - width
     # The last token is written, not read.
     longer = put_before(context, tokenizer, prompts, [window_of(model) - len(row) - new + 1 for row in prompts])
     return None if longer == prompts else longer
+
+
+def _limit(model: "PreTrainedModel", options: Mapping[str, Any], name: str) -> int | None:
+    """A length that ``generate`` is given, in its options or in a generation config, its own or else the model's; None if
+    it is left to transformers.
+    """
+    if (given := options.get(name)) is not None:
+        return int(given)
+    default = getattr(type(model.generation_config)(), name)  # some versions write a number for no limit
+    for config in (options.get("generation_config"), model.generation_config):
+        limit = getattr(config, name, None)
+        if limit is not None and limit != default:
+            return int(limit)
+    return None
+
+
+def _set_limit(options: dict[str, Any], name: str, limit: int) -> None:
+    """Sets a length where ``generate`` reads it first; a generation config of the caller's stays as it is."""
+    config = options.get("generation_config")
+    if config is None or options.get(name) is not None:
+        options[name] = limit
+    else:
+        options["generation_config"] = copy.deepcopy(config)
+        setattr(options["generation_config"], name, limit)
 
 
 class _Shown:

@@ -15,11 +15,11 @@ from safetensors.torch import save_file
 
 from editenv.atomic_files import atomic_write
 from editenv.contexts import CONTEXT, Context, as_tensor, of_tensor, removal
-from editenv.deltas import LowRank
+from editenv.deltas import LowRank, as_stored
 from editenv.identity import Identity, cautions, differences, fingerprint, frozen_fingerprint, identity
 from editenv.language_model.editable_lm import EditableLM
 from editenv.memories import PARTS, Change, Memory, no_memory
-from editenv.rounding import beyond_rounding
+from editenv.rounding import beyond_rounding, other_beside
 
 FORMAT = "lifelongedit-deltas-1"
 """In the file's metadata."""
@@ -107,7 +107,7 @@ def write_delta_file(
         OSError: If the disk is full or read-only.
     """
     named = tensors_of(actions) | {f"{WEIGHTS}{name}": values for name, values in weights.items()}
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
+    tensors = as_stored(named)
     metadata = {"format": FORMAT, "before": before, "after": after, "actions": str(len(actions))}
     if frozen is not None:
         metadata["frozen"] = frozen
@@ -341,6 +341,11 @@ def _judge(
             stacklevel=3,
         )
         return "unchecked"
+    if other_beside(lm, weights, which):
+        raise ValueError(
+            f"{path}: the memories and the context of the result are not those of the {which} model, which the file does not "
+            "hold: load that model itself"
+        )
     if off := beyond_rounding(lm, actions, weights, which):
         raise ValueError(f"{path}: the result is not the {which} model within rounding: {off}")
     return "rounding"

@@ -4,7 +4,7 @@ A delta is written ``(d_in, d_out)``, like the weight gradient ``keys^T value_gr
 stores its weight. It is a dense tensor or a :class:`LowRank` pair of factors.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,6 +76,19 @@ def real_matrix(values: Any, what: str, shape: tuple[int, int] | None = None) ->
     if kind.is_complex or kind is torch.bool or values.layout is not torch.strided or values.is_meta:
         raise ValueError(f"{expects}, was given a tensor of {kind}, {values.layout}, on {values.device}")
     return values.detach().to(torch.float32)
+
+
+def as_stored(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors as a safetensors file takes them: in main memory and contiguous, and no two on the same memory."""
+    stored: dict[str, torch.Tensor] = {}
+    taken = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        if (place := tensor.untyped_storage().data_ptr()) in taken:
+            tensor = tensor.clone()  # the keys of one token and their transpose, say
+        taken.add(place)
+        stored[name] = tensor
+    return stored
 
 
 def dense(delta: Delta) -> torch.Tensor:

@@ -16,11 +16,11 @@ from editenv.arguments import NonNegativeInt, PositiveInt, check, checked_argume
 from editenv.contexts import CONTEXT, Context
 from editenv.data import Edit, load_edits
 from editenv.data.files import EditFile, FileOptions
-from editenv.deltas import Delta, LowRank, real_matrix
+from editenv.deltas import Delta, LowRank, real_matrix, squared_norm
 from editenv.evaluation import metrics
 from editenv.evaluation.batch import PROMPT, EvaluationBatch, encode_evaluation
 from editenv.language_model.editable_lm import EditableLM, Gradient, ObservedTokens
-from editenv.language_model.prompts import Prompts, answer_ids
+from editenv.language_model.prompts import Prompts, answer_ids, asked, longest_answer
 from editenv.language_model.subjects import check_subjects_have_gradient, end_of_subject, subject_tokens
 from editenv.memories import Change, Memory, deltas_of, merged
 from editenv.models import load_model
@@ -600,13 +600,16 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
         if self._redraw:
             from editenv.data.atlas import possible_prompts, possible_targets
 
-            prompts, targets = possible_prompts(self.split), possible_targets()
+            prompts = possible_prompts(self.split)
+            longest = max(map(len, answer_ids(tokenizer, sorted(possible_targets()))))  # all after a space
         else:
-            prompts, targets = {edit.prompt for edit in self._edits}, {edit.target for edit in self._edits}
-        longest = max(map(len, answer_ids(tokenizer, sorted(targets)))) + self.train_eos
+            pairs = {(edit.prompt, edit.target) for edit in self._edits}
+            prompts = {prompt for prompt, _ in pairs}
+            longest = longest_answer(tokenizer, pairs)
+        longest += self.train_eos
         if self.observed_tokens == "all":
             # The last token of a target is predicted, never read.
-            longest += max(map(len, tokenizer(sorted(prompts))["input_ids"])) - 1
+            longest += max(map(len, tokenizer(sorted(map(asked, prompts)))["input_ids"])) - 1
         return longest
 
     def _open_batch(self, edits: Sequence[Edit]) -> None:
@@ -669,6 +672,10 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
                 raise ValueError(
                     f"action: {CONTEXT!r} must be an editenv.contexts.Context, not a {type(entries).__name__}"
                 )
+            try:
+                self.language_model.context_after(entries, searched=True)
+            except ValueError as error:
+                raise ValueError(f"action: {error}") from None
             changes[CONTEXT] = entries
         return changes
 
@@ -714,9 +721,7 @@ class LifelongEditEnv(gym.Env[Observation, Action]):
             delta = real_matrix(given, f"action: module {name!r}", expected).to(device)
         if tuple(delta.shape) != expected:
             raise ValueError(f"action: module {name!r} expects shape {expected}, was given {tuple(delta.shape)}")
-        # No entry of the product is larger than the product of the norms: the matrix need not be formed.
-        norm = delta.left.norm() * delta.right.norm() if isinstance(delta, LowRank) else delta.norm()
-        if not norm.isfinite():  # so that the regularization is, too
+        if not squared_norm(delta).isfinite():  # which the regularization takes; of a product as of its factors
             raise RefusedActionError(
                 f"action: module {name!r} expects shape {expected} of finite numbers, was given NaN or infinity (or "
                 "numbers whose squares are)"

@@ -57,6 +57,17 @@ def fingerprint(lm: EditableLM) -> str:
     return digest.hexdigest()
 
 
+def fingerprint_beside(lm: EditableLM) -> str:
+    """SHA-256 over the memories beside the edited modules and the context, as they are now."""
+    digest = hashlib.sha256()
+    for name in lm.modules:
+        if memory := lm.memories.get(name):
+            _add_memory(digest, name, memory)
+    if lm.context is not None:
+        _add_tensor(digest, CONTEXT, as_tensor(lm.context))
+    return digest.hexdigest()
+
+
 def frozen_fingerprint(lm: EditableLM) -> str:
     """SHA-256 over every parameter that is not edited, memories beside modules that are not, and the tokenizer's
     vocabulary.

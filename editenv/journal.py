@@ -60,6 +60,7 @@ class Journal:
     Raises:
         JournalError: If another process has it open, if it belongs to another run, or if it is corrupt; names the
             file and the line.
+        OSError: If the folder cannot be written, or files in it cannot be locked; names the file.
     """
 
     def __init__(
@@ -74,8 +75,10 @@ class Journal:
         self._lock = (folder / "journal.lock").open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
             self._lock.close()
+            if not isinstance(error, BlockingIOError):  # such as a file system without locks
+                raise OSError(error.errno, error.strerror, str(folder / "journal.lock")) from error
             raise JournalError(
                 f"{folder} is being written by another process; wait for it or choose another folder"
             ) from None
@@ -106,6 +109,7 @@ class Journal:
 
         Raises:
             OSError: If the disk is full or read-only; the journal then ends with the batch before.
+            ValueError: If text of the entry is no Unicode; likewise.
         """
         number = self.next_batch
         # Copies: the keys of one token and their transpose share memory, and the format holds none twice.
@@ -113,10 +117,10 @@ class Journal:
             name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
         }
         content = save_tensors(copies)
-        path = self._tensor_path(number)
-        with atomic_write(path) as partial:
-            partial.write_bytes(content)
         line = {"batch": number, **entry, "sha256": hashlib.sha256(content).hexdigest()}
+        self._chained_line(line)  # refused before the tensors are written
+        with atomic_write(self._tensor_path(number)) as partial:
+            partial.write_bytes(content)
         self._write_line(line)
         self.lines.append(json.loads(json.dumps(line)))
         self.entries.append(self.lines[-1])
@@ -174,11 +178,25 @@ class Journal:
     def _tensor_path(self, number: int) -> Path:
         return self.folder / "batches" / f"{number:06d}.safetensors"
 
-    def _write_line(self, fields: Mapping[str, Any]) -> None:
-        """Appends a line, with the hash over it and all lines before it; whole or not at all."""
+    def _chained_line(self, fields: Mapping[str, Any]) -> tuple[bytes, str]:
+        """A line with the hash over it and all lines before it, and the hash.
+
+        Raises:
+            ValueError: If it has text that is no Unicode.
+        """
         text = json.dumps(fields, sort_keys=True, ensure_ascii=False)
-        chain = _chained(self._chain, text)
-        line = f"{json.dumps({'chain': chain})[:-1]}, {text[1:]}\n".encode()
+        try:
+            chain = _chained(self._chain, text)
+        except UnicodeEncodeError as error:
+            upto = error.object[: error.start + 1]
+            raise ValueError(
+                f"{self.path}: text with half a character (a lone surrogate) cannot be written: {upto[-40:]!r}"
+            ) from None
+        return f"{json.dumps({'chain': chain})[:-1]}, {text[1:]}\n".encode(), chain
+
+    def _write_line(self, fields: Mapping[str, Any]) -> None:
+        """Appends a line; whole or not at all."""
+        line, chain = self._chained_line(fields)
         with (
             named_in_errors(self.path),
             self.path.open("ab", buffering=0) as file,  # what a buffer holds would be written again after a failure
@@ -189,12 +207,12 @@ class Journal:
                 while written < len(line):  # unbuffered, a write may take a part only
                     written += file.write(line[written:])
                 os.fsync(file.fileno())
-            except OSError:
+                self._chain = chain
+            except BaseException:  # an interruption, too: the next line follows on the one before this
                 file.truncate(size_before)
                 raise
         if size_before == 0:
             sync(self.folder)
-        self._chain = chain
 
     def _read(self) -> None:
         """Takes in the lines that are there, and clears away an unfinished one.

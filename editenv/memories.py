@@ -29,7 +29,7 @@ from torch.nn.functional import normalize
 
 from editenv.atomic_files import atomic_write
 from editenv.contexts import Context
-from editenv.deltas import Delta
+from editenv.deltas import Delta, as_stored
 
 Gate = Literal["relu", "ball", "nearest", "margin"]
 
@@ -287,11 +287,9 @@ def save_memories(path: Path, memories: Mapping[str, Memory]) -> None:
     Raises:
         OSError: If the disk is full or read-only; what was there is as it was.
     """
-    tensors = {
-        f"{name}/{part}": tensor.detach().cpu().contiguous()
-        for name, memory in memories.items()
-        for part, tensor in memory.parts().items()
-    }
+    tensors = as_stored(
+        {f"{name}/{part}": tensor for name, memory in memories.items() for part, tensor in memory.parts().items()}
+    )
     gates = {name: memory.gate for name, memory in memories.items()}
     with atomic_write(path) as partial:
         save_file(tensors, partial, {"format": FORMAT, "gates": json.dumps(gates)})

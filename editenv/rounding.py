@@ -10,11 +10,15 @@ from typing import Literal
 import torch
 
 from editenv.deltas import Delta, LowRank
+from editenv.identity import fingerprint_beside
 from editenv.language_model.editable_lm import EditableLM
 from editenv.memories import Change, deltas_of
 
 SAMPLES = 2**16
 """Weights of a module that are kept to compare with; of a smaller module all."""
+
+BESIDE = "beside"
+"""Stands in the place of a module for what is beside the weights."""
 
 AT_ONCE = 2**12
 """Weights whose bound is computed together."""
@@ -27,14 +31,34 @@ def sampled_weights(lm: EditableLM) -> dict[str, torch.Tensor]:
     """Weights of each edited module of the base and of the edited model, by ``base/module`` and ``edited/module``.
 
     Returns:
-        ``(min(SAMPLES, d_in d_out),)`` float32 each: in the precision in which edits add up.
+        ``(min(SAMPLES, d_in d_out),)`` float32 each: in the precision in which edits add up. And of either model, by
+        ``base/beside`` and ``edited/beside``, the bytes of :func:`editenv.identity.fingerprint_beside`.
     """
     kept = {}
     for name in lm.modules:
         positions = sampled_positions(lm.shape(name)).to(lm.device)
         kept[f"base/{name}"] = lm.initial_weight(name).flatten()[positions].float().cpu()
         kept[f"edited/{name}"] = lm.weight(name).flatten()[positions].cpu()
+    kept[f"edited/{BESIDE}"] = _beside(lm)
+    with lm.at_initial_weights():
+        kept[f"base/{BESIDE}"] = _beside(lm)
     return kept
+
+
+def _beside(lm: EditableLM) -> torch.Tensor:
+    return torch.tensor(list(bytes.fromhex(fingerprint_beside(lm))), dtype=torch.uint8)
+
+
+def other_beside(lm: EditableLM, weights: Mapping[str, torch.Tensor], which: Literal["base", "edited"]) -> bool:
+    """Whether a model has other memories, or another context, than the one that it should be; these are never rounded.
+
+    Args:
+        lm: The model.
+        weights: Of :func:`sampled_weights`; earlier versions kept nothing to tell this by.
+        which: The model that it should be.
+    """
+    expected = weights.get(f"{which}/{BESIDE}")
+    return expected is not None and not torch.equal(expected, _beside(lm))
 
 
 def sampled_positions(shape: tuple[int, int]) -> torch.Tensor:

@@ -208,9 +208,9 @@ class EditFile(Sequence[Edit]):
         return changed
 
     def without_locality_among(self, edited: frozenset[bytes]) -> "EditFile":
-        """The same edits without the locality prompts whose :func:`digest` is one of these."""
+        """The same edits without the locality prompts whose :func:`digest` is one of these, or was before."""
         changed = copy.copy(self)
-        changed._edited = edited
+        changed._edited = self._edited | edited
         return changed
 
     @property

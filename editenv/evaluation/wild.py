@@ -71,6 +71,9 @@ class WildMatcher(GreedyMatcher):
         """The text counts as it is where the limit ends it."""
         return self._verdict([*tokens, self.lm.tokenizer.eos_token_id], target) is Verdict.MATCH
 
+    def _verdict_at_limit(self, tokens: list[int], target: str) -> Verdict:
+        return self._verdict([*tokens, self.lm.eos_token], target)
+
     def _verdict(self, tokens: list[int], target: str) -> Verdict:
         text, ended = text_to_stop(self.lm, tokens)
         if ended:

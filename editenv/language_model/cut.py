@@ -278,9 +278,14 @@ class CutModel:
         expected = self.logits(prompts)
         for module in self._around_stack.children():
             self._last_norm = module
-            with suppress(Exception):  # most of them are no norms, and take something else
+            try:
                 if torch.equal(self.logits(prompts), expected):
                     return
+            except torch.OutOfMemoryError:
+                self._last_norm = None
+                raise
+            except Exception:  # most of them are no norms, and take or return something else
+                continue
         self._last_norm = None
 
     def _encoded(self, ids: torch.Tensor) -> Prompts:

@@ -163,6 +163,7 @@ class EditableLM:
         self._initial_memories = dict(self.memories)
         self._initial_context = without_context(self.model)
         set_context(self.model, self._initial_context)
+        self._coming: tuple[Context | None, Context, Context | None] | None = None
         # The hooks lie on modules of this model alone, whatever else shares the weights; they hold the dictionary and
         # not the model, which would then be freed late.
         attach(self.modules, self.memories)
@@ -256,7 +257,8 @@ class EditableLM:
         if memories:
             self._set_memories(self.memories | memories)
         if isinstance(entries := deltas.get(CONTEXT), Context):
-            set_context(self.model, contexts.merged(self.context, entries))
+            set_context(self.model, self.context_after(entries))
+            self._coming = None
         for name, delta in deltas_of(deltas).items():
             weight = self._master_weight(name)
             if isinstance(delta, LowRank):
@@ -296,6 +298,24 @@ class EditableLM:
     def context(self) -> Context | None:
         """What is put before questions; None if nothing is. :meth:`apply` sets it."""
         return context_of(self.model)
+
+    def context_after(self, action: Context, searched: bool = False) -> Context | None:
+        """What an action's entries would make of the context; None if nothing is left in it.
+
+        Args:
+            action: As :meth:`apply` takes it.
+            searched: Whether what it is searched with is made, too, which takes time with many entries; :meth:`apply` of
+                the same action then does not do it again.
+
+        Raises:
+            ValueError: If it is to be made, and no key has a word.
+        """
+        if self._coming is None or self._coming[0] is not self.context or self._coming[1] is not action:
+            self._coming = (self.context, action, contexts.merged(self.context, action))
+        after = self._coming[2]
+        if searched and after is not None:
+            after.make_retriever()
+        return after
 
     def _set_memories(self, memories: Mapping[str, Memory]) -> None:
         """In place: the hooks hold the dictionary."""

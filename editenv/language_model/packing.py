@@ -109,10 +109,13 @@ def can_pack(cut_model: CutModel) -> bool:
         raise
     except Exception:
         return False
-    tolerance = 1e-4 if cut_model.model.dtype == torch.float32 else 5e-2
+    # Rounding makes 2% of it in bfloat16 over 30 layers; wrong positions a third, and a wrong mask more.
+    tolerance = 1e-4 if cut_model.model.dtype == torch.float32 else 0.1
     for text, hidden in packed:
         alone = cut_model.frozen_output(torch.tensor([text], device=cut_model.device))[0]
-        if not bool((hidden - alone).abs().max() <= tolerance * alone.abs().max()):
+        # Token by token: the first of a text may have numbers a thousand times those of the others.
+        off, size = (vectors.float().norm(dim=-1) for vectors in (hidden - alone, alone))
+        if not bool((off <= tolerance * size).all()):
             return False
     return True
 

@@ -1,6 +1,6 @@
 """Prompts with their answers, as a model sees them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from typing import TYPE_CHECKING
@@ -173,6 +173,17 @@ def token_ids(
 def answer_ids(tokenizer: "PreTrainedTokenizerBase", answers: Sequence[str]) -> list[list[int]]:
     """Token ids of each answer after a word, with a space between."""
     return _tail_ids(tokenizer, [answer if answer[:1].isspace() else f" {answer}" for answer in answers])
+
+
+def longest_answer(tokenizer: "PreTrainedTokenizerBase", pairs: Iterable[tuple[str, str]]) -> int:
+    """Tokens of the longest answer as it follows its prompt.
+
+    Args:
+        tokenizer: The model's.
+        pairs: One or more, each a prompt and its answer.
+    """
+    tails = {_tail(prompt, answer) for prompt, answer in pairs}
+    return max(map(len, _tail_ids(tokenizer, sorted(tails))))
 
 
 def asked(prompt: str) -> str:

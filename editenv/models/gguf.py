@@ -11,8 +11,12 @@ import os
 import shutil
 import uuid
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from editenv.atomic_files import make_folder, replace_folder
+from editenv.atomic_files import make_folder, named_in_errors, replace_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MAGIC = b"GGUF"
 """The first four bytes of such a file."""
@@ -53,14 +57,17 @@ def dequantise(path: Path, folder: Path) -> Path:
 
     Raises:
         ValueError: If transformers does not read this file, or the package ``gguf`` is not installed.
-        OSError: If the disk is full.
+        OSError: If the disk is full; names the folder.
     """
     if folder.is_dir():
         return folder
     make_folder(folder.parent)
     partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:12]}.partial")
     try:
-        _save_dequantised(path, partial)
+        model, tokenizer = _dequantised(path)
+        with named_in_errors(folder):
+            model.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
         if not folder.is_dir():  # another process may have been faster
             replace_folder(partial, folder)
     finally:
@@ -68,7 +75,8 @@ def dequantise(path: Path, folder: Path) -> Path:
     return folder
 
 
-def _save_dequantised(path: Path, folder: Path) -> None:
+def _dequantised(path: Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """The model of a GGUF file, with float32 weights."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -96,5 +104,4 @@ def _save_dequantised(path: Path, folder: Path) -> None:
     model.load_state_dict(quantised.state_dict(), assign=True)
     model.tie_weights()
     model.generation_config = quantised.generation_config
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    return model, tokenizer

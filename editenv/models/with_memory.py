@@ -16,7 +16,7 @@ import torch
 
 from editenv import contexts
 from editenv.contexts import Context, load_context, save_context
-from editenv.memories import Memory, attach, load_memories, save_memories
+from editenv.memories import Memory, attach, attached, detach, load_memories, save_memories
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -49,7 +49,7 @@ def write(
         folder: Where.
         model: With the base model's weights.
         base: Its name or folder; a folder is noted by its absolute path.
-        memories: By module; none has no file.
+        memories: By module; none has no file. Those that are beside other modules of the model are written, too.
         context: None has no file.
     """
     path = Path(base).expanduser()
@@ -59,7 +59,7 @@ def write(
         "weights": weights_digest(model),
         "load": "editenv.load_model(FOLDER); plain transformers would load the base model without it",
     }
-    if memories:
+    if memories := attached(dict(model.named_modules())) | dict(memories):
         save_memories(folder / MEMORY, memories)
     if context is not None:
         save_context(folder / CONTEXT_FILE, context)
@@ -81,7 +81,8 @@ def base_of(folder: Path) -> dict[str, Any]:
 
 def beside(folder: Path, base: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedModel":
     """A model with a folder's memories beside its modules, and its context before each prompt that ``generate`` is given;
-    it shares the base's weights, which stays as it is.
+    it shares the base's weights, which stays as it is. What is beside the base, if that is such a folder itself, is not
+    beside this one: its files say all.
 
     Args:
         folder: Of :func:`write`.
@@ -100,6 +101,8 @@ def beside(folder: Path, base: "PreTrainedModel", tokenizer: "PreTrainedTokenize
     shared: dict[int, Any] = {id(p): p for p in base.parameters()} | {id(b): b for b in base.buffers()}
     model = copy.deepcopy(base, shared).eval()
     modules = dict(model.named_modules())
+    detach(modules)
+    contexts.without_context(model)
     for name, memory in memories.items():
         weight = getattr(modules.get(name), "weight", None)
         if weight is None or sorted(weight.shape) != sorted(memory.shape):

@@ -18,8 +18,8 @@ from editenv.rewards import RewardConfig
 @pytest.mark.parametrize(
     ("hint", "right", "wrong", "words"),
     [
-        (int, (0, -3, np.int64(4)), (1.0, True, "1", None, math.nan), "a whole number"),
-        (float, (0, -3.5, np.float32(4)), (math.nan, math.inf, True, "1", 1j), "a finite number"),
+        (int, (0, -3, np.int64(4)), (1.0, True, "1", None, math.nan, 10**400, -(10**400)), "a whole number"),
+        (float, (0, -3.5, np.float32(4)), (math.nan, math.inf, True, "1", 1j, 10**400), "a finite number"),
         (bool, (True, False), (0, 1, "yes", None), "True or False"),
         (str, ("", "a"), (b"a", 1, None), "a text"),
         (PositiveInt, (1, 10**30), (0, -1, 1.5), "a whole number of at least 1"),

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import pickle
+import random
 from collections import Counter
 from dataclasses import replace
 
@@ -26,6 +27,7 @@ from editenv.contexts import (
     removal,
     save_context,
     set_context,
+    window_of,
 )
 from editenv.data import Locality
 from editenv.delta_files import apply_file, read_delta, revert_file, tensors_of, write_delta_file
@@ -105,6 +107,18 @@ def test_of_keys_that_a_question_has_as_a_whole_the_longer_then_the_later_is_nea
     assert nearest(terms, ["I say: The home of Ada is"], 3, 0.9) == [[2, 1, 0]]
     assert nearest(terms, ["I say: The home of Ada is", "xyz"], 1, 0.9) == [[2], []]
     assert nearest(terms, ["Bo"] * 300, 1, 0.5) == [[3]] * 300, "also where questions come in parts"
+
+
+@pytest.mark.parametrize("terms", ["words", "characters"])
+def test_a_question_has_the_whole_of_its_own_key_however_its_weights_are_summed(terms):
+    drawn = random.Random(0)
+    words = ["".join(drawn.choices("abcdefgh", k=drawn.randint(2, 8))) for _ in range(150)]
+    keys = [" ".join(drawn.sample(words, drawn.randint(2, 12))) for _ in range(200)]
+    assert [row[:1] for row in nearest(Terms(keys, terms), keys, 1, 1.0)] == [[i] for i in range(len(keys))]
+    # Of words that are equally rare: half of a key, and a third of one.
+    keys = ["a b c d e f", "g h i j k l m"]
+    assert nearest(Terms(keys, "words"), ["a b c", "e f", "g h i"], 1, 0.5) == [[0], [], []]
+    assert nearest(Terms(keys, "words"), ["a b c", "e f", "l"], 1, 1 / 3) == [[0], [0], []]
 
 
 def test_characters_find_a_key_in_writing_without_spaces():
@@ -270,6 +284,30 @@ def test_a_model_for_use_puts_its_context_before_what_generate_is_given(base, to
     )
 
 
+@pytest.mark.parametrize("whose", ["the call's", "the model's"])
+@pytest.mark.parametrize("limit", ["max_length", "max_new_tokens"])
+def test_how_much_is_written_is_read_in_a_generation_config_too(base, tokenizer, edits, context, whose, limit):
+    model = copy.copy(base)
+    beside(model, tokenizer, context)
+    given = tokenizer([edits[0].prompt, edits[4].prompt], return_tensors="pt", padding=True)
+    width = given["input_ids"].shape[1]
+    config = copy.deepcopy(base.generation_config)
+    config.update(do_sample=False, **{limit: 5 if limit == "max_new_tokens" else width + 5})
+    expected = model.generate(**given, max_new_tokens=5, do_sample=False)
+    before, options = config.to_dict(), {"generation_config": config}
+    if whose == "the model's":
+        model.generation_config, options = config, {}
+    assert torch.equal(model.generate(**given, **options), expected)
+    assert config.to_dict() == before
+    # As many tokens as there is room for in the window, beside the longest text and question.
+    room = window_of(model) - len(tokenizer(context.entries[edits[0].prompt])["input_ids"]) - width + 2
+    for longest, has_context in ((room, True), (room + 1, False)):
+        config.update(**{limit: longest if limit == "max_new_tokens" else width + longest})
+        stop = StoppingCriteriaList([lambda ids, scores, **_: torch.ones(len(ids), dtype=torch.bool)])
+        first = model.generate(**given, **options, stopping_criteria=stop)
+        assert torch.equal(first, expected[:, : width + 1]) == has_context
+
+
 def test_texts_for_which_there_is_no_room_are_left_out_the_farthest_first(tokenizer):
     context = Context({"The home of Ada": "far far\n", "The home of Bo": "near\n"}, nearest=2, threshold=0.1)
     prompt = tokenizer("The home of Bo")["input_ids"]
@@ -331,7 +369,8 @@ def test_the_reward_gradient_is_of_the_questions_with_their_texts(make_env, smal
 @pytest.mark.parametrize(
     ("entry", "words"),
     [({"a": "b\n"}, "action: 'context' must be an editenv.contexts.Context, not a dict"),
-     (torch.zeros(3), "action: 'context' must be an editenv.contexts.Context, not a Tensor")],
+     (torch.zeros(3), "action: 'context' must be an editenv.contexts.Context, not a Tensor"),
+     (Context({"??": "x\n"}), r"action: context: no key has a word to find it by, such as '\?\?'")],
 )  # fmt: skip
 def test_what_is_no_context_is_refused_and_nothing_is_changed(make_env, small_world, entry, words):
     env = make_env()

@@ -298,6 +298,17 @@ def test_the_space_holds_every_batch_of_all_tokens(make_env, tokenizer, tenth_of
     assert env.observation_space[MIDDLE]["keys"].shape == (env.max_tokens, 64)
 
 
+@pytest.mark.parametrize("observed", ["answers", "all"])
+def test_the_space_holds_answers_before_which_no_space_stands(make_env, small_world, monkeypatch, observed):
+    # The tokenizer has one token for a space and the word, and two for the word alone.
+    world = [replace(edit, prompt=f"{edit.prompt}:\n", target="the") for edit in small_world[:2]]
+    monkeypatch.setattr("editenv.env.load_edits", lambda *_: world)
+    env = make_env(modules=[MIDDLE], observed_tokens=observed, edits_per_step=2)
+    observation, _ = env.reset(seed=0)
+    assert len(env.gradients[MIDDLE].keys) <= env.max_tokens
+    assert observation in env.observation_space
+
+
 def test_each_batch_again_with_new_gradients(make_env, base, tokenizer):
     env = make_env(actions_per_batch=2, horizon=2)
     observation, info = env.reset(seed=0)
@@ -701,6 +712,8 @@ REFUSED = {
     "too large for float32": (lambda env: zeros(env) | {LAST: np.full((64, 32), 1e300)}, [LAST, "(64, 32)"]),
     "nan factor": (low_rank(torch.full((64, 1), torch.nan), torch.ones(1, 32)), [LAST, "(64, 32)"]),
     "infinite product": (low_rank(torch.full((64, 1), 1e30), torch.full((1, 32), 1e30)), [LAST, "(64, 32)"]),
+    "infinite square of a product": (low_rank(torch.full((64, 1), 1e10), torch.full((1, 32), 1e10)), [LAST, "(64, 32)"]),
+    "infinite square of a factor": (low_rank(torch.full((64, 1), 1e20), torch.full((1, 32), 1e-25)), [LAST, "(64, 32)"]),
     "transposed": (lambda env: zeros(env) | {LAST: np.zeros((32, 64))}, [LAST, "(64, 32)", "(32, 64)"]),
     "flat": (lambda env: zeros(env) | {LAST: np.zeros(64 * 32)}, [LAST, "(64, 32)", "(2048,)"]),
     "one number": (lambda env: zeros(env) | {LAST: np.zeros(())}, [LAST, "(64, 32)", "()"]),

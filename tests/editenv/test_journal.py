@@ -1,6 +1,8 @@
+import errno
 import json
 import multiprocessing
 import resource
+from contextlib import closing
 
 import pytest
 import torch
@@ -255,6 +257,41 @@ def test_a_read_only_folder_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr("pathlib.Path.mkdir", refuse)
     with pytest.raises(PermissionError):
         Journal(tmp_path / "new", HEADER)
+
+
+def test_a_file_system_that_cannot_lock_says_so_itself(tmp_path, monkeypatch):
+    def flock(file, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(OSError, match=r"No locks available: .*journal\.lock"):
+        Journal(tmp_path, HEADER)
+
+
+def test_a_line_that_is_interrupted_leaves_nothing(three, monkeypatch):
+    folder, _ = three
+    before = (folder / "journal.jsonl").read_bytes()
+
+    def interrupted(file):
+        raise KeyboardInterrupt
+
+    with closing(Journal(folder, HEADER)) as journal:
+        monkeypatch.setattr("os.fsync", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            journal.undo([3], {})
+        assert (folder / "journal.jsonl").read_bytes() == before
+        monkeypatch.undo()
+        journal.append(*batch(3))
+        assert len(journal.entries) == 4
+
+
+def test_text_that_cannot_be_written_is_named_before_anything_is(three):
+    folder, _ = three
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with closing(Journal(folder, HEADER)) as journal:
+        with pytest.raises(ValueError, match=r"journal\.jsonl: .* half a character .*Kepler \\udce9'"):
+            journal.append({"edits": ["Kepler \udce9"]}, batch(3)[1])
+        assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
 def test_of_an_entry_that_versions_tell_differently_what_both_say_must_agree(tmp_path):

@@ -7,7 +7,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from editenv.deltas import LowRank
+from editenv.contexts import CONTEXT, Context, context_of, removal
+from editenv.delta_files import read_delta_file, write_delta_file
+from editenv.deltas import LowRank, dense
 from editenv.env import RefusedActionError
 from editenv.evaluation import metrics
 from editenv.evaluation.batch import encode_evaluation
@@ -17,6 +19,7 @@ from editenv.language_model.hooks import hooked
 from editenv.language_model.subjects import subject_tokens
 from editenv.language_model.suffix import SuffixRun
 from editenv.memories import Memory, apply, load_memories, merged, nearest_keys, no_memory, save_memories, update
+from editenv.models import load_model, with_memory
 
 LAST = "layers.2.mlp.down_proj"
 EARLIER = "layers.1.mlp.down_proj"
@@ -146,6 +149,20 @@ def test_a_file_of_memories_gives_the_same_bits(tmp_path):
         assert all(torch.equal(part, loaded[name].parts()[of]) for of, part in memory.parts().items())
 
 
+def test_a_file_of_memories_and_deltas_may_have_a_tensor_twice(tmp_path):
+    keys, values, none = torch.randn(3, 4), torch.randn(3, 2), torch.zeros(3)
+    memories = {"a": Memory("ball", keys, values, none), "b": Memory("ball", keys, values.flip(0), none)}
+    save_memories(tmp_path / "memory.safetensors", memories)
+    loaded = load_memories(tmp_path / "memory.safetensors")
+    assert all(torch.equal(loaded[name].values, memory.values) for name, memory in memories.items())
+    one_token = torch.randn(1, 4)
+    actions = [{"a": LowRank(one_token.T, one_token)}, {"a": LowRank(one_token.T, torch.ones(1, 4))}]
+    path = tmp_path / "deltas.safetensors"
+    write_delta_file(path, actions, "0", "1")
+    read, _ = read_delta_file(path)
+    assert all(torch.equal(dense(ours["a"]), dense(its["a"])) for ours, its in zip(actions, read, strict=True))
+
+
 def test_a_file_that_is_none_is_refused_by_name(tmp_path):
     path = tmp_path / "memory.safetensors"
     with pytest.raises(FileNotFoundError, match=r"memory\.safetensors"):
@@ -228,9 +245,9 @@ def test_prompts_run_from_their_subject_on_have_the_memory(make_lm, edits):
     prompts = lm.encode([e.prompt for e in edits], [e.target for e in edits])
     run = SuffixRun(lm, prompts, subject_tokens(lm, edits), lm.modules[full_name(lm, EARLIER)])
     torch.testing.assert_close(run.logits(), lm.logits(prompts), rtol=1e-3, atol=1e-3)
-    with_memory = run.logits()
+    remembering = run.logits()
     with lm.at_initial_weights():
-        assert (run.logits() - with_memory).abs().max() > 0.1, "the memory is applied in the run itself"
+        assert (run.logits() - remembering).abs().max() > 0.1, "the memory is applied in the run itself"
 
 
 @pytest.mark.parametrize("gate", GATES)
@@ -271,13 +288,13 @@ def test_theta_0_has_no_memory_and_it_comes_back(make_lm, edits):
         lm.apply({name: no_memory(lm.shape(name))})
         assert torch.equal(lm.logits(prompts), unedited)
     assert torch.equal(lm.logits(prompts), edited)
-    with_memory = lm.snapshot()
+    remembering = lm.snapshot()
     lm.restore()
     assert not lm.memories
     assert torch.equal(lm.logits(prompts), unedited)
-    lm.restore(pickle.loads(pickle.dumps(with_memory)))
+    lm.restore(pickle.loads(pickle.dumps(remembering)))
     assert torch.equal(lm.logits(prompts), edited)
-    lm.rebase(with_memory)
+    lm.rebase(remembering)
     lm.apply({name: no_memory(lm.shape(name))})
     with lm.at_initial_weights():
         assert torch.equal(lm.logits(prompts), edited)
@@ -373,3 +390,27 @@ def test_the_hook_is_beside_other_hooks(make_lm, edits):
         lm.logits(prompts)
     x, output = seen[0]
     torch.testing.assert_close(output, apply(memory, x, torch.nn.functional.linear(x, lm.modules[name].weight)))
+
+
+def test_a_folder_whose_base_has_memories_itself_says_all_that_is_beside_the_model(base, model_folder, tmp_path, edits):
+    """A memory that is beside an edited module is the edited model's own; one beside another module stays."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    lm = EditableLM(*load_model(model_folder), [LAST, EARLIER])
+    context = Context({edits[0].prompt: f"{edits[0].prompt} Rome.\n"})
+    lm.apply({name: random_memory("relu", lm.shape(name)) for name in lm.modules} | {CONTEXT: context})
+    first.mkdir()
+    with_memory.write(first, lm.model, model_folder, lm.memories, lm.context)
+
+    again = EditableLM(*load_model(str(first)), [LAST])
+    again.apply({full_name(again, LAST): random_memory("relu", again.shape(full_name(again, LAST)), seed=1)})
+    again.apply({CONTEXT: removal(context)})
+    second.mkdir()
+    with_memory.write(second, again.model, str(first), again.memories, again.context)
+    model, _ = load_model(str(second))
+    ids = torch.arange(12)[None]
+    memories = {full_name(lm, EARLIER): lm.memories[full_name(lm, EARLIER)], **again.memories}
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, plain_model(base, memories)(ids).logits, rtol=1e-4, atol=1e-4)
+        assert torch.equal(model(ids).logits, again.model(ids).logits)
+    assert context_of(model) is None
+    assert context_of(load_model(str(first))[0]) is not None

@@ -7,10 +7,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from editenv.contexts import CONTEXT, Context
 from editenv.delta_files import apply_file, read_delta_file, revert_file, write_delta_file
 from editenv.deltas import LowRank, dense
 from editenv.identity import fingerprint
 from editenv.language_model.editable_lm import EditableLM
+from editenv.memories import Memory
 from editenv.models import load_model
 from editenv.rounding import SAMPLES, rounding_bound, sampled_positions, sampled_weights
 
@@ -154,6 +156,25 @@ def test_a_file_without_weights_to_compare_with_says_that_nothing_was_compared(b
     with pytest.warns(UserWarning, match=r"deltas\.safetensors.*cannot be checked"):
         assert revert_file(lm, path) == "unchecked"
     assert apply_file(copy.deepcopy(bases["float32"]), path) == "exact"
+
+
+@pytest.mark.parametrize("kind", ["memory", "context"])
+def test_a_revert_that_loses_what_was_beside_the_base_is_no_rounding(bases, tmp_path, kind):
+    path, base = tmp_path / "deltas.safetensors", copy.deepcopy(bases["float32"])
+    generator = torch.Generator().manual_seed(0)
+    first, second = (
+        {LAST: Memory("relu", *(torch.randn(2, size, generator=generator) for size in SHAPE), torch.zeros(2))}
+        if kind == "memory"
+        else {CONTEXT: Context({"The home of Ada is": f"{text}\n"})}
+        for text in ("Rome", "Oslo")
+    )
+    base.apply(first)
+    base.rebase(base.snapshot())
+    deltas = random_deltas(3, 4, 0.1)
+    assert revert_file(edited_and_saved(base, deltas, path), path) == "rounding", "it was not edited"
+    lm = edited_and_saved(base, [*deltas, second], path)
+    with pytest.raises(ValueError, match="the memories and the context of the result are not those of the base model"):
+        revert_file(lm, path)
 
 
 def test_deltas_of_a_wrong_shape_are_refused_before_any_is_added(bases, tmp_path):

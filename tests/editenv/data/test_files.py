@@ -1089,6 +1089,11 @@ def test_what_is_learned_from_can_be_kept_apart_from_another_file(tmp_path):
     edits = load_edits(str(learned_from), "all", options={"apart_from": f"zsre:{edited}"})
     assert [edit.subject for edit in edits] == ["Cy", "Di"]
     assert [len(edit.locality) for edit in edits] == [0, 1]
+    for more in ({"locality": "checked"}, {"split": "train"}):  # what it edits itself is left out, too
+        options = {"apart_from": f"zsre:{edited}", **more}
+        split = options.pop("split", "all")
+        edits = load_edits(str(learned_from), split, options=options)
+        assert [item for edit in edits if edit.subject == "Cy" for item in edit.locality] == []
     with pytest.raises(FileNotFoundError, match="no file or folder"):
         load_edits(str(learned_from), "all", options={"apart_from": str(tmp_path / "nothing.json")})
 

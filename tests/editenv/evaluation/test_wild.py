@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from editenv.data import Locality
 from editenv.evaluation.batch import encode_evaluation, greedy_tokens
+from editenv.evaluation.matching import Verdict
 from editenv.evaluation.wild import LIMIT, WildMatcher, answers_of_initial_model, may_become, normalise, wild
 from editenv.language_model.prompts import asked
 
@@ -100,6 +101,17 @@ def test_the_text_ends_at_a_stop(make_lm, tokenizer):
         assert next(verdict.name for verdict in verdicts if verdict.name != "UNDECIDED") == (
             "MATCH" if right else "DIFFERS"
         )
+
+
+@pytest.mark.parametrize("count", [LIMIT - 1, LIMIT, LIMIT + 1])
+def test_a_target_as_long_as_the_limit_is_judged_alike_with_and_without_generating(make_lm, tokenizer, count):
+    lm = make_lm()
+    matcher = WildMatcher(lm)
+    tokens = [*tokenizer("Ada is in" * 20, add_special_tokens=False)["input_ids"][:count], tokenizer.eos_token_id]
+    target = tokenizer.decode(tokens[:count])
+    written = tokens[:LIMIT]
+    assert matcher._matches(written, target) == (count <= LIMIT)
+    assert matcher._compare_text(tokens, target).verdict == (Verdict.MATCH if count <= LIMIT else Verdict.DIFFERS)
 
 
 def test_locality_is_the_same_tokens_on_the_first_prompt(make_lm, base, tokenizer, edits):

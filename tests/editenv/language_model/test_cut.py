@@ -63,6 +63,26 @@ def test_where_more_is_left_behind_the_keys_the_model_s_forward_is_run(tokenizer
     assert cut._last_norm is None
 
 
+def test_too_little_memory_is_no_answer_to_whether_there_is_a_short_cut(base, monkeypatch):
+    model = copy.deepcopy(base)
+    cut = CutModel(model, SHAPE, Cut.KEYS)
+    probe = Probe.of(model)
+    cut.take_short_cut(probe)
+    assert cut._last_norm is model.model.norm
+    run = type(cut).logits
+
+    def logits(model, prompts):
+        if model._last_norm is not None:
+            raise torch.OutOfMemoryError("no memory is left")
+        return run(model, prompts)
+
+    cut._last_norm = None
+    monkeypatch.setattr(CutModel, "logits", logits)
+    with pytest.raises(torch.OutOfMemoryError):
+        cut.take_short_cut(probe)
+    assert cut._last_norm is None
+
+
 def test_where_attention_and_mlp_read_the_same_input_the_check_finds_out(tokenizer):
     torch.manual_seed(1)
     config = PhiConfig(**SIZES, initializer_range=0.2, vocab_size=len(tokenizer), pad_token_id=2)

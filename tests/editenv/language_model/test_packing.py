@@ -1,5 +1,7 @@
 """Texts that begin alike in one row: the numbers of rows of their own, for fewer tokens."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given
@@ -88,6 +90,21 @@ def test_layers_that_take_no_positions_are_given_rows_of_their_own():
     shapes = {"transformer.h.2.mlp.dense_4h_to_h": (128, 32)}
     assert not can_pack(CutModel(model, shapes, Cut.LAYERS))
     assert not can_pack(CutModel(model, shapes, Cut.WHOLE))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_token_of_large_numbers_hides_no_wrong_one(base, monkeypatch, dtype):
+    """Trained models have one in many texts, the first, whose hidden states are a thousand times the others'."""
+    model = copy.deepcopy(base).to(dtype)
+    embeddings = model.get_input_embeddings().weight
+    first = torch.randint(0, len(embeddings), (1,), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        embeddings[first] *= 1000
+    cut_model = CutModel(model, {f"model.{LAST}": (64, 32)}, Cut.LAYERS)
+    assert can_pack(cut_model)
+    run = cut_model.frozen_output
+    monkeypatch.setattr(cut_model, "frozen_output", lambda ids, position_ids=None, **options: run(ids, **options))
+    assert not can_pack(cut_model), "as if positions were no argument of the model's"
 
 
 def test_no_row_is_longer_than_what_layers_look_back(base, tokenizer, monkeypatch):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import editenv  # noqa: F401  # registers the environment
@@ -115,6 +116,16 @@ def test_a_damaged_file_is_named_and_leaves_nothing(file, cache):
         load_model(str(file))
     assert list(cache.rglob("*.safetensors")) == []
     assert list(cache.rglob("*.partial")) == []
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(file, cache, monkeypatch):
+    def full(*_, **__):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", full)
+    with pytest.raises(OSError, match=rf"{dequantised_folder(file)}.*No space left"):
+        load_model(str(file))
+    assert list((cache / "gguf").iterdir()) == []
 
 
 def test_without_the_package_the_error_says_how_to_get_it(file, monkeypatch):
