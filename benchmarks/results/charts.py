@@ -140,7 +140,7 @@ def choose_highlighted(agents: Sequence[str], chosen: Iterable[str] = ()) -> tup
     return wanted or tuple(agents[:MOST_LINES])
 
 
-def short_name(agent: str, length: int = 30) -> str:
+def short_name(agent: str, length: int = 38) -> str:
     """A row's name, its beginning cut if it is long (a file's path, say), on one line."""
     name = " ".join(agent.split())
     return name if len(name) <= length else "…" + name[1 - length :]
@@ -173,6 +173,8 @@ NARROW_INCHES = 2.6
 """Width of a panel where there are four in a row."""
 PAD_INCHES = 0.06
 LEGEND_COLUMNS = 4
+LEGEND_LETTERS = 120
+"""About as many as stand in a line of it."""
 
 
 def _printable(part: Any) -> Any:
@@ -236,7 +238,7 @@ def _axes(chart: Chart) -> tuple[Any, Sequence[Any]]:
         width, height = 5.0, 4.2
     if chart.kind == "bars":
         height = 0.6 + 0.22 * len(chart.agents())
-    legend = 0.24 * -(-len(chart.highlighted) // LEGEND_COLUMNS) if chart.kind in ("lines", "steps") else 0
+    legend = 0.24 * -(-len(chart.highlighted) // _legend_columns(chart)) if chart.kind in ("lines", "steps") else 0
     size = (max(6.5, width * chart.columns), height * rows + legend + 0.6)
     figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=PAD_INCHES, h_pad=PAD_INCHES))
     axes = list(figure.subplots(rows, chart.columns, squeeze=False).flat)
@@ -343,6 +345,12 @@ def _draw_bars(axis: Any, panel: Panel) -> None:
     axis.tick_params(axis="y", length=0, labelleft=panel.y_label is not None)
 
 
+def _legend_columns(chart: Chart) -> int:
+    """As many as fit with the longest name."""
+    longest = max((len(short_name(agent)) for agent in chart.highlighted), default=0)
+    return LEGEND_COLUMNS if longest <= LEGEND_LETTERS // LEGEND_COLUMNS else LEGEND_LETTERS // longest
+
+
 def _legend(figure: Any, chart: Chart) -> None:
     """One entry for each agent in colour, in the order in which they were chosen."""
     handles: dict[str, Any] = {}
@@ -351,7 +359,7 @@ def _legend(figure: Any, chart: Chart) -> None:
     labels = [name for agent in chart.highlighted if (name := short_name(agent)) in handles]
     figure.legend(
         [handles[label] for label in labels], labels, loc="outside lower center", frameon=False, handlelength=3.2,
-        ncols=min(LEGEND_COLUMNS, max(1, len(labels))), columnspacing=1.8,
+        ncols=min(_legend_columns(chart), max(1, len(labels))), columnspacing=1.8,
     )  # fmt: skip
 
 

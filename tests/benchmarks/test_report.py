@@ -260,7 +260,7 @@ def test_suites_are_compared_if_they_differ_in_one_thing():
 
 def test_a_long_name_keeps_its_end():
     assert short_name("short") == "short"
-    assert short_name("x" * 40 + "file.py:Mine") == "…" + "x" * 17 + "file.py:Mine"
+    assert short_name("x" * 40 + "file.py:Mine") == "…" + "x" * 25 + "file.py:Mine"
     assert short_name("two\nlines") == "two lines"
 
 
