@@ -15,7 +15,7 @@ RESULTS = Path(__file__).parents[2] / "docs" / "results"
 LACKING = {
     "atlas-400x20.jsonl": 11,
     "atlas-50x20-ends.jsonl": 2,
-    "atlas-50x20.jsonl": 28,
+    "atlas-50x20.jsonl": 9,
     "base-400x20.jsonl": 15,
     "capacity.jsonl": 13,
     "methods-50x20.jsonl": 7,
