@@ -62,6 +62,8 @@ class Args:
         check_fields(self)
         if not self.edits or list(self.edits) != sorted(set(self.edits)) or self.edits[0] < 1:
             raise ValueError(f"edits: must be different positive numbers in rising order, not {self.edits}")
+        if self.suite is not None and (self.model, self.dataset) != ("atlas", "atlas"):
+            raise ValueError("suite: has a model and a data set of its own; leave --model and --dataset out")
         if self.data is not None and self.suite is None:
             raise ValueError("data: is the folder of a suite's data sets; name one with --suite")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.editing.reported import asked_by, asked_in, reported
-from agents.editing.run import Key, Run, key_of, with_earlier_turns
+from agents.editing.run import Key, Run, key_of
 from editenv.data import Edit
 from editenv.data.chat import IN_CHAT
 from editenv.data.text import one_line, printable
@@ -39,7 +39,7 @@ class Names:
         """Those of a run and of the report in its folder.
 
         Args:
-            lines: Of the journal, without its header.
+            lines: Of the journal (:func:`agents.editing.run.read_lines`).
             output: The folder.
 
         Raises:
@@ -129,7 +129,7 @@ def _origins(lines: Sequence[Mapping[str, Any]]) -> dict[Key, tuple[str, int]]:
     """
     origins: dict[Key, tuple[str, int]] = {}
     of_plain_form: dict[str, int] = {}
-    for line in with_earlier_turns(lines):
+    for line in lines:
         if "batch" not in line or line.get("rehearsal"):
             continue
         for content in line["content"]:

@@ -199,7 +199,8 @@ def left_to_retry(left: int, retried: int, edits: int) -> int:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """A journal's lines without its header and without one that is being written; their hashes are not checked.
+    """A journal's lines without its header and without one that is being written, as :func:`with_earlier_turns` has them;
+    their hashes are not checked.
 
     Raises:
         FileNotFoundError: If it is not there.
@@ -218,4 +219,4 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
             raise ValueError(f"{path}, line {number}: not a line of a journal")
         if "journal" not in line:  # as the header has
             lines.append(line)
-    return lines
+    return with_earlier_turns(lines)

@@ -38,9 +38,9 @@ class AnswerEnds:
     @property
     def longest(self) -> int:
         """Bytes that no end has more of."""
-        return (
-            0 if self._given == "" else max(LONGEST, len(self._given.encode()) if isinstance(self._given, str) else 0)
-        )
+        if not isinstance(self._given, str):
+            return LONGEST
+        return max(LONGEST, len(self._given.encode())) if self._given else 0
 
     def after(self, edit: Edit) -> str:
         """What is taught after an edit's target; empty if nothing is."""

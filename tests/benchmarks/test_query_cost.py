@@ -80,6 +80,8 @@ def test_a_suite_brings_its_model_its_records_and_its_options(model_folder, tmp_
     assert cost["entries"] == 2
     with pytest.raises(ValueError, match="data: is the folder of a suite's data sets"):
         Args(("rag",), data=tmp_path)
+    with pytest.raises(ValueError, match="suite: has a model and a data set of its own"):
+        Args(("rag",), suite="smoke", model=model_folder)
 
 
 def test_numbers_of_edits_are_checked(tiny):

@@ -14,6 +14,7 @@ from agents.editing.changes import compare
 from agents.editing.edit_command import edit as run_edit
 from agents.editing.editor import LifelongEditor
 from agents.editing.guard import Guard
+from agents.editing.history import log
 from agents.editing.reading import edits_for
 from agents.editing.run import key_of_edit
 
@@ -190,7 +191,9 @@ TURNS = [
 
 
 @pytest.mark.parametrize("earlier_version", [False, True])
-def test_the_same_question_after_other_turns_is_another_correction(chat_model, tmp_path, monkeypatch, earlier_version):
+def test_the_same_question_after_other_turns_is_another_correction(
+    chat_model, tmp_path, monkeypatch, capsys, earlier_version
+):
     file = write(tmp_path / "edits.jsonl", TURNS)
     edits = edits_for(file, "error", chat_model, "cpu", "float32")
     made = list(edits[:2])
@@ -210,6 +213,10 @@ def test_the_same_question_after_other_turns_is_another_correction(chat_model, t
         editor.undo([edits[1]])
         assert list(editor.run.undone) == [key_of_edit(edits[1])]
         assert list(editor.run.pending) == list(map(key_of_edit, edits[2:]))
+    capsys.readouterr()
+    log(tmp_path / "out", as_json=True)
+    logged = [json.loads(line)["id"] for line in capsys.readouterr().out.splitlines()]
+    assert [id for id in logged if id in {edit.id for edit in edits}] == [edit.id for edit in (*edits, edits[1])]
 
 
 def test_without_a_template_nothing_is_edited(edit, model_folder, tmp_path):
