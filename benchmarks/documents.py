@@ -89,7 +89,7 @@ def _scores(entry: Entry, protocol: str, other: str) -> list[str]:
         str(len(entry.records)),
         *(f"{interquartile_mean(values):.1f}" if values else "-" for values in columns),
         *(with_interval(entry.estimate(name, MEAN)) for name in (protocol, other)),
-        f"{entry.mean('floor_ratio'):.2f}",
+        f"{entry.median('floor_ratio'):.2f}",
     ]
 
 

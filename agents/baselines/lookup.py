@@ -7,7 +7,6 @@ and AlphaEdit take over. What should be given there is the matter of :mod:`agent
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -47,6 +46,19 @@ class Lookup:
         edits = int(self.owner[-1]) + 1
         numbers = torch.arange(len(self.owner), device=self.owner.device) % (len(self.owner) // edits)
         return [self._select(numbers == form) for form in range(len(self.owner) // edits)]
+
+    def of_plain(self) -> "Lookup":
+        """The ``n`` prompts without a prefix."""
+        return self if bool(self.is_plain.all()) else self._select(self.is_plain)
+
+    def of_others(self) -> "Lookup":
+        """The ``n * (p - 1)`` with one."""
+        return self._select(~self.is_plain)
+
+    @property
+    def is_plain(self) -> torch.Tensor:
+        """``(n p,)`` which of them that are."""
+        return torch.zeros_like(self.owner, dtype=torch.bool).index_fill(0, self.plain, True)
 
     def _select(self, chosen: torch.Tensor) -> "Lookup":
         """Of ``(n p,)`` prompts those that are chosen; owners keep their numbers."""
@@ -121,30 +133,46 @@ def read_tokens(
     lm: EditableLM, module: nn.Module, prompts: Prompts, rows: torch.Tensor, columns: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """:func:`read_token` at any tokens: ``(m,)`` rows and columns of ``prompts.hidden``."""
-    return _read_until(lm, module, module, prompts, rows, columns)
+    (keys,), output = _read(lm, prompts, rows, columns, [module], module)
+    assert output is not None
+    return keys, output
+
+
+def read_values(lm: EditableLM, module: nn.Module, lookup: Lookup) -> torch.Tensor:
+    """``(n, d_out)`` what a module, or a layer, gives at the lookup tokens of the ``n`` plain prompts."""
+    return read_token(lm, module, lookup.of_plain())[1]
 
 
 @torch.no_grad()
-def read_key_and_output(
+def read_keys_and_values(
     lm: EditableLM, module: nn.Module, end: nn.Module, lookup: Lookup
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A module's input and the output of another one, in the same layer or above, in one forward that ends there.
+    """The keys of a module at all prompts, and at the plain ones the output of another module.
 
     Args:
         lm: The model.
         module: Whose input, the keys.
-        end: Whose output: the layer in which values are.
+        end: Whose output: the layer in which values are, which has the module or lies above it.
         lookup: ``n`` edits' prompts, each ``p`` times.
 
     Returns:
-        ``(n p, d_in)`` and ``(n p, d_out)`` as :func:`read_token` gives them.
+        ``(n p, d_in)`` and ``(n, d_out)``, float32 on the model's device.
     """
-    return _read_until(lm, module, end, lookup.prompts, lookup.rows, lookup.columns)
+    plain = lookup.of_plain()
+    (of_plain,), values = _read(lm, plain.prompts, plain.rows, plain.columns, [module], end)
+    assert values is not None
+    if plain is lookup:
+        return of_plain, values
+    others = lookup.of_others()
+    (of_others,), _ = _read(lm, others.prompts, others.rows, others.columns, [module])
+    keys = of_plain.new_empty(len(lookup.owner), of_plain.shape[1])
+    keys[lookup.is_plain], keys[~lookup.is_plain] = of_plain, of_others
+    return keys, values
 
 
 @torch.no_grad()
 def read_keys(lm: EditableLM, lookup: Lookup) -> dict[str, torch.Tensor]:
-    """The input of every edited module at the lookup tokens, in one forward that ends at the last of them.
+    """The input of every edited module at the lookup tokens.
 
     Args:
         lm: The model; its modules lie in layers one above the other.
@@ -153,45 +181,79 @@ def read_keys(lm: EditableLM, lookup: Lookup) -> dict[str, torch.Tensor]:
     Returns:
         ``(n p, d_in)`` for each module, float32 on the model's device.
     """
-    keys: dict[str, torch.Tensor] = {}
-
-    def keep_input(name: str, _: nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, Any]) -> None:
-        hidden = lookup.prompts.as_hidden(args[0] if args else kwargs["hidden_states"])
-        keys[name] = hidden.to(lm.device)[lookup.rows, lookup.columns].float()
-        if len(keys) == len(lm.modules):
-            raise StopForward  # what is above has no part in it
-
-    with ExitStack() as stack:
-        for name, module in lm.modules.items():
-            hook = partial(keep_input, name)
-            stack.enter_context(hooked(module.register_forward_pre_hook(hook, with_kwargs=True)))
-        stack.enter_context(suppress(StopForward))
-        lm.cut_model.logits(lookup.prompts)
-    return keys
+    keys, _ = _read(lm, lookup.prompts, lookup.rows, lookup.columns, list(lm.modules.values()))
+    return dict(zip(lm.modules, keys, strict=True))
 
 
-def _read_until(
-    lm: EditableLM, module: nn.Module, end: nn.Module, prompts: Prompts, rows: torch.Tensor, columns: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """A module's input, and the output of the one at which the forward ends."""
-    read: dict[str, torch.Tensor] = {}
+def _read(
+    lm: EditableLM,
+    prompts: Prompts,
+    rows: torch.Tensor,
+    columns: torch.Tensor,
+    inputs: Sequence[nn.Module],
+    output: nn.Module | None = None,
+) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+    """What modules are given at some tokens, and what one gives.
+
+    No token sees a later one: each prompt is run up to the last of its tokens, those of like length together, and no
+    further than the last module.
+
+    Args:
+        lm: The model.
+        prompts: The prompts.
+        rows: ``(m,)`` of ``prompts.hidden``.
+        columns: ``(m,)`` likewise.
+        inputs: Whose inputs, in the order in which they are run.
+        output: Whose output; the last of the inputs' own module, or one that is run later.
+    """
+    if prompts.starts is None:  # these are the tokens that predict an answer, and no others
+        return _read_together(lm, prompts, rows, columns, inputs, output)
+    last = columns.new_zeros(len(prompts)).scatter_reduce(0, rows, columns, "amax")
+    parts, orders = [], []
+    for of_part, part in lm.groups(prompts.until(last)):
+        chosen = of_part.to(rows.device)[rows]
+        if chosen.any():
+            number = of_part.to(rows.device).cumsum(0) - 1  # of a prompt, among those of its group
+            parts.append(_read_together(lm, part, number[rows[chosen]], columns[chosen], inputs, output))
+            orders.append(chosen.nonzero().squeeze(1))
+    order = torch.cat(orders).argsort()  # back to the tokens' own
+    keys = [torch.cat(of_module)[order] for of_module in zip(*(part for part, _ in parts), strict=True)]
+    given = [part for _, part in parts if part is not None]
+    return keys, torch.cat(given)[order] if given else None
+
+
+def _read_together(
+    lm: EditableLM,
+    prompts: Prompts,
+    rows: torch.Tensor,
+    columns: torch.Tensor,
+    inputs: Sequence[nn.Module],
+    output: nn.Module | None,
+) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+    """:func:`_read` in one forward."""
+    keys: list[torch.Tensor] = []
+    given: list[torch.Tensor] = []
 
     def at_tokens(hidden: torch.Tensor) -> torch.Tensor:
         return prompts.as_hidden(hidden).to(lm.device)[rows, columns].float()
 
     def keep_input(_: nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, Any]) -> None:
-        read["input"] = at_tokens(args[0] if args else kwargs["hidden_states"])
+        keys.append(at_tokens(args[0] if args else kwargs["hidden_states"]))
+        if len(keys) == len(inputs) and output is None:
+            raise StopForward  # what is above has no part in it
 
     def keep_output(_: nn.Module, args: tuple[torch.Tensor, ...], output: Any) -> None:
-        read["output"] = at_tokens(hidden_states(output))
-        raise StopForward  # the layers above, and the head, have no part in it
+        given.append(at_tokens(hidden_states(output)))
+        raise StopForward
 
     with ExitStack() as stack:
-        stack.enter_context(hooked(module.register_forward_pre_hook(keep_input, with_kwargs=True)))
-        stack.enter_context(hooked(end.register_forward_hook(keep_output)))
+        for module in inputs:
+            stack.enter_context(hooked(module.register_forward_pre_hook(keep_input, with_kwargs=True)))
+        if output is not None:
+            stack.enter_context(hooked(output.register_forward_hook(keep_output)))
         stack.enter_context(suppress(StopForward))
-        lm.cut_model.logits(prompts)  # in one forward, in which the tokens lie where the prompts say
-    return read["input"], read["output"]
+        lm.cut_model.logits(prompts)
+    return keys, given[0] if given else None
 
 
 def hidden_states(output: Any) -> torch.Tensor:

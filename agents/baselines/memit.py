@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from agents.base import Agent, Observation, ProgressCallback
-from agents.baselines.lookup import Lookup, look_up, mean_keys, read_key_and_output, read_keys, read_token
+from agents.baselines.lookup import Lookup, look_up, mean_keys, read_keys, read_keys_and_values, read_values
 from agents.baselines.values import (
     LayerValueConfig,
     ValueConfig,
@@ -113,8 +113,8 @@ class MEMIT(Agent):
     def _towards(self, name: str, target_output: torch.Tensor, lookup: Lookup, layers_left: int) -> LowRank:
         """A module's part of the way from what is said now to the values ``(n, d_out)``."""
         lm = self._env.language_model
-        keys, outputs = read_key_and_output(lm, lm.modules[name], self._where_values_are, lookup)
-        missing = target_output - outputs[lookup.plain]
+        keys, values = read_keys_and_values(lm, lm.modules[name], self._where_values_are, lookup)
+        missing = target_output - values
         return self._solve(name, mean_keys(keys, lookup), missing / self._spread(layers_left), lookup)
 
     def _keys(self, lookup: Lookup) -> dict[str, torch.Tensor]:
@@ -137,7 +137,7 @@ class MEMIT(Agent):
         """``(n, d_out)`` values at the lookup tokens, by eq. 16."""
         lm, module = self._env.language_model, self._where_values_are
         change = optimise_values(lm, module, edits, lookup, self.value)
-        return read_token(lm, module, lookup)[1][lookup.plain] + change
+        return read_values(lm, module, lookup) + change
 
     def _spread(self, layers_left: int) -> float:
         """What is missing is divided by it."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from agents.baselines.lookup import Lookup, read_token
+from agents.baselines.lookup import Lookup, read_values
 from agents.baselines.memit import MEMIT
 from agents.baselines.values import LayerValueConfig, ValueConfig, optimise_values
 from agents.baselines.weight_training import as_tensor, of_tensor
@@ -85,7 +85,7 @@ class RehearsedMEMIT(MEMIT):
     def _target_of(self, edits: Sequence[Edit], lookup: Lookup, searched: list[int]) -> torch.Tensor:
         """``(n, d_out)`` values at the lookup tokens: new ones of the edits that are searched, else what is there."""
         lm, module = self._env.language_model, self._where_values_are
-        values = read_token(lm, module, lookup)[1][lookup.plain]
+        values = read_values(lm, module, lookup)
         subjects = [self._subject(edits[i]) for i in searched]
         numbers = {subject: number for number, subject in enumerate(subjects)}
         sharing = [numbers[subject] if subject else -i for i, subject in enumerate(subjects, start=1)]

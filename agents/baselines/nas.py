@@ -7,7 +7,7 @@ import torch
 
 from agents.base import ProgressCallback
 from agents.baselines.alphaedit import AlphaEdit
-from agents.baselines.lookup import Lookup, look_up, read_token
+from agents.baselines.lookup import Lookup, look_up, read_token, read_values
 from agents.baselines.memit import MEMIT
 from agents.baselines.values import LayerValueConfig, ValueConfig, optimise_values
 from editenv.arguments import NonNegativeFloat, PositiveFloat, PositiveInt, Share
@@ -91,8 +91,8 @@ class NAS(MEMIT):
     def _target_output(self, edits: Sequence[Edit], lookup: Lookup) -> torch.Tensor:
         lm = self._env.language_model
         target = super()._target_output(edits, lookup)
-        hidden = read_token(lm, self._where_values_are, lookup)[1][lookup.plain]
-        values = read_token(lm, list(lm.modules.values())[-1], lookup)[1][lookup.plain]
+        hidden = read_values(lm, self._where_values_are, lookup)
+        values = read_values(lm, list(lm.modules.values())[-1], lookup)
         return hidden - values + anchored(values, values + target - hidden, self.anchor)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from agents.baselines.lookup import mean_keys, read_token
+from agents.baselines.lookup import mean_keys, read_token, read_values
 from agents.baselines.memit import MEMIT
 from agents.baselines.neurons import NeuronPreconditioner, leading
 from agents.baselines.values import LayerValueConfig, ValueConfig
@@ -81,13 +81,13 @@ class NSE(MEMIT):
         updates: dict[str, list[LowRank]] = {name: [] for name in lm.modules}
         with lm.unchanged():
             for _ in range(self.rounds):
-                missing = target_output - read_token(lm, self._where_values_are, lookup)[1][lookup.plain]
+                missing = target_output - read_values(lm, self._where_values_are, lookup)
                 distance = missing.norm(dim=1)
                 chosen = (distance > self.enough) & (distance < self.too_far)
                 if not chosen.any():
                     break
                 for i, name in enumerate(lm.modules):
-                    missing = target_output - read_token(lm, self._where_values_are, lookup)[1][lookup.plain]
+                    missing = target_output - read_values(lm, self._where_values_are, lookup)
                     keys = mean_keys(read_token(lm, lm.modules[name], lookup)[0], lookup)
                     share = missing[chosen] / self._spread(len(lm.modules) - i)
                     updates[name].append(self._update(name, keys[chosen], share))

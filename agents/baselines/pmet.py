@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from agents.base import ProgressCallback
-from agents.baselines.lookup import Lookup, read_token
+from agents.baselines.lookup import Lookup, read_values
 from agents.baselines.memit import MEMIT
 from agents.baselines.values import JointValueConfig, optimise_values
 from editenv.arguments import NonNegativeFloat, PositiveFloat, PositiveInt
@@ -58,7 +58,7 @@ class PMET(MEMIT):
     def _target_output(self, edits: Sequence[Edit], lookup: Lookup) -> torch.Tensor:
         lm, mlp = self._env.language_model, self._where_values_are
         change = optimise_values(lm, (mlp, last_attention(lm)), edits, lookup, self.value)
-        return read_token(lm, mlp, lookup)[1][lookup.plain] + change[:, 0]
+        return read_values(lm, mlp, lookup) + change[:, 0]
 
     def _spread(self, layers_left: int) -> float:
         return math.sqrt(layers_left)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from agents.baselines.lookup import Lookup, hidden_states, look_up, read_token
+from agents.baselines.lookup import Lookup, hidden_states, look_up, read_values
 from agents.self_written import sample
 from editenv.arguments import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, check_fields
 from editenv.data import Edit
@@ -275,7 +275,7 @@ def _sums(of_edits: torch.Tensor, owner: torch.Tensor, sizes: torch.Tensor) -> t
 def _values(lm: EditableLM, module: nn.Module, edits: Sequence[Edit], lookup: Lookup) -> torch.Tensor:
     """``(n, d_out)`` what the module gives at the lookup tokens of the plain prompts."""
     if not lm.cut_model.has_frozen(module):
-        return read_token(lm, module, lookup)[1][lookup.plain]
+        return read_values(lm, module, lookup)
     # What a frozen attention gives is part of what is kept of a prompt: to see it by itself, it is run again.
     heads = [head for head, _ in lm.tokenize([edit.prompt for edit in edits], [edit.target for edit in edits])]
     columns = [len(head) - 1 for head in heads]
@@ -341,17 +341,17 @@ class ChangedRun:
             height = len(self.prompts if self.prompts.starts is not None else self.prompts.labels)
             for module, of_module in zip(self.modules, changes, strict=True):
                 stack.enter_context(_output_changed(module, height, lookup.rows, lookup.columns, of_module))
-            stack.enter_context(self._earlier_changed())
+            stack.enter_context(self._earlier_changed(torch.ones(height, dtype=torch.bool)))
             return self.cut_model.logits(self.prompts)
 
-    def _earlier_changed(self) -> AbstractContextManager[None]:
-        """Within the context whole prompts are run with what stays added."""
+    def _earlier_changed(self, chosen: torch.Tensor) -> AbstractContextManager[None]:
+        """Within the context some of the prompts, ``(B,)`` bool, are run with what stays added."""
         if self.earlier is None or self.prompts.starts is None:  # behind the last layer no token sees another
             return nullcontext()
-        rows = torch.arange(len(self.prompts), device=self.earlier.columns.device)
-        rows = rows.repeat_interleave(self.earlier.columns.shape[1])
-        columns, change = self.earlier.columns.flatten(), self.earlier.change.flatten(0, 1)
-        return _output_changed(self.modules[0], len(self.prompts), rows, columns, change)
+        chosen = chosen.to(self.earlier.columns.device)
+        columns, change = self.earlier.columns[chosen], self.earlier.change[chosen]
+        rows = torch.arange(len(columns), device=columns.device).repeat_interleave(columns.shape[1])
+        return _output_changed(self.modules[0], len(columns), rows, columns.flatten(), change.flatten(0, 1))
 
 
 def _target_losses(run: ChangedRun, change: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -85,20 +85,20 @@ class Entry:
         return estimate([values]) if values else None
 
     def seconds(self, setup: bool) -> float:
-        """Per edit, averaged over seeds; with the setup spread over the edits, or without (the paper's Figure 4)."""
-        return float(np.mean([r.edit_seconds + setup * r.setup_seconds / r.edits for r in self.records]))
+        """Per edit, the median over seeds; with the setup spread over the edits, or without (the paper's Figure 4)."""
+        return float(np.median([r.edit_seconds + setup * r.setup_seconds / r.edits for r in self.records]))
 
     def floors(self, setup: bool) -> float:
         """The same in units of the time floor, a plain forward and backward timed in the same run: machines and
         their load cancel.
         """
         return float(
-            np.mean([r.floor_ratio * (1 + setup * r.setup_seconds / r.edits / r.edit_seconds) for r in self.records])
+            np.median([r.floor_ratio * (1 + setup * r.setup_seconds / r.edits / r.edit_seconds) for r in self.records])
         )
 
-    def mean(self, field: str) -> float:
-        """Of one of the records' costs over seeds."""
-        return float(np.mean([getattr(record, field) for record in self.records]))
+    def median(self, field: str) -> float:
+        """Of one of the records' costs over seeds: other work on a machine makes some of them several times as long."""
+        return float(np.median([getattr(record, field) for record in self.records]))
 
     @property
     def failures(self) -> int:

@@ -177,9 +177,9 @@ def _row(entry: Entry, task: int, boards: dict[str, Leaderboard]) -> dict[str, A
             for protocol in RANKED
         },
         "milliseconds": [round(1000 * entry.seconds(setup), 4) for setup in (False, True)],
-        "setup": round(entry.mean("setup_seconds"), 3),
+        "setup": round(entry.median("setup_seconds"), 3),
         "floors": [round(entry.floors(setup), 4) for setup in (False, True)],
-        "memory": round(entry.mean("peak_memory_bytes") / 1e9, 3),
+        "memory": round(entry.median("peak_memory_bytes") / 1e9, 3),
         "failures": entry.failures,
         "curve": [_point(point) for point in curve(entry)],
         "runs": [_run(record) for record in entry.records],

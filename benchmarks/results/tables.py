@@ -137,8 +137,8 @@ def change_more_than_weights(rows: Sequence[Entry]) -> bool:
 
 
 SEEDS = Column("seeds", "seeds", lambda entry: str(len(entry.records)))
-SETUP = Column("setup", "setup s", lambda entry: f"{entry.mean('setup_seconds'):.0f}")
-FLOOR_RATIO = Column("floor_ratio", "x floor", lambda entry: f"{entry.mean('floor_ratio'):.2f}")
+SETUP = Column("setup", "setup s", lambda entry: f"{entry.median('setup_seconds'):.0f}")
+FLOOR_RATIO = Column("floor_ratio", "x floor", lambda entry: f"{entry.median('floor_ratio'):.2f}")
 
 COLUMNS = (
     AGENT,
@@ -151,7 +151,7 @@ COLUMNS = (
     SETUP,
     Column("milliseconds", "ms/edit", lambda entry: f"{1000 * entry.seconds(setup=False):.2f}"),
     FLOOR_RATIO,
-    Column("memory", "GB", lambda entry: f"{entry.mean('peak_memory_bytes') / 1e9:.2f}"),
+    Column("memory", "GB", lambda entry: f"{entry.median('peak_memory_bytes') / 1e9:.2f}"),
     Column("failures", "failed", lambda entry: str(entry.failures)),
 )
 """Interquartile means over seeds, the harmonic means with their intervals; costs are means."""

@@ -559,7 +559,7 @@ class EditableLM:
         With a context the prompts are those of :meth:`in_context`.
         """
         prompts = self.in_context(prompts)
-        return self._logits(prompts, self._groups(prompts))
+        return self._logits(prompts, self.groups(prompts))
 
     def _logits(self, prompts: Prompts, groups: Sequence[tuple[torch.Tensor, Prompts]]) -> torch.Tensor:
         if len(groups) == 1:
@@ -573,7 +573,7 @@ class EditableLM:
         """What one more forward costs, in tokens."""
         return FORWARD_OVERHEAD.get(self.device.type, FORWARD_OVERHEAD_OF_OTHERS)
 
-    def _groups(self, prompts: Prompts) -> list[tuple[torch.Tensor, Prompts]]:
+    def groups(self, prompts: Prompts) -> list[tuple[torch.Tensor, Prompts]]:
         """Prompts that are run together, and which they are: a short one beside a long one would be mostly padding."""
         groups = prompts.groups_of_like_length(self._overhead)
         return [(group, prompts.select(group) if len(groups) > 1 else prompts) for group in groups]
@@ -616,7 +616,7 @@ class EditableLM:
         if subjects is not None:
             added = [now - before for (now, _), (before, _) in zip(prompts.tokens, given.tokens, strict=True)]
             subjects = subjects + torch.tensor(added, dtype=subjects.dtype, device=subjects.device)
-        groups = self._groups(prompts)
+        groups = self.groups(prompts)
         keys: dict[str, list[torch.Tensor]] = {name: [] for name in self.modules}
         outputs: dict[str, list[torch.Tensor]] = {name: [] for name in self.modules}
 

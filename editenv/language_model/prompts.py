@@ -97,6 +97,21 @@ class Prompts:
             tokens=list(compress(self.tokens, chosen.tolist())),
         )
 
+    def until(self, last: torch.Tensor) -> "Prompts":
+        """The prompts up to one token of each, asked for one token after it.
+
+        Args:
+            last: ``(B,)`` column of that token.
+        """
+        ends = [column + 1 for column in last.tolist()]
+        return Prompts(
+            pieces=[piece[:end] for piece, end in zip(self.pieces, ends, strict=True)],
+            starts=last,
+            labels=torch.zeros_like(last),
+            lengths=torch.ones_like(last),
+            tokens=[(end, ids[:end]) for (_, ids), end in zip(self.tokens, ends, strict=True)],
+        )
+
     def groups_of_like_length(self, overhead: int) -> list[torch.Tensor]:
         """Which prompts are run together, so that all of them cost least: one ``(B,)`` bool for each group.
 

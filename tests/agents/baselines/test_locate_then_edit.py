@@ -11,7 +11,7 @@ from plain import random_deltas, tokens
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from agents.baselines.alphaedit import AlphaEdit
-from agents.baselines.lookup import look_up, mean_keys, read_keys, read_token
+from agents.baselines.lookup import look_up, mean_keys, read_keys, read_keys_and_values, read_token, read_values
 from agents.baselines.memit import MEMIT
 from agents.baselines.prune import PRUNE, condense
 from agents.baselines.rect import RECT, keep_largest_relative
@@ -22,6 +22,7 @@ from agents.preconditioner import null_space
 from benchmarks.running.rollout import propose, take
 from editenv.data import load_edits
 from editenv.deltas import dense, ridge_regression
+from editenv.language_model import editable_lm
 from editenv.language_model.editable_lm import EditableLM, Gradient
 from editenv.language_model.suffix import SuffixError
 
@@ -258,6 +259,36 @@ def plain_search(model, tokenizer, name, edit, prefixes, config):
                 change.copy_(before)
             change.mul_((config.clamp * length / change.norm()).clamp(max=1))
     return change.detach(), losses
+
+
+def test_reading_a_token_runs_none_behind_it_and_no_prefixed_prompt_for_its_value(make_lm, edits, monkeypatch):
+    monkeypatch.setattr(editable_lm, "FORWARD_OVERHEAD", {"cpu": 0})  # one forward for each length
+    lm = make_lm(FIRST, MIDDLE)
+    lookup = look_up(lm, edits, "subject_last", ["So it is.", "Some say this and that of it."])
+    layers = lm.model.get_submodule("model.layers")
+    run = {0: 0, 1: 0}
+    for number in run:
+        # Prompts are run from the first edited layer's MLP on.
+        module = layers[number].mlp if number == 0 else layers[number]
+
+        def count(_, args, number=number):
+            run[number] += args[0].shape[:2].numel()
+
+        module.register_forward_pre_hook(count)
+    tokens = lookup.columns + 1
+    keys, values = read_keys_and_values(lm, lm.modules[f"model.{FIRST}"], layers[1], lookup)
+    assert run == {0: tokens.sum(), 1: tokens[lookup.plain].sum()}
+    torch.testing.assert_close(keys, read_token(lm, lm.modules[f"model.{FIRST}"], lookup)[0])
+    torch.testing.assert_close(values, read_token(lm, layers[1], lookup)[1][lookup.plain])
+    torch.testing.assert_close(values, read_values(lm, layers[1], lookup))
+    for i, edit in enumerate(edits):  # one by one, in the whole model
+        heard = []
+        handle = layers[1].register_forward_hook(lambda _, args, out, heard=heard: heard.append(out))
+        lm.model(torch.tensor([lm.tokenizer(edit.prompt)["input_ids"]]))
+        handle.remove()
+        hidden = heard[0][0] if isinstance(heard[0], tuple) else heard[0]
+        expected = hidden.view(-1, hidden.shape[-1])[lookup.columns[lookup.plain[i]]]
+        torch.testing.assert_close(values[i], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_keys_of_all_modules_are_read_at_once(make_lm, edits):

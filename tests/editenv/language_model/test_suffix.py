@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from editenv.language_model import editable_lm
 from editenv.language_model.suffix import SuffixError, SuffixRun
 
 
@@ -43,6 +44,35 @@ def test_logits_and_gradient_are_those_of_whole_prompts(make_lm, edits, first, w
         results.append((logits.detach(), gradient))
     torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-5)
     assert not torch.allclose(results[0][0], lm.cut_model.logits(prompts), atol=1e-3), "the change matters"
+
+
+def test_what_comes_before_is_kept_in_groups_of_like_length_too(make_lm, edits, monkeypatch):
+    lm = make_lm("layers.0.mlp.down_proj", "layers.1.mlp.down_proj")
+    prompts = lm.encode(*texts_of(edits))
+    columns = torch.arange(len(edits)) % (prompts.starts + 1)
+    logits = []
+    for overhead in (0, 10**6):
+        monkeypatch.setattr(editable_lm, "FORWARD_OVERHEAD", {"cpu": overhead})
+        suffix = SuffixRun(lm, prompts, columns, lm.cut_model.layers[1])
+        assert (len(lm.groups(prompts)) > 1) == (overhead == 0)
+        logits.append(suffix.logits())
+    torch.testing.assert_close(*logits)
+    torch.testing.assert_close(logits[0], lm.cut_model.logits(prompts), rtol=1e-4, atol=1e-5)
+
+
+def test_only_longer_prompts_than_before_are_tried_again(make_lm, edits, monkeypatch):
+    """What a model makes of long ones may be something else, where its layers see the last few tokens alone."""
+    lm = make_lm("layers.1.mlp.down_proj")
+    layer = lm.cut_model.layers[1]
+    prompts = lm.encode(*texts_of(edits))
+    whole_runs = []
+    logits = lm.cut_model.logits
+    monkeypatch.setattr(lm.cut_model, "logits", lambda *args: whole_runs.append(1) or logits(*args))
+    longer = lm.encode([f"So it is. {edit.prompt}" for edit in edits], texts_of(edits)[1])
+    for some, tried in ((prompts, True), (prompts, False), (longer, True), (prompts, False)):
+        whole_runs.clear()
+        SuffixRun(lm, some, some.starts, layer)
+        assert bool(whole_runs) == tried
 
 
 def test_fewer_tokens_are_run(make_lm, edits):
