@@ -1,10 +1,16 @@
 """A saved model given away: as a GGUF file through llama.cpp's converter, and on the Hugging Face hub."""
 
+import json
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NoReturn
 
+from agents.editing.model_card import public_name
 from editenv.atomic_files import replace, sync
 from editenv.models import BESIDE
 from editenv.models.with_memory import BASE
@@ -89,6 +95,8 @@ def push_to_hub(model: Path, name: str) -> str:
     """Puts a saved model on the hub, with its card; a repository that is not there yet is made, and is private. The weights
     of a model that lay there, and what was beside it, go.
 
+    Of a memory, the file that names the base model is uploaded without the folders of this machine.
+
     Args:
         model: The saved folder.
         name: Of the repository.
@@ -104,15 +112,31 @@ def push_to_hub(model: Path, name: str) -> str:
     api = HfApi()
     try:
         repository = api.create_repo(name, private=True, exist_ok=True)
-        api.upload_folder(
-            repo_id=repository.repo_id,
-            folder_path=model,
-            commit_message="Model edited with LifelongEdit",
-            delete_patterns=list(OF_A_MODEL),  # those that are uploaded stay
-        )
+        with _public(model) as folder:
+            api.upload_folder(
+                repo_id=repository.repo_id,
+                folder_path=folder,
+                commit_message="Model edited with LifelongEdit",
+                delete_patterns=list(OF_A_MODEL),  # those that are uploaded stay
+            )
     except _hub_errors() as error:
         _hub_failed(f"{model} is saved, but could not be put on the hub as {name}; the same command tries again", error)
     return str(repository)
+
+
+@contextmanager
+def _public(model: Path) -> Iterator[Path]:
+    """The folder as it may be seen by others: of a memory a copy, whose base model has no path of this machine."""
+    if not (model / BASE).is_file():
+        yield model
+        return
+    with TemporaryDirectory() as place:
+        copy = Path(place) / model.name
+        shutil.copytree(model, copy)
+        about = json.loads((model / BASE).read_text(encoding="utf-8"))
+        about["model"] = public_name(about["model"])
+        (copy / BASE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        yield copy
 
 
 def _hub_errors() -> tuple[type[Exception], ...]:

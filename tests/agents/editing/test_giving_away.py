@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -53,7 +54,7 @@ def hub(monkeypatch):
         return Repository(f"https://hub.example/{name}")
 
     def upload_folder(self, repo_id, folder_path, commit_message, delete_patterns):
-        files = {path.name: path.read_bytes() for path in folder_path.iterdir()}
+        files = {path.name: path.read_bytes() for path in Path(folder_path).iterdir()}
         asked.uploaded.append((repo_id, files))
         asked.lying = asked.lying - set(filter_repo_objects(asked.lying, allow_patterns=delete_patterns)) | files.keys()
 
@@ -124,6 +125,17 @@ def test_of_a_model_that_lay_there_no_weights_stay(hub, tmp_path, new):
     (tmp_path / new).write_bytes(b"new")
     push_to_hub(tmp_path, "me/mine")
     assert hub.lying == others | {new}
+
+
+def test_of_a_memory_no_path_of_this_machine_is_uploaded(edit, hub, tmp_path):
+    edit(method="grace", push_to_hub="me/mine")
+    saved = tmp_path / "out/model"
+    here = json.loads((saved / "base.json").read_text())
+    assert here["model"] == str(tmp_path / "my-model"), "with which it is loaded here"
+    ((_, files),) = hub.uploaded
+    assert json.loads(files["base.json"]) == here | {"model": "my-model"}
+    assert {"base.json", "memory.safetensors", "README.md"} <= files.keys() == {path.name for path in saved.iterdir()}
+    assert not any(str(tmp_path).encode() in of_file for of_file in files.values())
 
 
 def test_a_memory_is_not_converted_and_that_is_said_first(edit, tmp_path):
