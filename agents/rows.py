@@ -120,7 +120,7 @@ def packaged_policy(name: str) -> Path:
 
 
 ROWS: dict[str, Row] = {
-    "no-edit": Row("nothing is done", "agents.baselines.no_edit:NoEdit"),
+    "no-edit": Row("nothing is done", "agents.baselines.no_edit:NoEdit", changes=()),
     "fine-tune": Row("Adam on the edited modules, batch after batch", FINE_TUNE, settings="atlas/fine-tune"),
     "joint-fine-tune": Row(
         "the ceiling: all edits at once, to convergence",
@@ -226,6 +226,13 @@ ROWS: dict[str, Row] = {
         "Mitchell et al. 2022, ICML, arXiv 2206.06520",
         settings="atlas/serac",
         changes=CONTEXT,
+    ),
+    "lte": Row(
+        "LTE: RAG, and the model is trained once to go by a correction that stands before a question",
+        "agents.baselines.lte:LTE",
+        "Jiang et al. 2024, ACL, arXiv 2402.11905",
+        settings="atlas/lte",
+        changes=("weights", "context"),
     ),
     "oneedit": Row(
         "OneEdit over RAG: a graph of facts says what an edit contradicts, which is rolled back first",

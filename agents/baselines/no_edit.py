@@ -13,6 +13,7 @@ class NoEdit(Agent):
     """Answers every observation with no change."""
 
     independent_batches = True
+    changes = ()
 
     def act(self, observation: Observation, info: dict[str, Any]) -> Action:
         return {

@@ -38,7 +38,7 @@ class RAG(Agent):
         form: How a sentence, ``{}``, stands there; it ends with a line break.
     """
 
-    changes = ("context",)
+    changes: tuple[str, ...] = ("context",)
     independent_batches = True
 
     def __init__(

@@ -487,12 +487,13 @@ def _print_summary(args: EditArgs, asked: Asked, report: dict[str, Any], refused
     if report.get("goes_on") and not args.train_eos and not report.get("target_end"):
         hint = "the end of an answer was not taught (--train-eos, in another folder)"
         print(f"{report['goes_on']} of the answers are right and go on: {hint}")
-    if "model" in saved and report["changes"] != ["weights"]:
+    kinds = " and a ".join(summary.BESIDE[kind] for kind in report["changes"] if kind in summary.BESIDE)
+    if "model" in saved and kinds:
         folder = args.output / "model"
+        beside = "weights of its own" if "weights" in report["changes"] else args.model
         print(
             printable(
-                f"{folder} is a {' and a '.join(summary.BESIDE[kind] for kind in report['changes'])} beside {args.model}, no "
-                "plain transformers folder: load both by "
+                f"{folder} is a {kinds} beside {beside}, no plain transformers folder: load both by "
                 f"editenv.load_model({str(folder)!r})"
             )
         )

@@ -32,7 +32,7 @@ from agents.editing.preparation import (
     modules_to_edit,
     other_bounds,
     other_method,
-    refuse_both_kinds,
+    refuse_what_has_a_memory,
     require_subjects,
 )
 from agents.editing.run import BY_FILE, PromptKey, Run, key_of_edit, prompt_key, put_last
@@ -206,7 +206,7 @@ class LifelongEditor:
             "observed_tokens": observed_tokens,
         }
         learning = learning_environment(self.agent, method, training, training_options, model_arguments)
-        refuse_both_kinds(self.agent, method, model, learning.language_model)
+        refuse_what_has_a_memory(model, learning.language_model)
         self.journal: Journal | None = None
         if output is not None:
             header = journal_header(self.agent, learning, method, constructed_with, settings, edits, self.guard, seed)

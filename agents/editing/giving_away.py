@@ -13,7 +13,7 @@ from typing import NoReturn
 from agents.editing.model_card import public_name
 from editenv.atomic_files import replace, sync
 from editenv.models import BESIDE
-from editenv.models.with_memory import BASE
+from editenv.models.with_memory import BASE, WEIGHTS
 
 CONVERTER = "convert_hf_to_gguf.py"
 """The converter's name in llama.cpp's repository."""
@@ -24,7 +24,7 @@ GGUF_TYPES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 OF_A_MODEL = (
     *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
     *("pytorch_model.bin", "pytorch_model-*-of-*.bin", "pytorch_model.bin.index.json"),
-    *(*BESIDE, BASE),
+    *(*BESIDE, BASE, f"{WEIGHTS}/*"),
 )
 """Files of a model that lay in a repository before: with the new one's, another model would be loaded from them."""
 
@@ -127,7 +127,7 @@ def push_to_hub(model: Path, name: str) -> str:
 @contextmanager
 def _public(model: Path) -> Iterator[Path]:
     """The folder as it may be seen by others: of a memory a copy, whose base model has no path of this machine."""
-    if not (model / BASE).is_file():
+    if not (model / BASE).is_file() or (model / WEIGHTS).is_dir():  # of which nothing lies elsewhere
         yield model
         return
     with TemporaryDirectory() as place:

@@ -32,7 +32,9 @@ def text(about: Mapping[str, Any], report: Mapping[str, Any] | None = None) -> s
         about: What the saved folder's marker says.
         report: Of ``editenv edit``, if the model was asked about its edits.
     """
-    loading = LOADING_BESIDE if _beside(about) else LOADING
+    loading: tuple[str, ...] = LOADING_BESIDE if _beside(about) else LOADING
+    if "weights" in about:
+        loading = LOADING_OF_BOTH
     sections = [_metadata(about), _origin(about), _measured(about, report), loading, _undoing(about)]
     return "\n".join(line for section in sections for line in section)
 
@@ -68,6 +70,8 @@ def _origin(about: Mapping[str, Any]) -> Iterator[str]:
     }
     yield from (f"| {name} | {value} |" for name, value in rows.items() if value not in (None, ""))
     into = f"put into {where}" if (where := _beside(about)) else "edited into the weights"
+    if "weights" in about:
+        into += ", with weights of its own"
     yield from (
         "",
         f"The facts were {into} with [LifelongEdit](https://arxiv.org/abs/2502.05759); "
@@ -127,6 +131,10 @@ LOADING_BESIDE = (
     'model, tokenizer = editenv.load_model("THIS_FOLDER")',
     "```",
     "",
+)
+
+LOADING_OF_BOTH = tuple(
+    line.replace("and the base model where it was", "which loads the weights beside it, too") for line in LOADING_BESIDE
 )
 
 LOADING = (

@@ -144,18 +144,12 @@ def batch_of(edits: "Edit | Mapping[str, Any] | Iterable[Edit | Mapping[str, Any
     return batch
 
 
-def refuse_both_kinds(agent: Agent, method: str, model: str, lm: EditableLM) -> None:
-    """A saved result is either a model folder, or a base model by name and what is beside it.
+def refuse_what_has_a_memory(model: str, lm: EditableLM) -> None:
+    """What lies beside the weights of a model that is edited would be lost with a method that edits weights.
 
     Raises:
-        ValueError: If the method changes weights and puts something beside them, or the model has a memory or a context
-            already.
+        ValueError: If the model has a memory or a context already.
     """
-    if "weights" in agent.changes and len(agent.changes) > 1:
-        raise ValueError(
-            f"method {method!r} changes {' and '.join(agent.changes)}, and the editor can save one or the other; run it in the "
-            "environment or in the benchmarks (editenv bench run)"
-        )
     memories = attached(dict(lm.model.named_modules()))
     if memories or lm.context is not None:
         beside = f"a memory beside {', '.join(memories)}" if memories else "a context"

@@ -1,6 +1,7 @@
 """An edited model as a folder: whole or not at all, and never in the place of anything else.
 
-A Hugging Face folder if weights were edited; if a memory or a context was put beside them, that and the base model's name.
+A Hugging Face folder if weights were edited; if a memory or a context was put beside them, that and the base model's name,
+or a Hugging Face folder within it if both were done.
 """
 
 import json
@@ -73,16 +74,10 @@ def save_model(lm: EditableLM, folder: Path, about: dict[str, Any], base: str | 
         base: As :func:`check_place` has it.
 
     Raises:
-        ValueError: If it may not be saved there; if it has side memories or a context, and weights are changed, too, or it
-            is not known which model they are beside.
+        ValueError: If it may not be saved there.
         OSError: If it cannot be written; what was there is as it was.
     """
     check_place(folder, base)
-    if (kinds := beside_weights(lm)) and (base is None or not _weights_unchanged(lm)):
-        raise ValueError(
-            f"{folder}: the model has {' and '.join(kinds)}, and other weights than a base model by name: a folder can hold one "
-            "or the other, a file of deltas both"
-        )
     partial = folder.with_name(f".{folder.name}.partial")
     put_back(folder)
     shutil.rmtree(partial, ignore_errors=True)  # what a killed process left
@@ -118,18 +113,19 @@ def write_card(folder: Path, report: Mapping[str, Any]) -> None:
 
 
 def _write(lm: EditableLM, folder: Path, about: dict[str, Any], base: str | None) -> None:
-    """The model, its tokenizer and the marker, into a new folder; of one with memories or a context those and the base's
-    name.
+    """The model, its tokenizer and the marker, into a new folder; of one with memories or a context those, and the base's
+    name if its weights are the base's.
     """
-    if beside_weights(lm):
+    if not beside_weights(lm):
+        _write_weights(lm, folder)
+    elif base is not None and _weights_unchanged(lm):
         make_folder(folder)
-        with_memory.write(folder, lm.model, str(base), lm.memories, lm.context)
+        with_memory.write(folder, lm.model, base, lm.memories, lm.context)
     else:
-        lm.model.save_pretrained(folder)
-        lm.tokenizer.save_pretrained(folder)
-        mode = (folder / "config.json").stat().st_mode
-        for path in folder.glob("*.safetensors"):  # safetensors makes files that nobody else may read
-            path.chmod(mode)
+        make_folder(folder)
+        _write_weights(lm, folder / with_memory.WEIGHTS)
+        with_memory.write(folder, lm.model, None, lm.memories, lm.context)
+        about = about | {"weights": with_memory.WEIGHTS}
     if lm.memories:
         about = about | {"memories": sorted(lm.memories)}
     if lm.context is not None:
@@ -137,3 +133,12 @@ def _write(lm: EditableLM, folder: Path, about: dict[str, Any], base: str | None
     (folder / CARD).write_text(model_card.text(about), encoding="utf-8")
     about = about | {"files": sorted(path.name for path in folder.iterdir())}
     (folder / MARKER).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_weights(lm: EditableLM, folder: Path) -> None:
+    """For plain transformers."""
+    lm.model.save_pretrained(folder)
+    lm.tokenizer.save_pretrained(folder)
+    mode = (folder / "config.json").stat().st_mode
+    for path in folder.glob("*.safetensors"):  # safetensors makes files that nobody else may read
+        path.chmod(mode)

@@ -164,10 +164,12 @@ def _about_the_method(report: Mapping[str, Any]) -> list[str]:
     """What the page says of it: where the corrections are, if not in the weights, and why it was chosen if others were
     tried.
     """
+    changes = report.get("changes", ["weights"])
+    also = "Weights were changed, and" if "weights" in changes else "No weight was changed:"
     lines = [
-        f"No weight was changed: the corrections are in a {BESIDE[kind]} beside the model, which editenv.load_model loads with "
-        "it and plain transformers does not."
-        for kind in report.get("changes", ["weights"])
+        f"{also} the corrections are in a {BESIDE[kind]} beside the model, which editenv.load_model loads with it and plain "
+        "transformers does not."
+        for kind in changes
         if kind in BESIDE
     ]
     if trial := report.get("trial"):

@@ -23,6 +23,7 @@ from benchmarks.results.leaderboard import (
 from benchmarks.results.records import Record
 from benchmarks.results.statistics import Estimate, harmonic_mean
 from benchmarks.results.styles import FAMILIES, style_of
+from benchmarks.results.tables import changed
 from benchmarks.results.texts import printable
 from editenv.evaluation.metrics import METRICS
 
@@ -142,7 +143,7 @@ def _agent(agent: str) -> dict[str, Any]:
         "dashes": list(style.dashes),
         "reference": is_reference(agent),
         "about": row.about if row else None,
-        "changes": " and ".join(row.changes) if row else None,
+        "changes": changed(row) if row else None,
         "paper": row.paper if row else None,
         "arxiv": _arxiv(row) if row else None,
         "document": _document(agent) if row else None,

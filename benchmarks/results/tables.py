@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from rich.cells import cell_len
 
-from agents.rows import ROWS, row_of
+from agents.rows import ROWS, Row, row_of
 from benchmarks.results.leaderboard import MEAN, Entry, entries
 from benchmarks.results.records import MetricValues, Record
 from benchmarks.results.statistics import Estimate, PairedDifference, interquartile_mean, paired_difference
@@ -120,10 +120,15 @@ def _estimate_of(protocol: str, metric: str) -> Callable[[Entry], str]:
     return lambda entry: with_interval(entry.estimate(protocol, metric))
 
 
+def changed(row: Row) -> str:
+    """What an edit of the row changes, in words."""
+    return " and ".join(row.changes) or "nothing"
+
+
 def _changes(entry: Entry) -> str:
     """What an edit of the row changes; a dash for agents that no row declares."""
     row = row_of(entry.agent)
-    return " and ".join(row.changes) if row else "-"
+    return changed(row) if row else "-"
 
 
 AGENT = Column("agent", "agent", lambda entry: entry.agent)
@@ -133,7 +138,7 @@ CHANGES = Column("changes", "changes", _changes)
 
 def change_more_than_weights(rows: Sequence[Entry]) -> bool:
     """Whether a table has such a row."""
-    return any(CHANGES.text(row) not in ("weights", "-") for row in rows)
+    return any(CHANGES.text(row) not in ("weights", "nothing", "-") for row in rows)
 
 
 SEEDS = Column("seeds", "seeds", lambda entry: str(len(entry.records)))

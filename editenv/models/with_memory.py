@@ -1,8 +1,9 @@
 """A model that is a base model and what is beside it, side memories or a context: a folder of small files.
 
 ``memory.safetensors`` has the memories, ``context.json`` the context, each if there is one; ``base.json`` says which
-model they belong to. It is no folder of transformers, which would load the weights and lose what is beside them without
-a word: :func:`editenv.load_model` loads both.
+model they belong to. Where weights were edited, too, the folder ``weights`` has that model, and ``base.json`` names it.
+It is no folder of transformers, which would load the weights and lose what is beside them without a word:
+:func:`editenv.load_model` loads both.
 """
 
 import copy
@@ -30,6 +31,9 @@ CONTEXT_FILE = "context.json"
 BASE = "base.json"
 """The file that says which model they are beside."""
 
+WEIGHTS = "weights"
+"""The folder of the model that they are beside, if it is not one that was there before."""
+
 
 def has_memory(folder: Path) -> bool:
     """Whether this is such a folder, its base.json aside."""
@@ -39,7 +43,7 @@ def has_memory(folder: Path) -> bool:
 def write(
     folder: Path,
     model: "PreTrainedModel",
-    base: str,
+    base: str | None,
     memories: Mapping[str, Memory],
     context: Context | None = None,
 ) -> None:
@@ -48,13 +52,12 @@ def write(
     Args:
         folder: Where.
         model: With the base model's weights.
-        base: Its name or folder; a folder is noted by its absolute path.
+        base: Its name or folder; a folder is noted by its absolute path. None: what lies in :data:`WEIGHTS`.
         memories: By module; none has no file. Those that are beside other modules of the model are written, too.
         context: None has no file.
     """
-    path = Path(base).expanduser()
     about = {
-        "model": str(path.resolve()) if path.exists() else base,
+        "model": WEIGHTS if base is None else _absolute(base),
         "dtype": str(model.dtype).removeprefix("torch."),
         "weights": weights_digest(model),
         "load": "editenv.load_model(FOLDER); plain transformers would load the base model without it",
@@ -66,14 +69,21 @@ def write(
     (folder / BASE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 
+def _absolute(base: str) -> str:
+    path = Path(base).expanduser()
+    return str(path.resolve()) if path.exists() else base
+
+
 def base_of(folder: Path) -> dict[str, Any]:
-    """What :func:`write` noted of the base model.
+    """What :func:`write` noted of the base model, whose name is where it is loaded from.
 
     Raises:
         ValueError: If the file is not its.
     """
     try:
         about = json.loads((folder / BASE).read_text(encoding="utf-8"))
+        if about["model"] == WEIGHTS and (folder / WEIGHTS).is_dir():
+            about["model"] = folder / WEIGHTS
         return {name: str(about[name]) for name in ("model", "dtype", "weights")}
     except (ValueError, LookupError, TypeError):
         raise ValueError(f"{folder / BASE} does not name a base model, its dtype and its weights") from None

@@ -119,6 +119,7 @@ def test_of_a_model_that_lay_there_no_weights_stay(hub, tmp_path, new):
         "memory.safetensors",
         "context.json",
         "base.json",
+        "weights/config.json",
     }
     others = {".gitattributes", "LICENSE", "model-q4.gguf", "adapters/mine.safetensors", "model-card.png"}
     hub.lying = of_the_model | others
