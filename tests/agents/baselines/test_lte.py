@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import shutil
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from agents.cli import main
 from agents.progress import silent
 from agents.registry import make_agent
 from agents.view import Actor
-from editenv.contexts import CONTEXT
+from editenv.contexts import CONTEXT, load_context
 from editenv.data import load_edits
 from editenv.deltas import dense
 from editenv.identity import fingerprint
@@ -146,12 +147,17 @@ def test_a_corrected_model_has_weights_and_context_in_one_folder(model_folder, e
     words = ["edit", "--method", "lte", "--model", model_folder, "--edits", tmp_path / "edits.jsonl", "--output", out]
     words += ["--training", "atlas", "--settings", tmp_path / "settings.json", "--modules", "layers.1.mlp.down_proj"]
     words += ["--guard.max-perplexity", "inf", "--guard.max-drift", "inf", "--guard.max-lost", "inf"]
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        monkeypatch.setattr("sys.argv", ["editenv", *map(str, words)])
-        main()
+
+    def editenv_command(*words):
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            monkeypatch.setattr("sys.argv", ["editenv", *map(str, words)])
+            main()
+        return printed.getvalue()
+
+    printed = editenv_command(*words)
     folder = out / "model"
-    assert f"{folder} is a context beside weights of its own, no plain transformers folder" in printed.getvalue()
+    assert f"{folder} is a context beside weights of its own, no plain transformers folder" in printed
     assert {path.name for path in folder.iterdir()} == {
         "weights",
         "base.json",
@@ -163,6 +169,12 @@ def test_a_corrected_model_has_weights_and_context_in_one_folder(model_folder, e
     assert "put into a context that is put before questions, with weights of its own" in card
     assert "which loads the weights beside it, too" in card
     assert "Weights were changed, and the corrections are in a context" in (out / "report.html").read_text()
+    undone = shutil.copytree(out, tmp_path / "undone")
+    editenv_command("undo", undone, "1", "--yes")
+    assert list(load_context(undone / "model/context.json").entries) == [edit.prompt for edit in edits[1:3]]
+    assert (undone / "model/weights/model.safetensors").read_bytes() == (
+        folder / "weights/model.safetensors"
+    ).read_bytes(), "the batch of the undone correction had brought the change"
     model, _ = editenv.load_model(str(folder.rename(tmp_path / "elsewhere")))
     weights = AutoModelForCausalLM.from_pretrained(tmp_path / "elsewhere/weights").state_dict()
     base = AutoModelForCausalLM.from_pretrained(model_folder).state_dict()
