@@ -115,6 +115,11 @@ def test_rows_are_compared_on_the_same_streams():
     assert head.count("|") == 5
     assert line == "| a - b | 3 | +3.0 [-3.6, +9.6] | +0.0 [+0.0, +0.0] |"
     assert back == "| b - a | 3 | -3.0 [-9.6, +3.6] | +0.0 [+0.0, +0.0] |"
+    begun = [replace(r, generation_prefix=scores(2 * r.seed, 2 * r.seed, 2 * r.seed)) for r in records]
+    head, _, line = as_differences(begun, [("a", "b")]).splitlines()
+    assert head.endswith("| mean, freely begun |")
+    assert line == "| a - b | 3 | +3.0 [-3.6, +9.6] | +0.0 [+0.0, +0.0] |"
+    assert "freely generated" in as_differences([*begun, lone], [("a", "b")]), "one record does not say it"
     with pytest.raises(ValueError, match="a and c have no stream in common"):
         as_differences([*records, lone], [("a", "c")])
     with pytest.raises(ValueError, match="there is no row 'd'; there are a, b"):
