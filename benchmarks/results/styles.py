@@ -70,7 +70,7 @@ FAMILIES: dict[str, tuple[str, str]] = {
     "ike": ("#0b93ad", "X"),
     "serac": ("#0b93ad", "s"),
     "oneedit": ("#0b93ad", "P"),
-    "lte": ("#1f66b5", "o"),
+    "lte": ("#1f66b5", "X"),
     # Normalised gradients and a regression.
     "ultraedit": ("#0b93ad", "d"),
     "stableedit": ("#33606f", "p"),

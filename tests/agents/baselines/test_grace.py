@@ -9,7 +9,8 @@ from agents.registry import make_agent
 from agents.view import Actor
 from benchmarks.running.recording import Recording, Replay, digest
 from editenv.identity import fingerprint
-from editenv.memories import no_memory
+from editenv.memories import attached, no_memory
+from editenv.models import load_model
 
 LAST = "layers.2.mlp.down_proj"
 
@@ -127,7 +128,15 @@ def test_what_cannot_be_is_refused(make_env, small_world, tmp_path):
     with pytest.raises(ValueError, match=r"grace edits one module, not .*; name one, such as layers.2.mlp.down_proj"):
         GRACE().prepare(make_env(), 0, lambda *_: None)
     assert make_agent("grace").changes == ("side memory",)
+
+
+def test_a_memory_beside_a_model_without_a_name_is_saved_with_its_weights(make_env, small_world, tmp_path):
     env, _ = edited(make_env, GRACE(steps=1))
-    with pytest.raises(ValueError, match="other weights than a base model by name"):
-        save_model(env.language_model, tmp_path / "saved", {})
-    assert not (tmp_path / "saved").exists()
+    lm = env.language_model
+    save_model(lm, tmp_path / "saved", {})
+    assert (tmp_path / "saved/weights/model.safetensors").is_file()
+    loaded, _ = load_model(str((tmp_path / "saved").rename(tmp_path / "moved")))
+    (name,) = lm.modules
+    (memory,) = attached(dict(loaded.named_modules())).values()
+    for part in ("keys", "values", "thresholds"):
+        assert torch.equal(getattr(memory, part), getattr(lm.memories[name], part))
