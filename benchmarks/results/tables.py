@@ -159,7 +159,7 @@ COLUMNS = (
     Column("memory", "GB", lambda entry: f"{entry.median('peak_memory_bytes') / 1e9:.2f}"),
     Column("failures", "failed", lambda entry: str(entry.failures)),
 )
-"""Interquartile means over seeds, the harmonic means with their intervals; costs are means."""
+"""Interquartile means over seeds, the harmonic means with their intervals; costs are medians."""
 
 SUMMARY = ("agent", "seeds", "teacher_forced", "generation", "generation_mean", "floor_ratio")
 """Keys of the columns that matter most."""

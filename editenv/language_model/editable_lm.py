@@ -443,7 +443,7 @@ class EditableLM:
             cache.put(outputs)
         starts = None
         if not self.answer_positions_only:
-            starts = torch.tensor([len(prompt) - 1 for prompt, _ in pairs], device=self.device)
+            starts = torch.tensor([len(prompt) - 1 for prompt, _ in pairs], dtype=torch.long, device=self.device)
         return Prompts(
             pieces=pieces,
             starts=starts,

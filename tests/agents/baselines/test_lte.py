@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -83,6 +84,20 @@ def test_loss_and_gradient_are_those_of_the_plain_model(model_folder, tokenizer,
     for name in lm.modules:
         weight = weights[f"{name}.weight"]
         torch.testing.assert_close(gradients[name].dense(), weight.grad.T, rtol=1e-3, atol=1e-5)
+
+
+def test_a_mini_batch_without_locality_prompts_has_the_other_terms(make_lm, edits):
+    lm, agent = make_lm("layers.1.mlp.down_proj"), LTE()
+    context = agent.context({edit.prompt: agent.text_of(edit) for edit in edits})
+    bare = [replace(edit, locality=()) for edit in edits[:2]]
+    loss, _ = reading_gradients(lm, bare, context, READING)  # at theta_0, where nothing has changed
+    likelihoods = []
+    for edit in bare:
+        for text in (edit.prompt, *edit.rephrases):
+            (texts,) = context.before([text])
+            logits, labels = answer_logits(lm.model, lm.tokenizer, "".join(texts) + text, edit.target)
+            likelihoods.append(F.cross_entropy(logits, labels))
+    torch.testing.assert_close(loss, torch.stack(likelihoods).mean().detach(), rtol=1e-4, atol=1e-5)
 
 
 def test_training_is_kept_and_leaves_the_model_as_it_was(make_env, small_world, training, tmp_path):
