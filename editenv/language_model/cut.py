@@ -157,18 +157,17 @@ class CutModel:
 
     # -- the rest -------------------------------------------------------------------------------------------------
 
-    def logits(self, prompts: Prompts, **options: Any) -> torch.Tensor:
+    def logits(self, prompts: Prompts) -> torch.Tensor:
         """``(A, vocabulary)`` logits at the answer positions, at the current weights, in float32.
 
         Args:
             prompts: ``A`` answer tokens.
-            options: Of the model's forward.
         """
         head = self.model.get_output_embeddings()
         if not len(prompts):
             return torch.zeros(0, len(head.get_parameter("weight")), device=self.device)
         rows, columns = prompts.rows, prompts.columns
-        if self._last_norm is not None and not options and not self._somebody_listens():
+        if self._last_norm is not None and not self._somebody_listens():
             before, keys = prompts.hidden[..., : self.width], prompts.hidden[..., self.width :]
             hidden = self._last_norm(before + self.model.get_submodule(self._edited_name)(keys))
             logits: torch.Tensor = head(hidden[rows, columns]).float()
@@ -187,7 +186,7 @@ class CutModel:
                 stack.enter_context(forward_replaced(self._mlp, lambda *_, **__: module(keys)))
             # The head is by far the widest product: it is taken at the answer positions alone.
             stack.enter_context(hooked(head.register_forward_pre_hook(select)))
-            return self._run(hidden, **options).logits.float()
+            return self._run(hidden).logits.float()
 
     def _somebody_listens(self) -> bool:
         """Whether a module has hooks that the short cut would pass by."""
@@ -197,9 +196,9 @@ class CutModel:
         """The place in the stack, from 0, of the layer that is this module or has it."""
         return next(i for i, layer in enumerate(self.layers) if any(module is part for part in layer.modules()))
 
-    def _run(self, hidden: torch.Tensor, **options: Any) -> Any:
+    def _run(self, hidden: torch.Tensor) -> Any:
         """The model's output from ``(B, T, d)`` hidden states at the cut on."""
-        return self.run_from(self.first, hidden, **options)
+        return self.run_from(self.first, hidden)
 
     def run_from(self, layer: int, hidden: torch.Tensor, **options: Any) -> Any:
         """The model's output from a layer on, at or above the cut.
