@@ -234,6 +234,12 @@ ROWS: dict[str, Row] = {
         settings="atlas/lte",
         changes=("weights", "context"),
     ),
+    "lte-gated": Row(
+        "LTE whose change of the model holds only where a correction stands before the question, as SERAC's does",
+        "agents.baselines.lte:GatedLTE",
+        settings="atlas/lte-gated",
+        changes=("side memory", "context"),
+    ),
     "oneedit": Row(
         "OneEdit over RAG: a graph of facts says what an edit contradicts, which is rolled back first",
         "agents.baselines.oneedit:OneEdit",

@@ -33,7 +33,7 @@ from benchmarks.running.cells import file_name
 from benchmarks.running.progress import console_progress
 from benchmarks.running.rollout import play
 from benchmarks.suites import Suite, model_fingerprint
-from editenv.contexts import generating_with_context, put_before
+from editenv.contexts import generating_with_context, put_before, reading
 from editenv.data import edits_digest, load_edits
 from editenv.data.files import FileOptions
 from editenv.env import LifelongEditEnv
@@ -208,6 +208,8 @@ def asked_by_lm_eval(lm: EditableLM, batch_size: int) -> Any:
     """
     from lm_eval.models.huggingface import HFLM
 
+    with_text: dict[int, set[tuple[int, ...]]] = {}  # the prompts that have a text before them, by their length
+
     class ContextHFLM(HFLM):
         def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
             prompt, answer = super()._encode_pair(context, continuation)
@@ -216,7 +218,16 @@ def asked_by_lm_eval(lm: EditableLM, batch_size: int) -> Any:
         def _with_context(self, prompt: list[int], more: int) -> list[int]:
             if lm.context is None:
                 return prompt
-            return put_before(lm.context, lm.tokenizer, [prompt], [self.max_length - len(prompt) - more])[0]
+            asked = put_before(lm.context, lm.tokenizer, [prompt], [self.max_length - len(prompt) - more])[0]
+            if len(asked) > len(prompt):
+                with_text.setdefault(len(asked), set()).add(tuple(asked))
+            return asked
+
+        def _model_call(self, inps: torch.Tensor, **options: Any) -> torch.Tensor:
+            rows = inps.tolist()
+            begins = [any(tuple(row[:length]) in asked for length, asked in with_text.items()) for row in rows]
+            with reading(torch.tensor(begins)):
+                return super()._model_call(inps, **options)
 
         def _model_generate(self, context: Any, max_length: int, stop: list[str], **options: Any) -> Any:
             with generating_with_context(lm.model, lm.tokenizer):

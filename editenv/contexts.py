@@ -13,6 +13,7 @@ import copy
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -38,6 +39,9 @@ DEFAULT_NEW_TOKENS = 20
 
 _ATTRIBUTE = "lifelongedit_context"
 """Of a model that has one."""
+
+_WITH_TEXT: ContextVar[torch.Tensor | None] = ContextVar("with_text", default=None)
+"""See :func:`reading`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -253,6 +257,33 @@ def put_before(
     return longer
 
 
+@contextmanager
+def reading(with_text: torch.Tensor | None) -> Iterator[None]:
+    """Within it a model is run over prompts of which some are read with a text of the context before them: memories with
+    the gate ``context`` (:mod:`editenv.memories`) ask which.
+
+    Args:
+        with_text: ``(B,)`` bool for each prompt, or one for all of them; None if no text stands before any. A prompt may
+            be several rows of what the model is run over, one after the other: its beams, say, or its tokens.
+    """
+    token = _WITH_TEXT.set(with_text)
+    try:
+        yield
+    finally:
+        _WITH_TEXT.reset(token)
+
+
+def rows_with_text(rows: int) -> torch.Tensor | None:
+    """``(rows,)`` bool, within :func:`reading`: which rows of what the model is run over belong to a prompt with a text
+    before it; None if no text stands before any.
+
+    Args:
+        rows: Of them all.
+    """
+    with_text = _WITH_TEXT.get()
+    return None if with_text is None else with_text.repeat_interleave(rows // len(with_text))
+
+
 def window_of(model: "PreTrainedModel") -> int:
     """Tokens that a model can read; a number beyond any text if that is not limited."""
     return getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**30
@@ -278,8 +309,9 @@ def generate_with_context(
         What ``generate`` returns: the prompts as they were given, and the new tokens after them.
     """
     generate = partial(type(model).generate, model)
-    longer = _longer(model, tokenizer, input_ids, attention_mask, options)
-    if longer is None:
+    prompts, longer = _longer(model, tokenizer, input_ids, attention_mask, options)
+    with_text = torch.tensor([len(asked) > len(prompt) for prompt, asked in zip(prompts, longer, strict=True)])
+    if not with_text.any():
         return generate(input_ids=input_ids, attention_mask=attention_mask, **options)
     width, wide = input_ids.shape[1], max(map(len, longer))
     for name in ("max_length", "min_length"):
@@ -296,11 +328,14 @@ def generate_with_context(
         options["stopping_criteria"] = StoppingCriteriaList([_Shown(criterion, as_given) for criterion in criteria])
     pads = (options.get("pad_token_id"), tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     pad = next(token for token in pads if token is not None)  # masked: any will do
-    written = generate(
-        input_ids=torch.tensor([[pad] * (wide - len(row)) + row for row in longer], device=input_ids.device),
-        attention_mask=torch.tensor([[0] * (wide - len(row)) + [1] * len(row) for row in longer]).to(input_ids.device),
-        **options,
-    )
+    with reading(with_text):
+        written = generate(
+            input_ids=torch.tensor([[pad] * (wide - len(row)) + row for row in longer]).to(input_ids.device),
+            attention_mask=torch.tensor([[0] * (wide - len(row)) + [1] * len(row) for row in longer]).to(
+                input_ids.device
+            ),
+            **options,
+        )
     if isinstance(written, torch.Tensor):
         return as_given(written)
     written["sequences"] = as_given(written["sequences"])
@@ -313,21 +348,20 @@ def _longer(
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor | None,
     options: Mapping[str, Any],
-) -> list[list[int]] | None:
-    """The prompts of a batch with what stands before them, without padding; None if nothing does."""
-    context = context_of(model)
-    if context is None:
-        return None
+) -> tuple[list[list[int]], list[list[int]]]:
+    """The prompts of a batch, and the same with what stands before them; both without padding."""
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     prompts = [row[kept.bool()].tolist() for row, kept in zip(input_ids, mask, strict=True)]
+    context = context_of(model)
+    if context is None:
+        return prompts, prompts
     width = input_ids.shape[1]
     new = _limit(model, options, "max_new_tokens")
     if new is None:
         longest = _limit(model, options, "max_length")
         new = DEFAULT_NEW_TOKENS if longest is None else longest - width
     # The last token is written, not read.
-    longer = put_before(context, tokenizer, prompts, [window_of(model) - len(row) - new + 1 for row in prompts])
-    return None if longer == prompts else longer
+    return prompts, put_before(context, tokenizer, prompts, [window_of(model) - len(row) - new + 1 for row in prompts])
 
 
 def _limit(model: "PreTrainedModel", options: Mapping[str, Any], name: str) -> int | None:

@@ -2,7 +2,7 @@
 
 A memory of ``m`` entries has keys ``k_i``, values ``v_i`` and a threshold ``t_i`` for each. Every token's input ``x`` of
 the module is a query of its own. With ``y = W x + b`` the module's output without the memory, its gate is one of the
-following; the values of ``margin`` are matrices ``V_i``, and its keys are empty.
+following; the values of ``margin`` and ``context`` are matrices ``V_i``, and their keys are empty.
 
 =========== ==================================================================== ==================================
 ``relu``    ``y + sum_i relu(k_i . x - t_i) v_i``                                T-Patcher (Huang et al. 2023, eq. 4)
@@ -11,6 +11,8 @@ following; the values of ``margin`` are matrices ``V_i``, and its keys are empty
 ``nearest`` ``y + v_i`` where the key nearest to ``x`` by cosine, ``k_i``,        retrieval by similarity
             has a cosine of at least ``t_i``
 ``margin``  ``y + x V_i`` for the longest ``x V_i`` of those longer than ``t_i``   WISE (Wang et al. 2024, eq. 2 and 9)
+``context`` ``y + sum_i x V_i`` at all tokens of a prompt that is read with a     SERAC's counterfactual model
+            text of the context before it (:mod:`editenv.contexts`)               (Mitchell et al. 2022)
 =========== ==================================================================== ==================================
 """
 
@@ -28,10 +30,13 @@ from torch import nn
 from torch.nn.functional import normalize
 
 from editenv.atomic_files import atomic_write
-from editenv.contexts import Context
+from editenv.contexts import Context, rows_with_text
 from editenv.deltas import Delta, as_stored
 
-Gate = Literal["relu", "ball", "nearest", "margin"]
+Gate = Literal["relu", "ball", "nearest", "margin", "context"]
+
+MATRICES = ("margin", "context")
+"""Gates whose values are matrices."""
 
 PARTS = ("keys", "values", "thresholds")
 """A memory's tensors; there may be a fourth, ``rows``."""
@@ -52,10 +57,10 @@ class Memory:
 
     Attributes:
         gate: What a query does with the keys.
-        keys: ``(m, d_in)``, real numbers; ``(m, 0)`` with the gate ``margin``.
-        values: ``(m, d_out)``; ``(m, d_in, d_out)`` with the gate ``margin``.
+        keys: ``(m, d_in)``, real numbers; ``(m, 0)`` with the gates ``margin`` and ``context``.
+        values: ``(m, d_out)``; ``(m, d_in, d_out)`` with those gates.
         thresholds: ``(m,)``: minus the neurons' biases (``relu``), radii (``ball``), least cosines (``nearest``) or lengths
-            (``margin``).
+            (``margin``); of the gate ``context`` they say nothing.
         rows: ``(m,)`` integers: in an action, which entries of the memory these are, so that a memory that grows by a
             batch is not written as a whole each time. Those beyond its end make it longer; the others stay as they are.
             None means that these are all.
@@ -78,7 +83,7 @@ class Memory:
             if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
                 raise ValueError(f"memory: {part} must be a tensor of real numbers, not {_said(tensor)}")
         keys, values = tuple(self.keys.shape), tuple(self.values.shape)
-        if self.gate == "margin":
+        if self.gate in MATRICES:
             if len(values) != 3 or keys != (values[0], 0):
                 raise ValueError(
                     f"memory: keys (m, 0) and values (m, d_in, d_out) do not fit: they are {keys} and {values}"
@@ -101,13 +106,18 @@ class Memory:
     @property
     def shape(self) -> tuple[int, int]:
         """``(d_in, d_out)`` of the module that it is for."""
-        d_in = self.values.shape[1] if self.gate == "margin" else self.keys.shape[1]
+        d_in = self.values.shape[1] if self.gate in MATRICES else self.keys.shape[1]
         return (d_in, self.values.shape[-1])
 
     @cached_property
     def half_squares(self) -> torch.Tensor:
         """``(m,)`` half of each key's squared length: what a query need not compute again."""
         return self.keys.square().sum(1) / 2
+
+    @cached_property
+    def sum_of_values(self) -> torch.Tensor:
+        """``(d_out,)``, or ``(d_in, d_out)`` of matrices."""
+        return self.values.sum(0)
 
     @property
     def bytes(self) -> int:
@@ -208,6 +218,8 @@ def apply(memory: Memory, inputs: torch.Tensor, outputs: torch.Tensor) -> torch.
     queries = inputs.to(keys.dtype)
     if memory.gate == "margin":
         return outputs + _beyond_margin(queries, values, thresholds).to(outputs.dtype)
+    if memory.gate == "context":
+        return _with_text(queries, memory.sum_of_values.to(inputs.device), outputs)
     if memory.gate == "relu":
         return outputs + ((queries @ keys.T - thresholds).relu() @ values).to(outputs.dtype)
     if memory.gate == "ball":
@@ -217,6 +229,17 @@ def apply(memory: Memory, inputs: torch.Tensor, outputs: torch.Tensor) -> torch.
     cosines, nearest = (normalize(queries, dim=-1) @ normalize(keys, dim=-1).T).max(-1)
     alike = cosines >= thresholds[nearest]
     return outputs + (alike[..., None] * values[nearest]).to(outputs.dtype)
+
+
+def _with_text(queries: torch.Tensor, matrix: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:
+    """``(..., d_out)`` the outputs, and ``x V`` added in the rows of prompts with a text before them."""
+    rows = rows_with_text(len(outputs))
+    if rows is None or not rows.any():
+        return outputs
+    if rows.all():
+        return outputs + (queries @ matrix).to(outputs.dtype)
+    rows = rows.to(outputs.device)
+    return outputs.index_add(0, rows.nonzero().squeeze(1), (queries[rows] @ matrix).to(outputs.dtype))
 
 
 def _beyond_margin(queries: torch.Tensor, values: torch.Tensor, thresholds: torch.Tensor) -> torch.Tensor:

@@ -21,6 +21,7 @@ from editenv.data import Edit
 from editenv.env import Action, LifelongEditEnv
 from editenv.language_model.editable_lm import EditableLM, Gradient
 from editenv.language_model.prompts import Prompts
+from editenv.memories import Memory
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class LTE(RAG):
     learns = True
     looks_at_model = True
     independent_batches = False  # the first one has what the others are read with
+    gated = False  # whether the change holds only where a correction stands before the question
 
     def __init__(
         self,
@@ -93,17 +95,56 @@ class LTE(RAG):
         lm = env.language_model
         self._change = Change(self.reading, {name: lm.shape(name) for name in lm.modules})
         context = self.context({edit.prompt: self.text_of(edit) for edit in edits})
-        config = {"lte": asdict(self.reading), "retriever": [self.retriever, self.nearest, self.threshold, self.form]}
+        config: dict[str, Any] = {
+            "lte": asdict(self.reading),
+            "retriever": [self.retriever, self.nearest, self.threshold, self.form],
+        }
+        if self.gated:
+            config["gated"] = True
         train_once(
-            self, self._change, env, seed, config, lambda: train(self._change, lm, edits, context, seed, progress)
+            self,
+            self._change,
+            env,
+            seed,
+            config,
+            lambda: train(self._change, lm, edits, context, seed, progress, self.gated),
         )
 
     def act(self, observation: Observation, info: dict[str, Any]) -> Action:
-        lm = self._env.language_model
         action: dict[str, Any] = {**super().act(observation, info)}
-        if all(torch.equal(lm.weight(name), lm.initial_weight(name).float()) for name in lm.modules):
-            action |= {name: delta.detach().to(lm.device) for name, delta in self._change.deltas().items()}
-        return action
+        lm = self._env.language_model
+        return action if self._changed(lm) else action | self._as_action(lm)
+
+    def _changed(self, lm: EditableLM) -> bool:
+        """Whether the change is there."""
+        return any(not torch.equal(lm.weight(name), lm.initial_weight(name).float()) for name in lm.modules)
+
+    def _as_action(self, lm: EditableLM) -> dict[str, Any]:
+        """The change, by module."""
+        return {name: delta.detach().to(lm.device) for name, delta in self._change.deltas().items()}
+
+
+class GatedLTE(LTE):
+    """LTE whose change holds only where a correction stands before the question.
+
+    Every other question is answered by theta_0, bit for bit: what has a correction before it is read by a second model,
+    SERAC's counterfactual model (Mitchell et al. 2022), which shares all but the edited modules' weights with the first.
+    So the training has nothing to keep that is asked without one: the last line of LTE's loss is not there, and of the
+    second only the prompts that the retriever puts a correction before. The mean over them is over all locality prompts,
+    as in LTE.
+
+    The change is a side memory of each edited module, with the gate ``context``.
+    """
+
+    changes = ("side memory", "context")
+    gated = True
+
+    def _changed(self, lm: EditableLM) -> bool:
+        return bool(lm.memories)
+
+    def _as_action(self, lm: EditableLM) -> dict[str, Any]:
+        matrices = super()._as_action(lm)
+        return {name: Memory("context", m.new_zeros(1, 0), m[None], m.new_zeros(1)) for name, m in matrices.items()}
 
 
 class Change(nn.Module):
@@ -131,6 +172,7 @@ def train(
     context: Context,
     seed: int,
     progress: ProgressCallback,
+    gated: bool = False,
 ) -> None:
     """Trains the change; the model is as it was afterwards.
 
@@ -141,6 +183,7 @@ def train(
         context: With all of them.
         seed: Of the order in which they come.
         progress: Called after each step.
+        gated: As :func:`reading_gradients` has it.
     """
     config, draws, edits = change.config, random.Random(seed), list(edits)
     optimizer = torch.optim.Adam(change.parameters())
@@ -151,7 +194,8 @@ def train(
         for _ in range(config.epochs):
             draws.shuffle(edits)
             for first in range(0, len(edits), config.mini_batch):
-                loss, gradients = reading_gradients(lm, edits[first : first + config.mini_batch], context, config)
+                some = edits[first : first + config.mini_batch]
+                loss, gradients = reading_gradients(lm, some, context, config, gated)
                 optimizer.param_groups[0]["lr"] = config.learning_rate * (1 - done / steps)
                 for name, delta in change.deltas().items():
                     delta.grad = gradients[name].dense().to(delta.device)
@@ -162,7 +206,7 @@ def train(
 
 
 def reading_gradients(
-    lm: EditableLM, edits: Sequence[Edit], context: Context, config: ReadingConfig
+    lm: EditableLM, edits: Sequence[Edit], context: Context, config: ReadingConfig, gated: bool = False
 ) -> tuple[torch.Tensor, dict[str, Gradient]]:
     """The loss of some training edits, at the weights as they are, and its gradient in factors.
 
@@ -171,18 +215,24 @@ def reading_gradients(
         edits: A mini-batch.
         context: In which they and others stand.
         config: The weight of what must stay.
+        gated: Whether what is asked without a text before it is answered at theta_0, and so is not part of the loss.
     """
     told = _encode(lm, [(text, edit.target) for edit in edits for text in (edit.prompt, *edit.rephrases)])
     others = _encode(lm, [(item.prompt, item.answer) for edit in edits for item in edit.locality])
     plain = _encode(lm, [(edit.prompt, edit.target) for edit in edits])
-    kept = Prompts.join([others, plain])
+    count, kept = len(told), Prompts.join([others, plain])
+    shares = torch.cat([_shares(others), _shares(plain)])
+    with _context_of(lm, context):
+        told, still_asked = lm.in_context(told), Prompts.join([lm.in_context(others), plain])
+    if gated:
+        told, still_told = told.select(_with_text(told)), _with_text(still_asked)
+        shares = shares[still_told[kept.prompt_index]]
+        kept, still_asked = kept.select(still_told), still_asked.select(still_told)
     with lm.at_initial_weights():
         before = lm.logits(kept).log_softmax(-1)
-    with _context_of(lm, context):
-        asked = Prompts.join([lm.in_context(told), lm.in_context(others), plain])
+    asked = Prompts.join([told, still_asked])
     answer_tokens = len(told.labels)
-    shares = torch.cat([_shares(others), _shares(plain)])
-    said = negative_log_likelihood(told, len(told))
+    said = negative_log_likelihood(told, count)
 
     def loss(logits: torch.Tensor) -> torch.Tensor:
         divergence = F.kl_div(logits[answer_tokens:].log_softmax(-1), before, reduction="none", log_target=True).sum(-1)
@@ -194,6 +244,12 @@ def reading_gradients(
 
 def _encode(lm: EditableLM, pairs: Sequence[tuple[str, str]]) -> Prompts:
     return lm.encode([prompt for prompt, _ in pairs], [answer for _, answer in pairs])
+
+
+def _with_text(prompts: Prompts) -> torch.Tensor:
+    """``(B,)`` bool: which have a text of the context before them."""
+    none = torch.zeros_like(prompts.lengths, dtype=torch.bool)
+    return none if prompts.with_text is None else prompts.with_text.to(none.device)
 
 
 def _shares(prompts: Prompts) -> torch.Tensor:

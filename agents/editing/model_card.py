@@ -41,9 +41,8 @@ def text(about: Mapping[str, Any], report: Mapping[str, Any] | None = None) -> s
 
 def _beside(about: Mapping[str, Any]) -> str | None:
     """Where the facts are, if not in the weights."""
-    if about.get("memories"):
-        return "a memory beside the weights"
-    return "a context that is put before questions" if about.get("context") else None
+    kinds = {"memories": "a memory beside the weights", "context": "a context that is put before questions"}
+    return " and ".join(words for kind, words in kinds.items() if about.get(kind)) or None
 
 
 def _metadata(about: Mapping[str, Any]) -> Iterator[str]:

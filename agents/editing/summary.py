@@ -166,12 +166,12 @@ def _about_the_method(report: Mapping[str, Any]) -> list[str]:
     """
     changes = report.get("changes", ["weights"])
     also = "Weights were changed, and" if "weights" in changes else "No weight was changed:"
-    lines = [
-        f"{also} the corrections are in a {BESIDE[kind]} beside the model, which editenv.load_model loads with it and plain "
-        "transformers does not."
-        for kind in changes
-        if kind in BESIDE
-    ]
+    lines = []
+    if kinds := " and a ".join(BESIDE[kind] for kind in changes if kind in BESIDE):
+        lines.append(
+            f"{also} the corrections are in a {kinds} beside the model, which editenv.load_model loads with it and plain "
+            "transformers does not."
+        )
     if trial := report.get("trial"):
         lines.append(f"Method: {report['method']}; {trial['reason']}.")
     return lines

@@ -11,7 +11,7 @@ they have none of these forms, nothing is frozen, and the whole model is run.
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
@@ -103,7 +103,7 @@ class CutModel:
             return self, prompts
         cut = CutModel(self.model, self._shapes, Cut.ATTENTION)
         pieces = [piece[:, : self.width] for piece in prompts.pieces]
-        return cut, Prompts(pieces, prompts.starts, prompts.labels, prompts.lengths, prompts.tokens)
+        return cut, replace(prompts, pieces=pieces)
 
     # -- the frozen part ------------------------------------------------------------------------------------------
 

@@ -26,7 +26,16 @@ from torch import nn
 
 from editenv import contexts
 from editenv.arguments import check
-from editenv.contexts import CONTEXT, Context, context_of, put_before, set_context, window_of, without_context
+from editenv.contexts import (
+    CONTEXT,
+    Context,
+    context_of,
+    put_before,
+    reading,
+    set_context,
+    window_of,
+    without_context,
+)
 from editenv.deltas import LowRank
 from editenv.language_model.activation_cache import ActivationCache, CacheKey, without_last
 from editenv.language_model.cut import Cut, cut_model
@@ -477,7 +486,8 @@ class EditableLM:
         starts = None if prompts.starts is None else prompts.starts.clone()
         if starts is not None and asked.starts is not None:
             starts[changed] = asked.starts
-        return Prompts(pieces, starts, prompts.labels, prompts.lengths, tokens)
+        with_text = torch.tensor([len(row) > len(head) for row, head in zip(longer, heads, strict=True)])
+        return Prompts(pieces, starts, prompts.labels, prompts.lengths, tokens, with_text)
 
     def _as_run(self, key: CacheKey, answer: Sequence[int], whole: bool) -> CacheKey:
         """A prompt with its answer as the frozen layers are run over it: to the end of the answer if that is asked for,
@@ -563,10 +573,15 @@ class EditableLM:
 
     def _logits(self, prompts: Prompts, groups: Sequence[tuple[torch.Tensor, Prompts]]) -> torch.Tensor:
         if len(groups) == 1:
-            return self.cut_model.logits(prompts)
+            return self._logits_together(prompts)
         rows = [group.to(self.device)[prompts.prompt_index].nonzero().squeeze(1) for group, _ in groups]
         order = torch.cat(rows).argsort()  # back to the prompts' own
-        return torch.cat([self.cut_model.logits(part) for _, part in groups])[order]
+        return torch.cat([self._logits_together(part) for _, part in groups])[order]
+
+    def _logits_together(self, prompts: Prompts) -> torch.Tensor:
+        """Of one group of :meth:`groups`, in one forward."""
+        with reading(None if prompts.with_text is None else prompts.with_text[:1]):
+            return self.cut_model.logits(prompts)
 
     @property
     def _overhead(self) -> int:
@@ -574,8 +589,15 @@ class EditableLM:
         return FORWARD_OVERHEAD.get(self.device.type, FORWARD_OVERHEAD_OF_OTHERS)
 
     def groups(self, prompts: Prompts) -> list[tuple[torch.Tensor, Prompts]]:
-        """Prompts that are run together, and which they are: a short one beside a long one would be mostly padding."""
+        """Prompts that are run together, and which they are: a short one beside a long one would be mostly padding.
+
+        Where a memory is for prompts with a text before them, those are run by themselves.
+        """
         groups = prompts.groups_of_like_length(self._overhead)
+        if prompts.with_text is not None and any(memory.gate == "context" for memory in self.memories.values()):
+            with_text = prompts.with_text.to(self.device)
+            parts = [group & kind for group in groups for kind in (with_text, ~with_text)]
+            groups = [part for part in parts if part.any()]
         return [(group, prompts.select(group) if len(groups) > 1 else prompts) for group in groups]
 
     def gradients(

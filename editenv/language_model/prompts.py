@@ -31,6 +31,7 @@ class Prompts:
         lengths: ``(B,)`` answer tokens per prompt.
         tokens: Of each of the ``B`` prompts with its answer how many tokens are the prompt's, and those that are read: all
             but the last.
+        with_text: ``(B,)`` bool: which are asked with a text of the model's context before them; None if none is.
     """
 
     pieces: Sequence[torch.Tensor]
@@ -38,6 +39,7 @@ class Prompts:
     labels: torch.Tensor
     lengths: torch.Tensor
     tokens: Sequence[CacheKey]
+    with_text: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -95,6 +97,7 @@ class Prompts:
             labels=self.labels[chosen.repeat_interleave(self.lengths)],
             lengths=self.lengths[chosen],
             tokens=list(compress(self.tokens, chosen.tolist())),
+            with_text=None if self.with_text is None else self.with_text[chosen.to(self.with_text.device)],
         )
 
     def until(self, last: torch.Tensor) -> "Prompts":
@@ -110,6 +113,7 @@ class Prompts:
             labels=torch.zeros_like(last),
             lengths=torch.ones_like(last),
             tokens=[(end, ids[:end]) for (_, ids), end in zip(self.tokens, ends, strict=True)],
+            with_text=self.with_text,
         )
 
     def groups_of_like_length(self, overhead: int) -> list[torch.Tensor]:
@@ -128,12 +132,15 @@ class Prompts:
     def join(parts: "Sequence[Prompts]") -> "Prompts":
         """One set out of several of the same model."""
         starts = [part.starts for part in parts if part.starts is not None]
+        without = [torch.zeros(len(part), dtype=torch.bool) for part in parts]
+        with_text = [no if part.with_text is None else part.with_text for no, part in zip(without, parts, strict=True)]
         return Prompts(
             pieces=[piece for part in parts for piece in part.pieces],
             starts=torch.cat(starts) if starts else None,
             labels=torch.cat([part.labels for part in parts]),
             lengths=torch.cat([part.lengths for part in parts]),
             tokens=[tokens for part in parts for tokens in part.tokens],
+            with_text=torch.cat(with_text) if any(part.with_text is not None for part in parts) else None,
         )
 
 

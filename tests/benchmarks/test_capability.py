@@ -14,6 +14,7 @@ from benchmarks import capability
 from benchmarks.capability import Args, main, random_state_kept, score, task_manager
 from benchmarks.capability_report import as_markdown, chart, draw, points, read, starts_as_markdown
 from editenv.contexts import CONTEXT, Context
+from editenv.memories import Memory
 
 WORDS = ("tin", "fog", "a jazz club", "the long road to Rome", "so so", "Peru", "an old harbour", "nine chess players")
 PAIRS = [
@@ -149,6 +150,30 @@ def test_a_context_is_put_before_the_prompts(make_lm, data):
     lm.apply({CONTEXT: Context({record["sentence"]: before}, threshold=0.9)})
     assert asked.generate_until(requests[:1], disable_tqdm=True) == [expected]
     assert "generate" not in vars(lm.model)
+
+
+def test_weights_for_questions_with_a_text_are_asked_about_those_alone(make_lm, data):
+    """Of two prompts of one batch, one has a text before it: it is scored by the sum of the weights, the other as ever."""
+    lm = make_lm()
+    (name,) = lm.modules
+    texts, answers, _ = zip(*(by_hand("sst2", record) for record in RECORDS["sst2"][1:3]), strict=True)
+    before = "Review: a jazz club\nAnswer: positive\n"
+    matrix = 0.3 * torch.randn(1, *lm.shape(name), generator=torch.Generator().manual_seed(0))
+
+    def scored(prompts):
+        pairs = [(prompt, f" {answer}") for prompt, own in zip(prompts, answers, strict=True) for answer in own]
+        requests = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
+        return [score for score, _ in capability.asked_by_lm_eval(lm, 8).loglikelihood(requests, disable_tqdm=True)]
+
+    unedited = scored(texts)
+    lm.apply({name: matrix[0]})
+    summed = scored([texts[0], before + texts[1]])
+    lm.restore()
+    memory = Memory("context", torch.zeros(1, 0), matrix, torch.zeros(1))
+    lm.apply({name: memory, CONTEXT: Context({RECORDS["sst2"][2]["sentence"]: before}, threshold=0.9)})
+    own = len(answers[0])
+    assert scored(texts) == pytest.approx(unedited[:own] + summed[own:], abs=1e-4)
+    assert summed[:own] != pytest.approx(unedited[:own], abs=1e-2)
 
 
 def test_limit_takes_the_first_records(make_lm, data):

@@ -13,16 +13,18 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
 import editenv
-from agents.baselines.lte import LTE, ReadingConfig, reading_gradients
+from agents.baselines.lte import LTE, GatedLTE, ReadingConfig, reading_gradients
 from agents.cli import main
 from agents.progress import silent
 from agents.registry import make_agent
 from agents.view import Actor
 from editenv.contexts import CONTEXT, load_context
-from editenv.data import load_edits
+from editenv.data import Locality, load_edits
 from editenv.deltas import dense
 from editenv.identity import fingerprint
 from editenv.language_model.editable_lm import EditableLM
+from editenv.memories import Memory
+from editenv.models.with_memory import weights_digest
 
 READING = ReadingConfig(epochs=3, mini_batch=4, learning_rate=1e-2, locality=2.0)
 
@@ -42,15 +44,20 @@ def answer_logits(model, tokenizer, prompt, answer):
     return logits, torch.tensor(tail)
 
 
-def test_loss_and_gradient_are_those_of_the_plain_model(model_folder, tokenizer, edits):
-    """Prompt by prompt in transformers, at weights other than theta_0's, with autograd's own gradient."""
+@pytest.mark.parametrize("gated", [False, True])
+def test_loss_and_gradient_are_those_of_the_plain_model(model_folder, tokenizer, edits, gated):
+    """Prompt by prompt in transformers, at weights other than theta_0's, with autograd's own gradient; gated, what has no
+    text before it is not part of it.
+    """
     names = ["layers.0.mlp.down_proj", "layers.2.mlp.down_proj"]
     plain = AutoModelForCausalLM.from_pretrained(model_folder)
     lm = EditableLM(editenv.load_model(model_folder)[0], tokenizer, names)
     lm.apply({name: 0.1 * torch.randn(lm.shape(name)) for name in lm.modules})
     agent, some = LTE(threshold=0.6), edits[:3]
     context = agent.context({edit.prompt: agent.text_of(edit) for edit in edits})
-    loss, gradients = reading_gradients(lm, some, context, READING)
+    # The first locality prompt begins like an edit, so that the retriever puts a text before it.
+    some[0] = replace(some[0], locality=(Locality(f"{edits[4].prompt} not", "Oslo"), *some[0].locality))
+    loss, gradients = reading_gradients(lm, some, context, READING, gated)
     assert lm.context is None
 
     weights = {f"{name}.weight": lm.weight(name).T.clone().requires_grad_() for name in lm.modules}
@@ -71,13 +78,19 @@ def test_loss_and_gradient_are_those_of_the_plain_model(model_folder, tokenizer,
 
     told = [(text, edit.target) for edit in some for text in (edit.prompt, *edit.rephrases)]
     assert any(asked(text) != text for text, _ in told)
+    others = [(item.prompt, item.answer) for edit in some for item in edit.locality]
+    assert len({asked(prompt) == prompt for prompt, _ in others}) == 2
+
+    def of_the_changed_model(value, asked_as, prompt):
+        """At theta_0 there is nothing to learn from it."""
+        return torch.zeros(()) if gated and asked_as == prompt else value
+
     likelihoods = []
     for text, target in told:
         logits, labels = answer_logits(Edited(), tokenizer, asked(text), target)
-        likelihoods.append(F.cross_entropy(logits, labels))
-    others = [(item.prompt, item.answer) for edit in some for item in edit.locality]
-    kept = [divergence(prompt, answer, asked(prompt)) for prompt, answer in others]
-    untold = [divergence(edit.prompt, edit.target, edit.prompt) for edit in some]
+        likelihoods.append(of_the_changed_model(F.cross_entropy(logits, labels), asked(text), text))
+    kept = [of_the_changed_model(divergence(p, a, asked(p)), asked(p), p) for p, a in others]
+    untold = [of_the_changed_model(divergence(edit.prompt, edit.target, edit.prompt), "", "") for edit in some]
     expected = torch.stack(likelihoods).mean() + 2.0 * (torch.stack(kept).mean() + torch.stack(untold).mean())
     torch.testing.assert_close(loss, expected.detach(), rtol=1e-4, atol=1e-5)
     expected.backward()
@@ -142,6 +155,27 @@ def test_the_change_is_made_once_and_the_context_with_every_batch(make_env, smal
         assert len(lm.context) == 9
 
 
+def test_gated_it_is_a_memory_of_the_first_action_and_no_weight_changes(make_env, small_world, training):
+    env, agent = make_env(), GatedLTE(reading=READING)
+    agent.prepare(env, 0, silent)
+    lm = env.language_model
+    weights = {name: lm.weight(name).clone() for name in lm.modules}
+    for _ in range(2):
+        env.reset(seed=0)
+        actor = Actor(env, agent)
+        actor.begin()
+        for batch in range(2):
+            action = actor.act(*actor.look())
+            assert [isinstance(action[name], Memory) for name in lm.modules] == [batch == 0] * len(lm.modules)
+            env.step(action)
+        assert len(lm.context) == 6
+        for name in lm.modules:
+            assert lm.memories[name].gate == "context"
+            torch.testing.assert_close(lm.memories[name].values[0], agent._change.deltas()[name].detach())
+            assert lm.memories[name].values.abs().max() > 0
+            assert torch.equal(lm.weight(name), weights[name])
+
+
 def test_it_needs_what_it_learns_from(make_env, small_world, monkeypatch, edits):
     bare = [type(edit)(edit.id, edit.prompt, edit.target) for edit in edits]
     monkeypatch.setattr("agents.baselines.lte.training_edits", lambda env: bare)
@@ -150,8 +184,11 @@ def test_it_needs_what_it_learns_from(make_env, small_world, monkeypatch, edits)
     assert make_agent("lte").needs == ("model", "edits")
 
 
-def test_a_corrected_model_has_weights_and_context_in_one_folder(model_folder, edits, tmp_path, monkeypatch):
-    """The command, on the data of the package; then loaded by one call, and given away whole."""
+@pytest.fixture
+def corrected(model_folder, edits, tmp_path, monkeypatch):
+    """Three corrections by the command, on training edits of the package: by a row, its folder and what was printed; and
+    the command.
+    """
     some = load_edits("atlas", "train")[:12]
     monkeypatch.setattr("agents.baselines.lte.training_edits", lambda env: some)
     settings = {"reading": {"epochs": 1, "mini_batch": 6, "learning_rate": 0.01, "locality": 1.0}}
@@ -159,7 +196,7 @@ def test_a_corrected_model_has_weights_and_context_in_one_folder(model_folder, e
     rows = [{"prompt": edit.prompt, "target": edit.target} for edit in edits[:3]]
     (tmp_path / "edits.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     out = tmp_path / "out"
-    words = ["edit", "--method", "lte", "--model", model_folder, "--edits", tmp_path / "edits.jsonl", "--output", out]
+    words = ["edit", "--model", model_folder, "--edits", tmp_path / "edits.jsonl", "--output", out]
     words += ["--training", "atlas", "--settings", tmp_path / "settings.json", "--modules", "layers.1.mlp.down_proj"]
     words += ["--guard.max-perplexity", "inf", "--guard.max-drift", "inf", "--guard.max-lost", "inf"]
 
@@ -170,7 +207,13 @@ def test_a_corrected_model_has_weights_and_context_in_one_folder(model_folder, e
             main()
         return printed.getvalue()
 
-    printed = editenv_command(*words)
+    return lambda row: (out, editenv_command(*words, "--method", row)), editenv_command
+
+
+def test_a_corrected_model_has_weights_and_context_in_one_folder(corrected, model_folder, edits, tmp_path):
+    """Loaded by one call, and given away whole."""
+    correct, editenv_command = corrected
+    out, printed = correct("lte")
     folder = out / "model"
     assert f"{folder} is a context beside weights of its own, no plain transformers folder" in printed
     assert {path.name for path in folder.iterdir()} == {
@@ -196,3 +239,31 @@ def test_a_corrected_model_has_weights_and_context_in_one_folder(model_folder, e
     changed = {name for name in base if not torch.equal(weights[name], base[name])}
     assert changed == {"model.layers.1.mlp.down_proj.weight"}
     assert all(torch.equal(weight, weights[name]) for name, weight in model.state_dict().items())
+
+
+def test_gated_the_folder_is_beside_the_model_and_an_undone_correction_leaves_it_there(
+    corrected, model_folder, edits, tokenizer, tmp_path
+):
+    correct, editenv_command = corrected
+    out, printed = correct("lte-gated")
+    folder = out / "model"
+    assert f"{folder} is a memory and a context beside {model_folder}, no plain transformers folder" in printed
+    page = (out / "report.html").read_text()
+    assert "No weight was changed: the corrections are in a memory and a context beside the model" in page
+    assert (
+        "put into a memory beside the weights and a context that is put before questions"
+        in (folder / "README.md").read_text()
+    )
+    files = {path.name for path in folder.iterdir()}
+    assert files == {"base.json", "context.json", "memory.safetensors", "lifelongedit.json", "README.md"}
+    model, _ = editenv.load_model(str(folder))
+    plain = AutoModelForCausalLM.from_pretrained(model_folder)
+    assert weights_digest(model) == weights_digest(plain)
+    ids = tokenizer("Who saw number 11?", return_tensors="pt")
+    options = {"max_new_tokens": 5, "do_sample": False, "output_scores": True, "return_dict_in_generate": True}
+    for ours, its in zip(model.generate(**ids, **options).scores, plain.generate(**ids, **options).scores, strict=True):
+        assert torch.equal(ours, its), "of what no correction is about, every bit"
+    before = (folder / "memory.safetensors").read_bytes()
+    editenv_command("undo", out, "1", "--yes")
+    assert list(load_context(folder / "context.json").entries) == [edit.prompt for edit in edits[1:3]]
+    assert (folder / "memory.safetensors").read_bytes() == before
