@@ -237,6 +237,7 @@ ROWS: dict[str, Row] = {
     "lte-gated": Row(
         "LTE whose change of the model holds only where a correction stands before the question, as SERAC's does",
         "agents.baselines.lte:GatedLTE",
+        "Jiang et al. 2024 and SERAC's second model, Mitchell et al. 2022, arXiv 2206.06520",
         settings="atlas/lte-gated",
         changes=("side memory", "context"),
     ),
