@@ -38,7 +38,7 @@ class ReadingConfig:
     epochs: PositiveInt = 1
     mini_batch: PositiveInt = 16
     learning_rate: PositiveFloat = 1e-4
-    locality: NonNegativeFloat = 1.0
+    locality: NonNegativeFloat = 3.0
 
 
 class LTE(RAG):
@@ -70,6 +70,7 @@ class LTE(RAG):
     looks_at_model = True
     independent_batches = False  # the first one has what the others are read with
     gated = False  # whether the change holds only where a correction stands before the question
+    default_reading = ReadingConfig()
 
     def __init__(
         self,
@@ -80,7 +81,7 @@ class LTE(RAG):
         reading: ReadingConfig | None = None,
     ) -> None:
         super().__init__(retriever, nearest, threshold, form)
-        self.reading = reading or ReadingConfig()
+        self.reading = reading or self.default_reading
 
     def prepare(self, env: LifelongEditEnv, seed: int, progress: ProgressCallback) -> None:
         """Trains the change.
@@ -138,6 +139,7 @@ class GatedLTE(LTE):
 
     changes = ("side memory", "context")
     gated = True
+    default_reading = ReadingConfig(epochs=2, learning_rate=2e-4)
 
     def _changed(self, lm: EditableLM) -> bool:
         return bool(lm.memories)

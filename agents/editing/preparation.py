@@ -10,6 +10,7 @@ import torch
 
 from agents.base import Agent, ProgressCallback
 from agents.baselines.kn import old_answer
+from agents.baselines.lte import LTE
 from agents.covariance import training_edits
 from agents.editing.guard import HELD_OUT, Guard
 from agents.editing.model_card import public_method
@@ -35,7 +36,7 @@ from editenv.language_model.prompts import Prompts
 from editenv.language_model.subjects import end_of_subject
 from editenv.memories import attached
 from editenv.models import EMBEDDED, load_model
-from editenv.models.modules import default_modules, lookup_modules
+from editenv.models.modules import default_modules, lookup_modules, upper_modules
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -86,16 +87,19 @@ def choose_agent(
 def modules_to_edit(agent: Agent, model: str, device: str, dtype: str, output: Path | None) -> Sequence[str]:
     """The modules that are edited where none are named.
 
-    Those of the run that goes on; for a method that looks facts up at their subject, the layers where models do
-    (:func:`editenv.models.modules.lookup_modules`), unless the model's config lists its own; otherwise the model's
-    default.
+    Those of the run that goes on. Otherwise, unless the model's config lists its own: for a method that looks facts up at
+    their subject the layers where models do (:func:`editenv.models.modules.lookup_modules`), and for one that teaches the
+    model to read the upper half (:func:`editenv.models.modules.upper_modules`). Otherwise the model's default.
     """
     base, _ = load_model(model, device, dtype)
     begun = None if output is None else begun_with(output)
     if begun is not None and dict(base.named_modules()).keys() >= set(begun["modules"]):
         return tuple(begun["modules"])
-    if "subjects" in agent.needs and not getattr(base.config, "edited_modules", None):
-        return lookup_modules(base)
+    if not getattr(base.config, "edited_modules", None):
+        if "subjects" in agent.needs:
+            return lookup_modules(base)
+        if isinstance(agent, LTE):
+            return upper_modules(base)
     return default_modules(base, model)
 
 

@@ -26,6 +26,7 @@ __all__ = [
     "preset",
     "shared_with",
     "stream_outputs",
+    "upper_modules",
 ]
 
 OUTPUTS = ("down_proj", "fc2", "fc_out", "c_proj", "dense_4h_to_h", "wo", "w2", "output_linear")
@@ -111,6 +112,12 @@ def lookup_modules(model: "PreTrainedModel") -> tuple[str, ...]:
     outputs = stream_outputs(model)
     layers = [layer for layer in lookup_layers(len(outputs)) if layer < len(outputs) - 1] or [0]
     return tuple(outputs[layer] for layer in layers[::2])
+
+
+def upper_modules(model: "PreTrainedModel") -> tuple[str, ...]:
+    """The projections to the residual stream of the upper half of the layers."""
+    outputs = stream_outputs(model)
+    return tuple(outputs[len(outputs) // 2 :])
 
 
 def find_modules(model: "nn.Module", patterns: Sequence[str]) -> dict[str, "nn.Module"]:

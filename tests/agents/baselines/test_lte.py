@@ -23,7 +23,7 @@ from editenv.data import Locality, load_edits
 from editenv.deltas import dense
 from editenv.identity import fingerprint
 from editenv.language_model.editable_lm import EditableLM
-from editenv.memories import Memory
+from editenv.memories import Memory, load_memories
 from editenv.models.with_memory import weights_digest
 
 READING = ReadingConfig(epochs=3, mini_batch=4, learning_rate=1e-2, locality=2.0)
@@ -197,7 +197,7 @@ def corrected(model_folder, edits, tmp_path, monkeypatch):
     (tmp_path / "edits.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     out = tmp_path / "out"
     words = ["edit", "--model", model_folder, "--edits", tmp_path / "edits.jsonl", "--output", out]
-    words += ["--training", "atlas", "--settings", tmp_path / "settings.json", "--modules", "layers.1.mlp.down_proj"]
+    words += ["--training", "atlas", "--settings", tmp_path / "settings.json"]
     words += ["--guard.max-perplexity", "inf", "--guard.max-drift", "inf", "--guard.max-lost", "inf"]
 
     def editenv_command(*words):
@@ -207,13 +207,13 @@ def corrected(model_folder, edits, tmp_path, monkeypatch):
             main()
         return printed.getvalue()
 
-    return lambda row: (out, editenv_command(*words, "--method", row)), editenv_command
+    return lambda row, *more: (out, editenv_command(*words, "--method", row, *more)), editenv_command
 
 
 def test_a_corrected_model_has_weights_and_context_in_one_folder(corrected, model_folder, edits, tmp_path):
     """Loaded by one call, and given away whole."""
     correct, editenv_command = corrected
-    out, printed = correct("lte")
+    out, printed = correct("lte", "--modules", "layers.1.mlp.down_proj")
     folder = out / "model"
     assert f"{folder} is a context beside weights of its own, no plain transformers folder" in printed
     assert {path.name for path in folder.iterdir()} == {
@@ -256,6 +256,10 @@ def test_gated_the_folder_is_beside_the_model_and_an_undone_correction_leaves_it
     )
     files = {path.name for path in folder.iterdir()}
     assert files == {"base.json", "context.json", "memory.safetensors", "lifelongedit.json", "README.md"}
+    memories = load_memories(folder / "memory.safetensors")
+    assert {name: memory.gate for name, memory in memories.items()} == dict.fromkeys(
+        ["model.layers.1.mlp.down_proj", "model.layers.2.mlp.down_proj"], "context"
+    ), "the upper half of three layers, as no modules were named"
     model, _ = editenv.load_model(str(folder))
     plain = AutoModelForCausalLM.from_pretrained(model_folder)
     assert weights_digest(model) == weights_digest(plain)
