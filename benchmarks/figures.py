@@ -81,7 +81,8 @@ FIGURES = (
         "real-model.png",
         "retention",
         "real-model.jsonl",
-        agents="lte-gated@smollm2-135m lte@smollm2-135m rag@smollm2-135m memit-reworded@smollm2-135m-six-layers memit-rehearsed@smollm2-135m "
+        agents="lte-gated@smollm2-135m lte@smollm2-135m rag@smollm2-135m "
+        "memit-reworded@smollm2-135m-six-layers memit-rehearsed@smollm2-135m "
         "untrained-p@smollm2-135m rledit-p@smollm2-135m no-edit",
     ),
     Figure("capacity.png", "capacity", "capacity.jsonl"),
