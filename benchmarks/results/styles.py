@@ -71,7 +71,7 @@ FAMILIES: dict[str, tuple[str, str]] = {
     "serac": ("#0b93ad", "s"),
     "oneedit": ("#0b93ad", "P"),
     "lte": ("#1f66b5", "X"),
-    "lte-gated": ("#1f66b5", "d"),
+    "lte-gated": ("#d1660f", "X"),
     # Normalised gradients and a regression.
     "ultraedit": ("#0b93ad", "d"),
     "stableedit": ("#33606f", "p"),
