@@ -279,9 +279,17 @@ def rows_with_text(rows: int) -> torch.Tensor | None:
 
     Args:
         rows: Of them all.
+
+    Raises:
+        ValueError: If they are not as many of each prompt, so that it cannot be told.
     """
     with_text = _WITH_TEXT.get()
-    return None if with_text is None else with_text.repeat_interleave(rows // len(with_text))
+    if with_text is None:
+        return None
+    of_each, left = divmod(rows, len(with_text))
+    if left or not of_each:
+        raise ValueError(f"{rows} rows are not those of {len(with_text)} prompts, so many of each")
+    return with_text.repeat_interleave(of_each)
 
 
 def window_of(model: "PreTrainedModel") -> int:

@@ -134,15 +134,32 @@ class GatedLTE(LTE):
     second only the prompts that the retriever puts a correction before. The mean over them is over all locality prompts,
     as in LTE.
 
-    The change is a side memory of each edited module, with the gate ``context``.
+    The change is a side memory of each edited module, with the gate ``context``; a module has one memory at most.
     """
 
     changes = ("side memory", "context")
     gated = True
     default_reading = ReadingConfig(epochs=2, learning_rate=2e-4)
 
+    def prepare(self, env: LifelongEditEnv, seed: int, progress: ProgressCallback) -> None:
+        """Trains the change.
+
+        Raises:
+            ValueError: As :meth:`LTE.prepare` does, or if an edited module has a memory already, which would be lost.
+        """
+        with env.language_model.at_initial_weights():
+            for name in env.language_model.memories:
+                raise ValueError(f"lte-gated: {name} has a memory already, in whose place this one would be put")
+        super().prepare(env, seed, progress)
+
     def _changed(self, lm: EditableLM) -> bool:
-        return bool(lm.memories)
+        matrices = super()._as_action(lm)
+        return all(
+            name in lm.memories
+            and lm.memories[name].gate == "context"
+            and torch.equal(lm.memories[name].sum_of_values.to(matrix), matrix)
+            for name, matrix in matrices.items()
+        )
 
     def _as_action(self, lm: EditableLM) -> dict[str, Any]:
         matrices = super()._as_action(lm)

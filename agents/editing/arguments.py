@@ -72,7 +72,7 @@ class EditArgs:
     """
     modules: tuple[str, ...] = ()
     """Edited modules, as endings of dotted names; if none are given, early layers for methods that look facts up at their
-    subject, else the model's default."""
+    subject, the upper half for lte and lte-gated, else the model's default."""
     preset: str | None = None
     """Modules of the paper's Table 3, such as mistral-7b/zsre, or by rule, not run here, such as qwen3-0.6b/gradients;
     `editenv models` lists them."""

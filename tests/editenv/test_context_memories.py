@@ -67,6 +67,9 @@ def test_which_rows_have_a_text_before_them():
     with reading(torch.tensor([True, False])):
         assert rows_with_text(2).tolist() == [True, False]
         assert rows_with_text(6).tolist() == [True, True, True, False, False, False], "beams, or tokens"
+        for rows in (0, 1, 5):  # some of the prompts, whose rows cannot be told
+            with pytest.raises(ValueError, match=f"{rows} rows are not those of 2 prompts"):
+                rows_with_text(rows)
         with reading(None):
             assert rows_with_text(2) is None
         with pytest.raises(KeyError), reading(torch.tensor([True])):
@@ -112,10 +115,10 @@ def test_logits_are_those_of_two_plain_models(make_lm, base, tokenizer, edits, c
 def test_without_a_context_nothing_of_the_model_has_changed(make_lm, edits, modules):
     lm = make_lm(*modules)
     prompts = lm.encode(*map(list, zip(*questions(edits), strict=True)))
-    before, generated = lm.logits(prompts), fingerprint(lm)
+    before, unedited = lm.logits(prompts), fingerprint(lm)
     lm.apply(second_weights(lm))
     assert torch.equal(lm.logits(prompts), before)
-    assert fingerprint(lm) != generated, "it is part of the state"
+    assert fingerprint(lm) != unedited, "it is part of the state"
 
 
 @pytest.mark.parametrize("observed", ["all", "answers"])

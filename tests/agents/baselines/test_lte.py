@@ -176,6 +176,23 @@ def test_gated_it_is_a_memory_of_the_first_action_and_no_weight_changes(make_env
             assert torch.equal(lm.weight(name), weights[name])
 
 
+def test_gated_it_takes_no_other_memory_for_its_own(make_env, small_world, training):
+    """Found beside a module it is not the change; one that the model begins with would be lost, and is refused."""
+    env, agent = make_env(modules=["layers.2.mlp.down_proj"]), GatedLTE(reading=READING)
+    lm, (name,) = env.language_model, env.language_model.modules
+    agent.prepare(env, 0, silent)
+    d_in, d_out = lm.shape(name)
+    other = Memory("ball", torch.randn(1, d_in), torch.randn(1, d_out), torch.ones(1))
+    env.reset(seed=0)
+    actor = Actor(env, agent)
+    actor.begin()
+    lm.apply({name: other})
+    assert actor.act(*actor.look())[name].gate == "context", "the memory that is there is not the change"
+    lm.rebase(lm.snapshot())
+    with pytest.raises(ValueError, match=r"lte-gated: model\.layers\.2\.mlp\.down_proj has a memory already"):
+        GatedLTE(reading=READING).prepare(env, 0, silent)
+
+
 def test_it_needs_what_it_learns_from(make_env, small_world, monkeypatch, edits):
     bare = [type(edit)(edit.id, edit.prompt, edit.target) for edit in edits]
     monkeypatch.setattr("agents.baselines.lte.training_edits", lambda env: bare)
