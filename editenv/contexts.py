@@ -52,7 +52,7 @@ class Context:
         entries: The text that is put before a question, by the key that the question is compared with, the latest last.
             A text that is not empty ends with a line break, so that the question begins with tokens of its own. In
             an action an empty text takes the key's entry out.
-        retriever: Of :data:`editenv.context_retrieval.TERMS`, or a sentence-transformers encoder.
+        retriever: Of :data:`editenv.context_retrieval.TERMS`, ``"scope"``, or a sentence-transformers encoder.
         nearest: How many texts at most are put before a question.
         threshold: How alike a key must be for its text to be.
         scope: The weights of the retriever ``"scope"``: the intercept and one for each of its features; of others none.

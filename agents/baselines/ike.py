@@ -53,7 +53,7 @@ class IKE(RAG):
         super().prepare(env, seed, progress)
         self._training = list(training_edits(env))
         if self._training and self.demonstrations:
-            self._facts = make_retriever(self.retriever, [sentence_of(edit) for edit in self._training])
+            self._facts = make_retriever(self.retriever, [sentence_of(edit) for edit in self._training], self._weights)
 
     def text_of(self, edit: Edit) -> str:
         return "".join(reversed(self.demonstrations_for(edit))) + headed(sentence_of(edit))

@@ -4,8 +4,10 @@ from typing import Annotated, Any
 
 from agents.base import Agent, Observation, ProgressCallback
 from agents.baselines.no_edit import NoEdit
+from agents.baselines.scope import GROUP, STRENGTH, trained_scope
+from agents.covariance import training_edits
 from editenv.arguments import PositiveInt, between
-from editenv.context_retrieval import check_retriever
+from editenv.context_retrieval import SCOPE, check_retriever
 from editenv.contexts import CONTEXT, Context
 from editenv.data import Edit
 from editenv.data.text import joined
@@ -27,12 +29,13 @@ class RAG(Agent):
 
     A question is asked with the sentences of the nearest keys before it, each in the form below, if they are alike enough
     (:mod:`editenv.context_retrieval`); any other is asked as it is. An edit of a prompt that was edited before
-    takes the earlier one's place. Precomputes nothing; needs the edits' prompts and targets.
+    takes the earlier one's place. Needs the edits' prompts and targets; precomputes nothing but the classifier of ``scope``,
+    SERAC's, which needs training edits with rephrases and locality prompts.
 
     The model must be able to read a context: one that was trained on single sentences is not helped by it.
 
     Args:
-        retriever: ``"words"``, ``"characters"`` or an encoder of sentence-transformers.
+        retriever: ``"words"``, ``"characters"``, ``"scope"`` or an encoder of sentence-transformers.
         nearest: Sentences before a question at most.
         threshold: How alike a prompt must be to a question for its sentence to stand there.
         form: How a sentence, ``{}``, stands there; it ends with a line break.
@@ -51,9 +54,20 @@ class RAG(Agent):
         if form.count("{}") != 1 or not form.endswith("\n"):
             raise ValueError(f"form must have {{}} once, for the sentence, and end with a line break, not be {form!r}")
         self.retriever, self.nearest, self.threshold, self.form = retriever, nearest, threshold, form
+        self.learns = type(self).learns or retriever == SCOPE
+        self.group, self.strength = GROUP, STRENGTH
+        self._weights: tuple[float, ...] = ()
 
     def prepare(self, env: LifelongEditEnv, seed: int, progress: ProgressCallback) -> None:
+        """Trains the classifier, if the retriever has one.
+
+        Raises:
+            ValueError: If what the retriever needs is not installed, or if it learns and the training edits have no
+                rephrases or no locality prompts.
+        """
         check_retriever(self.retriever)
+        if self.retriever == SCOPE:
+            self._weights = trained_scope(training_edits(env), self.group, self.strength)
 
     def begin(self, env: LifelongEditEnv) -> None:
         self._env = env
@@ -68,7 +82,7 @@ class RAG(Agent):
 
     def context(self, entries: dict[str, str]) -> Context:
         """Entries, with how the context is searched."""
-        return Context(entries, self.retriever, self.nearest, self.threshold)
+        return Context(entries, self.retriever, self.nearest, self.threshold, self._weights)
 
 
 def with_entries(observation: Observation, context: Context) -> Action:

@@ -6,7 +6,10 @@ import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics.pairwise import cosine_similarity
 
-from agents.baselines.serac import SERAC, examples, scope_classifier
+from agents.baselines.lte import LTE, GatedLTE
+from agents.baselines.rag import RAG
+from agents.baselines.scope import examples, scope_classifier
+from agents.baselines.serac import SERAC
 from agents.progress import silent
 from agents.view import Actor
 from editenv.context_retrieval import Scope
@@ -29,7 +32,7 @@ def training(monkeypatch):
         )
         for name in NAMES
     ]
-    monkeypatch.setattr("agents.baselines.serac.training_edits", lambda env: made)
+    monkeypatch.setattr("agents.baselines.rag.training_edits", lambda env: made)
     return made
 
 
@@ -98,8 +101,20 @@ def test_the_classifier_goes_with_the_context(make_env, small_world, training):
         Context({"a": "b\n"}, scope=context.scope)
 
 
+@pytest.mark.parametrize("make", [RAG, LTE, GatedLTE], ids=["rag", "lte", "lte-gated"])
+def test_any_row_with_a_context_may_choose_by_the_classifier(make_env, small_world, training, monkeypatch, make):
+    """And what it learns from must be there."""
+    monkeypatch.setattr("agents.baselines.lte.training_edits", lambda env: training)
+    env, agent, serac = make_env(), make(retriever="scope"), SERAC()
+    assert agent.learns
+    for each in (agent, serac):
+        each.prepare(env, 0, silent)
+    assert agent.context({"a": "b\n"}).scope == serac.context({"a": "b\n"}).scope != ()
+    assert not RAG().learns
+
+
 def test_training_edits_without_questions_of_both_kinds_are_refused(make_env, small_world, monkeypatch):
     bare = [Edit(id="1", prompt="a b", target="c", rephrases=("d",))]
-    monkeypatch.setattr("agents.baselines.serac.training_edits", lambda env: bare)
+    monkeypatch.setattr("agents.baselines.rag.training_edits", lambda env: bare)
     with pytest.raises(ValueError, match="trained on edits with rephrases and with locality prompts"):
         SERAC().prepare(make_env(), 0, silent)
