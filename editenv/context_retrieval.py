@@ -18,7 +18,7 @@ that no key has must not make it less alike. Both begin from the keys alone: not
 
 import importlib
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -66,14 +66,21 @@ class Terms:
     Args:
         keys: ``m`` texts.
         terms: Of :data:`TERMS`.
+        background: What :class:`Background` counts of the keys' terms, for how rare a term is.
+        background_texts: Over how many texts.
     """
 
-    def __init__(self, keys: Sequence[str], terms: str) -> None:
+    def __init__(
+        self, keys: Sequence[str], terms: str, background: Mapping[str, int] | None = None, background_texts: int = 0
+    ) -> None:
         from sklearn.feature_extraction.text import TfidfVectorizer
         from sklearn.preprocessing import normalize
 
         self._vectorizer = TfidfVectorizer(**TERMS[terms], norm=None, smooth_idf=False)
         vectors = self._fitted(keys)
+        if background_texts:
+            self._count_in(len(keys), background or {}, background_texts)
+            vectors = self._vectorizer.transform(keys)
         self._weights = vectors.multiply(vectors).tocsr()
         self._directions = normalize(vectors)
         # A key without any term is like no question.
@@ -86,6 +93,12 @@ class Terms:
             return self._vectorizer.fit_transform(keys)
         except ValueError as error:  # of keys of punctuation alone
             raise ValueError(f"context: no key has a word to find it by, such as {keys[0]!r}") from error
+
+    def _count_in(self, keys: int, background: Mapping[str, int], texts: int) -> None:
+        """Makes the inverse document frequencies those of the keys and the background's texts together."""
+        keys_with = np.round(keys / np.exp(self._vectorizer.idf_ - 1))  # scikit-learn keeps no counts
+        others_with = np.array([background.get(term, 0) for term in self._vectorizer.get_feature_names_out()])
+        self._vectorizer.idf_ = 1 + np.log((keys + texts) / (keys_with + others_with))
 
     def compare(self, questions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         has = self._vectorizer.transform(questions)
@@ -100,6 +113,28 @@ class Terms:
 
         cosines: np.ndarray = (normalize(self._vectorizer.transform(questions)) @ self._directions.T).toarray()
         return cosines
+
+
+class Background:
+    """In how many texts each term is: of a few keys alone one cannot tell which of their terms are rare.
+
+    Args:
+        texts: Such as prompts of training edits.
+        terms: Of :data:`TERMS`.
+    """
+
+    def __init__(self, texts: Sequence[str], terms: str) -> None:
+        from sklearn.feature_extraction.text import CountVectorizer
+
+        self._vectorizer = CountVectorizer(**TERMS[terms], binary=True)
+        self._counts = np.asarray(self._vectorizer.fit_transform(texts).sum(0)).ravel()
+        self.texts = len(texts)
+
+    def of(self, keys: Sequence[str]) -> dict[str, int]:
+        """Of the keys' terms, how many of the texts have each; a term that none has is left out."""
+        analyze, column = self._vectorizer.build_analyzer(), self._vectorizer.vocabulary_
+        terms = sorted({term for key in keys for term in analyze(key) if term in column})
+        return {term: int(self._counts[column[term]]) for term in terms}
 
 
 class Scope:
@@ -178,13 +213,20 @@ def check_retriever(name: str) -> None:
         )
 
 
-def make_retriever(name: str, keys: Sequence[str], weights: Sequence[float] = ()) -> Retriever:
+def make_retriever(
+    name: str,
+    keys: Sequence[str],
+    weights: Sequence[float] = (),
+    background: Mapping[str, int] | None = None,
+    background_texts: int = 0,
+) -> Retriever:
     """The retriever of a name over the keys.
 
     Args:
         name: Of the table.
         keys: ``m`` texts.
         weights: Of :class:`Scope`.
+        background, background_texts: Of :class:`Terms`.
 
     Raises:
         ValueError: If what it needs is not installed, or no key has a word.
@@ -192,7 +234,7 @@ def make_retriever(name: str, keys: Sequence[str], weights: Sequence[float] = ()
     check_retriever(name)
     if name == SCOPE:
         return Scope(keys, weights)
-    return Terms(keys, name) if name in TERMS else Encoder(keys, name)
+    return Terms(keys, name, background, background_texts) if name in TERMS else Encoder(keys, name)
 
 
 def nearest(retriever: Retriever, questions: Sequence[str], count: int, threshold: float) -> list[list[int]]:

@@ -14,16 +14,16 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from editenv.arguments import PositiveInt, check_fields
+from editenv.arguments import NonNegativeInt, PositiveInt, check_fields
 from editenv.atomic_files import atomic_write
-from editenv.context_retrieval import FEATURES, SCOPE, Retriever, check_retriever, make_retriever, nearest
+from editenv.context_retrieval import FEATURES, SCOPE, TERMS, Retriever, check_retriever, make_retriever, nearest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -56,6 +56,9 @@ class Context:
         nearest: How many texts at most are put before a question.
         threshold: How alike a key must be for its text to be.
         scope: The weights of the retriever ``"scope"``: the intercept and one for each of its features; of others none.
+        background: Of the retrievers in ``TERMS``: how many other texts have each term of the keys, for how rare it is; a
+            term that is not named is in none.
+        background_texts: How many other texts those are; 0 if the keys alone say how rare a term is.
 
     Raises:
         ValueError: If a field is of a wrong type or out of range, a text does not end with a line break, or what the
@@ -67,12 +70,21 @@ class Context:
     nearest: PositiveInt = 1
     threshold: float = 0.5
     scope: tuple[float, ...] = ()
+    background: Mapping[str, int] = field(default_factory=dict)
+    background_texts: NonNegativeInt = 0
 
     def __post_init__(self) -> None:
         check_fields(self)
         check_retriever(self.retriever)
         if len(self.scope) != (needed := 1 + FEATURES if self.retriever == SCOPE else 0):
             raise ValueError(f"scope: the retriever {self.retriever!r} has {needed} weights, not {len(self.scope)}")
+        if self.background_texts and self.retriever not in TERMS:
+            raise ValueError(
+                f"background_texts: the retriever {self.retriever!r} has none, not {self.background_texts}"
+            )
+        for term, count in self.background.items():
+            if not 0 <= count <= self.background_texts:
+                raise ValueError(f"background: {count} of {self.background_texts} texts have {term!r}")
         for key, text in self.entries.items():
             if not key.strip():
                 raise ValueError(f"context: a key must not be empty; that of the text {text!r:.60} is {key!r}")
@@ -89,7 +101,7 @@ class Context:
         return self  # nothing of it changes
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Context, (self.entries, self.retriever, self.nearest, self.threshold, self.scope)
+        return Context, tuple(getattr(self, each.name) for each in fields(self))
 
     @property
     def bytes(self) -> int:
@@ -99,7 +111,7 @@ class Context:
 
     @cached_property
     def _retriever(self) -> Retriever:
-        return make_retriever(self.retriever, list(self.entries), self.scope)
+        return make_retriever(self.retriever, list(self.entries), self.scope, self.background, self.background_texts)
 
     def make_retriever(self) -> None:
         """Makes what it is searched with, once, if there is anything in it: otherwise that is made for the first question.
@@ -127,7 +139,10 @@ class Context:
         """What :func:`of_json` reads."""
         settings = {"retriever": self.retriever, "nearest": self.nearest, "threshold": self.threshold}
         scope = {"scope": list(self.scope)} if self.scope else {}
-        return {"format": FORMAT, **settings, **scope, "entries": dict(self.entries)}
+        background = {"background_texts": self.background_texts, "background": dict(self.background)}
+        if not self.background_texts:
+            background = {}
+        return {"format": FORMAT, **settings, **scope, **background, "entries": dict(self.entries)}
 
 
 def of_json(content: Any) -> Context:
@@ -138,11 +153,11 @@ def of_json(content: Any) -> Context:
     """
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"not a context: its format is not {FORMAT!r}")
-    fields = {name: value for name, value in content.items() if name != "format"}
-    if isinstance(scope := fields.get("scope"), list):
-        fields["scope"] = tuple(scope)
+    arguments = {name: value for name, value in content.items() if name != "format"}
+    if isinstance(scope := arguments.get("scope"), list):
+        arguments["scope"] = tuple(scope)
     try:
-        return Context(**fields)
+        return Context(**arguments)
     except TypeError as error:
         raise ValueError(f"not a context: {error}") from None
 
@@ -161,7 +176,10 @@ def merged(context: Context | None, action: Context) -> Context | None:
         entries.pop(key, None)
         if text:
             entries[key] = text
-    return replace(action, entries=entries) if entries else None
+    background = dict(action.background)
+    if action.background_texts and context is not None:
+        background = {**context.background, **background}
+    return replace(action, entries=entries, background=background) if entries else None
 
 
 def removal(action: Context) -> Context:

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any
 
 import torch
@@ -16,6 +16,7 @@ from agents.baselines.rag import FORM, RAG
 from agents.baselines.target_loss import negative_log_likelihood
 from agents.covariance import training_edits
 from editenv.arguments import NonNegativeFloat, PositiveFloat, PositiveInt, between
+from editenv.context_retrieval import TERMS
 from editenv.contexts import Context, set_context
 from editenv.data import Edit
 from editenv.env import Action, LifelongEditEnv
@@ -61,7 +62,8 @@ class LTE(RAG):
     and looks at the model to see whether the change is there.
 
     Args:
-        retriever, nearest, threshold, form: As :class:`agents.baselines.rag.RAG` has them.
+        retriever, nearest, threshold, form, background: As :class:`agents.baselines.rag.RAG` has them, with a background
+            where the retriever can have one, as training edits are there.
         reading: The training.
     """
 
@@ -78,9 +80,10 @@ class LTE(RAG):
         nearest: PositiveInt = 1,
         threshold: Annotated[float, between(-1, 1)] = 0.5,
         form: str = FORM,
+        background: bool | None = None,
         reading: ReadingConfig | None = None,
     ) -> None:
-        super().__init__(retriever, nearest, threshold, form)
+        super().__init__(retriever, nearest, threshold, form, retriever in TERMS if background is None else background)
         self.reading = reading or self.default_reading
 
     def prepare(self, env: LifelongEditEnv, seed: int, progress: ProgressCallback) -> None:
@@ -96,6 +99,7 @@ class LTE(RAG):
         lm = env.language_model
         self._change = Change(self.reading, {name: lm.shape(name) for name in lm.modules})
         context = self.context({edit.prompt: self.text_of(edit) for edit in edits})
+        context = replace(context, background={}, background_texts=0)  # the keys are that background themselves
         config: dict[str, Any] = {
             "lte": asdict(self.reading),
             "retriever": [self.retriever, self.nearest, self.threshold, self.form],

@@ -1,5 +1,6 @@
 """RAG: the edited facts as sentences, of which the nearest are put before a question (as in WikiBigEdit)."""
 
+from dataclasses import replace
 from typing import Annotated, Any
 
 from agents.base import Agent, Observation, ProgressCallback
@@ -7,7 +8,7 @@ from agents.baselines.no_edit import NoEdit
 from agents.baselines.scope import GROUP, STRENGTH, trained_scope
 from agents.covariance import training_edits
 from editenv.arguments import PositiveInt, between
-from editenv.context_retrieval import SCOPE, check_retriever
+from editenv.context_retrieval import SCOPE, TERMS, Background, check_retriever
 from editenv.contexts import CONTEXT, Context
 from editenv.data import Edit
 from editenv.data.text import joined
@@ -29,8 +30,8 @@ class RAG(Agent):
 
     A question is asked with the sentences of the nearest keys before it, each in the form below, if they are alike enough
     (:mod:`editenv.context_retrieval`); any other is asked as it is. An edit of a prompt that was edited before
-    takes the earlier one's place. Needs the edits' prompts and targets; precomputes nothing but the classifier of ``scope``,
-    SERAC's, which needs training edits with rephrases and locality prompts.
+    takes the earlier one's place. Needs the edits' prompts and targets; precomputes nothing but the background
+    and the classifier of ``scope``, SERAC's, which needs training edits with rephrases and locality prompts.
 
     The model must be able to read a context: one that was trained on single sentences is not helped by it.
 
@@ -39,6 +40,8 @@ class RAG(Agent):
         nearest: Sentences before a question at most.
         threshold: How alike a prompt must be to a question for its sentence to stand there.
         form: How a sentence, ``{}``, stands there; it ends with a line break.
+        background: Whether training edits count, too, in how rare a word of a prompt is; they are then needed. Of a few
+            edits one cannot tell which words are the subject's and which are in every prompt.
     """
 
     changes: tuple[str, ...] = ("context",)
@@ -50,16 +53,21 @@ class RAG(Agent):
         nearest: PositiveInt = 1,
         threshold: Annotated[float, between(-1, 1)] = 0.5,
         form: str = FORM,
+        background: bool = False,
     ) -> None:
         if form.count("{}") != 1 or not form.endswith("\n"):
             raise ValueError(f"form must have {{}} once, for the sentence, and end with a line break, not be {form!r}")
         self.retriever, self.nearest, self.threshold, self.form = retriever, nearest, threshold, form
-        self.learns = type(self).learns or retriever == SCOPE
+        if background and retriever not in TERMS:
+            raise ValueError(f"background: the retriever {retriever!r} has none; words and characters have")
+        self.background = background
+        self.learns = type(self).learns or retriever == SCOPE or background
         self.group, self.strength = GROUP, STRENGTH
         self._weights: tuple[float, ...] = ()
+        self._background: Background | None = None
 
     def prepare(self, env: LifelongEditEnv, seed: int, progress: ProgressCallback) -> None:
-        """Trains the classifier, if the retriever has one.
+        """Trains the classifier, if the retriever has one, and counts the words of the background.
 
         Raises:
             ValueError: If what the retriever needs is not installed, or if it learns and the training edits have no
@@ -68,6 +76,8 @@ class RAG(Agent):
         check_retriever(self.retriever)
         if self.retriever == SCOPE:
             self._weights = trained_scope(training_edits(env), self.group, self.strength)
+        if self.background:
+            self._background = Background([edit.prompt for edit in training_edits(env)], self.retriever)
 
     def begin(self, env: LifelongEditEnv) -> None:
         self._env = env
@@ -82,7 +92,10 @@ class RAG(Agent):
 
     def context(self, entries: dict[str, str]) -> Context:
         """Entries, with how the context is searched."""
-        return Context(entries, self.retriever, self.nearest, self.threshold, self._weights)
+        context = Context(entries, self.retriever, self.nearest, self.threshold, self._weights)
+        if self._background is None:
+            return context
+        return replace(context, background=self._background.of(list(entries)), background_texts=self._background.texts)
 
 
 def with_entries(observation: Observation, context: Context) -> Action:

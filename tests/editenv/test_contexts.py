@@ -10,9 +10,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from sklearn.feature_extraction.text import TfidfVectorizer
 from transformers import StoppingCriteriaList
 
-from editenv.context_retrieval import Terms, nearest
+from editenv.context_retrieval import TERMS, Background, Terms, make_retriever, nearest
 from editenv.contexts import (
     CONTEXT,
     Context,
@@ -525,3 +526,61 @@ def test_set_context_is_what_context_of_says(base, context):
     assert context_of(model) is context
     set_context(model, None)
     assert context_of(model) is None
+
+
+TEXTS = ("The home of Ada is", "The home of Bo is", "The job of Cem is", "Dunja plays")
+
+
+@pytest.mark.parametrize("terms", ["words", "characters"])
+def test_with_a_background_a_term_is_as_rare_as_over_keys_and_background_together(terms):
+    """As scikit-learn fitted over both has it."""
+    keys = ["The home of Emre is", "Fee plays the home of Ada"]
+    background = Background(TEXTS, terms)
+    retriever = make_retriever(terms, keys, (), background.of(keys), background.texts)
+    both = TfidfVectorizer(**TERMS[terms], norm=None, smooth_idf=False).fit([*keys, *TEXTS])
+    weights = both.transform(keys).toarray() ** 2
+    questions = ["It rained. Emre has a home", "Who plays?", "Ada"]
+    has = both.transform(questions).toarray() > 0
+    assert retriever.compare(questions)[0] == pytest.approx(has @ weights.T / weights.sum(1), abs=1e-12)
+
+
+def test_with_a_background_a_name_says_more_than_the_words_of_every_prompt():
+    keys = {"The home of Emre is": "a\n", "The job of Fee is": "b\n"}
+    background = Background(TEXTS * 50, "words")
+    alone = Context(keys)
+    with_it = Context(keys, background=background.of(list(keys)), background_texts=background.texts)
+    asked = ["Emre lives in", "The home of Gus is"]
+    assert alone.before(asked) == [(), ("a\n",)]
+    assert with_it.before(asked) == [("a\n",), ()]
+
+
+def test_a_context_keeps_its_background_in_files_and_through_further_actions():
+    background = Background(TEXTS, "words")
+
+    def action(key):
+        return Context({key: "a\n"}, background=background.of([key]), background_texts=background.texts)
+
+    first, second = action("The home of Emre is"), action("Fee plays")
+    assert first.background == {"home": 2, "is": 3, "of": 3, "the": 3}, "Emre is in none"
+    for again in (of_tensor(as_tensor(first)), copy.deepcopy(first), pickle.loads(pickle.dumps(first))):
+        assert again.as_json() == first.as_json()
+    both = merged(merged(None, first), second)
+    assert both.background == {"home": 2, "is": 3, "of": 3, "plays": 1, "the": 3}
+    assert both.background_texts == 4
+    left = merged(both, removal(second))
+    assert left.before(["Emre", "The home"]) == first.before(["Emre", "The home"]) == [("a\n",), ()]
+    assert "background" not in Context({"a": "b\n"}).as_json()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"background_texts": -1}, "background_texts"),
+        ({"background": {"home": 3}, "background_texts": 2}, "background: 3 of 2 texts have 'home'"),
+        ({"background": {"home": 1}}, "background: 1 of 0 texts have 'home'"),
+        ({"retriever": "scope", "scope": (1.0,) * 5, "background_texts": 2}, "the retriever 'scope' has none, not 2"),
+    ],
+)
+def test_a_background_that_cannot_be_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Context({"a": "b\n"}, **arguments)

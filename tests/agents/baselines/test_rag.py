@@ -79,3 +79,25 @@ def test_a_recorded_context_replays_to_the_same_bits(make_env, small_world, tmp_
     assert same["reward_terms"] == info["reward_terms"]
     recording.write(tmp_path / "again.safetensors")
     assert digest(path) == digest(tmp_path / "again.safetensors")
+
+
+def test_with_a_background_the_training_edits_count_in_how_rare_a_word_is(make_env, small_world, monkeypatch):
+    """And they are then needed; batch by batch the context is what one made at once would be."""
+    training = [replace(small_world[0], id=str(i), prompt=f"The home of {i} is") for i in range(50)]
+    monkeypatch.setattr("agents.baselines.rag.training_edits", lambda env: training)
+    env, agent = make_env(), RAG(background=True)
+    assert agent.learns
+    agent.prepare(env, 0, silent)
+    env.reset(seed=0)
+    actor = Actor(env, agent)
+    actor.begin()
+    for _ in range(3):
+        env.step(actor.act(*actor.look()))
+    context = env.language_model.context
+    at_once = agent.context(dict(context.entries))
+    assert context.as_json() == at_once.as_json()
+    assert context.background_texts == 50
+    assert context.background["home"] == 50
+    for retriever in ("scope", "all-MiniLM-L6-v2"):
+        with pytest.raises(ValueError, match=f"background: the retriever '{retriever}' has none"):
+            RAG(retriever=retriever, background=True)
