@@ -3,7 +3,7 @@
 ================  ====================================================================================================
 ``words``         the share of a key that the question has: ``sum of w_t over the key's words t that are in the
                   question / sum of w_t over the key's words``, with ``w_t = (count_t idf_t)^2`` and
-                  ``idf_t = 1 + ln(keys / keys with t)``
+                  ``idf_t = 1 + ln(keys / keys with t)``; with a background, over its texts and the keys together
 ``characters``    the same over three to five characters in a row within words: for languages that inflect much or put
                   no spaces between words
 ``scope``         the probability that a trained logistic regression gives: ``1 / (1 + exp(-(b + w . f)))``, with ``f``
@@ -14,6 +14,7 @@ any other name    the cosine of the two sentence vectors of that encoder of the 
 Terms and their frequencies are scikit-learn's (``TfidfVectorizer``). The share is that of the key, not a cosine, for a
 question may say other things beside (CounterFact's rephrases begin with a sentence about something else), and a word
 that no key has must not make it less alike. Both begin from the keys alone: nothing is trained, and nothing is fetched.
+A background tells of a few keys which words are rare, and not only rare among them.
 """
 
 import importlib
