@@ -61,7 +61,7 @@ FIGURES = (
         "methods-50x20.png",
         "retention",
         "methods-50x20.jsonl",
-        "ft-l rome memit memit-seq alphaedit mend mend-rledit ultraedit",
+        "lte-gated rome memit memit-seq alphaedit mend mend-rledit ultraedit",
     ),
     Figure(
         "by-length.png",

@@ -529,3 +529,13 @@ def test_the_papers_numbers_have_a_section_of_their_own(open_page):
     for text in ("Ours", "Theirs (Li et al. 2025, arXiv 2502.05759)", "Llama-3-8B", "95.34 / 93.58 / 70.36"):
         assert text in shown
     assert page.locator("#board", has_text="95.34").count() == 0
+
+
+def test_what_an_edit_changes_is_readable_on_a_phone(browser):
+    """In words of which none is broken over lines."""
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.goto((RESULTS / "leaderboard" / "index.html").as_uri())
+    cell = page.get_by_role("cell", name="side memory and context", exact=True).first
+    size = cell.evaluate("cell => [cell.clientHeight, parseFloat(getComputedStyle(cell).lineHeight)]")
+    assert size[0] < 4 * size[1], "four words take three lines at most"
+    page.close()
