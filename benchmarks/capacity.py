@@ -43,6 +43,9 @@ BROKEN_SHARE = 0.9
 WORKING_QUALITY = 10.0
 """Quality at the start below which a method never worked."""
 
+MOST_NAMED = 8
+"""Modules of a row that are named, and not counted."""
+
 
 @dataclass
 class Args:
@@ -247,6 +250,8 @@ def as_markdown(curves: Sequence[Curve]) -> str:
     for curve in curves:
         (first_edits, start), (last_edits, end) = curve.points[0], curve.points[-1]
         modules = ", ".join(name.removeprefix("model.").removeprefix("layers.") for name in curve.modules)
+        if len(curve.modules) > MOST_NAMED:
+            modules = f"{len(curve.modules)} modules"
         body.append(
             [
                 modules + (f" of {curve.model}" if curve.model != EMBEDDED else ""),
