@@ -165,7 +165,8 @@ def of_json(content: Any) -> Context:
 def merged(context: Context | None, action: Context) -> Context | None:
     """The context after an action; None if nothing is left in it.
 
-    An entry whose key is there already takes its place, as the latest.
+    An entry whose key is there already takes its place, as the latest. Counts of a background go together if they are
+    over as many texts; otherwise the action's alone hold.
 
     Args:
         context: Before it; None if there is none.
@@ -176,8 +177,8 @@ def merged(context: Context | None, action: Context) -> Context | None:
         entries.pop(key, None)
         if text:
             entries[key] = text
-    background = dict(action.background)
-    if action.background_texts and context is not None:
+    background = action.background
+    if context is not None and context.background_texts == action.background_texts:
         background = {**context.background, **background}
     return replace(action, entries=entries, background=background) if entries else None
 

@@ -1,6 +1,5 @@
 """RAG: the edited facts as sentences, of which the nearest are put before a question (as in WikiBigEdit)."""
 
-from dataclasses import replace
 from typing import Annotated, Any
 
 from agents.base import Agent, Observation, ProgressCallback
@@ -92,10 +91,10 @@ class RAG(Agent):
 
     def context(self, entries: dict[str, str]) -> Context:
         """Entries, with how the context is searched."""
-        context = Context(entries, self.retriever, self.nearest, self.threshold, self._weights)
         if self._background is None:
-            return context
-        return replace(context, background=self._background.of(list(entries)), background_texts=self._background.texts)
+            return Context(entries, self.retriever, self.nearest, self.threshold, self._weights)
+        counts = self._background.of(list(entries))
+        return Context(entries, self.retriever, self.nearest, self.threshold, (), counts, self._background.texts)
 
 
 def with_entries(observation: Observation, context: Context) -> Action:

@@ -570,6 +570,9 @@ def test_a_context_keeps_its_background_in_files_and_through_further_actions():
     left = merged(both, removal(second))
     assert left.before(["Emre", "The home"]) == first.before(["Emre", "The home"]) == [("a\n",), ()]
     assert "background" not in Context({"a": "b\n"}).as_json()
+    fewer = Context({"b": "c\n"}, background={"b": 1}, background_texts=1)
+    assert merged(both, fewer).background == {"b": 1}, "counts over other texts do not go together"
+    assert merged(both, Context({"b": "c\n"})).background == {}
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,9 @@ import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics.pairwise import cosine_similarity
 
+from agents.baselines.ike import IKE
 from agents.baselines.lte import LTE, GatedLTE
+from agents.baselines.oneedit import OneEdit
 from agents.baselines.rag import RAG
 from agents.baselines.scope import examples, scope_classifier
 from agents.baselines.serac import SERAC
@@ -101,10 +103,11 @@ def test_the_classifier_goes_with_the_context(make_env, small_world, training):
         Context({"a": "b\n"}, scope=context.scope)
 
 
-@pytest.mark.parametrize("make", [RAG, LTE, GatedLTE], ids=["rag", "lte", "lte-gated"])
+@pytest.mark.parametrize("make", [RAG, IKE, OneEdit, LTE, GatedLTE])
 def test_any_row_with_a_context_may_choose_by_the_classifier(make_env, small_world, training, monkeypatch, make):
     """And what it learns from must be there."""
-    monkeypatch.setattr("agents.baselines.lte.training_edits", lambda env: training)
+    for module in ("ike", "lte"):
+        monkeypatch.setattr(f"agents.baselines.{module}.training_edits", lambda env: training)
     env, agent, serac = make_env(), make(retriever="scope"), SERAC()
     assert agent.learns
     for each in (agent, serac):
