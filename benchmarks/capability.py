@@ -3,7 +3,8 @@
     pip install "lifelongedit[capability]"
     python -m benchmarks.capability --agent rledit-packaged --at 0 200 1000 --data my/glue --out runs/capability
     python -m benchmarks.capability --agent no-edit --at 0 200 1000 --tasks sst2 mrpc --limit 500 --out runs/hub
-    python -m benchmarks.capability --model smollm2-135m --agent no-edit --at 0 --data DATA --tasks real --out runs/real
+    python -m benchmarks.capability --suite real-counterfact-150x20 --agent lte-gated@smollm2-135m --at 0 1000 3000 \
+        --data DATA --tasks real --out runs/real
 
 Writes OUT/capability.jsonl, one record for each agent, seed and number of edits, and OUT/capability.png. What is
 already there is not scored again; agents and seeds that are compared go into one folder, one command after the
@@ -31,8 +32,8 @@ from benchmarks.capability_tasks import FILES, GLUE_TASKS, GROUPS, MADE_TASKS, d
 from benchmarks.results.records import append, disagreements
 from benchmarks.running.cells import file_name
 from benchmarks.running.progress import console_progress
-from benchmarks.running.rollout import play
-from benchmarks.suites import Suite, model_fingerprint
+from benchmarks.running.rollout import check_budget, play
+from benchmarks.suites import Suite, find, model_fingerprint, name_of
 from editenv.contexts import generating_with_context, put_before, reading
 from editenv.data import edits_digest, load_edits
 from editenv.data.files import FileOptions
@@ -76,9 +77,13 @@ class Args:
     """Data set whose training split the agent learns from; by default the same."""
     edits_per_step: int = 20
     """Edits in one batch."""
+    suite: str | None = None
+    """In place of all of the above from --model to --edits-per-step: the stream of a suite, a name (`python -m
+    benchmarks.suites` lists them) or FILE.json, with its model, its options for records, its text and what agents learn
+    from."""
     data: Path | None = None
-    """Folder with what the tasks read (sst2.jsonl, mrpc.jsonl, ...); without it the tasks are lm-eval's own, from the
-    hub.
+    """Folder with what the tasks read (sst2.jsonl, mrpc.jsonl, ...), and a suite's data sets; without it the tasks are
+    lm-eval's own, from the hub.
     """
     tasks: tuple[str, ...] | None = None
     """What is scored: with --data local tasks or groups of them (glue, unless named, or real for a language model like
@@ -297,7 +302,6 @@ def random_state_kept() -> Iterator[None]:
 def roll(
     env: LifelongEditEnv,
     agent: Agent,
-    seed: int,
     at: Sequence[int],
     visit: Callable[[int, int], None],
     progress: ProgressCallback,
@@ -305,14 +309,12 @@ def roll(
     """Edits the stream with a prepared agent.
 
     Args:
-        env: With a horizon that reaches the last of ``at``.
+        env: After its reset, with a horizon that reaches the last of ``at``.
         agent: After its preparation.
-        seed: Of the stream's order.
         at: Numbers of edits, ascending.
         visit: Called at each of them with the number of edits and how many of those were refused.
         progress: Called with what is going on, and how far it is.
     """
-    env.reset(seed=seed)
     if at[0] == 0:
         visit(0, 0)
     last_batch = at[-1] // env.edits_per_step
@@ -331,18 +333,40 @@ def roll(
             return
 
 
-def provenance(args: Args, setting: Setting) -> dict[str, Any]:
-    """What :class:`Setting` has the names of: the agent's settings, the model's weights, the edits."""
-    edits = load_edits(args.dataset, args.split, None, setting.dataset_options)
-    return {
-        "settings": settings_of(args.agent, make_agent(args.agent)),
-        "model": model_fingerprint(args.model),
-        "edits": edits_digest(edits),
-    }
+def provenance(args: Args, suite: Suite) -> dict[str, Any]:
+    """What :class:`Setting` has the names of: the agent's settings, the model's weights, the edits; of a suite that the
+    command names also what agents learn from, and its texts.
+
+    Raises:
+        ValueError: If they are not the suite's.
+    """
+    settings = settings_of(args.agent, make_agent(args.agent))
+    if args.suite is not None:
+        return {"settings": settings, **suite.check_fingerprints()}
+    edited = suite.environment()
+    edits = load_edits(edited["dataset"], edited["split"], None, edited.get("dataset_options"))
+    return {"settings": settings, "model": model_fingerprint(edited["model"]), "edits": edits_digest(edits)}
 
 
-def stream(args: Args, setting: Setting) -> Suite:
-    """What is edited, as benchmarks.run has it: an agent's own modules and tokens count if the command names none."""
+STREAM = (
+    *("model", "modules", "observed_tokens"),
+    *("dataset", "split", "dataset_options", "training", "edits_per_step"),
+)
+"""Arguments that say what is edited, which a suite says as well."""
+
+
+def stream(args: Args) -> Suite:
+    """What is edited, as benchmarks.run has it: an agent's own modules and tokens count if the command names none.
+
+    Raises:
+        ValueError: If there is no such suite, if it needs a folder of data that is not given, or if the command says
+            what the suite says.
+    """
+    if args.suite is not None:
+        defaults = {each.name: each.default for each in fields(Args)} | {"dataset_options": FileOptions()}
+        if twice := [name for name in STREAM if getattr(args, name) != defaults[name]]:
+            raise ValueError(f"--suite {args.suite} says it already: leave out --{twice[0].replace('_', '-')}")
+        return find(args.suite).at(None, args.data, device=args.device, dtype=args.dtype)
     return Suite(
         name="capability",
         batches=max(1, max(args.at) // args.edits_per_step),
@@ -350,10 +374,10 @@ def stream(args: Args, setting: Setting) -> Suite:
         model=args.model,
         dataset=_literally(args.dataset),
         split=args.split,
-        training=_literally(setting.training),
+        training=_literally(args.training or args.dataset),
         options=tuple(asdict(args.dataset_options).items()),
         modules=args.modules,
-        observed_tokens=setting.observed_tokens,
+        observed_tokens=args.observed_tokens or "answers",
         device=args.device,
         dtype=args.dtype,
     )
@@ -364,29 +388,35 @@ def _literally(dataset: str) -> str:
     return dataset.replace("{", "{{").replace("}", "}}")
 
 
-def editing_environment(args: Args, setting: Setting, agent: Agent, edits: int) -> LifelongEditEnv:
+def editing_environment(suite: Suite, agent: Agent, edits: int) -> LifelongEditEnv:
     """The environment with the stream, as long as so many edits, one batch at least."""
     return LifelongEditEnv(
-        **stream(args, setting).environment(agent.environment),
-        edits_per_step=args.edits_per_step,
+        **suite.environment(agent.environment),
+        edits_per_step=suite.edits_per_step,
         actions_per_batch=agent.actions_per_batch,
-        horizon=max(1, edits // args.edits_per_step),
+        horizon=max(1, edits // suite.edits_per_step),
         memory_batches=0,  # nothing here reads the reward's memory term
     )
 
 
-def training_environment(args: Args, setting: Setting, agent: Agent) -> LifelongEditEnv:
+def training_environment(suite: Suite, agent: Agent) -> LifelongEditEnv:
     """The environment that the agent is prepared on."""
-    return LifelongEditEnv(
-        **stream(args, setting).environment(agent.environment, training=True), edits_per_step=args.edits_per_step
-    )
+    return LifelongEditEnv(**suite.environment(agent.environment, training=True), edits_per_step=suite.edits_per_step)
 
 
-def run(args: Args, setting: Setting, made_with: dict[str, Any], missing: Sequence[int], results: Path) -> None:
+def run(
+    args: Args,
+    suite: Suite,
+    setting: Setting,
+    made_with: dict[str, Any],
+    missing: Sequence[int],
+    results: Path,
+) -> None:
     """Prepares the agent, lets it edit, and adds a record for each missing number of edits.
 
     Args:
         args: The command's.
+        suite: Of :func:`stream`.
         setting: For the records.
         made_with: For the records: :func:`provenance`.
         missing: Numbers of edits, ascending.
@@ -404,18 +434,21 @@ def run(args: Args, setting: Setting, made_with: dict[str, Any], missing: Sequen
             "number of edits besides 0 with --at, and give the command again for each other one"
         )
     agent.workspace = args.out / "policies" / f"{file_name(args.agent)}-seed{args.seed}"
-    env = editing_environment(args, setting, agent, edits=missing[-1])
-    env.reset(seed=args.seed)
+    check_budget(suite, args.agent, agent)
+    if agent.reads_text and agent.text is None:
+        agent.text = suite.in_data(suite.text)
+    env = editing_environment(suite, agent, edits=missing[-1])
+    env.reset(seed=args.seed, options={"shuffle": suite.order == "shuffled"})
     if len(env.stream) < missing[-1]:
-        raise SystemExit(f"--at {missing[-1]}: {args.dataset}/{args.split} ends after {len(env.stream)} edits")
+        raise SystemExit(f"--at {missing[-1]}: {setting.dataset}/{setting.split} ends after {len(env.stream)} edits")
 
     def visit(edits: int, failures: int) -> None:
         tasks = score(env.language_model, setting.tasks, manager, args.data, args.limit, args.batch_size)
         append(results, Capability(args.agent, args.seed, edits, failures, setting, tasks, made_with))
 
     with console_progress(f"{args.agent}, seed {args.seed}") as progress:
-        agent.prepare(training_environment(args, setting, agent), args.seed, progress)
-        roll(env, agent, args.seed, missing, visit, progress)
+        agent.prepare(training_environment(suite, agent), args.seed, progress)
+        roll(env, agent, missing, visit, progress)
 
 
 # -- command ------------------------------------------------------------------------------------------------------
@@ -427,16 +460,17 @@ def main(args: Args) -> None:
     Raises:
         SystemExit: For wrong arguments, with a message.
     """
-    setting = setting_of(args)
     results = args.out / "capability.jsonl"
     try:
+        suite = stream(args)
+        setting = setting_of(args, suite)
         records = read(results) if results.exists() else []
-        made_with = provenance(args, setting)
+        made_with = provenance(args, suite)
         check_comparable(records, setting, args.agent, made_with, results)
         done = {r.edits for r in records if (r.agent, r.seed) == (args.agent, args.seed)}
         missing = sorted(set(args.at) - done)
         if missing:
-            run(args, setting, made_with, missing, results)
+            run(args, suite, setting, made_with, missing, results)
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(str(error)) from None
     records = read(results)
@@ -444,15 +478,21 @@ def main(args: Args) -> None:
     draw(records, args.out / "capability.png")
 
 
-def setting_of(args: Args) -> Setting:
+def setting_of(args: Args, suite: Suite) -> Setting:
     """What a command's records have in common.
+
+    Args:
+        args: The command's.
+        suite: Of :func:`stream`.
 
     Raises:
         SystemExit: For wrong arguments, with a message; if lm-eval is not installed.
     """
     for edits in args.at:
-        if edits < 0 or edits % args.edits_per_step:
-            raise SystemExit(f"--at {edits}: not a multiple of edits_per_step, {args.edits_per_step}")
+        if edits < 0 or edits % suite.edits_per_step:
+            raise SystemExit(f"--at {edits}: not a multiple of edits_per_step, {suite.edits_per_step}")
+    if args.suite is not None and max(args.at, default=0) > suite.batches * suite.edits_per_step:
+        raise SystemExit(f"--at {max(args.at)}: {suite.id} makes {suite.batches * suite.edits_per_step} edits")
     if args.limit is not None and args.limit < 1:
         raise SystemExit(f"--limit must be at least 1 record, not {args.limit}")
     if not args.at:
@@ -465,20 +505,40 @@ def setting_of(args: Args) -> Setting:
     if not tasks:
         raise SystemExit("--tasks: name some of lm-eval's, or give --data")
     return Setting(
-        model=args.model,
+        **(_of_command(args) if args.suite is None else _of_suite(suite)),
         dtype=args.dtype,
-        modules=None if args.modules is None else list(args.modules),
-        dataset=args.dataset,
-        split=args.split,
-        dataset_options=None if args.dataset == "atlas" else asdict(args.dataset_options),
-        training=args.training or args.dataset,
-        edits_per_step=args.edits_per_step,
+        edits_per_step=suite.edits_per_step,
         tasks=list(tasks),
         data=None if args.data is None else args.data.resolve().name,
         limit=args.limit,
         lm_eval=installed_version(),
-        observed_tokens=args.observed_tokens or "answers",
+        observed_tokens=suite.observed_tokens,
     )
+
+
+def _of_command(args: Args) -> dict[str, Any]:
+    """What :class:`Setting` has of the stream."""
+    return {
+        "model": args.model,
+        "modules": None if args.modules is None else list(args.modules),
+        "dataset": args.dataset,
+        "split": args.split,
+        "dataset_options": None if args.dataset == "atlas" else asdict(args.dataset_options),
+        "training": args.training or args.dataset,
+    }
+
+
+def _of_suite(suite: Suite) -> dict[str, Any]:
+    """The same of a suite, with ``{data}`` for the folder of this machine."""
+    return {
+        "model": name_of(str(suite.model)),
+        "modules": None if suite.modules is None else list(suite.modules),
+        "dataset": suite.dataset,
+        "split": suite.split,
+        "dataset_options": dict(suite.options) or None,
+        "training": suite.training or suite.dataset,
+        "suite": suite.id,
+    }
 
 
 def check_comparable(

@@ -36,6 +36,7 @@ class Setting:
         limit: Records of each task; None for all.
         lm_eval: Its version.
         observed_tokens: Which tokens of a batch agents see, unless their own settings name them.
+        suite: NAME-vN of the suite that all of this is of; None for a stream that the command described itself.
     """
 
     model: str
@@ -51,6 +52,7 @@ class Setting:
     limit: int | None
     lm_eval: str
     observed_tokens: str = "answers"
+    suite: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from benchmarks import capability
 from benchmarks.capability import Args, main, random_state_kept, score, task_manager
 from benchmarks.capability_report import as_markdown, chart, draw, points, read, starts_as_markdown
 from editenv.contexts import CONTEXT, Context
+from editenv.data import load_edits
 from editenv.memories import Memory
 
 WORDS = ("tin", "fog", "a jazz club", "the long road to Rome", "so so", "Peru", "an old harbour", "nine chess players")
@@ -356,11 +357,85 @@ def test_observed_tokens_are_those_of_the_command(arguments, monkeypatch):
         main(replace(arguments, agent="no-edit", at=(0,), tasks=("cola",)))
 
 
+@pytest.fixture
+def of_a_suite(arguments, model_folder, tmp_path, monkeypatch):
+    """Makes the command's arguments for a suite of its own, in the order of its file."""
+    monkeypatch.setattr("editenv.env.load_edits", load_edits)
+    names = [f"Wenn{n}" for n in range(90)]
+    facts = [{"prompt": f"The river {name} flows through", "target": f"Ham {name}", "subject": name} for name in names]
+    facts.append(facts[0] | {"target": "Ulm"})  # contradicts another: refused, if no option says so
+    (arguments.data / "facts.jsonl").write_text("".join(json.dumps(fact) + "\n" for fact in facts))
+
+    def made(**changes):
+        suite = {
+            "name": "rivers",
+            "batches": 3,
+            "edits_per_step": 2,
+            "model": model_folder,
+            "modules": ["layers.1.mlp.down_proj"],
+            "dataset": "{data}/facts.jsonl",
+            "split": "validation",
+            "options": {"bad_records": "skip"},
+            "order": "as-is",
+        }
+        (tmp_path / "rivers.json").write_text(json.dumps(suite | changes))
+        defaults = {"model": "atlas", "modules": None, "edits_per_step": 20}
+        return replace(arguments, suite=str(tmp_path / "rivers.json"), at=(0, 6), tasks=("cola",), **defaults)
+
+    return made
+
+
+def test_a_suite_brings_its_model_its_records_and_its_order(of_a_suite, monkeypatch):
+    made, streams = capability.LifelongEditEnv, []
+
+    class Environment(made):
+        def reset(self, **options):
+            result = super().reset(**options)
+            streams.append((self.split, [edit.subject for edit in self.stream[:6]], list(self.language_model.modules)))
+            return result
+
+    monkeypatch.setattr(capability, "LifelongEditEnv", Environment)
+    arguments = of_a_suite()
+    main(arguments)
+    validation, *_ = streams
+    in_file = [f"Wenn{n}" for n in range(90)]
+    assert validation[0] == "validation"
+    assert validation[1] == sorted(validation[1], key=in_file.index)
+    assert validation[2] == ["model.layers.1.mlp.down_proj"]
+    record, last = read(arguments.out / "capability.jsonl")
+    assert (record.edits, last.edits) == (0, 6)
+    assert (record.setting.suite, record.setting.dataset) == ("rivers-v1", "{data}/facts.jsonl")
+    assert record.setting.edits_per_step == 2
+    assert len(record.made_with["training"]) == 64
+    assert str(arguments.data) not in json.dumps(asdict(record))
+
+
+@pytest.mark.parametrize(
+    ("suite", "change", "named"),
+    [
+        ({}, {"split": "train"}, "--suite .*rivers.json says it already: leave out --split"),
+        ({}, {"modules": ("layers.1.mlp.down_proj",)}, "leave out --modules"),
+        ({}, {"at": (0, 3)}, "--at 3: not a multiple of edits_per_step, 2"),
+        ({}, {"at": (0, 8)}, "--at 8: rivers-v1 makes 6 edits"),
+        ({"options": {}}, {}, "contradicts"),
+        ({"edits_fingerprint": "0" * 64}, {}, "rivers-v1 is about edits with fingerprint 000000000000"),
+        ({"max_actions_per_batch": 1}, {}, "takes 2 actions per batch; suite rivers-v1 allows 1"),
+    ],
+)
+def test_what_does_not_fit_a_suite_ends_the_command(of_a_suite, suite, change, named):
+    arguments = replace(of_a_suite(**suite), **change)
+    with pytest.raises(SystemExit, match=named):
+        main(arguments)
+    assert not (arguments.out / "capability.jsonl").exists()
+
+
 def test_a_group_stands_for_its_tasks_each_once(arguments):
-    setting = capability.setting_of(replace(arguments, tasks=("cola", "glue")))
-    assert setting.tasks == ["cola", "sst2", "mrpc", "rte", "nli", "mmlu"]
-    assert capability.setting_of(replace(arguments, tasks=("real",))).tasks == list(capability.GROUPS["real"])
-    assert capability.setting_of(replace(arguments, tasks=None)).tasks == list(capability.GLUE_TASKS)
+    def tasks(*named):
+        return capability.setting_of(replace(arguments, tasks=named or None), capability.stream(arguments)).tasks
+
+    assert tasks("cola", "glue") == ["cola", "sst2", "mrpc", "rte", "nli", "mmlu"]
+    assert tasks("real") == list(capability.GROUPS["real"])
+    assert tasks() == list(capability.GLUE_TASKS)
 
 
 def sample(target, *choices):
