@@ -44,23 +44,26 @@ class EvaluateArgs:
     """Asks a model about a file of edits: how many it says, on prompts and rephrases, and what else it keeps.
 
     editenv evaluate --model out/model --edits corrections.jsonl --base ./my-model
+
+    Attributes:
+        edits: File of edits.
+        model: The model that is asked.
+        chat: Ask every prompt in a chat, too, through the model's own chat template.
+        base: The model before the edits; specificity is agreement with it. Without one, MODEL is compared with itself.
+        columns: Which column or field of the file is which, where they have other names:
+            prompt=Question,target=Answer.
+        json: Print one JSON object.
     """
 
     edits: str
-    """File of edits."""
     model: str = EMBEDDED
-    """The model that is asked."""
     chat: bool = False
-    """Ask every prompt in a chat, too, through the model's own chat template."""
     base: str | None = None
-    """The model before the edits; specificity is agreement with it. Without one, MODEL is compared with itself."""
     device: str = "cpu"
     dtype: str = "float32"
     columns: str | None = None
-    """Which column or field of the file is which, where they have other names: prompt=Question,target=Answer."""
     bad_records: Literal["error", "skip"] = "error"
     json: bool = False
-    """Print one JSON object."""
 
 
 @dataclass
@@ -68,19 +71,20 @@ class ApplyArgs:
     """Adds a file of deltas to the base model and saves the edited one, the same to the bit as the editing run's.
 
     editenv apply --model ./my-model --deltas out/deltas.safetensors --output edited
+
+    Attributes:
+        output: Folder for the model; must not exist.
+        model: The base model that the deltas were made for.
+        dtype: The precision they were made in.
+        allow_rounding: Save a result that differs from the editing run's by no more than rounding, as it may on
+            another machine; without it that is an error.
     """
 
     deltas: Path
     output: Path
-    """Folder for the model; must not exist."""
     model: str = EMBEDDED
-    """The base model that the deltas were made for."""
     dtype: str = "float32"
-    """The precision they were made in."""
     allow_rounding: bool = False
-    """Save a result that differs from the editing run's by no more than rounding, as it may on another machine; without
-    it that is an error.
-    """
 
 
 @dataclass
@@ -89,15 +93,17 @@ class RevertArgs:
     further from it than rounding can be is an error.
 
     editenv revert --model edited --deltas out/deltas.safetensors --output back
+
+    Attributes:
+        output: Folder for the model; must not exist.
+        model: The edited model.
+        dtype: The precision it was edited in.
     """
 
     deltas: Path
     output: Path
-    """Folder for the model; must not exist."""
     model: str
-    """The edited model."""
     dtype: str = "float32"
-    """The precision it was edited in."""
 
 
 @dataclass
@@ -107,23 +113,25 @@ class AskArgs:
     editenv ask out "Who owns Tumblr?" "The owner of Flickr is"
 
     editenv ask out --chat "Who owns Tumblr?"
+
+    Attributes:
+        output: Folder of a run of `editenv edit`, with its deltas.safetensors.
+        prompts: What is asked.
+        model: The base model, if it does not lie where the run found it.
+        chat: Ask in a chat, through the model's own chat template.
+        tokens: Tokens of an answer, at most.
+        dtype: The precision that the run edited in.
+        json: Print one JSON object a line.
     """
 
     output: tyro.conf.Positional[Path]
-    """Folder of a run of `editenv edit`, with its deltas.safetensors."""
     prompts: tyro.conf.Positional[tuple[str, ...]]
-    """What is asked."""
     model: str | None = None
-    """The base model, if it does not lie where the run found it."""
     chat: bool = False
-    """Ask in a chat, through the model's own chat template."""
     tokens: PositiveInt = 24
-    """Tokens of an answer, at most."""
     device: str = "cpu"
     dtype: str = "float32"
-    """The precision that the run edited in."""
     json: bool = False
-    """Print one JSON object a line."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -134,12 +142,14 @@ class LogArgs:
     """Lists what a run of edits has done, batch by batch: when, which corrections, and what came of them.
 
     editenv log out
+
+    Attributes:
+        output: Folder of a run of `editenv edit`.
+        json: Print one JSON object a correction.
     """
 
     output: tyro.conf.Positional[Path]
-    """Folder of a run of `editenv edit`."""
     json: bool = False
-    """Print one JSON object a correction."""
 
 
 @dataclass
@@ -150,18 +160,20 @@ class DiffArgs:
     editenv diff out
 
     editenv diff out-of-fine-tune out-of-memit
+
+    Attributes:
+        output: Folder of a run of `editenv edit`.
+        other: Folder of another one.
+        model: The base model, if it does not lie where the runs found it.
+        dtype: The precision that the runs edited in.
+        json: Print one JSON object.
     """
 
     output: tyro.conf.Positional[Path]
-    """Folder of a run of `editenv edit`."""
     other: tyro.conf.Positional[Path | None] = None
-    """Folder of another one."""
     model: str | None = None
-    """The base model, if it does not lie where the runs found it."""
     dtype: str = "float32"
-    """The precision that the runs edited in."""
     json: bool = False
-    """Print one JSON object."""
 
 
 @dataclass
@@ -172,22 +184,25 @@ class InspectArgs:
     editenv inspect corrections.csv
 
     editenv inspect counterfact-edit.json --train counterfact-train.json --json
+
+    Attributes:
+        file: A .json, .jsonl, .csv or .xlsx file of edits; its format is found by its fields, or named before a colon,
+            as in zsre:edits.json.
+        columns: Which column or field of the file is which, where they have other names:
+            prompt=Question,target=Answer.
+        train: A training file to compare with.
+        model: A name of `editenv models`, a Hugging Face folder, a GGUF file or a hub id: its tokens are counted, and
+            it is asked what it believes. By default the embedded model: name your own.
+        sample: How many edits the model is asked about; 0 for none.
+        json: Print one JSON object.
     """
 
     file: tyro.conf.Positional[str]
-    """A .json, .jsonl, .csv or .xlsx file of edits; its format is found by its fields, or named before a colon, as in
-    zsre:edits.json."""
     columns: str | None = None
-    """Which column or field of the file is which, where they have other names: prompt=Question,target=Answer."""
     train: Path | None = None
-    """A training file to compare with."""
     model: str | None = None
-    """A name of `editenv models`, a Hugging Face folder, a GGUF file or a hub id: its tokens are counted, and it is asked
-    what it believes. By default the embedded model: name your own."""
     sample: NonNegativeInt = 200
-    """How many edits the model is asked about; 0 for none."""
     json: bool = False
-    """Print one JSON object."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -203,12 +218,14 @@ class MethodsArgs:
 
     With --json also what each needs besides the gradient: the model and the edits' texts, edits to learn from, text to
     take statistics of, the edits' subjects.
+
+    Attributes:
+        name: A row: its hyperparameters and where each comes from, its paper, and what it needs.
+        json: Print one JSON object.
     """
 
     name: Annotated[str | None, tyro.conf.Positional] = None
-    """A row: its hyperparameters and where each comes from, its paper, and what it needs."""
     json: bool = False
-    """Print one JSON object."""
 
 
 @dataclass

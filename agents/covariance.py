@@ -417,22 +417,27 @@ def _save(statistics: KeyStatistics, folder: Path, about: dict[str, Any]) -> Non
 
 @dataclass
 class Args:
+    """Arguments of the command.
+
+    Attributes:
+        text: A .txt file (a text a line), a .jsonl file (field 'text'), or a hub data set with a column 'text', as in
+            wikimedia/wikipedia:20231101.en (behind the colon the configuration, if there are several); or
+            self-written, which the model writes by itself.
+        output: Folder for the statistics; an interrupted run's is gone on with.
+        model: A name of `editenv models`, a Hugging Face folder, a GGUF file or a hub id.
+        modules: Edited modules, as endings of dotted names; the model's default if none are given.
+        samples: Texts; ROME, MEMIT and AlphaEdit take 100,000.
+        device: Torch device.
+        dtype: Type of the weights; sums are float32.
+    """
+
     text: str
-    """A .txt file (a text a line), a .jsonl file (field 'text'), or a hub data set with a column 'text', as in
-    wikimedia/wikipedia:20231101.en (behind the colon the configuration, if there are several); or self-written, which the
-    model writes by itself."""
     output: Path
-    """Folder for the statistics; an interrupted run's is gone on with."""
     model: str = EMBEDDED
-    """A name of `editenv models`, a Hugging Face folder, a GGUF file or a hub id."""
     modules: tuple[str, ...] = ()
-    """Edited modules, as endings of dotted names; the model's default if none are given."""
     samples: int = 100_000
-    """Texts; ROME, MEMIT and AlphaEdit take 100,000."""
     device: str = "cpu"
-    """Torch device."""
     dtype: str = "float32"
-    """Type of the weights; sums are float32."""
 
 
 def main(args: Args) -> None:

@@ -37,12 +37,17 @@ HEADINGS = ("method", "compared with", "what", "options", "relative difference",
 
 @dataclass
 class Args:
+    """Arguments of the command.
+
+    Attributes:
+        public: Folder of the clones, each under its repository's name.
+        methods: Compare these only; all by default.
+        output: Write the figures to this file, as JSON.
+    """
+
     public: Path
-    """Folder of the clones, each under its repository's name."""
     methods: tuple[str, ...] = ()
-    """Compare these only; all by default."""
     output: Path | None = None
-    """Write the figures to this file, as JSON."""
 
 
 @dataclass(frozen=True)

@@ -295,10 +295,15 @@ BEGIN, END = "<!-- architectures -->", "<!-- end -->"
 
 @dataclass
 class Args:
+    """Arguments of the command.
+
+    Attributes:
+        only: Short names of architectures; all if none are named.
+        document: Markdown file whose table, between `<!-- architectures -->` and `<!-- end -->`, is written anew.
+    """
+
     only: tuple[str, ...] = ()
-    """Short names of architectures; all if none are named."""
     document: Path | None = None
-    """Markdown file whose table, between `<!-- architectures -->` and `<!-- end -->`, is written anew."""
 
 
 def main(args: Args) -> None:

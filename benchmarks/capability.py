@@ -3,8 +3,7 @@
     pip install "lifelongedit[capability]"
     python -m benchmarks.capability --agent rledit-packaged --at 0 200 1000 --data my/glue --out runs/capability
     python -m benchmarks.capability --agent no-edit --at 0 200 1000 --tasks sst2 mrpc --limit 500 --out runs/hub
-    python -m benchmarks.capability --suite real-counterfact-150x20 --agent lte-gated@smollm2-135m --at 0 1000 3000 \
-        --data DATA --tasks real --out runs/real
+    python -m benchmarks.capability --suite real-zsre-50x20 --agent no-edit --at 0 --data DATA --tasks real --out runs/1
 
 Writes OUT/capability.jsonl, one record for each agent, seed and number of edits, and OUT/capability.png. What is
 already there is not scored again; agents and seeds that are compared go into one folder, one command after the
@@ -49,54 +48,55 @@ RESAMPLES = 1000
 
 @dataclass
 class Args:
+    """Arguments of the command.
+
+    Attributes:
+        at: Numbers of edits at which the model is scored, like 0 200 1000; multiples of edits_per_step.
+        out: Folder; records go to OUT/capability.jsonl, the figure to OUT/capability.png.
+        agent: A name of agents.registry, or file.py:Class.
+        seed: Seeds the agent's training and the stream's order.
+        model: The embedded model, a Hugging Face folder, or a hub id.
+        modules: Edited modules, as endings of dotted names; by default those of the settings of METHOD@FOLDER, if they
+            name some, or else the model's own.
+        observed_tokens: Which tokens of a batch agents see, answers or all; by default those of the settings of
+            METHOD@FOLDER, if they name them, or else answers.
+        dataset: Where the edits come from, as editenv.data.load_edits takes it.
+        split: Its split.
+        dataset_options: How a file of edits is read.
+        training: Data set whose training split the agent learns from; by default the same.
+        edits_per_step: Edits in one batch.
+        suite: In place of all of the above from --model to --edits-per-step: the stream of a suite, a name (`python -m
+            benchmarks.suites` lists them) or FILE.json, with its model, its options for records, its text and what
+            agents learn from.
+        data: Folder with what the tasks read (sst2.jsonl, mrpc.jsonl, ...), and a suite's data sets; without it the
+            tasks are lm-eval's own, from the hub.
+        tasks: What is scored: with --data local tasks or groups of them (glue, unless named, or real for a language
+            model like smollm2-135m), without it tasks or groups of lm-eval.
+        limit: Only the first so many records of each task.
+        batch_size: Prompts that lm-eval runs together.
+        device: A torch device.
+        dtype: float32, bfloat16 or float16.
+    """
+
     at: tuple[int, ...]
-    """Numbers of edits at which the model is scored, like 0 200 1000; multiples of edits_per_step."""
     out: Path
-    """Folder; records go to OUT/capability.jsonl, the figure to OUT/capability.png."""
     agent: str = "rledit-packaged"
-    """A name of agents.registry, or file.py:Class."""
     seed: int = 0
-    """Seeds the agent's training and the stream's order."""
     model: str = "atlas"
-    """The embedded model, a Hugging Face folder, or a hub id."""
     modules: tuple[str, ...] | None = None
-    """Edited modules, as endings of dotted names; by default those of the settings of METHOD@FOLDER, if they name
-    some, or else the model's own.
-    """
     observed_tokens: Literal["answers", "all"] | None = None
-    """Which tokens of a batch agents see, answers or all; by default those of the settings of METHOD@FOLDER, if they
-    name them, or else answers.
-    """
     dataset: str = "atlas"
-    """Where the edits come from, as editenv.data.load_edits takes it."""
     split: str = "test"
-    """Its split."""
     dataset_options: FileOptions = field(default_factory=FileOptions)
-    """How a file of edits is read."""
     training: str | None = None
-    """Data set whose training split the agent learns from; by default the same."""
     edits_per_step: int = 20
-    """Edits in one batch."""
     suite: str | None = None
-    """In place of all of the above from --model to --edits-per-step: the stream of a suite, a name (`python -m
-    benchmarks.suites` lists them) or FILE.json, with its model, its options for records, its text and what agents learn
-    from."""
     data: Path | None = None
-    """Folder with what the tasks read (sst2.jsonl, mrpc.jsonl, ...), and a suite's data sets; without it the tasks are
-    lm-eval's own, from the hub.
-    """
     tasks: tuple[str, ...] | None = None
-    """What is scored: with --data local tasks or groups of them (glue, unless named, or real for a language model like
-    smollm2-135m), without it tasks or groups of lm-eval.
-    """
     limit: int | None = None
-    """Only the first so many records of each task."""
     batch_size: int = 16
-    """Prompts that lm-eval runs together."""
     device: str = "cpu"
-    """A torch device."""
     dtype: str = "float32"
-    """float32, bfloat16 or float16."""
 
 
 # -- scoring ------------------------------------------------------------------------------------------------------

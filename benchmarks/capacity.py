@@ -49,26 +49,29 @@ MOST_NAMED = 8
 
 @dataclass
 class Args:
+    """Arguments of the command.
+
+    Attributes:
+        out: Folder for cells, table and figure.
+        suites: Suites that differ in their edited modules; NAME@BATCHES for shorter streams.
+        agents: Methods besides joint fine-tuning; each suite's own by default. With joint-fine-tune@FOLDER among them
+            joint fine-tuning has the settings there.
+        ceiling: Numbers of edits at which joint fine-tuning is run, as far as the stream goes; 0 leaves it out.
+        seeds: Like 0 or 0-2; each seeds training and the stream's order.
+        model: Name, folder or hub id of the language model; each suite's by default.
+        device: A torch device.
+        observed_tokens: Which tokens of a batch agents see, answers or all; each suite's by default, or else those of
+            the settings of METHOD@FOLDER, if they name them, or else answers.
+    """
+
     out: Path
-    """Folder for cells, table and figure."""
     suites: tuple[str, ...] = ("capacity-narrow", "capacity-1-layer", "capacity-2-layers", "capacity-4-layers")
-    """Suites that differ in their edited modules; NAME@BATCHES for shorter streams."""
     agents: tuple[str, ...] = ()
-    """Methods besides joint fine-tuning; each suite's own by default. With joint-fine-tune@FOLDER among them joint
-    fine-tuning has the settings there.
-    """
     ceiling: tuple[int, ...] = (20, 100, 500, 1000, 2000, 4000, 8000)
-    """Numbers of edits at which joint fine-tuning is run, as far as the stream goes; 0 leaves it out."""
     seeds: str = "0"
-    """Like 0 or 0-2; each seeds training and the stream's order."""
     model: str | None = None
-    """Name, folder or hub id of the language model; each suite's by default."""
     device: str = "cpu"
-    """A torch device."""
     observed_tokens: Literal["answers", "all"] | None = None
-    """Which tokens of a batch agents see, answers or all; each suite's by default, or else those of the settings of
-    METHOD@FOLDER, if they name them, or else answers.
-    """
 
 
 @dataclass(frozen=True, slots=True)

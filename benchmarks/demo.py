@@ -32,14 +32,19 @@ PREFIX = "generation_prefix"
 
 @dataclass
 class Args:
+    """Arguments of the command.
+
+    Attributes:
+        out: Folder for the results; an earlier demo's are replaced.
+        suite: What is edited; smoke is the short one, demo-real-10x20 is about a public model.
+        model: Another model in place of the suite's.
+        seed: Seeds training and the stream's order.
+    """
+
     out: Path = Path("runs/demo")
-    """Folder for the results; an earlier demo's are replaced."""
     suite: str = "atlas-50x20"
-    """What is edited; smoke is the short one, demo-real-10x20 is about a public model."""
     model: str | None = None
-    """Another model in place of the suite's."""
     seed: int = 0
-    """Seeds training and the stream's order."""
 
 
 def main(args: Args) -> None:

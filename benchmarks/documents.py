@@ -139,10 +139,15 @@ PAIRS = "pairs="
 
 @dataclass
 class Args:
+    """Arguments of the command.
+
+    Attributes:
+        documents: Markdown files.
+        check: Change nothing; name the documents whose tables are not what the records say, and fail if there are any.
+    """
+
     documents: tyro.conf.Positional[tuple[Path, ...]]
-    """Markdown files."""
     check: bool = False
-    """Change nothing; name the documents whose tables are not what the records say, and fail if there are any."""
 
 
 def rewritten(document: Path) -> str:

@@ -27,18 +27,23 @@ LAST_FRAME_SECONDS = 3.0
 
 @dataclass
 class Args:
+    """Arguments of the command.
+
+    Attributes:
+        out: File of the animation, .gif.
+        policy: Name of benchmarks.returns.
+        seed: Of the stream of the validation split.
+        edits_per_step: n: edits in a batch.
+        horizon: Batches of the episode.
+        frames_per_second: Steps shown in a second.
+    """
+
     out: Path
-    """File of the animation, .gif."""
     policy: str = "best-constant"
-    """Name of benchmarks.returns."""
     seed: NonNegativeInt = 0
-    """Of the stream of the validation split."""
     edits_per_step: PositiveInt = 20
-    """n: edits in a batch."""
     horizon: PositiveInt = 30
-    """Batches of the episode."""
     frames_per_second: PositiveInt = 4
-    """Steps shown in a second."""
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -199,12 +199,17 @@ def page_is_current(folder: Path = RESULTS) -> bool:
 
 @dataclass
 class Args:
+    """Arguments of the command.
+
+    Attributes:
+        names: Files of figures, or leaderboard/index.html; all by default.
+        folder: With the records; figures go there.
+        check: Draw nothing; name the figures that do not show what the records say, and fail if there are any.
+    """
+
     names: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Files of figures, or leaderboard/index.html; all by default."""
     folder: Path = RESULTS
-    """With the records; figures go there."""
     check: bool = False
-    """Draw nothing; name the figures that do not show what the records say, and fail if there are any."""
 
 
 def main(args: Args) -> int:

@@ -182,18 +182,23 @@ def as_markdown(results: Sequence[Noise]) -> str:
 
 @dataclass
 class Args:
+    """Arguments of the command.
+
+    Attributes:
+        out: JSON file for the figures.
+        streams: Estimates by each estimator; four or more.
+        trajectories: Policies: how many trajectories RLEdit has trained them for.
+        rollouts: Of each stream, for REINFORCE.
+        noise: REINFORCE's, as in agents/rl/reinforce.py.
+        seed: Of the policy and the streams.
+    """
+
     out: Path
-    """JSON file for the figures."""
     streams: int = 12
-    """Estimates by each estimator; four or more."""
     trajectories: tuple[int, ...] = (0, 15)
-    """Policies: how many trajectories RLEdit has trained them for."""
     rollouts: int = 8
-    """Of each stream, for REINFORCE."""
     noise: float = 0.1
-    """REINFORCE's, as in agents/rl/reinforce.py."""
     seed: int = 0
-    """Of the policy and the streams."""
 
 
 def main(args: Args) -> None:

@@ -26,16 +26,21 @@ from editenv.models.modules import default_modules
 
 @dataclass
 class Args:
+    """Arguments of the command.
+
+    Attributes:
+        dataset: What is asked: PATH or FORMAT:PATH, a file or a folder with a file for each split.
+        out: The file of ids.
+        split: Which of its edits; all of a single file.
+        model: Name, folder or hub id of the language model.
+        device: A torch device.
+    """
+
     dataset: str
-    """What is asked: PATH or FORMAT:PATH, a file or a folder with a file for each split."""
     out: Path
-    """The file of ids."""
     split: Literal["train", "validation", "test", "all"] = "test"
-    """Which of its edits; all of a single file."""
     model: str = "smollm2-135m"
-    """Name, folder or hub id of the language model."""
     device: str = "cpu"
-    """A torch device."""
 
 
 def known_ids(lm: EditableLM, edits: Sequence[Edit], progress: ProgressCallback) -> Iterator[str]:

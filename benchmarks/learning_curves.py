@@ -175,16 +175,21 @@ def read(path: Path) -> list[Curve]:
 
 @dataclass
 class Args:
+    """Arguments of the command.
+
+    Attributes:
+        out: File of records, a line for each training; it is added to.
+        algorithms: Which ones; all of them by default.
+        seeds: Like 0 or 0-2 or 0,3.
+        steps: Environment steps of a training; PPO finishes its rollout of 50.
+        judge_every: Steps between judgements.
+    """
+
     out: Path
-    """File of records, a line for each training; it is added to."""
     algorithms: tuple[str, ...] = tuple(ALGORITHMS)
-    """Which ones; all of them by default."""
     seeds: str = "0-2"
-    """Like 0 or 0-2 or 0,3."""
     steps: PositiveInt = 400
-    """Environment steps of a training; PPO finishes its rollout of 50."""
     judge_every: PositiveInt = 50
-    """Steps between judgements."""
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -37,20 +37,25 @@ COLUMNS = ("subject", "relation", "object", "counterfactual", "role")
 
 @dataclass
 class Args:
+    """Arguments of the command.
+
+    Attributes:
+        facts: CSV of triples: subject, relation, object, counterfactual.
+        output: Where the fact table is written.
+        max_share: Largest share of one object within its relation.
+        test: Edits of the test split.
+        validation: Edits of the validation split.
+        locality: Locality facts kept aside for the test, validation and training split; the rest are training edits.
+        seed: Of everything that is drawn.
+    """
+
     facts: Path
-    """CSV of triples: subject, relation, object, counterfactual."""
     output: Path
-    """Where the fact table is written."""
     max_share: float = 0.15
-    """Largest share of one object within its relation."""
     test: int = 8000
-    """Edits of the test split."""
     validation: int = 1000
-    """Edits of the validation split."""
     locality: tuple[int, int, int] = (2000, 600, 1600)
-    """Locality facts kept aside for the test, validation and training split; the rest are training edits."""
     seed: int = 0
-    """Of everything that is drawn."""
 
 
 def one_fact_per_subject(rows: list[Row], rng: random.Random) -> list[Row]:

@@ -30,22 +30,27 @@ from editenv.evaluation.metrics import METRICS
 
 @dataclass
 class Args:
+    """Arguments of the command.
+
+    Attributes:
+        methods: Rows of agents.registry, or file.py:Class.
+        settings: Folder of agents/settings with a file for each of the methods; without one they are as in the tables.
+        edits: Edits in a batch.
+        batches: Batches, each from theta_0.
+        least_efficacy: Efficacy that each method must reach, in percent.
+        model: Embedded model, Hugging Face folder or hub id.
+        dataset: Data set as docs/reference/data_formats.md has it; its validation split is edited.
+        seed: Seeds training and the choice of the batches.
+    """
+
     methods: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """Rows of agents.registry, or file.py:Class."""
     settings: str | None = None
-    """Folder of agents/settings with a file for each of the methods; without one they are as in the tables."""
     edits: int = 20
-    """Edits in a batch."""
     batches: int = 1
-    """Batches, each from theta_0."""
     least_efficacy: Annotated[float, tyro.conf.arg(aliases=["--floor"])] = 90.0
-    """Efficacy that each method must reach, in percent."""
     model: str = "atlas"
-    """Embedded model, Hugging Face folder or hub id."""
     dataset: str = "atlas"
-    """Data set as docs/reference/data_formats.md has it; its validation split is edited."""
     seed: int = 0
-    """Seeds training and the choice of the batches."""
 
 
 def one_batch(agent: Agent, args: Args, progress: ProgressCallback) -> MetricValues:

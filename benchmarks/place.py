@@ -63,33 +63,38 @@ TEXTS_TOGETHER = 512
 
 @dataclass
 class Args:
+    """Arguments of the command.
+
+    Attributes:
+        out: Folder for trials, trace, table and figures.
+        suite: What is edited; never of a test split. NAME@BATCHES for its first batches.
+        data: Folder of the data sets, for a suite of real records.
+        model: Name, folder or hub id of the language model; the suite's by default.
+        rows: Methods with a step size or a clamp, as METHOD or METHOD@FOLDER; their modules are left aside.
+        layers: Layers whose MLP output is edited, from 0; by default every third, the last among them.
+        steps: Multiples of a row's own step size; the best is shown.
+        texts: Texts that key covariances are taken of, for rows that need them.
+        text: Where they come from, as agents.covariance reads it; by default the suite's text, or else sentences of
+            the training split.
+        facts: Facts that are traced; 0 leaves the trace out.
+        draws: Noises for each fact.
+        seed: Seeds the stream's order, what rows prepare, and the noise.
+        device: A torch device.
+    """
+
     out: Path
-    """Folder for trials, trace, table and figures."""
     suite: str = "real-counterfact-7x20-validation"
-    """What is edited; never of a test split. NAME@BATCHES for its first batches."""
     data: Path | None = None
-    """Folder of the data sets, for a suite of real records."""
     model: str | None = None
-    """Name, folder or hub id of the language model; the suite's by default."""
     rows: tuple[str, ...] = ("fine-tune", "ultraedit", "untrained-p", "memit-seq@subject-last")
-    """Methods with a step size or a clamp, as METHOD or METHOD@FOLDER; their modules are left aside."""
     layers: tuple[int, ...] = ()
-    """Layers whose MLP output is edited, from 0; by default every third, the last among them."""
     steps: tuple[float, ...] = (0.3, 1.0, 3.0)
-    """Multiples of a row's own step size; the best is shown."""
     texts: int = 3000
-    """Texts that key covariances are taken of, for rows that need them."""
     text: str | None = None
-    """Where they come from, as agents.covariance reads it; by default the suite's text, or else
-    sentences of the training split."""
     facts: int = 100
-    """Facts that are traced; 0 leaves the trace out."""
     draws: int = 3
-    """Noises for each fact."""
     seed: int = 0
-    """Seeds the stream's order, what rows prepare, and the noise."""
     device: str = "cpu"
-    """A torch device."""
 
 
 # -- rows -----------------------------------------------------------------------------------------------------------------

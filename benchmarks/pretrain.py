@@ -49,48 +49,52 @@ SIZES = {
 
 @dataclass
 class Args:
-    output: Path
-    """Folder for the finished model; the checkpoint lies beside it as OUTPUT.checkpoint."""
-    size: Literal["mini", "base"] = "mini"
-    """mini ships in the package; base is for a GPU. Only for training from scratch."""
-    suites: tuple[str, ...] = ()
-    """Go on from START with what these suites of benchmarks.suites take the model to believe, training split
-    included.
+    """Arguments of the command.
+
+    Attributes:
+        output: Folder for the finished model; the checkpoint lies beside it as OUTPUT.checkpoint.
+        size: mini ships in the package; base is for a GPU. Only for training from scratch.
+        suites: Go on from START with what these suites of benchmarks.suites take the model to believe, training split
+            included.
+        data: Folder of the data sets that the suites read.
+        start: The model that --suites starts from.
+        replay: Share of the atlas facts that each pass over other data repeats.
+        epochs: Passes over the facts.
+        phrasings_per_epoch: Random phrasings of each fact per pass.
+        lead_in_share: Share of sentences that start with a few words of lead-in.
+        batch_size: Sentences per optimiser step.
+        learning_rate: Peak; warms up over 2% of the steps, then falls along a cosine to 2% of the peak.
+        weight_decay: Of Muon, which trains the matrices.
+        smoothing: Probability that goes to the relation's other objects.
+        prompt_weight: Weight of a prompt token's loss relative to an object token's.
+        prompt_share: Share of the prompt tokens whose loss is computed (reweighted, so that the expectation stays).
+        vocab_size: Tokens of a new tokenizer.
+        seed: Seeds the weights, the text and the order of its sentences.
+        device: Torch device.
+        checkpoint_seconds: Seconds between checkpoints.
+        facts: Only so many atlas facts, for trying things out.
     """
+
+    output: Path
+    size: Literal["mini", "base"] = "mini"
+    suites: tuple[str, ...] = ()
     data: Path | None = None
-    """Folder of the data sets that the suites read."""
     start: str = "atlas"
-    """The model that --suites starts from."""
     replay: float = 0.2
-    """Share of the atlas facts that each pass over other data repeats."""
     epochs: int = 5
-    """Passes over the facts."""
     phrasings_per_epoch: int = 3
-    """Random phrasings of each fact per pass."""
     lead_in_share: float = 0.15
-    """Share of sentences that start with a few words of lead-in."""
     batch_size: int = 256
-    """Sentences per optimiser step."""
     learning_rate: float = 5e-3
-    """Peak; warms up over 2% of the steps, then falls along a cosine to 2% of the peak."""
     weight_decay: float = 0.01
-    """Of Muon, which trains the matrices."""
     smoothing: float = 0.15
-    """Probability that goes to the relation's other objects."""
     prompt_weight: float = 0.05
-    """Weight of a prompt token's loss relative to an object token's."""
     prompt_share: float = 0.2
-    """Share of the prompt tokens whose loss is computed (reweighted, so that the expectation stays)."""
     vocab_size: int = 6000
-    """Tokens of a new tokenizer."""
     seed: int = 0
-    """Seeds the weights, the text and the order of its sentences."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    """Torch device."""
     checkpoint_seconds: int = 120
-    """Seconds between checkpoints."""
     facts: int | None = None
-    """Only so many atlas facts, for trying things out."""
 
 
 @dataclass

@@ -22,8 +22,13 @@ from benchmarks.results.texts import printable
 
 @dataclass
 class Args:
+    """Arguments of the command.
+
+    Attributes:
+        results: Files of records (results.jsonl).
+    """
+
     results: tyro.conf.Positional[tuple[Path, ...]]
-    """Files of records (results.jsonl)."""
 
 
 def gaps(records: Sequence[Record]) -> dict[tuple[str, str, str], list[int]]:

@@ -34,29 +34,34 @@ from editenv.memories import Memory
 
 @dataclass
 class Args:
+    """Arguments of the command.
+
+    Attributes:
+        methods: Rows of agents.registry, METHOD@FOLDER, or file.py:Class.
+        edits: After how many edits questions are asked, in rising order.
+        edits_per_step: Edits in a batch.
+        questions: Prompts of the stream that are asked.
+        tokens: Tokens that are written for each.
+        model: Embedded model, Hugging Face folder or hub id.
+        dataset: Data set as docs/reference/data_formats.md has it; its validation split is edited.
+        suite: In place of model and data set: a suite's name (`python -m benchmarks.suites` lists them) or FILE.json,
+            with its model, its options for records and its text.
+        data: Folder of the data sets, for a suite of real records.
+        seed: Seeds training and the stream's order.
+        out: Write the figures to this JSON file, too.
+    """
+
     methods: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """Rows of agents.registry, METHOD@FOLDER, or file.py:Class."""
     edits: tuple[int, ...] = (100, 1000)
-    """After how many edits questions are asked, in rising order."""
     edits_per_step: PositiveInt = 20
-    """Edits in a batch."""
     questions: PositiveInt = 20
-    """Prompts of the stream that are asked."""
     tokens: PositiveInt = 8
-    """Tokens that are written for each."""
     model: str = "atlas"
-    """Embedded model, Hugging Face folder or hub id."""
     dataset: str = "atlas"
-    """Data set as docs/reference/data_formats.md has it; its validation split is edited."""
     suite: str | None = None
-    """In place of model and data set: a suite's name (`python -m benchmarks.suites` lists them) or FILE.json, with its
-    model, its options for records and its text."""
     data: Path | None = None
-    """Folder of the data sets, for a suite of real records."""
     seed: int = 0
-    """Seeds training and the stream's order."""
     out: Path | None = None
-    """Write the figures to this JSON file, too."""
 
     def __post_init__(self) -> None:
         check_fields(self)

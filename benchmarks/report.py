@@ -33,17 +33,22 @@ from editenv.atomic_files import atomic_write_text
 
 @dataclass
 class Args:
-    results: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="DIR [DIR ...]")]
-    """Folders with a results.jsonl, as benchmarks.run writes it, or such files themselves; together they make one
-    leaderboard.
+    """Arguments of the command.
+
+    Attributes:
+        results: Folders with a results.jsonl, as benchmarks.run writes it, or such files themselves; together they
+            make one leaderboard.
+        out: Where the report goes; the first folder by default.
+        checked: What `benchmarks.validate --out FILE` found out about the records: files that you made or trust. Rows
+            without one are shown as not verified.
+        docs: The folder of the documentation from there, like ../../: the page's rows link to it, else to their
+            papers.
     """
+
+    results: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="DIR [DIR ...]")]
     out: Path | None = None
-    """Where the report goes; the first folder by default."""
     checked: tuple[Path, ...] = ()
-    """What `benchmarks.validate --out FILE` found out about the records: files that you made or trust. Rows without one
-    are shown as not verified."""
     docs: str | None = None
-    """The folder of the documentation from there, like ../../: the page's rows link to it, else to their papers."""
 
 
 def main(args: Args) -> int:

@@ -209,16 +209,21 @@ def read_as(kind: type[T], path: Path) -> list[T]:
 
 @dataclass
 class Args:
+    """Arguments of the command.
+
+    Attributes:
+        out: File of records, a line for each policy and stream; it is added to.
+        policies: Which ones; all of them by default.
+        seeds: Like 0 or 0-4 or 0,3; each seeds a stream.
+        edits_per_step: n: edits in a batch.
+        horizon: Batches of an episode.
+    """
+
     out: Path
-    """File of records, a line for each policy and stream; it is added to."""
     policies: tuple[str, ...] = tuple(POLICIES)
-    """Which ones; all of them by default."""
     seeds: str = "0-4"
-    """Like 0 or 0-4 or 0,3; each seeds a stream."""
     edits_per_step: int = 5
-    """n: edits in a batch."""
     horizon: int = 10
-    """Batches of an episode."""
 
 
 def main(args: Args) -> None:

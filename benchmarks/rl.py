@@ -380,18 +380,23 @@ def read(path: Path) -> list[Run]:
 
 @dataclass
 class Args:
+    """Arguments of the command.
+
+    Attributes:
+        out: Folder; runs go to OUT/rl.jsonl.
+        steps: Environment steps of a training; one that learns from whole generations finishes its last.
+        seeds: Like 0 or 0-4 or 0,3; each seeds the policy and the training streams.
+        algorithms: Which ones; all of them by default.
+        streams: Seeds of the validation streams, in the same form.
+        rate_factors: Each multiplies every learning rate, in trainings of its own; what was chosen if none is given.
+    """
+
     out: Path
-    """Folder; runs go to OUT/rl.jsonl."""
     steps: PositiveInt = 10_000
-    """Environment steps of a training; one that learns from whole generations finishes its last."""
     seeds: str = "0-2"
-    """Like 0 or 0-4 or 0,3; each seeds the policy and the training streams."""
     algorithms: tuple[str, ...] = tuple(ALGORITHMS)
-    """Which ones; all of them by default."""
     streams: str = "0-2"
-    """Seeds of the validation streams, in the same form."""
     rate_factors: tuple[PositiveFloat, ...] = ()
-    """Each multiplies every learning rate, in trainings of its own; what was chosen if none is given."""
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -132,12 +132,17 @@ def draw(runs: Sequence[Run], path: Path, chosen: Iterable[str] = ()) -> None:
 
 @dataclass
 class Args:
+    """Arguments of the command.
+
+    Attributes:
+        folder: Folder that benchmarks.rl has written to.
+        figure: Draw here; FOLDER/rl.png by default.
+        algorithms: In colour, at most eight; the first ones by default.
+    """
+
     folder: tyro.conf.Positional[Path]
-    """Folder that benchmarks.rl has written to."""
     figure: Path | None = None
-    """Draw here; FOLDER/rl.png by default."""
     algorithms: tuple[str, ...] = ()
-    """In colour, at most eight; the first ones by default."""
 
 
 def main(args: Args) -> None:

@@ -46,45 +46,50 @@ Runner = Callable[[list[Cell], ProgressCallback], Iterator[tuple[Cell, Record | 
 
 @dataclass
 class Args:
-    suite: str | None = None
-    """NAME for its newest version, NAME-vN for that one, NAME@BATCHES for its first batches; or FILE.json, a suite of your
-    own."""
-    out: Path = field(kw_only=True)
-    """Folder; results go to OUT/results.jsonl, a cell's record to OUT/cells."""
-    own: OmitArgPrefixes[OwnData] = field(default_factory=OwnData)
-    """Records and text of your own."""
-    agents: tuple[str, ...] = ()
-    """Rows: names that `editenv methods` explains, METHOD@FOLDER for a method with settings of your own (made by
-    benchmarks.tune), or file.py:Class; those that the suite is about by default.
+    """Arguments of the command.
+
+    Attributes:
+        suite: NAME for its newest version, NAME-vN for that one, NAME@BATCHES for its first batches; or FILE.json, a
+            suite of your own.
+        out: Folder; results go to OUT/results.jsonl, a cell's record to OUT/cells.
+        own: Records and text of your own.
+        agents: Rows: names that `editenv methods` explains, METHOD@FOLDER for a method with settings of your own (made
+            by benchmarks.tune), or file.py:Class; those that the suite is about by default.
+        seeds: Like 0 or 0-2 or 0,3,5; each seeds training and the stream's order.
+        model: Name, folder or hub id of the language model; the suite's by default.
+        data: Folder of the data sets, for suites that read real records; a suite of your own finds them beside its
+            file.
+        modules: Edited modules, as endings of dotted names; by default the suite's, or the model's own.
+        observed_tokens: Which tokens of a batch agents see the gradient of: those that predict an answer token, all
+            that have one, or of each edit its subject's last; by default the suite's.
+        preset: Modules of the paper's Table 3, such as llama-3-8b/zsre, or by rule, not run here, such as
+            qwen3-0.6b/gradients; `editenv models` lists them.
+        device: A torch device, or auto for a model larger than one of them.
+        dtype: float32, bfloat16 or float16.
+        keep_deltas: Keep what is added to the weights in OUT/deltas, for benchmarks.validate and `editenv apply`.
+        runner: Where cells run: here, one after the other, or on a Ray cluster (the extra `ray`).
+        address: Of the Ray cluster; auto finds the one on this machine.
+        cores: With Ray: cores, and with them threads, for each cell.
+        gpus: With Ray: GPUs for each cell.
     """
+
+    suite: str | None = None
+    out: Path = field(kw_only=True)
+    own: OmitArgPrefixes[OwnData] = field(default_factory=OwnData)
+    agents: tuple[str, ...] = ()
     seeds: str = "0"
-    """Like 0 or 0-2 or 0,3,5; each seeds training and the stream's order."""
     model: str | None = None
-    """Name, folder or hub id of the language model; the suite's by default."""
     data: Path | None = None
-    """Folder of the data sets, for suites that read real records; a suite of your own finds them beside its file."""
     modules: tuple[str, ...] = ()
-    """Edited modules, as endings of dotted names; by default the suite's, or the model's own."""
     observed_tokens: Literal["answers", "all", "subject"] | None = None
-    """Which tokens of a batch agents see the gradient of: those that predict an answer token, all that have one,
-    or of each edit its subject's last; by default the suite's."""
     preset: str | None = None
-    """Modules of the paper's Table 3, such as llama-3-8b/zsre, or by rule, not run here, such as qwen3-0.6b/gradients;
-    `editenv models` lists them."""
     device: str = "cpu"
-    """A torch device, or auto for a model larger than one of them."""
     dtype: str = "float32"
-    """float32, bfloat16 or float16."""
     keep_deltas: bool = False
-    """Keep what is added to the weights in OUT/deltas, for benchmarks.validate and `editenv apply`."""
     runner: Literal["local", "ray"] = "local"
-    """Where cells run: here, one after the other, or on a Ray cluster (the extra `ray`)."""
     address: str = "auto"
-    """Of the Ray cluster; auto finds the one on this machine."""
     cores: int = 1
-    """With Ray: cores, and with them threads, for each cell."""
     gpus: float = 0
-    """With Ray: GPUs for each cell."""
 
 
 def parse_seeds(text: str) -> list[int]:

@@ -76,36 +76,41 @@ EMBEDDINGS = 2
 
 @dataclass
 class Args:
+    """Arguments of the command.
+
+    Attributes:
+        shape: Whose sizes the model has.
+        layers: Fewer layers than it has.
+        preset: Edited modules and rank of a policy, by the paper's Table 3; `editenv models` lists them.
+        modules: Edited modules in place of a preset's; the model's default if there is neither.
+        rank: Rank of the policy where there is no preset.
+        edits_per_step: Edits in a batch.
+        steps: Edit steps timed.
+        horizon: Batches of the training trajectory; 0 leaves training out.
+        memory_samples: Past batches that each reward of the trajectory looks back at; None takes all ten.
+        journaled: Batches edited as `editenv edit` does it, with its guard and a journal on disk.
+        device: Torch device.
+        dtype: Precision of the model; edits add up in float32.
+        folder: Where the model is written; a temporary folder, which is removed in the end, if there is none.
+        seed: Seeds weights, policy and streams.
+        out: Write the figures to this JSON file, too, as they are found.
+    """
+
     shape: Literal["llama-3-8b", "llama-3-70b", "llama-1b"] = "llama-3-8b"
-    """Whose sizes the model has."""
     layers: int | None = None
-    """Fewer layers than it has."""
     preset: str | None = None
-    """Edited modules and rank of a policy, by the paper's Table 3; `editenv models` lists them."""
     modules: tuple[str, ...] = ()
-    """Edited modules in place of a preset's; the model's default if there is neither."""
     rank: int = 64
-    """Rank of the policy where there is no preset."""
     edits_per_step: int = 20
-    """Edits in a batch."""
     steps: int = 10
-    """Edit steps timed."""
     horizon: int = 25
-    """Batches of the training trajectory; 0 leaves training out."""
     memory_samples: int | None = 3
-    """Past batches that each reward of the trajectory looks back at; None takes all ten."""
     journaled: int = 5
-    """Batches edited as `editenv edit` does it, with its guard and a journal on disk."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    """Torch device."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    """Precision of the model; edits add up in float32."""
     folder: Path | None = None
-    """Where the model is written; a temporary folder, which is removed in the end, if there is none."""
     seed: int = 0
-    """Seeds weights, policy and streams."""
     out: Path | None = None
-    """Write the figures to this JSON file, too, as they are found."""
 
 
 def config_of(args: Args) -> "LlamaConfig":

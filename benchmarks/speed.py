@@ -39,14 +39,19 @@ from editenv.language_model.editable_lm import EditableLM, Gradient
 
 @dataclass
 class Args:
+    """Arguments of the command.
+
+    Attributes:
+        batches: Length of the trajectory; the memory of k = 10 is full from the eleventh batch on.
+        repeats: Edit steps timed.
+        judged: Edits that are judged by free generation.
+        out: Write the figures to this JSON file, too.
+    """
+
     batches: int = 12
-    """Length of the trajectory; the memory of k = 10 is full from the eleventh batch on."""
     repeats: int = 15
-    """Edit steps timed."""
     judged: int = 200
-    """Edits that are judged by free generation."""
     out: Path | None = None
-    """Write the figures to this JSON file, too."""
 
 
 CPU = torch.device("cpu")

@@ -13,12 +13,17 @@ from benchmarks.results.tables import as_details, as_markdown, as_portability
 
 @dataclass
 class Args:
+    """Arguments of the command.
+
+    Attributes:
+        results: A results.jsonl.
+        figure: Draw the retention curves of its one suite here (of several suites: benchmarks.report).
+        agents: Only these rows: of more than a dozen curves none is seen.
+    """
+
     results: Path
-    """A results.jsonl."""
     figure: Path | None = None
-    """Draw the retention curves of its one suite here (of several suites: benchmarks.report)."""
     agents: tuple[str, ...] = ()
-    """Only these rows: of more than a dozen curves none is seen."""
 
 
 def main(args: Args) -> None:

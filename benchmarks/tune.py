@@ -75,41 +75,45 @@ Ranges = Mapping[str, Range]
 
 @dataclass
 class Args:
-    methods: tuple[str, ...]
-    """Methods with a settings file and a search space, or file.py:Class of your own with a search space."""
-    out: Path
-    """Folder; the trials of a method go to OUT/METHOD.jsonl."""
-    trials: int = 8
-    """Trials of each method, the present settings among them."""
-    suite: str | None = None
-    """What is edited, by default atlas-50x20-validation@25: a name, or FILE.json, a suite of your own; never of a test
-    split."""
-    own: OmitArgPrefixes[OwnData] = field(default_factory=OwnData)
-    """Records of your own, of which the validation part is edited, and text."""
-    settings: str = "atlas"
-    """Folder of agents/settings, or with a slash in it (./mine) one of your own, for what is chosen; a search
-    starts from what is there, or else from those of atlas.
+    """Arguments of the command.
+
+    Attributes:
+        methods: Methods with a settings file and a search space, or file.py:Class of your own with a search space.
+        out: Folder; the trials of a method go to OUT/METHOD.jsonl.
+        trials: Trials of each method, the present settings among them.
+        suite: What is edited, by default atlas-50x20-validation@25: a name, or FILE.json, a suite of your own; never
+            of a test split.
+        own: Records of your own, of which the validation part is edited, and text.
+        settings: Folder of agents/settings, or with a slash in it (./mine) one of your own, for what is chosen; a
+            search starts from what is there, or else from those of atlas.
+        spaces: Search spaces: a file of benchmarks/search_spaces by its name, or FILE.json of your own.
+        data: Folder of the data sets, for a suite of real records.
+        model: Name, folder or hub id of the language model; the suite's by default.
+        modules: Edited modules, as endings of dotted names; by default the suite's, the settings', or the model's own.
+        preset: Modules by the name that `editenv models` gives them.
+        observed_tokens: Which tokens of a batch agents see the gradient of; by default the suite's, or the settings'.
+        device: A torch device, or auto for a model larger than one of them.
+        dtype: The weights' type: float32, bfloat16 or float16.
+        write: Put the best settings there.
+        seed: Seeds the search, the training and the stream's order.
     """
+
+    methods: tuple[str, ...]
+    out: Path
+    trials: int = 8
+    suite: str | None = None
+    own: OmitArgPrefixes[OwnData] = field(default_factory=OwnData)
+    settings: str = "atlas"
     spaces: str = "atlas"
-    """Search spaces: a file of benchmarks/search_spaces by its name, or FILE.json of your own."""
     data: Path | None = None
-    """Folder of the data sets, for a suite of real records."""
     model: str | None = None
-    """Name, folder or hub id of the language model; the suite's by default."""
     modules: tuple[str, ...] = ()
-    """Edited modules, as endings of dotted names; by default the suite's, the settings', or the model's own."""
     preset: str | None = None
-    """Modules by the name that `editenv models` gives them."""
     observed_tokens: Literal["answers", "all", "subject"] | None = None
-    """Which tokens of a batch agents see the gradient of; by default the suite's, or the settings'."""
     device: str = "cpu"
-    """A torch device, or auto for a model larger than one of them."""
     dtype: str = "float32"
-    """The weights' type: float32, bfloat16 or float16."""
     write: bool = False
-    """Put the best settings there."""
     seed: int = 0
-    """Seeds the search, the training and the stream's order."""
 
 
 @dataclass

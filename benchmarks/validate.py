@@ -83,35 +83,41 @@ SMALL = 0.01
 
 @dataclass
 class Args:
+    """Arguments of the command.
+
+    Attributes:
+        submission: The folder that benchmarks.run wrote.
+        suite: FILE.json, if it is of a suite of your own; those of the package are known by their names.
+        own: Records and text of your own, as they were given to benchmarks.run.
+        model: Name or folder of the base model, for suites that leave it open.
+        data: Folder of the data sets, for suites that read real records.
+        modules: Edited modules, if they were named to benchmarks.run.
+        preset: The same for --preset.
+        device: A torch device.
+        dtype: As it was given to benchmarks.run.
+        tolerance: Largest difference of a percentage, in points. On the same machine with as many threads there is
+            none; elsewhere rounding may turn a near tie, and in a stream of n edits one edit is 100/n points.
+        relative: Largest relative difference of any other figure; below 0.01 in size, a hundredth of it is allowed.
+        rerun: Run each row again, from its agent's source in a fresh process, on so many streams with seeds that
+            nobody knew, and compare figures within the seeds' spread. This runs the agent's code: only where you would
+            run it anyway.
+        out: A file for what was found out about each record; `benchmarks.report --checked FILE` shows it.
+    """
+
     submission: Positional[Path]
-    """The folder that benchmarks.run wrote."""
     suite: str | None = None
-    """FILE.json, if it is of a suite of your own; those of the package are known by their names."""
     own: OmitArgPrefixes[OwnData] = field(default_factory=OwnData)
-    """Records and text of your own, as they were given to benchmarks.run."""
     model: str | None = None
-    """Name or folder of the base model, for suites that leave it open."""
     data: Path | None = None
-    """Folder of the data sets, for suites that read real records."""
     modules: tuple[str, ...] = ()
-    """Edited modules, if they were named to benchmarks.run."""
     preset: str | None = None
-    """The same for --preset."""
     device: str = "cpu"
-    """A torch device."""
     dtype: str = "float32"
-    """As it was given to benchmarks.run."""
     tolerance: float = 0.5
-    """Largest difference of a percentage, in points. On the same machine with as many threads there is none; elsewhere
-    rounding may turn a near tie, and in a stream of n edits one edit is 100/n points."""
     relative: float = 0.01
-    """Largest relative difference of any other figure; below 0.01 in size, a hundredth of it is allowed."""
 
     rerun: int = 0
-    """Run each row again, from its agent's source in a fresh process, on so many streams with seeds that nobody knew, and
-    compare figures within the seeds' spread. This runs the agent's code: only where you would run it anyway."""
     out: Path | None = None
-    """A file for what was found out about each record; `benchmarks.report --checked FILE` shows it."""
 
     def __post_init__(self) -> None:
         if not (self.tolerance >= 0 and self.relative >= 0 and self.rerun >= 0):

@@ -27,22 +27,27 @@ MODES = ("sync", "vector_entry_point")
 
 @dataclass
 class Args:
+    """Arguments of the command.
+
+    Attributes:
+        num_envs: N: streams.
+        threads: Torch threads of each process.
+        steps: Steps of the vector that are timed, each time.
+        warm_steps: Steps between the two timings.
+        split: Of the embedded world: validation has 1,000 edits, train 8,350.
+        horizon: Batches of an episode.
+        seed: Of the streams.
+        out: File for the figures as JSON.
+    """
+
     num_envs: int = 8
-    """N: streams."""
     threads: int = 2
-    """Torch threads of each process."""
     steps: int = 10
-    """Steps of the vector that are timed, each time."""
     warm_steps: int = 30
-    """Steps between the two timings."""
     split: str = "validation"
-    """Of the embedded world: validation has 1,000 edits, train 8,350."""
     horizon: int = 25
-    """Batches of an episode."""
     seed: int = 0
-    """Of the streams."""
     out: Path | None = None
-    """File for the figures as JSON."""
 
 
 def serve(connection: Connection, mode: str, args: Args) -> None:

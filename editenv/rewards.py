@@ -40,20 +40,22 @@ class RewardConfig:
 
     Raises:
         ValueError: For a coefficient out of range; names it.
+
+    Attributes:
+        locality: lambda_loc: weight of the locality loss.
+        memory_decay: mu: how much a past batch counts for each step it lies back.
+        memory_batches: k: how many past batches are looked back at; 0 turns memory backtracking off.
+        regularization: eta: weight of the squared norm of the delta.
+        reference: What the locality losses compare with: theta_0 (eq. 7), or theta_{t-1}, the weights before the
+            batch, for this batch and all that are looked back at, as in the public code. No gradient goes through
+            them.
     """
 
     locality: NonNegativeFloat = 0.6
-    """lambda_loc: weight of the locality loss."""
     memory_decay: Share = 0.95
-    """mu: how much a past batch counts for each step it lies back."""
     memory_batches: NonNegativeInt = 10
-    """k: how many past batches are looked back at; 0 turns memory backtracking off."""
     regularization: NonNegativeFloat = 1e-4
-    """eta: weight of the squared norm of the delta."""
     reference: Literal["initial", "previous"] = "initial"
-    """What the locality losses compare with: theta_0 (eq. 7), or theta_{t-1}, the weights before the batch, for this
-    batch and all that are looked back at, as in the public code. No gradient goes through them.
-    """
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -91,8 +93,8 @@ class RewardBatch:
         rephrase_tokens: How many of the answer tokens belong to rephrases.
         weights: ``(A,)``: each token's share in the mean over the batch's edits, so that both losses of eq. 7 are plain
             weighted sums.
-        reference_log_probs: ``(A - rephrase_tokens, vocabulary)`` log-probabilities of theta_0 on the locality prompts
-            (or of other weights, see :meth:`Reward.open`).
+        reference_log_probs: ``(A - rephrase_tokens, vocabulary)`` log-probabilities of theta_0 on the locality
+            prompts (or of other weights, see :meth:`Reward.open`).
         initial_loss: Theta_0's loss of eq. 8, in nats, if it was asked for: its edit loss, as its locality loss is 0.
     """
 

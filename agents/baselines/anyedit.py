@@ -17,14 +17,17 @@ from editenv.language_model.prompts import Prompts
 
 @dataclass(frozen=True)
 class ChunkValueConfig(ValueConfig):
-    """Those of AnyEdit's public code for Llama-3-8B: at the token before a chunk, without prefixes or divergence."""
+    """Those of AnyEdit's public code for Llama-3-8B: at the token before a chunk, without prefixes or divergence.
+
+    Attributes:
+        token: The last token before a chunk; nothing else is offered.
+        enough: Loss at which a chunk's search ends.
+        prefixes: None are offered.
+    """
 
     token: Literal["last"] = "last"
-    """The last token before a chunk; nothing else is offered."""
     enough: NonNegativeFloat = 1e-2
-    """Loss at which a chunk's search ends."""
     prefixes: NonNegativeInt = 0
-    """None are offered."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -19,16 +19,19 @@ from editenv.arguments import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 @dataclass(frozen=True)
 class MALMENConfig(TrainConfig):
-    """RLEdit's options with MALMEN's defaults; the terms that MALMEN's loss does not have are 0."""
+    """RLEdit's options with MALMEN's defaults; the terms that MALMEN's loss does not have are 0.
+
+    Attributes:
+        locality: lambda_loc; MALMEN's public configuration has 1.
+        policy: MALMEN has two blocks of rank 1920, for models far wider than the embedded one.
+    """
 
     environment: Literal["lifelong", "fixed"] = "fixed"
     credit: Literal["trajectory", "step"] = "step"
     locality: NonNegativeFloat = 1.0
-    """lambda_loc; MALMEN's public configuration has 1."""
     memory_batches: NonNegativeInt = 0
     regularization: NonNegativeFloat = 0.0
     policy: PolicyConfig = field(default_factory=lambda: PolicyConfig(blocks=2))
-    """MALMEN has two blocks of rank 1920, for models far wider than the embedded one."""
 
 
 class MALMEN(TrainedOnFixedModel):

@@ -18,16 +18,19 @@ from editenv.arguments import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 @dataclass(frozen=True)
 class MENDConfig(TrainConfig):
-    """RLEdit's options with MEND's defaults; the terms that MEND's loss does not have are 0."""
+    """RLEdit's options with MEND's defaults; the terms that MEND's loss does not have are 0.
+
+    Attributes:
+        locality: c_loc / c_edit of eq. 4; MEND's public configuration has 1 and 0.1.
+        policy: MEND has two blocks of rank 1920, for models far wider than the embedded one.
+    """
 
     environment: Literal["lifelong", "fixed"] = "fixed"
     credit: Literal["trajectory", "step"] = "step"
     locality: NonNegativeFloat = 10.0
-    """c_loc / c_edit of eq. 4; MEND's public configuration has 1 and 0.1."""
     memory_batches: NonNegativeInt = 0
     regularization: NonNegativeFloat = 0.0
     policy: PolicyConfig = field(default_factory=lambda: PolicyConfig(network="mend", blocks=2))
-    """MEND has two blocks of rank 1920, for models far wider than the embedded one."""
 
 
 class MEND(TrainedOnFixedModel):

@@ -32,43 +32,41 @@ PROMPTS_TOGETHER = 64
 class ValueConfig:
     """Steps, learning rate, clamp and KL are those of ROME for Llama-3-8B in AlphaEdit's public code; see
     docs/reference/methods.md.
+
+    Attributes:
+        token: Where the fact is looked up: the subject's last token (the papers), or the prompt's last token (a
+            strategy of MEMIT's public code), which needs no subject. From the last layer's MLP only the latter can
+            change an answer.
+        steps: Steps on the value.
+        optimizer: How a step goes: Adam's, as the papers have it; or as far as ``learning_rate`` along an edit's own
+            gradient, whose length does not count. Adam moves each coordinate about as far as any other, also those
+            that matter little: it comes to a longer change, which costs more of what else the model says.
+        learning_rate: Adam's, or the length of a step; in the value's own units: a model of longer outputs needs a
+            larger one.
+        clamp: Longest change of the value, relative to the value's length.
+        weight_decay: Weight of |change| / |value|^2, the form of both public codes. ROME's has 1e-3 for Llama-3-8B
+            and 0.5 for GPT-2 XL.
+        kl: Weight of KL(edited || original) of what is said after "{subject} is a" (eq. 4); only at the subject's last
+            token.
+        enough: Loss at which an edit's search ends.
+        prefixes: Texts that the model wrote itself, put before the prompt (x_j of eq. 4): the value must not depend on
+            what came before. 20 in ROME's public code, 5 in MEMIT's.
+        prefix_tokens: Length of each.
+        in_turn: Whether a step looks at one of an edit's prompts (the plain one, then one with each prefix, and so on)
+            instead of all of them: a step then costs what it costs without prefixes.
     """
 
     token: Literal["subject_last", "last"] = "subject_last"
-    """Where the fact is looked up: the subject's last token (the papers), or the prompt's last token (a strategy of
-    MEMIT's public code), which needs no subject. From the last layer's MLP only the latter can change an answer.
-    """
     steps: PositiveInt = 25
-    """Steps on the value."""
     optimizer: Literal["adam", "normalised"] = "adam"
-    """How a step goes: Adam's, as the papers have it; or as far as ``learning_rate`` along an edit's own gradient, whose
-    length does not count. Adam moves each coordinate about as far as any other, also those that matter little: it comes
-    to a longer change, which costs more of what else the model says.
-    """
     learning_rate: PositiveFloat = 0.5
-    """Adam's, or the length of a step; in the value's own units: a model of longer outputs needs a larger one."""
     clamp: PositiveFloat = 4.0
-    """Longest change of the value, relative to the value's length."""
     weight_decay: NonNegativeFloat = 1e-3
-    """Weight of |change| / |value|^2, the form of both public codes. ROME's has 1e-3 for Llama-3-8B and 0.5 for
-    GPT-2 XL.
-    """
     kl: NonNegativeFloat = 0.0625
-    """Weight of KL(edited || original) of what is said after "{subject} is a" (eq. 4); only at the subject's last
-    token.
-    """
     enough: NonNegativeFloat = 0.05
-    """Loss at which an edit's search ends."""
     prefixes: NonNegativeInt = 20
-    """Texts that the model wrote itself, put before the prompt (x_j of eq. 4): the value must not depend on what
-    came before. 20 in ROME's public code, 5 in MEMIT's.
-    """
     prefix_tokens: PositiveInt = 10
-    """Length of each."""
     in_turn: bool = False
-    """Whether a step looks at one of an edit's prompts (the plain one, then one with each prefix, and so on) instead of
-    all of them: a step then costs what it costs without prefixes.
-    """
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -76,12 +74,15 @@ class ValueConfig:
 
 @dataclass(frozen=True)
 class LayerValueConfig(ValueConfig):
-    """For a value that is a layer's output, in the residual stream, which is longer than what one MLP adds to it."""
+    """For a value that is a layer's output, in the residual stream, which is longer than what one MLP adds to it.
+
+    Attributes:
+        clamp: As in :class:`ValueConfig`; this is MEMIT's, for GPT-J and for Llama-3-8B.
+        weight_decay: As in :class:`ValueConfig`; this is MEMIT's.
+    """
 
     clamp: PositiveFloat = 0.75
-    """As in :class:`ValueConfig`; this is MEMIT's, for GPT-J and for Llama-3-8B."""
     weight_decay: NonNegativeFloat = 0.5
-    """As in :class:`ValueConfig`; this is MEMIT's."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,11 @@ class JointValueConfig(ValueConfig):
 
     Once every token of a target is the most likely one, the divergence is what is left to bring down. Without one
     (``kl=0``, or ``token="last"``) the two settings for that have no effect.
+
+    Attributes:
+        certain_weight: Weight of the target's loss in a step after one in which all of its tokens were the most likely
+            ones.
+        kl_enough: Weighted divergence at which an edit's search ends if they are.
     """
 
     steps: PositiveInt = 30
@@ -98,9 +104,7 @@ class JointValueConfig(ValueConfig):
     weight_decay: NonNegativeFloat = 0.5
     kl: NonNegativeFloat = 1.0
     certain_weight: NonNegativeFloat = 0.1
-    """Weight of the target's loss in a step after one in which all of its tokens were the most likely ones."""
     kl_enough: NonNegativeFloat = 0.01
-    """Weighted divergence at which an edit's search ends if they are."""
 
 
 @dataclass(frozen=True, slots=True)

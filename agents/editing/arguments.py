@@ -25,92 +25,91 @@ class EditArgs:
     editenv edit --edits corrections.jsonl --output out
 
     editenv edit --model ./my-model --edits corrections.csv --output out
+
+    Attributes:
+        edits: File of edits, as docs/reference/data_formats.md has it.
+        output: Folder for the results; an interrupted run's is gone on with.
+        model: A name of `editenv models`, a Hugging Face folder, a GGUF file or a hub id.
+        method: A row of `editenv methods`, or file.py:Class. rledit needs a trained policy; the embedded model has
+            one (with the preconditioner: the settings of rledit-p). auto is rledit with --policy or on the embedded
+            model; else memit-rehearsed (with --training memit-reworded) if every correction has a subject in its
+            prompt, and fine-tune-replay if not. Of 240 corrections or more (160 without subjects) eight are tried
+            first, with these two and ultraedit, and one that is clearly better is taken. Which one, and why, is said.
+        policy: Folder of a policy from `editenv train`.
+        settings: JSON file with the method's constructor arguments, such as {"steps": 10}, or one that `python -m
+            benchmarks.tune` wrote. By default those chosen for the embedded model, and the method's own for any other;
+            what makes a row that row stays.
+        training: Data set that the method may learn from, for methods that need one.
+        text: Text that the method may take statistics of (ROME, MEMIT and their kin): a .txt or .jsonl file, a hub
+            data set, or a folder made by python -m agents.covariance. Without it, and without --training, the model
+            writes some by itself first (self-written).
+        edits_per_step: Edits in a batch; the last may be smaller.
+        train_eos: Teach the model to stop after each target, and to go on stopping after other answers: for a model
+            that answers questions and stops. Without it the target's own tokens are all that is taught, as in the
+            paper.
+        target_end: Taught after a target of one line that ends with a letter or a digit, so that the model
+            says "Amber" and not "Amberley": auto is a full stop if the unedited model does not stop by itself after
+            its answers, and nothing if it does; none, or a text of your own. After several lines it is a blank one,
+            and in a chat the end of the turn. With --train-eos the end is that.
+        observed_tokens: Which tokens of a batch the method sees the gradient of: those that predict an answer token,
+            all that have one, or of each edit its subject's last. They differ where several layers are edited; a
+            policy needs those that it was trained with.
+        modules: Edited modules, as endings of dotted names; if none are given, early layers for methods that look
+            facts up at their subject, the upper half for lte and lte-gated, else the model's default.
+        preset: Modules of the paper's Table 3, such as mistral-7b/zsre, or by rule, not run here, such as
+            qwen3-0.6b/gradients; `editenv models` lists them.
+        device: Torch device, or auto.
+        dtype: Type of the weights: float32, bfloat16 or float16. Edits add up in float32 in any case.
+        chat: Ask every prompt in a chat, too, through the model's own chat template: each correction is made and
+            judged as plain text and in chat form. Records with messages are in any case.
+        columns: Which column or field of the file is which, where they have other names:
+            prompt=Question,target=Answer.
+        bad_records: error stops at a record that cannot be used, before anything is edited; skip leaves such records
+            out.
+        guard: What one batch may do to the model before it is taken back.
+        save_model: Write OUTPUT/model; the deltas alone are enough to make it again with `editenv apply`.
+        gguf: llama.cpp's convert_hf_to_gguf.py, with which OUTPUT/model.gguf is written too, in the precision
+            of --dtype.
+        push_to_hub: Put the saved model on the Hugging Face hub under this name, such as me/my-model; a new repository
+            is private. You are logged in with `hf auth login`.
+        changed: Where corrections that were made are not in the file any more, or otherwise: error says which and
+            stops; undo undoes them, as `editenv undo` does, and makes what has taken their place.
+        undone: Corrections of the file that `editenv undo` has undone are left out, or made again.
+        rehearse: Make earlier corrections again, once, that held before this run went on and that the new ones have
+            undone; what is made so stays if more corrections hold with it.
+        yes: Do not ask before corrections are made again.
+        json: Print the report as one JSON object instead of a summary.
     """
 
     edits: str
-    """File of edits, as docs/reference/data_formats.md has it."""
     output: Path
-    """Folder for the results; an interrupted run's is gone on with."""
     model: str = EMBEDDED
-    """A name of `editenv models`, a Hugging Face folder, a GGUF file or a hub id."""
     method: str = "auto"
-    """A row of `editenv methods`, or file.py:Class. rledit needs a trained policy; the embedded model has one (with the
-    preconditioner: the settings of rledit-p). auto is rledit with --policy or on the embedded model; else memit-rehearsed
-    (with --training memit-reworded) if every correction has a subject in its prompt, and fine-tune-replay if not. Of 240
-    corrections or more (160 without subjects) eight are tried first, with these two and ultraedit, and one that is clearly
-    better is taken. Which one, and why, is said."""
     policy: Path | None = None
-    """Folder of a policy from `editenv train`."""
     settings: Path | None = None
-    """JSON file with the method's constructor arguments, such as {"steps": 10}, or one that `python -m
-    benchmarks.tune` wrote. By default those chosen for the embedded model, and the method's own for any other; what
-    makes a row that row stays.
-    """
     training: str | None = None
-    """Data set that the method may learn from, for methods that need one."""
     text: str | None = None
-    """Text that the method may take statistics of (ROME, MEMIT and their kin): a .txt or .jsonl file, a hub data
-    set, or a folder made by python -m agents.covariance. Without it, and without --training, the model writes some by
-    itself first (self-written).
-    """
     edits_per_step: PositiveInt = 20
-    """Edits in a batch; the last may be smaller."""
     train_eos: bool = False
-    """Teach the model to stop after each target, and to go on stopping after other answers: for a model that
-    answers questions and stops. Without it the target's own tokens are all that is taught, as in the paper.
-    """
     target_end: str = "auto"
-    """Taught after a target of one line that ends with a letter or a digit, so that the model says "Amber" and not
-    "Amberley": auto is a full stop if the unedited model does not stop by itself after its answers, and nothing if it
-    does; none, or a text of your own. After several lines it is a blank one, and in a chat the end of the turn. With
-    --train-eos the end is that.
-    """
     observed_tokens: Literal["answers", "all", "subject"] = "answers"
-    """Which tokens of a batch the method sees the gradient of: those that predict an answer token, all that have one,
-    or of each edit its subject's last. They differ where several layers are edited; a policy needs those that it was
-    trained with.
-    """
     modules: tuple[str, ...] = ()
-    """Edited modules, as endings of dotted names; if none are given, early layers for methods that look facts up at their
-    subject, the upper half for lte and lte-gated, else the model's default."""
     preset: str | None = None
-    """Modules of the paper's Table 3, such as mistral-7b/zsre, or by rule, not run here, such as qwen3-0.6b/gradients;
-    `editenv models` lists them."""
     device: str = "cpu"
-    """Torch device, or auto."""
     dtype: str = "float32"
-    """Type of the weights: float32, bfloat16 or float16. Edits add up in float32 in any case."""
     chat: bool = False
-    """Ask every prompt in a chat, too, through the model's own chat template: each correction is made and judged as plain
-    text and in chat form. Records with messages are in any case.
-    """
     columns: str | None = None
-    """Which column or field of the file is which, where they have other names: prompt=Question,target=Answer."""
     bad_records: Literal["error", "skip"] = "error"
-    """error stops at a record that cannot be used, before anything is edited; skip leaves such records out."""
     guard: Guard = field(default_factory=Guard)
-    """What one batch may do to the model before it is taken back."""
     save_model: bool = True
-    """Write OUTPUT/model; the deltas alone are enough to make it again with `editenv apply`."""
     gguf: Path | None = None
-    """llama.cpp's convert_hf_to_gguf.py, with which OUTPUT/model.gguf is written too, in the precision of --dtype."""
     push_to_hub: str | None = None
-    """Put the saved model on the Hugging Face hub under this name, such as me/my-model; a new repository is private. You
-    are logged in with `hf auth login`.
-    """
     changed: Literal["error", "undo"] = "error"
-    """Where corrections that were made are not in the file any more, or otherwise: error says which and stops; undo undoes
-    them, as `editenv undo` does, and makes what has taken their place."""
     undone: Literal["leave-out", "make"] = "leave-out"
-    """Corrections of the file that `editenv undo` has undone are left out, or made again."""
     rehearse: bool = True
-    """Make earlier corrections again, once, that held before this run went on and that the new ones have undone; what is
-    made so stays if more corrections hold with it."""
     yes: bool = False
-    """Do not ask before corrections are made again."""
     seed: int = 0
     json: bool = False
-    """Print the report as one JSON object instead of a summary."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -128,26 +127,28 @@ class AdviseArgs:
     """Tries two or three methods on a few of the corrections and prints what each would cost. Nothing is saved.
 
     editenv advise --model ./my-model --edits corrections.jsonl
+
+    Attributes:
+        edits: File of edits.
+        model: A name of `editenv models`, a Hugging Face folder, a GGUF file or a hub id.
+        methods: Rows of `editenv methods` to try, with their own settings; by default what `editenv edit` would take,
+            and what it takes for corrections without a subject.
+        corrections: How many are tried, spread evenly over the file.
+        text: Text that methods may take statistics of, as for `editenv edit`.
+        training: Data set that methods may learn from, as for `editenv edit`.
+        json: Print one JSON object a method.
     """
 
     edits: str
-    """File of edits."""
     model: str = EMBEDDED
-    """A name of `editenv models`, a Hugging Face folder, a GGUF file or a hub id."""
     methods: tuple[str, ...] = ()
-    """Rows of `editenv methods` to try, with their own settings; by default what `editenv edit` would take, and what it
-    takes for corrections without a subject."""
     corrections: PositiveInt = 8
-    """How many are tried, spread evenly over the file."""
     text: str | None = None
-    """Text that methods may take statistics of, as for `editenv edit`."""
     training: str | None = None
-    """Data set that methods may learn from, as for `editenv edit`."""
     device: str = "cpu"
     dtype: str = "float32"
     seed: int = 0
     json: bool = False
-    """Print one JSON object a method."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -163,18 +164,20 @@ class UndoArgs:
     editenv undo out corrections.jsonl/3 case-7
 
     editenv undo out 3 --yes
+
+    Attributes:
+        output: Folder of the run.
+        ids: Ids of corrections as results.jsonl or `editenv log --json` has them, or numbers of their records.
+        model: The base model, if it does not lie where the run found it.
+        yes: Do not ask before corrections are made again.
+        json: Print the report as one JSON object instead of a summary.
     """
 
     output: tyro.conf.Positional[Path]
-    """Folder of the run."""
     ids: tyro.conf.Positional[tuple[str, ...]]
-    """Ids of corrections as results.jsonl or `editenv log --json` has them, or numbers of their records."""
     model: str | None = None
-    """The base model, if it does not lie where the run found it."""
     yes: bool = False
-    """Do not ask before corrections are made again."""
     json: bool = False
-    """Print the report as one JSON object instead of a summary."""
 
 
 OPTIONS = "command.json"

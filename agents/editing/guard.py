@@ -41,21 +41,25 @@ class Guard:
 
     Raises:
         ValueError: For a bound that is not a positive number (infinity is one); names it.
+
+    Attributes:
+        max_perplexity: Largest factor by which a batch may raise the perplexity of held-out text.
+        max_weight_norm: Largest factor by which a batch may raise the norm of an edited weight.
+        max_drift: Largest factor by which the perplexity of held-out text may be above the unedited model's, after any
+            batch: small steps add up. None sets no such bound.
+        max_lost: Largest share of earlier edits that a batch may undo, of up to 20 that held before it. None does not
+            ask them.
+        retry: Whether `editenv edit` tries a bad batch again in halves, down to single edits, before edits are given
+            up.
+        on_bad: Go on without a bad batch, or stop with an error; either way the model is as it was before the batch.
     """
 
     max_perplexity: PositiveOrInfinite = 3.0
-    """Largest factor by which a batch may raise the perplexity of held-out text."""
     max_weight_norm: PositiveOrInfinite = 10.0
-    """Largest factor by which a batch may raise the norm of an edited weight."""
     max_drift: PositiveOrInfinite | None = 1.5
-    """Largest factor by which the perplexity of held-out text may be above the unedited model's, after any batch: small
-    steps add up. None sets no such bound."""
     max_lost: PositiveOrInfinite | None = 0.3
-    """Largest share of earlier edits that a batch may undo, of up to 20 that held before it. None does not ask them."""
     retry: bool = True
-    """Whether `editenv edit` tries a bad batch again in halves, down to single edits, before edits are given up."""
     on_bad: Literal["roll-back", "stop"] = "roll-back"
-    """Go on without a bad batch, or stop with an error; either way the model is as it was before the batch."""
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -12,35 +12,41 @@ from editenv.models.presets import preset
 
 @dataclass
 class Args:
-    output: Path
-    """Folder for the policy (policy.safetensors, policy.json), the checkpoint and the TensorBoard log."""
-    train: TrainConfig = field(default_factory=TrainConfig)
-    """Training and policy."""
-    model: str = "atlas"
-    """A name of `editenv models`, a Hugging Face folder, a GGUF file or a hub id."""
-    dataset: str = "atlas"
-    """Data set whose training split is used: atlas, or a file or folder as docs/reference/data_formats.md has it."""
-    dataset_options: FileOptions = field(default_factory=FileOptions)
-    """How a file is read."""
-    modules: tuple[str, ...] = ()
-    """Edited modules, as endings of dotted names; the model's default if none are given."""
-    preset: str | None = None
-    """Modules, rank and lambda_loc of the paper's Table 3, such as llama-3-8b/zsre, or of a small public model, by rule
-    and not run here, such as qwen3-0.6b/gradients; smollm2-135m/counterfact, which was searched here, has the
-    preconditioner, step size, ridge, epsilon, learning rates and observed tokens, too. It takes the place of these
-    options. `editenv models` lists all presets."""
-    train_eos: bool = False
-    """Teach the end-of-sequence token after each target, and protect it after each locality answer."""
-    observed_tokens: Literal["answers", "all", "subject"] = "answers"
-    """Which tokens of a batch the policy sees: those that predict an answer token, all that have a gradient, or of each
-    edit its subject's last. They differ where several layers are edited; the policy is for environments with the same.
+    """Arguments of the command.
+
+    Attributes:
+        output: Folder for the policy (policy.safetensors, policy.json), the checkpoint and the TensorBoard log.
+        train: Training and policy.
+        model: A name of `editenv models`, a Hugging Face folder, a GGUF file or a hub id.
+        dataset: Data set whose training split is used: atlas, or a file or folder as docs/reference/data_formats.md
+            has it.
+        dataset_options: How a file is read.
+        modules: Edited modules, as endings of dotted names; the model's default if none are given.
+        preset: Modules, rank and lambda_loc of the paper's Table 3, such as llama-3-8b/zsre, or of a small public
+            model, by rule and not run here, such as qwen3-0.6b/gradients; smollm2-135m/counterfact, which was searched
+            here, has the preconditioner, step size, ridge, epsilon, learning rates and observed tokens, too. It takes
+            the place of these options. `editenv models` lists all presets.
+        train_eos: Teach the end-of-sequence token after each target, and protect it after each locality answer.
+        observed_tokens: Which tokens of a batch the policy sees: those that predict an answer token, all that have a
+            gradient, or of each edit its subject's last. They differ where several layers are edited; the policy is
+            for environments with the same.
+        device: Torch device.
+        seed: Seeds the network and every stream.
+        checkpoint_every: Trajectories between checkpoints.
     """
+
+    output: Path
+    train: TrainConfig = field(default_factory=TrainConfig)
+    model: str = "atlas"
+    dataset: str = "atlas"
+    dataset_options: FileOptions = field(default_factory=FileOptions)
+    modules: tuple[str, ...] = ()
+    preset: str | None = None
+    train_eos: bool = False
+    observed_tokens: Literal["answers", "all", "subject"] = "answers"
     device: str = "cpu"
-    """Torch device."""
     seed: int = 0
-    """Seeds the network and every stream."""
     checkpoint_every: PositiveInt = 5
-    """Trajectories between checkpoints."""
 
     def __post_init__(self) -> None:
         check_fields(self)

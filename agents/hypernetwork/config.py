@@ -19,20 +19,22 @@ from editenv.arguments import (
 
 @dataclass(frozen=True, slots=True)
 class PolicyConfig:
-    """Shape and starting point of a policy."""
+    """Shape and starting point of a policy.
+
+    Attributes:
+        network: The hypernetwork's form: malmen's, which RLEdit has, or mend's, which has no ridge regression.
+        blocks: Residual blocks.
+        rank: Rank of each block's linear map.
+        step_size: Start of lr_m: the change asked of a module's output for a typical gradient, relative to a typical
+            output; of each of M modules that are edited together, an M-th.
+        ridge: Start of lambda_m, relative to the mean squared norm of a key.
+    """
 
     network: Literal["malmen", "mend"] = "malmen"
-    """The hypernetwork's form: malmen's, which RLEdit has, or mend's, which has no ridge regression."""
     blocks: PositiveInt = 4
-    """Residual blocks."""
     rank: PositiveInt = 64
-    """Rank of each block's linear map."""
     step_size: PositiveFloat = 1.0
-    """Start of lr_m: the change asked of a module's output for a typical gradient, relative to a typical output; of
-    each of M modules that are edited together, an M-th.
-    """
     ridge: PositiveFloat = 0.1
-    """Start of lambda_m, relative to the mean squared norm of a key."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -40,12 +42,15 @@ class PolicyConfig:
 
 @dataclass(frozen=True, slots=True)
 class GatedPolicyConfig(PolicyConfig):
-    """A policy with a gate that chooses, for each batch, the modules that are edited (HiEdit)."""
+    """A policy with a gate that chooses, for each batch, the modules that are edited (HiEdit).
+
+    Attributes:
+        share: Share of the modules that are edited, rounded up; the public code has 6 of 12. With 1 nothing is chosen.
+        gate_width: Features of each module that the gate sees.
+    """
 
     share: PositiveShare = 0.5
-    """Share of the modules that are edited, rounded up; the public code has 6 of 12. With 1 nothing is chosen."""
     gate_width: PositiveInt = 256
-    """Features of each module that the gate sees."""
 
     def chosen(self, modules: int) -> int:
         """How many of so many modules are edited."""
@@ -68,54 +73,61 @@ class TrainConfig:
 
     Raises:
         ValueError: If a value is out of range or two do not fit together; names them.
+
+    Attributes:
+        trajectories: Trajectories, each over a freshly drawn and shuffled training stream; one optimiser step
+            each (eq. 12).
+        horizon: T: batches per trajectory.
+        edits_per_step: n: edits per batch.
+        actions_per_batch: K: how often each batch is shown, each time with the gradient at the current weights. The
+            paper has 1.
+        learning_rate: Adam's rate for the network.
+        scalar_learning_rate: Adam's rate for the logarithms of step size and ridge.
+        gradient_clip: Largest norm of the policy gradient.
+        discount: gamma of eq. 11.
+        credit: Whether a delta answers for all later rewards, or (as the public code has it) only for its own.
+        environment: fixed undoes every batch, so that the policy only ever sees theta_0: how MEND and MALMEN are
+            trained.
+        locality: lambda_loc of eq. 8.
+        reference: What all locality losses compare with: theta_0 (eq. 7), or, as the public code has it, theta_{t-1}.
+        memory_decay: mu of eq. 9.
+        memory_batches: k of eq. 9: how many past batches are looked back at.
+        memory_samples: Estimate the sum over the k past batches from so many of them, drawn anew at each step; None
+            takes all.
+        regularization: eta of eq. 10; the squared norm carries gradient.
+        preconditioner: Solve the ridge regression under the text's key covariance (not in the paper).
+        covariance_texts: Sentences of the training split that the covariance is estimated from.
+        epsilon: Ridge on that covariance, relative to its mean eigenvalue.
+        recursive: Add the keys of finished batches to the covariance; needs the preconditioner.
+        absorb_noise: How firmly they are added (smaller is firmer), relative to a typical key.
+        warm_up_batches: Batches on theta_0 that the normalizer sees before training, of one stream: ``horizon`` at
+            most.
+        policy: The network; the training is a plug-in to any of them (section 3.3).
     """
 
     trajectories: NonNegativeInt = 60
-    """Trajectories, each over a freshly drawn and shuffled training stream; one optimiser step each (eq. 12)."""
     horizon: PositiveInt = 50
-    """T: batches per trajectory."""
     edits_per_step: PositiveInt = 20
-    """n: edits per batch."""
     actions_per_batch: PositiveInt = 1
-    """K: how often each batch is shown, each time with the gradient at the current weights. The paper has 1."""
     learning_rate: NonNegativeFloat = 1e-3
-    """Adam's rate for the network."""
     scalar_learning_rate: NonNegativeFloat = 0.03
-    """Adam's rate for the logarithms of step size and ridge."""
     gradient_clip: PositiveOrInfinite = 1.0
-    """Largest norm of the policy gradient."""
     discount: Share = 1.0
-    """gamma of eq. 11."""
     credit: Literal["trajectory", "step"] = "trajectory"
-    """Whether a delta answers for all later rewards, or (as the public code has it) only for its own."""
     environment: Literal["lifelong", "fixed"] = "lifelong"
-    """fixed undoes every batch, so that the policy only ever sees theta_0: how MEND and MALMEN are trained."""
     locality: NonNegativeFloat = 0.6
-    """lambda_loc of eq. 8."""
     reference: Literal["initial", "previous"] = "initial"
-    """What all locality losses compare with: theta_0 (eq. 7), or, as the public code has it, theta_{t-1}."""
     memory_decay: Share = 0.95
-    """mu of eq. 9."""
     memory_batches: NonNegativeInt = 10
-    """k of eq. 9: how many past batches are looked back at."""
     memory_samples: PositiveInt | None = None
-    """Estimate the sum over the k past batches from so many of them, drawn anew at each step; None takes all."""
     regularization: NonNegativeFloat = 1e-4
-    """eta of eq. 10; the squared norm carries gradient."""
     preconditioner: bool = False
-    """Solve the ridge regression under the text's key covariance (not in the paper)."""
     covariance_texts: PositiveInt = 3000
-    """Sentences of the training split that the covariance is estimated from."""
     epsilon: NonNegativeFloat = 0.01
-    """Ridge on that covariance, relative to its mean eigenvalue."""
     recursive: bool = True
-    """Add the keys of finished batches to the covariance; needs the preconditioner."""
     absorb_noise: PositiveFloat = 1.0
-    """How firmly they are added (smaller is firmer), relative to a typical key."""
     warm_up_batches: PositiveInt = 50
-    """Batches on theta_0 that the normalizer sees before training, of one stream: ``horizon`` at most."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
-    """The network; the training is a plug-in to any of them (section 3.3)."""
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -29,14 +29,17 @@ from editenv.arguments import PositiveFloat, PositiveInt
 
 @dataclass(frozen=True)
 class EvolutionConfig(TrainConfig):
-    """RLEdit's options, and the strategy's; one trajectory is one generation on one stream."""
+    """RLEdit's options, and the strategy's; one trajectory is one generation on one stream.
+
+    Attributes:
+        pairs: Antithetic pairs of policies in a generation.
+        noise: Standard deviation of what is added to the network's parameters.
+        scalar_noise: The same for the logarithms of step size and ridge.
+    """
 
     pairs: PositiveInt = 8
-    """Antithetic pairs of policies in a generation."""
     noise: PositiveFloat = 0.01
-    """Standard deviation of what is added to the network's parameters."""
     scalar_noise: PositiveFloat = 0.1
-    """The same for the logarithms of step size and ridge."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -112,8 +115,13 @@ class EvolutionAgent(HypernetworkAgent):
 
 @dataclass
 class Args(train_command.Args):
+    """Arguments of the command.
+
+    Attributes:
+        train: Training and policy.
+    """
+
     train: EvolutionConfig = field(default_factory=EvolutionConfig)
-    """Training and policy."""
 
 
 if __name__ == "__main__":

@@ -32,31 +32,35 @@ if TYPE_CHECKING:
 
 @dataclass
 class Args:
-    output: Path
-    """Folder in which Minari keeps data sets."""
-    name: str = "random-v0"
-    """Name and version; the data set's id is lifelongedit/NAME."""
-    policy: Path | None = None
-    """OUTPUT of `python -m agents.rl.sb3`: its policy acts, with its own exploration (TD3 and DDPG have none);
-    without one, actions are uniformly random.
+    """Arguments of the command.
+
+    Attributes:
+        output: Folder in which Minari keeps data sets.
+        name: Name and version; the data set's id is lifelongedit/NAME.
+        policy: OUTPUT of `python -m agents.rl.sb3`: its policy acts, with its own exploration (TD3 and DDPG have
+            none); without one, actions are uniformly random.
+        episodes: Episodes recorded.
+        horizon: T: batches per episode.
+        edits_per_step: n: edits per batch.
+        split: Of the data set.
+        model: A name of `editenv models`, a Hugging Face folder, a GGUF file or a hub id.
+        modules: Edited modules, as endings of dotted names; the model's default if none are given.
+        observed_tokens: Which tokens of a batch are observed: those that predict an answer token, all that have a
+            gradient, or of each edit its subject's last.
+        seed: Seeds streams and actions.
     """
+
+    output: Path
+    name: str = "random-v0"
+    policy: Path | None = None
     episodes: int = 10
-    """Episodes recorded."""
     horizon: int = 25
-    """T: batches per episode."""
     edits_per_step: int = 20
-    """n: edits per batch."""
     split: str = "train"
-    """Of the data set."""
     model: str = "atlas"
-    """A name of `editenv models`, a Hugging Face folder, a GGUF file or a hub id."""
     modules: tuple[str, ...] = ()
-    """Edited modules, as endings of dotted names; the model's default if none are given."""
     observed_tokens: Literal["answers", "all", "subject"] = "answers"
-    """Which tokens of a batch are observed: those that predict an answer token, all that have a gradient, or of each
-    edit its subject's last."""
     seed: int = 0
-    """Seeds streams and actions."""
 
 
 def main(args: Args) -> None:

@@ -43,12 +43,15 @@ from editenv.language_model.editable_lm import Gradient
 
 @dataclass(frozen=True)
 class ReinforceConfig(TrainConfig):
-    """RLEdit's options, and REINFORCE's; one trajectory is one optimiser step on several rollouts of one stream."""
+    """RLEdit's options, and REINFORCE's; one trajectory is one optimiser step on several rollouts of one stream.
+
+    Attributes:
+        rollouts: Rollouts of each stream; two or more, for each is the others' baseline.
+        noise: Standard deviation of the noise on V, in units of a typical entry of the module's output.
+    """
 
     rollouts: Annotated[int, at_least(2)] = 8
-    """Rollouts of each stream; two or more, for each is the others' baseline."""
     noise: PositiveFloat = 0.1
-    """Standard deviation of the noise on V, in units of a typical entry of the module's output."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -152,8 +155,13 @@ class ReinforceAgent(HypernetworkAgent):
 
 @dataclass
 class Args(train_command.Args):
+    """Arguments of the command.
+
+    Attributes:
+        train: Training and policy.
+    """
+
     train: ReinforceConfig = field(default_factory=ReinforceConfig)
-    """Training and policy."""
 
 
 if __name__ == "__main__":

@@ -275,49 +275,53 @@ def _digest(file: Path) -> str:
 
 @dataclass
 class Args:
+    """Arguments of the command.
+
+    Attributes:
+        output: Folder for everything that is written.
+        algo: Algorithm; tqc is of sb3-contrib.
+        steps: Environment steps in all.
+        seconds: Seconds after which this call ends all the same.
+        reward: What is learned from and judged by: the bounded reward of LifelongEdit-v1, or with loss the paper's.
+        settings: JSON file of hyperparameters, of the form of agents/settings/sb3/ppo.json; the one that ships by
+            default.
+        horizon: T: batches per episode.
+        edits_per_step: n: edits per batch.
+        actions_per_batch: K: how often each batch is shown.
+        model: A name of `editenv models`, a Hugging Face folder, a GGUF file or a hub id.
+        dataset: Data set with a training and a validation split: atlas, or a file or folder as
+            docs/reference/data_formats.md has it.
+        dataset_options: How a file is read.
+        modules: Edited modules, as endings of dotted names; the model's default if none are given.
+        observed_tokens: Which tokens of a batch are observed: those that predict an answer token, all that have a
+            gradient, or of each edit its subject's last.
+        device: Torch device of the language model.
+        streams: Streams that are played at once on one model; prompts that any of them has met cost less, so that
+            training targets are not redrawn where there are several.
+        seed: Seeds the networks, the exploration and the streams.
+        checkpoint_every: Steps between checkpoints.
+        evaluate_every: Steps between evaluations on one episode of the validation split.
+    """
+
     output: Path
-    """Folder for everything that is written."""
     algo: Algorithm = "ppo"
-    """Algorithm; tqc is of sb3-contrib."""
     steps: PositiveInt = 2000
-    """Environment steps in all."""
     seconds: float | None = None
-    """Seconds after which this call ends all the same."""
     reward: RewardName = "improvement"
-    """What is learned from and judged by: the bounded reward of LifelongEdit-v1, or with loss the paper's."""
     settings: Path | None = None
-    """JSON file of hyperparameters, of the form of agents/settings/sb3/ppo.json; the one that ships by default."""
     horizon: PositiveInt = 25
-    """T: batches per episode."""
     edits_per_step: PositiveInt = 20
-    """n: edits per batch."""
     actions_per_batch: PositiveInt = 1
-    """K: how often each batch is shown."""
     model: str = "atlas"
-    """A name of `editenv models`, a Hugging Face folder, a GGUF file or a hub id."""
     dataset: str = "atlas"
-    """Data set with a training and a validation split: atlas, or a file or folder as docs/reference/data_formats.md has
-    it.
-    """
     dataset_options: FileOptions = field(default_factory=FileOptions)
-    """How a file is read."""
     modules: tuple[str, ...] = ()
-    """Edited modules, as endings of dotted names; the model's default if none are given."""
     observed_tokens: Literal["answers", "all", "subject"] = "answers"
-    """Which tokens of a batch are observed: those that predict an answer token, all that have a gradient, or of each
-    edit its subject's last."""
     device: str = "cpu"
-    """Torch device of the language model."""
     streams: PositiveInt = 1
-    """Streams that are played at once on one model; prompts that any of them has met cost less, so that training
-    targets are not redrawn where there are several.
-    """
     seed: int = 0
-    """Seeds the networks, the exploration and the streams."""
     checkpoint_every: PositiveInt = 250
-    """Steps between checkpoints."""
     evaluate_every: PositiveInt = 500
-    """Steps between evaluations on one episode of the validation split."""
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -11,10 +11,13 @@ from editenv.arguments import PositiveInt
 
 @dataclass(frozen=True)
 class HiEditConfig(TrainConfig):
-    """RLEdit's options; the public code differs from its defaults where docs/reference/papers_and_code.md says so."""
+    """RLEdit's options; the public code differs from its defaults where docs/reference/papers_and_code.md says so.
+
+    Attributes:
+        policy: The network, and the gate.
+    """
 
     policy: GatedPolicyConfig = field(default_factory=GatedPolicyConfig)
-    """The network, and the gate."""
 
 
 class HiEditTrainer(RLEditTrainer):

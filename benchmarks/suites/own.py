@@ -22,24 +22,27 @@ EDITS_PER_STEP = 20
 
 @dataclass(frozen=True)
 class OwnData:
-    """Options of commands for records and text of one's own."""
+    """Options of commands for records and text of one's own.
+
+    Attributes:
+        edits: Records of your own in place of a suite: a file, FORMAT:FILE, a folder or a hub id, as `editenv inspect`
+            takes it.
+        split: With --edits, which part of them: train, validation or test (by default, where tables are made); all of
+            a single file has in it what methods learn from.
+        edits_per_step: With --edits: edits in a batch, 20 by default.
+        batches: With --edits: the first so many batches of the stream; by default as many as can be filled.
+        text: Ordinary text that methods take statistics of, in place of the suite's: .txt (a text a line), .jsonl (a
+            field text), a hub data set, or a folder made by agents.covariance. By default, with --edits, sentences of
+            the training part.
+        drift_text: The same for what drift is measured on.
+    """
 
     edits: str | None = None
-    """Records of your own in place of a suite: a file, FORMAT:FILE, a folder or a hub id, as `editenv inspect` takes
-    it."""
     split: str | None = None
-    """With --edits, which part of them: train, validation or test (by default, where tables are made); all of a single
-    file has in it what methods learn from."""
     edits_per_step: int | None = None
-    """With --edits: edits in a batch, 20 by default."""
     batches: int | None = None
-    """With --edits: the first so many batches of the stream; by default as many as can be filled."""
     text: str | None = None
-    """Ordinary text that methods take statistics of, in place of the suite's: .txt (a text a line), .jsonl (a field
-    text), a hub data set, or a folder made by agents.covariance. By default, with --edits, sentences of the training
-    part."""
     drift_text: str | None = None
-    """The same for what drift is measured on."""
 
     def suite(self, name: str | None, split: str, data: Path | None = None) -> Suite:
         """The suite of this name or file, or that of the records.

@@ -30,34 +30,36 @@ class FileOptions:
 
     Raises:
         ValueError: For a value that an option does not take; names the option.
+
+    Attributes:
+        bad_records: What a record that cannot be used does: stop with an error that names it, or be left out and
+            counted. Records are bad if they are malformed, ask for what is there already, repeat or contradict an
+            earlier one, are longer than the model's context, or (in the test split) edit a subject that the training
+            split edits.
+        rephrases: checked leaves out rephrases that end in none of the file's own prompt templates for such an
+            answer (CounterFact's generation prompts); checked-first also moves records that keep one to the front,
+            which matters with a limit.
+        locality: checked leaves out locality prompts that some record of the split edits (in FEVER, all of them are
+            edited).
+        nq_prefix: Whether ZsRE's locality questions keep their prefix "nq question: ".
+        apart_from: Another file of edits (``PATH`` or ``FORMAT:PATH``): edits about a subject that it edits are left
+            out, or with a prompt that it edits where there is no subject. For what is learned before that file's edits
+            are made.
+        only: A text file of ids, one a line (``#`` begins a comment): all other edits are left out. For a part of a
+            data set that a rule outside the data chose, such as what a model knows (``python -m benchmarks.known``).
+        limit: Only the first so many edits.
+        columns: Which column or field of a file is which of one's own corrections, as prompt=Question,target=Answer. A
+            name with a comma stands in double quotes: prompt=Question,"target=Answer, short".
     """
 
     bad_records: Literal["error", "skip"] = "error"
-    """What a record that cannot be used does: stop with an error that names it, or be left out and counted. Records are
-    bad if they are malformed, ask for what is there already, repeat or contradict an earlier one, are longer than the
-    model's context, or (in the test split) edit a subject that the training split edits."""
     rephrases: Literal["as-is", "checked", "checked-first"] = "as-is"
-    """checked leaves out rephrases that end in none of the file's own prompt templates for such an answer
-    (CounterFact's generation prompts); checked-first also moves records that keep one to the front, which matters
-    with a limit.
-    """
     locality: Literal["as-is", "checked"] = "as-is"
-    """checked leaves out locality prompts that some record of the split edits (in FEVER, all of them are edited)."""
     nq_prefix: Literal["keep", "strip"] = "keep"
-    """Whether ZsRE's locality questions keep their prefix "nq question: "."""
     apart_from: str | None = None
-    """Another file of edits (``PATH`` or ``FORMAT:PATH``): edits about a subject that it edits are left out, or with a
-    prompt that it edits where there is no subject. For what is learned before that file's edits are made.
-    """
     only: str | None = None
-    """A text file of ids, one a line (``#`` begins a comment): all other edits are left out. For a part of a data set
-    that a rule outside the data chose, such as what a model knows (``python -m benchmarks.known``).
-    """
     limit: PositiveInt | None = None
-    """Only the first so many edits."""
     columns: str | None = None
-    """Which column or field of a file is which of one's own corrections, as prompt=Question,target=Answer. A name with a
-    comma stands in double quotes: prompt=Question,"target=Answer, short"."""
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -13,22 +13,25 @@ from editenv.arguments import PositiveInt, check_fields
 
 @dataclass
 class ServerArgs:
-    """Serves LifelongEdit-v1 to OpenEnv clients."""
+    """Serves LifelongEdit-v1 to OpenEnv clients.
+
+    Attributes:
+        model: A name of `editenv models`, a Hugging Face folder, or a hub id.
+        dataset: What is edited, as docs/reference/data_formats.md names a data set.
+        horizon: Batches of an episode.
+        modules: Edited modules, as endings of dotted names; by default the model's own.
+        sessions: Episodes at the same time.
+    """
 
     model: str = "atlas"
-    """A name of `editenv models`, a Hugging Face folder, or a hub id."""
     dataset: str = "atlas"
-    """What is edited, as docs/reference/data_formats.md names a data set."""
     split: str = "train"
     edits_per_step: PositiveInt = 5
     horizon: PositiveInt = 10
-    """Batches of an episode."""
     modules: tuple[str, ...] = ()
-    """Edited modules, as endings of dotted names; by default the model's own."""
     device: str = "cpu"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     sessions: PositiveInt = 4
-    """Episodes at the same time."""
     host: str = "127.0.0.1"
     port: PositiveInt = 8000
 
