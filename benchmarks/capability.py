@@ -29,7 +29,7 @@ from agents.registry import make_agent, settings_of
 from benchmarks.capability_report import Capability, Setting, as_markdown, draw, read, starts_as_markdown
 from benchmarks.capability_tasks import FILES, GLUE_TASKS, GROUPS, MADE_TASKS, data_file
 from benchmarks.results.records import append, disagreements
-from benchmarks.running.cells import file_name
+from benchmarks.running.cells import workspace_path
 from benchmarks.running.progress import console_progress
 from benchmarks.running.rollout import check_budget, play
 from benchmarks.suites import Suite, find, model_fingerprint, name_of
@@ -433,7 +433,8 @@ def run(
             f"{args.agent} acts by where its stream ends, so that one run has no figures along the way: name one "
             "number of edits besides 0 with --at, and give the command again for each other one"
         )
-    agent.workspace = args.out / "policies" / f"{file_name(args.agent)}-seed{args.seed}"
+    modules = suite.modules or agent.environment.get("modules", ())
+    agent.workspace = workspace_path(args.out, args.agent, modules, made_with.get("training"), args.seed)
     check_budget(suite, args.agent, agent)
     if agent.reads_text and agent.text is None:
         agent.text = suite.in_data(suite.text)

@@ -14,7 +14,7 @@ Files are written whole or not at all: whatever is killed, what has finished sta
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -147,10 +147,8 @@ class Cell:
 
         agent = make_agent(self.agent)
         settings = settings_of(self.agent, agent)
-        modules = "-".join(self.suite.modules or self._modules_of(agent.environment))
-        agent.workspace = (
-            self.out / "policies" / (file_name(f"{self.agent}-{modules}".rstrip("-")) + f"-seed{self.seed}")
-        )
+        modules = self.suite.modules or self._modules_of(agent.environment)
+        agent.workspace = workspace_path(self.out, self.agent, modules, self.fingerprints.get("training"), self.seed)
         recording = Recording() if self.keep_deltas else None
         record = run(
             self.suite, self.agent, agent, self.seed, progress, recording=recording, activation_cache=activation_cache
@@ -236,12 +234,27 @@ def deltas_path(out: Path, suite: str, agent: str, seed: int) -> Path:
     return out / "deltas" / suite / f"{file_name(agent)}-seed{seed}.safetensors"
 
 
+def workspace_path(out: Path, agent: str, modules: Sequence[str], training: str | None, seed: int) -> Path:
+    """Where an agent keeps what its training has made.
+
+    Args:
+        out: Folder of a table.
+        agent: Name of the row.
+        modules: Edited modules, if somebody names them.
+        training: Fingerprint of the edits that it learns from, so that two suites of one folder do not take turns in
+            training anew; None if it is not known.
+        seed: Of the training.
+    """
+    name = "-".join([agent, *modules, *([training[:8]] if training else [])])
+    return out / "policies" / f"{file_name(name)}-seed{seed}"
+
+
 def file_name(name: str) -> str:
     """Any name as a file's; one that had to be changed ends in a digest, so that two names never share a file."""
     allowed = re.sub(r"[^\w.@-]", "_", name)
     if allowed == name and len(name.encode()) <= LONGEST_NAME:
         return name
-    tail = allowed.encode()[-TAIL_BYTES:].decode(errors="ignore")
+    tail = allowed.encode()[-TAIL_BYTES:].decode(errors="ignore").lstrip(".")  # no hidden file
     return f"{tail}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 

@@ -15,11 +15,11 @@ from benchmarks import run as command
 from benchmarks.results.records import read
 from benchmarks.run import Args, main, parse_agents, parse_seeds
 from benchmarks.running import cells
-from benchmarks.running.cells import Cell, Failure, cell_files, cell_path, collect
+from benchmarks.running.cells import TAIL_BYTES, Cell, Failure, cell_files, cell_path, collect
 from benchmarks.suites import find
 from editenv.atomic_files import atomic_write_text
 
-PRINTS = {"model": None, "edits": None}
+PRINTS = {"model": None, "edits": None, "training": None}
 
 
 @pytest.mark.parametrize(
@@ -212,8 +212,28 @@ def test_names_that_differ_only_in_what_files_cannot_hold_have_files_of_their_ow
     paths = {cell_path(tmp_path, "smoke-v1", name, 0) for name in names}
     assert len(paths) == len(names)
     assert all(path.parent == tmp_path / "cells" / "smoke-v1" for path in paths)
+    hidden = cell_path(tmp_path, "smoke-v1", "C" * 200 + "." + "c" * (TAIL_BYTES - 1), 0)
+    assert not hidden.name.startswith(".")
     for path in paths:
         atomic_write_text(path.with_suffix(".failed.json"), "{}")  # a file system holds all of them
+
+
+LEARNER = """
+from agents.baselines.no_edit import NoEdit
+
+class Learner(NoEdit):
+    def prepare(self, env, seed, progress):
+        self.workspace.mkdir(parents=True)
+"""
+
+
+def test_two_suites_of_one_folder_keep_what_an_agent_has_learned_from_each(tmp_path):
+    (tmp_path / "learner.py").write_text(LEARNER)
+    agent = f"{tmp_path}/learner.py:Learner"
+    smoke = replace(find("smoke").first(1), protocols=("teacher_forced", "generation"))
+    for training in ("a" * 64, "b" * 64, None):
+        Cell(smoke, PRINTS | {"training": training}, agent, 0, tmp_path).run(lambda *_: None)
+    assert len(list((tmp_path / "policies").iterdir())) == 3
 
 
 def test_a_broken_cell_file_is_named(tmp_path):
