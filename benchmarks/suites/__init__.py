@@ -232,7 +232,7 @@ class Suite:
         data = data or self.data
         if data is None and any("{data}" in (source or "") for source in self._sources):
             raise ValueError(
-                f"suite {self.name} reads real data: give its folder with --data (see docs/results/real.md)"
+                f"suite {self.name} reads real data: give its folder with --data (see docs/reference/suites.md)"
             )
         if self.model is None and model is None:
             if self.is_own:
@@ -240,7 +240,8 @@ class Suite:
             remedy = (
                 "`python -m benchmarks.pretrain --size base` makes one (docs/results/capacity.md)"
                 if self.dataset == "atlas"
-                else "'real', in the package, knows CounterFact, ZsRE and FEVER (docs/results/real.md)"
+                else "'real', in the package, was taught CounterFact, ZsRE and FEVER (docs/results/real.md); the suites "
+                "real-* edit a public model"
             )
             raise ValueError(f"suite {self.name} needs a model that knows its data: give one with --model; {remedy}")
         return replace(

@@ -146,6 +146,9 @@ def test_curves_are_over_what_all_seeds_have_and_know_the_width():
     assert "not up to 160" in table
     (own,) = curves([replace(RECORD, suite="atlas-50x20", agent="untrained")])  # a suite that names no modules
     assert (own.modules, own.inputs) == (("model.layers.3.mlp.down_proj",), config.intermediate_size)
+    nine = replace(own, modules=tuple(f"model.layers.{n}.mlp.down_proj" for n in range(9)))
+    assert "| 9 modules |" in as_markdown([nine])
+    assert "| 0.mlp.down_proj, 1.mlp.down_proj, " in as_markdown([replace(nine, modules=nine.modules[:8])])
     never = replace(method, points=((20, 2.0), (160, 1.0)), breaks_at=None)
     assert "never worked" in as_markdown([never])
 
