@@ -11,7 +11,8 @@
 any other name    the cosine of the two sentence vectors of that encoder of the package ``sentence-transformers``
 ================  ====================================================================================================
 
-Terms and their frequencies are scikit-learn's (``TfidfVectorizer``). The share is that of the key, not a cosine, for a
+Terms and their frequencies are those of scikit-learn's ``TfidfVectorizer``, whose analyzer finds them; they are counted
+here, for a context grows by a few keys at a time, and is searched after each. The share is that of the key, not a cosine, for a
 question may say other things beside (CounterFact's rephrases begin with a sentence about something else), and a word
 that no key has must not make it less alike. Both begin from the keys alone: nothing is trained, and nothing is fetched.
 A background tells of a few keys which words are rare, and not only rare among them.
@@ -19,8 +20,11 @@ A background tells of a few keys which words are rare, and not only rare among t
 
 import importlib
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -61,6 +65,68 @@ class Retriever(Protocol):
         """``(n, m)`` how alike ``n`` questions and the ``m`` keys are, and the same to tell equals apart by."""
 
 
+@dataclass(frozen=True)
+class Counts:
+    """How often each key has each term.
+
+    Attributes:
+        columns: Of the terms. Counts that were made from others share it, and put what is new behind what is there.
+        rows: Of the keys.
+        matrix: ``(m, terms)``; of terms that came later there is no column.
+    """
+
+    columns: dict[str, int]
+    rows: Mapping[str, int]
+    matrix: "csr_matrix"
+
+    @classmethod
+    def of(cls, keys: Sequence[str], analyze: Callable[[str], list[str]], like: "Counts | None") -> "Counts":
+        """Of keys: counted once, and taken from counts that have them already.
+
+        Args:
+            keys: ``m`` texts.
+            analyze: The terms of a text, in order.
+            like: Such counts; None if there are none.
+        """
+        from scipy.sparse import csr_matrix, vstack
+
+        columns: dict[str, int] = {} if like is None else like.columns
+        known: Mapping[str, int] = {} if like is None else like.rows
+        new = [key for key in dict.fromkeys(keys) if key not in known]
+        counted = [Counter(analyze(key)) for key in new]
+        for term in chain.from_iterable(counted):
+            columns.setdefault(term, len(columns))
+        matrix = _csr([{columns[term]: count for term, count in terms.items()} for terms in counted], len(columns))
+        first = 0
+        if like is not None:
+            first = like.matrix.shape[0]
+            parts = (like.matrix.data, like.matrix.indices, like.matrix.indptr)
+            matrix = vstack([csr_matrix(parts, shape=(first, len(columns))), matrix], format="csr")
+        row_of = {**known, **{key: first + i for i, key in enumerate(new)}}
+        return cls(columns, {key: i for i, key in enumerate(keys)}, matrix[[row_of[key] for key in keys]])
+
+    def of_questions(self, texts: Sequence[str], analyze: Callable[[str], list[str]]) -> "csr_matrix":
+        """``(n, terms)`` of other texts, without terms that no key has."""
+        width = self.matrix.shape[1]
+        counted = [
+            Counter(column for term in analyze(text) if (column := self.columns.get(term, width)) < width)
+            for text in texts
+        ]
+        return _csr(counted, width)
+
+
+def _csr(rows: Sequence[Mapping[int, int]], width: int) -> "csr_matrix":
+    """Of each row's counts by column; rows that have the same have it in the same order."""
+    from scipy.sparse import csr_matrix
+
+    indptr = np.cumsum([0, *map(len, rows)])
+    indices = np.fromiter((column for row in rows for column in row), np.int32, indptr[-1])
+    data = np.fromiter((count for row in rows for count in row.values()), np.float64, indptr[-1])
+    matrix = csr_matrix((data, indices, indptr), shape=(len(rows), width))
+    matrix.sort_indices()
+    return matrix
+
+
 class Terms:
     """The first two of the table.
 
@@ -69,51 +135,65 @@ class Terms:
         terms: Of :data:`TERMS`.
         background: What :class:`Background` counts of the keys' terms, for how rare a term is.
         background_texts: Over how many texts.
+        like: The same over other keys: what both have is not counted again.
     """
 
     def __init__(
-        self, keys: Sequence[str], terms: str, background: Mapping[str, int] | None = None, background_texts: int = 0
+        self,
+        keys: Sequence[str],
+        terms: str,
+        background: Mapping[str, int] | None = None,
+        background_texts: int = 0,
+        like: "Terms | None" = None,
     ) -> None:
-        from sklearn.feature_extraction.text import TfidfVectorizer
-        from sklearn.preprocessing import normalize
-
-        self._vectorizer = TfidfVectorizer(**TERMS[terms], norm=None, smooth_idf=False)
-        vectors = self._fitted(keys)
+        self._analyze = _analyzer(terms)
+        self.counts: Counts = Counts.of(keys, self._analyze, None if like is None else like.counts)
+        counts = self.counts.matrix
+        if not counts.nnz:  # of keys of punctuation alone
+            raise ValueError(f"context: no key has a word to find it by, such as {keys[0]!r}")
+        with_term = np.bincount(counts.indices, minlength=counts.shape[1]).astype(float)
+        present = with_term > 0  # terms of keys that have gone still have a column
         if background_texts:
-            self._count_in(len(keys), background or {}, background_texts)
-            vectors = self._vectorizer.transform(keys)
-        self._weights = vectors.multiply(vectors).tocsr()
-        self._directions = normalize(vectors)
+            of_others = background or {}
+            with_term += [of_others.get(term, 0) for term in islice(self.counts.columns, len(with_term))]
+        self._idf = np.zeros_like(with_term)
+        self._idf[present] = 1 + np.log((len(keys) + background_texts) / with_term[present])
+        vectors = counts.copy()
+        vectors.data *= self._idf[vectors.indices]
+        self._directions = _of_length_1(vectors)
+        weights = vectors.multiply(vectors).tocsr()
         # A key without any term is like no question.
-        self._totals = np.maximum(np.asarray(self._weights.sum(1)).ravel(), np.finfo(float).tiny)
+        self._totals = np.maximum(np.asarray(weights.sum(1)).ravel(), np.finfo(float).tiny)
+        self._weights = weights.T.tocsr()
         kept = (self._weights, self._directions)
         self.bytes = sum(part.nbytes for rows in kept for part in (rows.data, rows.indices, rows.indptr))
 
-    def _fitted(self, keys: Sequence[str]) -> "csr_matrix":
-        try:
-            return self._vectorizer.fit_transform(keys)
-        except ValueError as error:  # of keys of punctuation alone
-            raise ValueError(f"context: no key has a word to find it by, such as {keys[0]!r}") from error
-
-    def _count_in(self, keys: int, background: Mapping[str, int], texts: int) -> None:
-        """Makes the inverse document frequencies those of the keys and the background's texts together."""
-        keys_with = np.round(keys / np.exp(self._vectorizer.idf_ - 1))  # scikit-learn keeps no counts
-        others_with = np.array([background.get(term, 0) for term in self._vectorizer.get_feature_names_out()])
-        self._vectorizer.idf_ = 1 + np.log((keys + texts) / (keys_with + others_with))
-
     def compare(self, questions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        has = self._vectorizer.transform(questions)
+        has = self.counts.of_questions(questions, self._analyze)
         has.data[:] = 1
         # The longer one of two keys that a question has as a whole says more of it.
-        shared = (has @ self._weights.T).toarray()
+        shared = (has @ self._weights).toarray()
         return shared / self._totals, shared
 
     def cosines(self, questions: Sequence[str]) -> np.ndarray:
         """``(n, m)`` of the TF-IDF vectors; terms that no key has are in none."""
-        from sklearn.preprocessing import normalize
-
-        cosines: np.ndarray = (normalize(self._vectorizer.transform(questions)) @ self._directions.T).toarray()
+        vectors = self.counts.of_questions(questions, self._analyze)
+        vectors.data *= self._idf[vectors.indices]
+        cosines: np.ndarray = (_of_length_1(vectors) @ self._directions.T).toarray()
         return cosines
+
+
+def _analyzer(terms: str) -> Callable[[str], list[str]]:
+    from sklearn.feature_extraction.text import CountVectorizer
+
+    analyze: Callable[[str], list[str]] = CountVectorizer(**TERMS[terms]).build_analyzer()
+    return analyze
+
+
+def _of_length_1(vectors: "csr_matrix") -> "csr_matrix":
+    from sklearn.preprocessing import normalize
+
+    return normalize(vectors)
 
 
 class Background:
@@ -144,10 +224,12 @@ class Scope:
     Args:
         keys: ``m`` texts.
         weights: The intercept ``b`` and the four of ``w``.
+        like: As :class:`Terms` takes it.
     """
 
-    def __init__(self, keys: Sequence[str], weights: Sequence[float]) -> None:
-        self._terms = [Terms(keys, terms) for terms in TERMS]
+    def __init__(self, keys: Sequence[str], weights: Sequence[float], like: "Scope | None" = None) -> None:
+        before = [None] * len(TERMS) if like is None else like._terms
+        self._terms: list[Terms] = [Terms(keys, terms, like=one) for terms, one in zip(TERMS, before, strict=True)]
         self._weights = np.array(weights)
         self.bytes = sum(terms.bytes for terms in self._terms)
 
@@ -220,6 +302,7 @@ def make_retriever(
     weights: Sequence[float] = (),
     background: Mapping[str, int] | None = None,
     background_texts: int = 0,
+    like: Retriever | None = None,
 ) -> Retriever:
     """The retriever of a name over the keys.
 
@@ -228,14 +311,17 @@ def make_retriever(
         keys: ``m`` texts.
         weights: Of :class:`Scope`.
         background, background_texts: Of :class:`Terms`.
+        like: The retriever of this name over other keys, if there is one: keys that both have are not counted again.
 
     Raises:
         ValueError: If what it needs is not installed, or no key has a word.
     """
     check_retriever(name)
     if name == SCOPE:
-        return Scope(keys, weights)
-    return Terms(keys, name, background, background_texts) if name in TERMS else Encoder(keys, name)
+        return Scope(keys, weights, like if isinstance(like, Scope) else None)
+    if name in TERMS:
+        return Terms(keys, name, background, background_texts, like if isinstance(like, Terms) else None)
+    return Encoder(keys, name)
 
 
 def nearest(retriever: Retriever, questions: Sequence[str], count: int, threshold: float) -> list[list[int]]:

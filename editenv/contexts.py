@@ -37,6 +37,9 @@ FORMAT = "lifelongedit-context-1"
 DEFAULT_NEW_TOKENS = 20
 """What transformers generates if it is not told how much."""
 
+_LIKE = "_like"
+"""Of a context that came from another one, until it is searched: the other's retriever."""
+
 _ATTRIBUTE = "lifelongedit_context"
 """Of a model that has one."""
 
@@ -111,7 +114,8 @@ class Context:
 
     @cached_property
     def _retriever(self) -> Retriever:
-        return make_retriever(self.retriever, list(self.entries), self.scope, self.background, self.background_texts)
+        keys, like = list(self.entries), self.__dict__.pop(_LIKE, None)
+        return make_retriever(self.retriever, keys, self.scope, self.background, self.background_texts, like)
 
     def make_retriever(self) -> None:
         """Makes what it is searched with, once, if there is anything in it: otherwise that is made for the first question.
@@ -180,7 +184,15 @@ def merged(context: Context | None, action: Context) -> Context | None:
     background = action.background
     if context is not None and context.background_texts == action.background_texts:
         background = {**context.background, **background}
-    return replace(action, entries=entries, background=background) if entries else None
+    if not entries:
+        return None
+    # Both parts have been checked when they were made, and one with many entries takes long.
+    together = object.__new__(Context)
+    values = {each.name: getattr(action, each.name) for each in fields(action)}
+    together.__dict__.update(values, entries=entries, background=background)
+    if context is not None and context.retriever == action.retriever and "_retriever" in context.__dict__:
+        together.__dict__[_LIKE] = context._retriever
+    return together
 
 
 def removal(action: Context) -> Context:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from editenv.context_retrieval import FEATURES, Scope
+from editenv.context_retrieval import DECIMALS, FEATURES, Scope
 from editenv.data import Edit
 
 GROUP, STRENGTH = 100, 10.0
@@ -47,10 +47,16 @@ def examples(edits: Sequence[Edit], group: int) -> Iterator[tuple[np.ndarray, bo
                 yield features[own], True
                 others = np.delete(features, own, axis=0)
                 if len(others):
-                    yield others[others[:, 0].argmax()], False
+                    yield _nearest(others), False
         if outside:
             for features in scope.features(outside):
-                yield features[features[:, 0].argmax()], False
+                yield _nearest(features), False
+
+
+def _nearest(features: np.ndarray) -> np.ndarray:
+    """Those of the key of which a question shares most; of equals the first."""
+    nearest: np.ndarray = features[features[:, 0].round(DECIMALS).argmax()]
+    return nearest
 
 
 def scope_classifier(labelled: Sequence[tuple[np.ndarray, bool]], strength: float) -> tuple[float, ...]:

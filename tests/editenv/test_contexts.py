@@ -8,6 +8,7 @@ import random
 from collections import Counter
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -573,6 +574,54 @@ def test_a_context_keeps_its_background_in_files_and_through_further_actions():
     fewer = Context({"b": "c\n"}, background={"b": 1}, background_texts=1)
     assert merged(both, fewer).background == {"b": 1}, "counts over other texts do not go together"
     assert merged(both, Context({"b": "c\n"})).background == {}
+
+
+@pytest.mark.parametrize("terms", ["words", "characters"])
+def test_a_retriever_that_grew_is_the_one_that_is_made_at_once(terms):
+    """Keys come, go and come again; at the end scikit-learn over what is left has the same shares and cosines."""
+    draw = random.Random(0)
+    words = ["Ada", "Bo", "Cem", "home", "job", "of", "the", "the the", "is", "Zürich", "x"]
+    kept, grown = {}, None
+    for _ in range(40):
+        for key in draw.sample(list(kept), min(len(kept), draw.randrange(3))):
+            del kept[key]
+        for _ in range(draw.randrange(1, 4)):
+            kept[" ".join(draw.choices(words, k=draw.randrange(1, 6)))] = ""
+        grown = make_retriever(terms, list(kept), like=grown)
+        questions = [" ".join(draw.choices([*words, "never"], k=4)) for _ in range(5)]
+        fitted = TfidfVectorizer(**TERMS[terms], norm=None, smooth_idf=False).fit(kept)
+        vectors = fitted.transform(kept).toarray()
+        asked = fitted.transform(questions).toarray()
+        shares = (asked > 0) @ (vectors**2).T / (vectors**2).sum(1)
+        assert grown.compare(questions)[0] == pytest.approx(shares, abs=1e-12)
+        lengths = np.linalg.norm(asked, axis=1)[:, None] * np.linalg.norm(vectors, axis=1)
+        cosines = np.divide(asked @ vectors.T, lengths, out=np.zeros_like(lengths), where=lengths > 0)
+        assert grown.cosines(questions) == pytest.approx(cosines, abs=1e-12)
+
+
+def test_keys_that_are_there_are_not_counted_again(monkeypatch):
+    counted = []
+
+    def analyzer(terms):
+        return lambda text: counted.append(text) or text.split()
+
+    monkeypatch.setattr("editenv.context_retrieval._analyzer", analyzer)
+    context = Context({f"key {n}": "a\n" for n in range(50)})
+    context.before(["key 7"])
+    assert sorted(counted) == sorted([*context.entries, "key 7"])
+    counted.clear()
+    later = merged(context, Context({"key 7": "", "key new": "b\n"}))
+    assert later.before(["key new"]) == [("b\n",)]
+    assert sorted(counted) == ["key new", "key new"], "as a key and as a question"
+    assert context.before(["key 7"]) == [("a\n",)], "what it grew from is as it was"
+
+
+def test_the_same_key_twice_is_alike_twice():
+    twice = Terms(["a b", "c d", "a b"], "words")
+    grown = Terms(["c d", "a b", "e f", "a b"], "words", like=twice)
+    assert grown.compare(["a", "f"])[0] == pytest.approx(
+        Terms(["c d", "a b", "e f", "a b"], "words").compare(["a", "f"])[0]
+    )
 
 
 @pytest.mark.parametrize(
