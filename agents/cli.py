@@ -216,11 +216,13 @@ class MethodsArgs:
 
     editenv methods memit-seq
 
+    editenv methods memit-seq@smollm2-135m
+
     With --json also what each needs besides the gradient: the model and the edits' texts, edits to learn from, text to
     take statistics of, the edits' subjects.
 
     Attributes:
-        name: A row: its hyperparameters and where each comes from, its paper, and what it needs.
+        name: A row, or METHOD@FOLDER: its hyperparameters and where each comes from, its paper, and what it needs.
         json: Print one JSON object.
     """
 
@@ -427,11 +429,12 @@ def _method(name: str, as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from agents.registry import make_agent, resolved_settings
+    from agents.registry import make_agent, resolved_settings, row_and_folder
 
     hyperparameters = resolved_settings(name)
-    row, agent = ROWS[name], make_agent(name)
-    about = {"about": row.about, "paper": row.paper, "class": row.agent, **_declared(agent), "settings": row.settings}
+    (row, folder), agent = row_and_folder(name), make_agent(name)
+    settings = row.settings if folder is None or row.settings is None else f"{folder}/{row.settings.rpartition('/')[2]}"
+    about = {"about": row.about, "paper": row.paper, "class": row.agent, **_declared(agent), "settings": settings}
     if as_json:
         print(json.dumps({"name": name, **about, "hyperparameters": [asdict(one) for one in hyperparameters]}))
         return
@@ -441,14 +444,16 @@ def _method(name: str, as_json: bool) -> None:
     console.print(f"class     {row.agent}", markup=False)
     console.print(f"needs     {'; '.join(NEEDS[need] for need in agent.needs) or 'the gradient alone'}", markup=False)
     console.print(f"changes   {' and '.join(agent.changes)}", markup=False)
-    if row.settings is not None:
-        console.print(f"settings  agents/settings/{row.settings}.json: {row.chosen()}", markup=False)
+    if settings is not None:
+        where = f"{settings}.json" if "/" in (folder or "") else f"agents/settings/{settings}.json"
+        console.print(f"settings  {where}: {row.chosen(folder)}", markup=False)
     table = Table("hyperparameter", "value", "from", box=None, pad_edge=False)
     for one in hyperparameters:
         table.add_row(one.name, str(one.value), one.source)
     console.print(table)
-    if row.settings is not None:
+    if folder is None and settings is not None:
         console.print("Settings were chosen for the embedded model; on any other the defaults of the class apply.")
+        console.print("Those of another folder of agents/settings, or of your own, are METHOD@FOLDER.", markup=False)
 
 
 def fetch(args: FetchArgs) -> None:

@@ -7,6 +7,7 @@ A name is a row of :data:`agents.rows.ROWS`.
 ``some_file.py:Name@./mine`` is it with the settings of your folder's ``Name.json``.
 """
 
+import difflib
 import hashlib
 import importlib
 import importlib.util
@@ -17,7 +18,7 @@ from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agents.rows import ROWS
+from agents.rows import ROWS, Row
 from agents.settings import build, read_environment, read_settings
 
 if TYPE_CHECKING:
@@ -223,15 +224,15 @@ class Resolved:
 
 
 def resolved_settings(name: str) -> list[Resolved]:
-    """Every hyperparameter of a row, and where its value comes from.
+    """Every hyperparameter of a row, or of ``METHOD@FOLDER``, and where its value comes from.
 
     Raises:
         ValueError: If there is no such row.
+        FileNotFoundError: If the folder has no settings of the method.
     """
-    if name not in ROWS:
-        raise ValueError(f"unknown row {name!r}; there are {', '.join(ROWS)}")
-    row, agent = ROWS[name], make_agent(name)
-    chosen = row.read_settings() | {"environment": row.read_environment()}
+    row, folder = row_and_folder(name)
+    agent = make_agent(name)
+    chosen = row.read_settings(folder) | {"environment": row.read_environment(folder)}
     settings, arguments, fixed = (_flat(part) for part in (chosen, row.arguments, row.fixed))
     resolved = []
     for argument, value in _flat(settings_of(name, agent)).items():
@@ -241,6 +242,22 @@ def resolved_settings(name: str) -> list[Resolved]:
             source = "settings" if argument in settings else "default"
         resolved.append(Resolved(argument, value, source))
     return resolved
+
+
+def row_and_folder(name: str) -> tuple[Row, str | None]:
+    """The row of a name in :data:`ROWS` or of ``METHOD@FOLDER``, and the folder, if it names one.
+
+    Raises:
+        ValueError: If there is no such row, or if it takes no settings and a folder is named.
+    """
+    method, folder = (name, None) if name in ROWS else method_and_folder(name)
+    if method not in ROWS:
+        near = " or ".join(difflib.get_close_matches(method, ROWS, n=3))
+        hint = f"is it {near}? " if near else ""
+        raise ValueError(f"unknown row {method!r}; {hint}`editenv methods` lists all of them")
+    if folder is not None and not takes_settings(method):
+        raise ValueError(f"{method} takes no settings, so that there is none of {folder!r}")
+    return ROWS[method], folder
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

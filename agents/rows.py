@@ -76,12 +76,17 @@ class Row:
         own_folder, _, method = self.settings.rpartition("/")
         return read_environment(method, folder or own_folder)
 
-    def chosen(self) -> str:
-        """How those settings were chosen; empty if it takes none."""
+    def settings_file(self, folder: str | None = None) -> Path | None:
+        """The file of its own settings or of those of another folder; None if it takes none."""
         if self.settings is None:
-            return ""
-        folder, _, method = self.settings.rpartition("/")
-        return str(json.loads(settings_path(method, folder).read_text(encoding="utf-8")).get("chosen", ""))
+            return None
+        own_folder, _, method = self.settings.rpartition("/")
+        return settings_path(method, folder or own_folder)
+
+    def chosen(self, folder: str | None = None) -> str:
+        """How those settings were chosen; empty if it takes none."""
+        path = self.settings_file(folder)
+        return "" if path is None else str(json.loads(path.read_text(encoding="utf-8")).get("chosen", ""))
 
 
 RLEDIT = "agents.rledit.agent:RLEdit"

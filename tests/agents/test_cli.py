@@ -12,7 +12,7 @@ from agents import cli, rows
 from agents.hypernetwork.arguments import Args, with_preset
 from agents.hypernetwork.config import PolicyConfig, TrainConfig
 from agents.registry import make_agent
-from agents.settings import read_environment, read_settings
+from agents.settings import read_environment, read_settings, settings_path
 from editenv.models.modules import PRESETS
 
 SEARCHED = read_settings("rledit-p", "smollm2-135m")["config"]
@@ -146,11 +146,38 @@ def test_a_row_is_explained(said):
     assert found["needs"] == ["model", "text"]
 
 
-def test_an_unknown_row_is_named(monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["editenv", "methods", "mimit"])
+@pytest.mark.parametrize("where", ["smollm2-135m", "{tmp_path}/mine"])
+def test_a_row_with_the_settings_of_a_folder_is_explained(said, tmp_path, where):
+    content = json.loads(settings_path("fine-tune", "smollm2-135m").read_text())
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "fine-tune.json").write_text(json.dumps(content))
+    folder = where.format(tmp_path=tmp_path)
+    shown = said("methods", f"fine-tune@{folder}")
+    assert f"{folder}/fine-tune.json: {content['chosen']}" in shown
+    assert ("agents/settings" in shown) == (folder == "smollm2-135m")
+    lines = {line.split()[0]: line.split()[1:] for line in shown.splitlines() if line.strip()}
+    assert lines["steps"] == [str(content["settings"]["steps"]), "settings"]
+    assert lines["environment.modules"] == [str(content["environment"]["modules"]), "settings"]
+    assert "embedded" not in shown
+    found = json.loads(said("methods", f"fine-tune@{folder}", "--json"))
+    assert found["settings"] == f"{folder}/fine-tune"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("mimit", "unknown row 'mimit'; is it memit"),
+        ("xyzzy", "unknown row 'xyzzy'; `editenv methods` lists all of them"),
+        ("mimit@smollm2-135m", "unknown row 'mimit'; is it memit"),
+        ("no-edit@smollm2-135m", "no-edit takes no settings"),
+        ("kn@nowhere", "no settings of 'kn' in 'nowhere'"),
+    ],
+)
+def test_a_row_that_is_not_there_is_named(monkeypatch, capsys, name, words):
+    monkeypatch.setattr("sys.argv", ["editenv", "methods", name])
     with pytest.raises(SystemExit):
         cli.main()
-    assert "unknown row 'mimit'; there are no-edit" in capsys.readouterr().err
+    assert words in capsys.readouterr().err
 
 
 def test_help_and_usage_errors_come_without_importing_torch():
