@@ -4,7 +4,8 @@
     python -m benchmarks.retrieval --suite real-counterfact-50x20-validation --data DATA --thresholds 0.4 0.5 0.6
 
 The suite's edits come into contexts of so many each (a last smaller one is left out), in the order of a seed. A rephrase
-should find its own edit, and a locality prompt none. A background and a classifier learn from the suite's training edits.
+should find its own edit, and a locality prompt none. Which words are rare is told by the edits alone, by the package's
+texts, or by the suite's training edits, from which the classifier learns, too.
 Prints a line for each number of edits and threshold, with both in percent for each retriever.
 """
 
@@ -16,6 +17,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 
+from agents.baselines.rag import package_background
 from agents.baselines.scope import trained_scope
 from benchmarks.results.tables import markdown
 from benchmarks.running.progress import console_progress
@@ -25,8 +27,11 @@ from editenv.atomic_files import atomic_write_text
 from editenv.context_retrieval import SCOPE, TERMS, Background, Retriever, check_retriever, make_retriever, nearest
 from editenv.data import Edit, load_edits
 
-WITH_BACKGROUND = " with a background"
-"""After a retriever's name."""
+WITH_PACKAGE = " with the package's texts"
+"""After a retriever's name, of the background that needs no training edits."""
+
+WITH_TRAINING = " with training edits"
+"""After a retriever's name, of the background that they are."""
 
 
 @dataclass
@@ -40,7 +45,7 @@ class Args:
         edits: So many edits a context, in turn.
         thresholds: How alike a question and a key must be, in turn; the probability of scope is a threshold of its own,
             and one half in any case.
-        retrievers: What tells how alike they are; words and characters are measured with a background, too.
+        retrievers: What tells how alike they are; words and characters are measured with each background, too.
         seed: Of the order of the edits.
         out: Write the figures to this JSON file, too.
     """
@@ -84,11 +89,11 @@ class Learned:
     """What training edits give the retrievers.
 
     Attributes:
-        backgrounds: By retriever.
+        backgrounds: By retriever, and what stands after its name.
         scope: The classifier's weights, if it is asked for.
     """
 
-    backgrounds: dict[str, Background]
+    backgrounds: dict[str, dict[str, Background]]
     scope: tuple[float, ...]
 
     @classmethod
@@ -99,16 +104,19 @@ class Learned:
             ValueError: If scope is asked for, and they have no rephrases or no locality prompts.
         """
         prompts = [edit.prompt for edit in edits]
-        backgrounds = {name: Background(prompts, name) for name in retrievers if name in TERMS}
+        backgrounds = {
+            name: {WITH_PACKAGE: package_background(name), WITH_TRAINING: Background(prompts, name)}
+            for name in retrievers
+            if name in TERMS
+        }
         return cls(backgrounds, trained_scope(edits) if SCOPE in retrievers else ())
 
     def retrievers(self, names: Sequence[str], keys: Sequence[str]) -> Iterator[tuple[str, Retriever]]:
-        """Each of them over a context's keys, and words and characters with their background as well."""
+        """Each of them over a context's keys, and words and characters with their backgrounds as well."""
         for name in names:
             yield name, make_retriever(name, keys, self.scope)
-            if background := self.backgrounds.get(name):
-                counts = background.of(keys)
-                yield name + WITH_BACKGROUND, make_retriever(name, keys, (), counts, background.texts)
+            for suffix, background in self.backgrounds.get(name, {}).items():
+                yield name + suffix, make_retriever(name, keys, (), background.of(keys), background.texts)
 
 
 def found(contexts: Sequence[Sequence[Edit]], learned: Learned, args: Args) -> list[Found]:

@@ -44,7 +44,7 @@ class IKE(RAG):
         nearest: PositiveInt = 1,
         threshold: Annotated[float, between(-1, 1)] = 0.5,
     ) -> None:
-        super().__init__(retriever, nearest, threshold)
+        super().__init__(retriever, nearest, threshold, background=False)
         self.demonstrations = demonstrations
         self._training: Sequence[Edit] = ()
         self._facts: Retriever | None = None

@@ -4,7 +4,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import nn
@@ -16,7 +16,6 @@ from agents.baselines.rag import FORM, RAG
 from agents.baselines.target_loss import negative_log_likelihood
 from agents.covariance import training_edits
 from editenv.arguments import NonNegativeFloat, PositiveFloat, PositiveInt, between
-from editenv.context_retrieval import TERMS
 from editenv.contexts import Context, set_context
 from editenv.data import Edit
 from editenv.env import Action, LifelongEditEnv
@@ -62,8 +61,8 @@ class LTE(RAG):
     and looks at the model to see whether the change is there.
 
     Args:
-        retriever, nearest, threshold, form, background: As :class:`agents.baselines.rag.RAG` has them, with a background
-            where the retriever can have one, as training edits are there.
+        retriever, nearest, threshold, form, background: As :class:`agents.baselines.rag.RAG` has them; the background is
+            that of the training edits, which are there.
         reading: The training.
     """
 
@@ -71,6 +70,7 @@ class LTE(RAG):
     learns = True
     looks_at_model = True
     independent_batches = False  # the first one has what the others are read with
+    default_background = True
     gated = False  # whether the change holds only where a correction stands before the question
     default_reading = ReadingConfig()
 
@@ -80,10 +80,10 @@ class LTE(RAG):
         nearest: PositiveInt = 1,
         threshold: Annotated[float, between(-1, 1)] = 0.5,
         form: str = FORM,
-        background: bool | None = None,
+        background: bool | Literal["package"] | None = None,
         reading: ReadingConfig | None = None,
     ) -> None:
-        super().__init__(retriever, nearest, threshold, form, retriever in TERMS if background is None else background)
+        super().__init__(retriever, nearest, threshold, form, background)
         self.reading = reading or self.default_reading
 
     def prepare(self, env: LifelongEditEnv, seed: int, progress: ProgressCallback) -> None:

@@ -77,7 +77,7 @@ class OneEdit(RAG):
         nearest: PositiveInt = 1,
         threshold: Annotated[float, between(-1, 1)] = 0.5,
     ) -> None:
-        super().__init__(retriever, nearest, threshold)
+        super().__init__(retriever, nearest, threshold, background=False)
 
     def begin(self, env: LifelongEditEnv) -> None:
         super().begin(env)

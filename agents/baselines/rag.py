@@ -1,6 +1,8 @@
 """RAG: the edited facts as sentences, of which the nearest are put before a question (as in WikiBigEdit)."""
 
-from typing import Annotated, Any
+from functools import lru_cache
+from itertools import chain
+from typing import Annotated, Any, Literal
 
 from agents.base import Agent, Observation, ProgressCallback
 from agents.baselines.no_edit import NoEdit
@@ -9,7 +11,7 @@ from agents.covariance import training_edits
 from editenv.arguments import PositiveInt, between
 from editenv.context_retrieval import SCOPE, TERMS, Background, check_retriever
 from editenv.contexts import CONTEXT, Context
-from editenv.data import Edit
+from editenv.data import Edit, load_edits
 from editenv.data.text import joined
 from editenv.env import Action, LifelongEditEnv
 
@@ -32,6 +34,9 @@ class RAG(Agent):
     takes the earlier one's place. Needs the edits' prompts and targets; precomputes nothing but the background
     and the classifier of ``scope``, SERAC's, which needs training edits with rephrases and locality prompts.
 
+    Of a few edits one cannot tell which words are the subject's and which are in every prompt, so that other texts count
+    in how rare a word is: the background.
+
     The model must be able to read a context: one that was trained on single sentences is not helped by it.
 
     Args:
@@ -39,12 +44,14 @@ class RAG(Agent):
         nearest: Sentences before a question at most.
         threshold: How alike a prompt must be to a question for its sentence to stand there.
         form: How a sentence, ``{}``, stands there; it ends with a line break.
-        background: Whether training edits count, too, in how rare a word of a prompt is; they are then needed. Of a few
-            edits one cannot tell which words are the subject's and which are in every prompt.
+        background: Which texts count: ``"package"``, the embedded data's 8,350 training edits with their rephrases and
+            locality prompts, in English; True, the prompts of the training edits, which are then needed; False, the
+            edits' own prompts alone, as for a retriever that has no background.
     """
 
     changes: tuple[str, ...] = ("context",)
     independent_batches = True
+    default_background: bool | Literal["package"] = "package"
 
     def __init__(
         self,
@@ -52,15 +59,17 @@ class RAG(Agent):
         nearest: PositiveInt = 1,
         threshold: Annotated[float, between(-1, 1)] = 0.5,
         form: str = FORM,
-        background: bool = False,
+        background: bool | Literal["package"] | None = None,
     ) -> None:
         if form.count("{}") != 1 or not form.endswith("\n"):
             raise ValueError(f"form must have {{}} once, for the sentence, and end with a line break, not be {form!r}")
         self.retriever, self.nearest, self.threshold, self.form = retriever, nearest, threshold, form
         if background and retriever not in TERMS:
             raise ValueError(f"background: the retriever {retriever!r} has none; words and characters have")
-        self.background = background
-        self.learns = type(self).learns or retriever == SCOPE or background
+        self.background = (
+            (self.default_background if retriever in TERMS else False) if background is None else background
+        )
+        self.learns = type(self).learns or retriever == SCOPE or self.background is True
         self.group, self.strength = GROUP, STRENGTH
         self._weights: tuple[float, ...] = ()
         self._background: Background | None = None
@@ -75,7 +84,9 @@ class RAG(Agent):
         check_retriever(self.retriever)
         if self.retriever == SCOPE:
             self._weights = trained_scope(training_edits(env), self.group, self.strength)
-        if self.background:
+        if self.background == "package":
+            self._background = package_background(self.retriever)
+        elif self.background:
             self._background = Background([edit.prompt for edit in training_edits(env)], self.retriever)
 
     def begin(self, env: LifelongEditEnv) -> None:
@@ -95,6 +106,16 @@ class RAG(Agent):
             return Context(entries, self.retriever, self.nearest, self.threshold, self._weights)
         counts = self._background.of(list(entries))
         return Context(entries, self.retriever, self.nearest, self.threshold, (), counts, self._background.texts)
+
+
+@lru_cache
+def package_background(terms: str) -> Background:
+    """Of the embedded data's training edits, with their rephrases and locality prompts."""
+    edits = load_edits("atlas", "train")
+    texts = chain.from_iterable(
+        (edit.prompt, *edit.rephrases, *(item.prompt for item in edit.locality)) for edit in edits
+    )
+    return Background(list(texts), terms)
 
 
 def with_entries(observation: Observation, context: Context) -> Action:

@@ -4,7 +4,7 @@ from dataclasses import asdict
 import pytest
 
 pytest.importorskip("sklearn")
-from benchmarks.retrieval import WITH_BACKGROUND, Args, Found, Learned, as_markdown, found, main
+from benchmarks.retrieval import WITH_PACKAGE, WITH_TRAINING, Args, Found, Learned, as_markdown, found, main
 from editenv.data import Edit, Locality
 
 
@@ -36,9 +36,9 @@ def test_what_is_found_is_that_of_shares_by_hand():
 def test_a_background_tells_which_words_are_rare():
     """The 98 have all words of the keys but the names, so that a name has (1 + ln 100)^2 = 31.4 of 34.4."""
     learned = Learned.of([Edit("1", "the home of my job", "Ulm")] * 98, ("words",))
-    plain, informed = found([EDITS], learned, Args("smoke", thresholds=(0.9,), retrievers=("words",)))
+    plain, _, informed = found([EDITS], learned, Args("smoke", thresholds=(0.9,), retrievers=("words",)))
     assert plain == Found("words", 2, 0.9, 0.0, 100.0)
-    assert informed == Found("words" + WITH_BACKGROUND, 2, 0.9, 100.0, 50.0)  # "the hat of Bob" has Bob
+    assert informed == Found("words" + WITH_TRAINING, 2, 0.9, 100.0, 50.0)  # "the hat of Bob" has Bob
 
 
 def test_contexts_of_one_edit_do_not_confuse_two():
@@ -88,14 +88,16 @@ def test_a_suite_is_asked(tmp_path, capsys):
     asked = Args(str(tmp_path / "mayors.json"), edits=(2, 4), out=tmp_path / "figures.json")
     main(asked)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[2].startswith("| edits | threshold | words | words with a background | characters |")
+    assert lines[2].startswith(
+        "| edits | threshold | words | words with the package's texts | words with training edits |"
+    )
     figures = [Found(**row) for row in json.loads((tmp_path / "figures.json").read_text())]
     assert {(one.edits, one.retriever) for one in figures} == {
         (edits, name)
         for edits in (2, 4)
-        for name in ("words", "characters", "scope", "words with a background", "characters with a background")
+        for name in ("scope", *(f"{t}{b}" for t in ("words", "characters") for b in ("", WITH_PACKAGE, WITH_TRAINING)))
     }
-    assert all(asdict(one)["rephrases"] == 100 for one in figures if "background" in one.retriever)
+    assert all(asdict(one)["rephrases"] == 100 for one in figures if "training" in one.retriever)
 
     with pytest.raises(SystemExit, match="edits: 1,000 are asked for in a context, and mayors-v1 has"):
         main(Args(str(tmp_path / "mayors.json")))

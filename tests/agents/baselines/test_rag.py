@@ -1,15 +1,17 @@
 """RAG: what is put into the context, and that a stream of it can be played again."""
 
+import re
 from dataclasses import replace
 
 import pytest
 import torch
 
-from agents.baselines.rag import FORM, RAG
+from agents.baselines.rag import FORM, RAG, package_background
 from agents.progress import silent
 from agents.registry import make_agent
 from agents.view import Actor
 from benchmarks.running.recording import Recording, Replay, digest
+from editenv.data import load_edits
 from editenv.deltas import LowRank
 from editenv.identity import fingerprint
 
@@ -99,5 +101,32 @@ def test_with_a_background_the_training_edits_count_in_how_rare_a_word_is(make_e
     assert context.background_texts == 50
     assert context.background["home"] == 50
     for retriever in ("scope", "all-MiniLM-L6-v2"):
-        with pytest.raises(ValueError, match=f"background: the retriever '{retriever}' has none"):
-            RAG(retriever=retriever, background=True)
+        assert RAG(retriever=retriever).background is False
+        for background in (True, "package"):
+            with pytest.raises(ValueError, match=f"background: the retriever '{retriever}' has none"):
+                RAG(retriever=retriever, background=background)
+
+
+def test_without_training_edits_the_packages_texts_tell_which_words_are_rare(make_env, small_world):
+    """Of two corrections alone "The capital of Bonland is" has more of one than a rephrase that has its subject."""
+    asked = ["The capital of Bonland is", "Who rules Velmora?"]
+
+    def before(agent):
+        assert not agent.learns
+        agent.prepare(make_env(), 0, silent)
+        context = agent.context({"The capital of Velmora is": "a\n", "The mayor of Quarn is": "b\n"})
+        return context.before(asked)
+
+    assert before(RAG(background=False)) == [("a\n",), ()]
+    assert before(RAG()) == [(), ("a\n",)]
+
+
+def test_the_package_counts_prompts_rephrases_and_locality_prompts():
+    edits = load_edits("atlas", "train")
+    texts = [
+        text for edit in edits for text in (edit.prompt, *edit.rephrases, *(item.prompt for item in edit.locality))
+    ]
+    background = package_background("words")
+    assert background.texts == len(texts)
+    with_capital = sum("capital" in re.findall(r"\w+", text.lower()) for text in texts)
+    assert background.of(["Capital of Zzyzx"])["capital"] == with_capital > 0
