@@ -158,14 +158,12 @@ class Terms:
             with_term += [of_others.get(term, 0) for term in islice(self.counts.columns, len(with_term))]
         self._idf = np.zeros_like(with_term)
         self._idf[present] = 1 + np.log((len(keys) + background_texts) / with_term[present])
-        vectors = counts.copy()
-        vectors.data *= self._idf[vectors.indices]
-        self._directions = _of_length_1(vectors)
+        vectors = self._weighted(counts)
         weights = vectors.multiply(vectors).tocsr()
         # A key without any term is like no question.
         self._totals = np.maximum(np.asarray(weights.sum(1)).ravel(), np.finfo(float).tiny)
         self._weights = weights.T.tocsr()
-        kept = (self._weights, self._directions)
+        kept = (self._weights, counts)
         self.bytes = sum(part.nbytes for rows in kept for part in (rows.data, rows.indices, rows.indptr))
 
     def compare(self, questions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -177,10 +175,17 @@ class Terms:
 
     def cosines(self, questions: Sequence[str]) -> np.ndarray:
         """``(n, m)`` of the TF-IDF vectors; terms that no key has are in none."""
-        vectors = self.counts.of_questions(questions, self._analyze)
-        vectors.data *= self._idf[vectors.indices]
-        cosines: np.ndarray = (_of_length_1(vectors) @ self._directions.T).toarray()
+        from sklearn.preprocessing import normalize
+
+        asked = normalize(self._weighted(self.counts.of_questions(questions, self._analyze)))
+        cosines: np.ndarray = (asked @ normalize(self._weighted(self.counts.matrix)).T).toarray()
         return cosines
+
+    def _weighted(self, counts: "csr_matrix") -> "csr_matrix":
+        """The TF-IDF vectors of counts."""
+        vectors = counts.copy()
+        vectors.data *= self._idf[vectors.indices]
+        return vectors
 
 
 def _analyzer(terms: str) -> Callable[[str], list[str]]:
@@ -188,12 +193,6 @@ def _analyzer(terms: str) -> Callable[[str], list[str]]:
 
     analyze: Callable[[str], list[str]] = CountVectorizer(**TERMS[terms]).build_analyzer()
     return analyze
-
-
-def _of_length_1(vectors: "csr_matrix") -> "csr_matrix":
-    from sklearn.preprocessing import normalize
-
-    return normalize(vectors)
 
 
 class Background:
