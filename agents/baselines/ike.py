@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import cycle, islice
-from typing import Annotated
+from typing import Annotated, Literal
 
 from agents.base import ProgressCallback
 from agents.baselines.rag import RAG, sentence_of
@@ -33,6 +33,7 @@ class IKE(RAG):
         retriever: Of demonstrations, and of what is put before a question: as RAG takes it.
         nearest: Edits before a question at most, each with its demonstrations.
         threshold: How alike a prompt must be to a question for its edit to stand there.
+        background: As RAG takes it.
     """
 
     learns = True
@@ -43,8 +44,9 @@ class IKE(RAG):
         retriever: str = "words",
         nearest: PositiveInt = 1,
         threshold: Annotated[float, between(-1, 1)] = 0.5,
+        background: bool | Literal["package"] | None = None,
     ) -> None:
-        super().__init__(retriever, nearest, threshold, background=False)
+        super().__init__(retriever, nearest, threshold, background=background)
         self.demonstrations = demonstrations
         self._training: Sequence[Edit] = ()
         self._facts: Retriever | None = None

@@ -3,7 +3,7 @@
 import copy
 import json
 from collections.abc import Iterable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 
@@ -61,12 +61,11 @@ class OneEdit(RAG):
     the new one is made. The editor is RAG, in which an edit is an entry of its own, so that a roll-back is exact. (Over
     a method that changes weights, :func:`agents.editing.resolution.edit_resolved` does the same by the journal.)
 
-    Precomputes nothing; needs the edits' prompts and targets, and finds more with their subjects and relations.
+    Precomputes the background alone; needs the edits' prompts and targets, and finds more with their subjects and
+    relations.
 
     Args:
-        retriever: As RAG takes it.
-        nearest: Likewise.
-        threshold: Likewise.
+        retriever, nearest, threshold, background: As RAG takes them.
     """
 
     independent_batches = False
@@ -76,8 +75,9 @@ class OneEdit(RAG):
         retriever: str = "words",
         nearest: PositiveInt = 1,
         threshold: Annotated[float, between(-1, 1)] = 0.5,
+        background: bool | Literal["package"] | None = None,
     ) -> None:
-        super().__init__(retriever, nearest, threshold, background=False)
+        super().__init__(retriever, nearest, threshold, background=background)
 
     def begin(self, env: LifelongEditEnv) -> None:
         super().begin(env)
