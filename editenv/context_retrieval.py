@@ -11,11 +11,13 @@
 any other name    the cosine of the two sentence vectors of that encoder of the package ``sentence-transformers``
 ================  ====================================================================================================
 
-Terms and their frequencies are those of scikit-learn's ``TfidfVectorizer``, whose analyzer finds them; they are counted
-here, for a context grows by a few keys at a time, and is searched after each. The share is that of the key, not a cosine, for a
-question may say other things beside (CounterFact's rephrases begin with a sentence about something else), and a word
-that no key has must not make it less alike. Both begin from the keys alone: nothing is trained, and nothing is fetched.
-A background tells of a few keys which words are rare, and not only rare among them.
+Terms are found by scikit-learn's analyzer, and weigh as in its ``TfidfVectorizer``. They are counted here, as a context
+grows by a few keys at a time and is searched after each, where scikit-learn would count all of its keys again.
+
+The share is that of the key, not a cosine, for a question may say other things beside (CounterFact's rephrases begin with
+a sentence about something else), and a word that no key has must not make it less alike. Both begin from the keys alone:
+nothing is trained, and nothing is fetched. A background tells of a few keys which words are rare, and not only rare among
+them.
 """
 
 import importlib

@@ -186,7 +186,7 @@ def merged(context: Context | None, action: Context) -> Context | None:
         background = {**context.background, **background}
     if not entries:
         return None
-    # Both parts have been checked when they were made, and one with many entries takes long.
+    # Without the checks: both parts had theirs when they were made, and those of many entries take long.
     together = object.__new__(Context)
     values = {each.name: getattr(action, each.name) for each in fields(action)}
     together.__dict__.update(values, entries=entries, background=background)

@@ -44,14 +44,14 @@ class RAG(Agent):
         nearest: Sentences before a question at most.
         threshold: How alike a prompt must be to a question for its sentence to stand there.
         form: How a sentence, ``{}``, stands there; it ends with a line break.
-        background: Which texts count: ``"package"``, the embedded data's 8,350 training edits with their rephrases and
-            locality prompts, in English; True, the prompts of the training edits, which are then needed; False, the
+        background: Which texts count: ``"package"``, the embedded data's training edits with their rephrases and locality
+            prompts, in English; True, the prompts of the training edits, which are then needed; False, the
             edits' own prompts alone, as for a retriever that has no background.
     """
 
     changes: tuple[str, ...] = ("context",)
     independent_batches = True
-    default_background: bool | Literal["package"] = "package"
+    default_background: bool | Literal["package"] = "package"  # of retrievers that can have one
 
     def __init__(
         self,
